@@ -1,0 +1,41 @@
+"""Data sets by name, and the classes to build your own from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from bpkd_sdk.data.camvid import open_camvid
+from bpkd_sdk.data.dataset import FileDataset, Pair, SegmentationDataset, pair_files
+from bpkd_sdk.data.folder import open_folder
+from bpkd_sdk.data.generated import ShapesDataset
+from bpkd_sdk.errors import check_choice
+
+__all__ = ["DATASETS", "FileDataset", "Pair", "SegmentationDataset", "ShapesDataset", "open_dataset", "pair_files"]
+
+DATASETS: dict[str, Callable[[str | Path, str], SegmentationDataset]] = {
+    "folder": open_folder,
+    "camvid": open_camvid,
+}
+
+
+def open_dataset(name: str | Path, root: str | Path | None = None, split: str = "train") -> SegmentationDataset:
+    """Open a data set.
+
+    Args:
+        name: "shapes" (embedded, needs no root), "folder", "camvid", or the path of a folder in "folder" layout.
+        root: Where the data lies.
+        split: "train" or "val", or any other split the data has.
+
+    Raises:
+        ValueError: For an unknown name, a missing root, or data that cannot be used.
+        FileNotFoundError: If the data is not there.
+    """
+    if name == "shapes":
+        return ShapesDataset(split)
+    if root is None and Path(name).is_dir():
+        return open_folder(name, split)
+    check_choice("name", str(name), ["shapes", *DATASETS])
+    if root is None:
+        raise ValueError(f"The data set {str(name)!r} needs `root`, the folder that holds its images and labels.")
+    return DATASETS[str(name)](root, split)

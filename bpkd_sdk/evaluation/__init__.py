@@ -1,0 +1,6 @@
+"""Scores, inference at the images' own size, and the cost of a network."""
+
+from bpkd_sdk.evaluation.evaluate import evaluate
+from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
+
+__all__ = ["MetricCounts", "Metrics", "evaluate"]

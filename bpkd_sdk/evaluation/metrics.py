@@ -1,0 +1,183 @@
+"""How well a mask matches its label: regions, boundaries, and both sides of the edge band apart.
+
+Everything is a count over the whole data set before it is a ratio, so that parts (batches, processes) add up exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bpkd_sdk.boundary import check_labels, class_contours, edge_band, has_same_class_within, inner_boundary
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Scores of one network on one data set; fractions in 0..1, NaN where a class gives no evidence.
+
+    Attributes:
+        miou: Mean of `per_class_iou`, classes without evidence left out.
+        macc: Mean over classes of the share of label pixels that are predicted right.
+        pixel_accuracy: Share of all label pixels that are predicted right.
+        per_class_iou: Intersection over union of each class; NaN where a class is in no label and no prediction.
+        per_class_accuracy: NaN where a class is in no label.
+        boundary_iou: Mean over classes of the IoU of the masks' inner boundaries (Cheng et al., CVPR 2021).
+        per_class_boundary_iou: The same for each class.
+        boundary_f1: Mean over classes of the F1 score of contour pixels matched within `boundary_width`.
+        edge_accuracy: Pixel accuracy inside the label's edge band, the paper's trimap of `edge_width`.
+        body_accuracy: Pixel accuracy outside that band.
+        class_names: One per class.
+        images: Number of images.
+        boundary_width: As asked for: pixels, or a share of the image diagonal.
+        edge_width: Side of the edge band's window in pixels.
+    """
+
+    miou: float
+    macc: float
+    pixel_accuracy: float
+    per_class_iou: tuple[float, ...]
+    per_class_accuracy: tuple[float, ...]
+    boundary_iou: float
+    per_class_boundary_iou: tuple[float, ...]
+    boundary_f1: float
+    edge_accuracy: float
+    body_accuracy: float
+    class_names: tuple[str, ...]
+    images: int
+    boundary_width: int | float
+    edge_width: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; NaN becomes null."""
+        return {key: _without_nan(value) for key, value in dataclasses.asdict(self).items()}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+class MetricCounts:
+    """Accumulates counts over batches; `compute` turns them into `Metrics`.
+
+    Args:
+        class_names: One per class, at most 256.
+        ignore_index: Label pixels of this value are taken out of prediction and label before anything is counted; a
+            mask that ends at them ends there in both.
+        boundary_width: Distance of the boundary metrics: pixels (int), or a share of the image diagonal (float below 1).
+        edge_width: Side of the window that makes the edge band, odd.
+    """
+
+    def __init__(
+        self,
+        class_names: tuple[str, ...],
+        *,
+        ignore_index: int = 255,
+        boundary_width: int | float = 3,
+        edge_width: int = 7,
+    ) -> None:
+        if not (0 < boundary_width < 1 or (boundary_width >= 1 and boundary_width == int(boundary_width))):
+            raise ValueError(
+                "Expected `boundary_width` to be whole pixels, or a share of the diagonal below 1, "
+                f"but got {boundary_width}."
+            )
+        classes = len(class_names)
+        self.class_names = class_names
+        self.ignore_index = ignore_index
+        self.boundary_width = boundary_width
+        self.edge_width = edge_width
+        self.images = 0
+        self.confusion = torch.zeros(classes, classes, dtype=torch.int64)  # [label, prediction]
+        self.boundary = torch.zeros(3, classes, dtype=torch.int64)  # both, label, prediction
+        self.contour = torch.zeros(4, classes, dtype=torch.int64)  # label: matched, all; prediction: matched, all
+        self.band = torch.zeros(2, 2, dtype=torch.int64)  # edge, body: right, all
+
+    def update(self, predictions: Tensor, labels: Tensor) -> None:
+        """Count one batch.
+
+        Args:
+            predictions: (N, H, W) integers in [0, C).
+            labels: (N, H, W) integers in [0, C) or `ignore_index`.
+
+        Raises:
+            ValueError: If shapes differ or a value is out of range.
+        """
+        if predictions.shape != labels.shape:
+            raise ValueError(
+                f"Expected prediction and label of one size, but got {tuple(predictions.shape)} and {tuple(labels.shape)}."
+            )
+        classes = len(self.class_names)
+        check_labels(labels, classes, self.ignore_index)
+        check_labels(predictions, classes, -1 if self.ignore_index >= 0 else classes)
+        labels = labels.long()
+        valid = labels != self.ignore_index
+        predictions = torch.where(valid, predictions.long(), self.ignore_index)
+        self.images += len(labels)
+        pairs = (labels * classes + predictions)[valid]
+        self.confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
+        self._count_boundary(predictions, labels, valid)
+        self._count_contours(predictions, labels)
+        right = predictions == labels
+        edge = edge_band(labels, self.edge_width, self.ignore_index)
+        for row, region in enumerate((edge, valid & ~edge)):
+            self.band[row] += torch.stack([(right & region).sum(), region.sum()]).cpu()
+
+    def _distance(self, labels: Tensor) -> int:
+        if self.boundary_width >= 1:
+            return int(self.boundary_width)
+        return max(1, round(self.boundary_width * math.hypot(*labels.shape[1:])))
+
+    def _count_boundary(self, predictions: Tensor, labels: Tensor, valid: Tensor) -> None:
+        distance = self._distance(labels)
+        in_label = inner_boundary(labels, distance) & valid
+        in_prediction = inner_boundary(predictions, distance) & valid
+        both = in_label & in_prediction & (labels == predictions)
+        for row, values in enumerate((labels[both], labels[in_label], predictions[in_prediction])):
+            self.boundary[row] += self._per_class(values)
+
+    def _count_contours(self, predictions: Tensor, labels: Tensor) -> None:
+        distance, classes, void = self._distance(labels), len(self.class_names), self.ignore_index
+        contours = class_contours(labels, void), class_contours(predictions, void)
+        for row, (own, other) in enumerate((contours, contours[::-1])):
+            matched = has_same_class_within(own, other, distance, classes, void)
+            self.contour[2 * row] += self._per_class(own[matched])
+            self.contour[2 * row + 1] += self._per_class(own[own != void])
+
+    def _per_class(self, values: Tensor) -> Tensor:
+        return torch.bincount(values, minlength=len(self.class_names)).cpu()
+
+    def compute(self) -> Metrics:
+        """The scores of all that was counted."""
+        matrix = self.confusion.double()
+        right, in_label, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
+        both, label_boundary, predicted_boundary = self.boundary.double()
+        iou = right / (in_label + predicted - right)
+        accuracy = right / in_label
+        boundary_iou = both / (label_boundary + predicted_boundary - both)
+        recalled, label_contour, precise, predicted_contour = self.contour.double()
+        recall, precision = recalled / label_contour, precise / predicted_contour
+        f1 = (2 * precision * recall / (precision + recall)).nan_to_num(0)
+        f1[label_contour + predicted_contour == 0] = math.nan
+        edge, body = (self.band[:, 0].double() / self.band[:, 1]).tolist()
+        return Metrics(
+            miou=iou.nanmean().item(),
+            macc=accuracy.nanmean().item(),
+            pixel_accuracy=(right.sum() / in_label.sum()).item(),
+            per_class_iou=tuple(iou.tolist()),
+            per_class_accuracy=tuple(accuracy.tolist()),
+            boundary_iou=boundary_iou.nanmean().item(),
+            per_class_boundary_iou=tuple(boundary_iou.tolist()),
+            boundary_f1=f1.nanmean().item(),
+            edge_accuracy=edge,
+            body_accuracy=body,
+            class_names=self.class_names,
+            images=self.images,
+            boundary_width=self.boundary_width,
+            edge_width=self.edge_width,
+        )

@@ -1,0 +1,27 @@
+"""Distillation methods: modules from student output, teacher output and labels to named loss terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bpkd_sdk.errors import check_choice
+from bpkd_sdk.losses.bpkd import BPKDLoss
+from bpkd_sdk.losses.method import DistillationLoss
+
+__all__ = ["METHODS", "BPKDLoss", "DistillationLoss", "create_method"]
+
+METHODS: dict[str, Callable[..., DistillationLoss]] = {"bpkd": BPKDLoss, "bpkd_paper": BPKDLoss.paper}
+
+
+def create_method(
+    method: str | DistillationLoss, num_classes: int, *, ignore_index: int = 255
+) -> DistillationLoss:
+    """A method by its name in `METHODS`, with its defaults; a module is returned as it is.
+
+    Raises:
+        ValueError: For an unknown name.
+    """
+    if isinstance(method, DistillationLoss):
+        return method
+    check_choice("method", method, METHODS)
+    return METHODS[method](num_classes, ignore_index=ignore_index)

@@ -1,0 +1,64 @@
+"""The bridge to segmentation-models-pytorch: ``smp/<Architecture>/<encoder>``."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import segmentation_models_pytorch as smp
+from torch import nn
+
+from bpkd_sdk.errors import check_choice, did_you_mean
+from bpkd_sdk.models.spec import NetworkSpec, smp_size_divisor
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    architecture.__name__: architecture for architecture in smp.MODEL_ARCHITECTURES_MAPPING.values()
+}
+
+
+def build(name: str, num_classes: int, *, aux_head: bool, backbone_weights: str | None) -> nn.Module:
+    """Build ``smp/<Architecture>/<encoder>`` with logits at the decoder's own stride.
+
+    The library's fixed last upsampling is left out where it is an option: losses and metrics resize the logits
+    themselves, and distilling at the decoder's stride costs a sixteenth of the work at full size.
+
+    Args:
+        name: For example ``smp/DeepLabV3Plus/mobilenet_v2``; any encoder of the library, or ``tu-<timm model>``.
+        num_classes: Channels of the logits.
+        aux_head: Must be False; the library has classification heads only.
+        backbone_weights: None, or a name of the library's pretrained weights such as "imagenet" (downloaded).
+
+    Raises:
+        ValueError: For an unknown architecture or encoder, or `aux_head`.
+    """
+    parts = name.split("/", 2)
+    if len(parts) != 3:
+        raise ValueError(f"Expected a name like 'smp/DeepLabV3Plus/mobilenet_v2', but got {name!r}.")
+    _, architecture, encoder = parts
+    check_choice("architecture", architecture, ARCHITECTURES)
+    if encoder not in smp.encoders.encoders and not encoder.startswith("tu-"):
+        raise ValueError(
+            f"segmentation-models-pytorch has no encoder {encoder!r}.{did_you_mean(encoder, smp.encoders.encoders)} "
+            "Any timm model can be had as 'tu-<name>'."
+        )
+    if aux_head:
+        raise ValueError(f"{name!r} has no auxiliary segmentation head; build it with aux_head=False.")
+    cls = ARCHITECTURES[architecture]
+    options: dict[str, Any] = {"upsampling": 1} if "upsampling" in inspect.signature(cls).parameters else {}
+    model = cls(encoder_name=encoder, encoder_weights=backbone_weights, classes=num_classes, **options)
+    model.spec = NetworkSpec(
+        name=name,
+        num_classes=num_classes,
+        size_divisor=smp_size_divisor(model),
+        **_normalization(encoder, backbone_weights),
+    )
+    return model
+
+
+def _normalization(encoder: str, weights: str | None) -> dict[str, tuple[float, ...]]:
+    if weights is None:
+        return {}
+    facts = smp.encoders.get_preprocessing_params(encoder, pretrained=weights)
+    if facts.get("input_range") == [0, 255]:
+        return {key: tuple(value / 255 for value in facts[key]) for key in ("mean", "std")}
+    return {key: tuple(facts[key]) for key in ("mean", "std")}

@@ -1,0 +1,253 @@
+"""Pictures of masks: class colours over an image, crisp borders, and where two networks disagree.
+
+Everything stays in bytes: one table lookup colours the mask, one weighted sum blends it, and lines are copied on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from bpkd_sdk.models.spec import Color
+
+# Orange and blue stay apart for colour-blind eyes, and on grey.
+_EDGE_COLOR: Color = (255, 150, 20)
+_BODY_COLOR: Color = (70, 150, 255)
+_LINE_COLOR: Color = (225, 225, 225)
+_PAPER_COLOR: Color = (24, 26, 32)
+_TEXT_COLOR: Color = (232, 234, 238)
+
+
+def draw_overlay(
+    image: np.ndarray,
+    mask: np.ndarray,
+    palette: Sequence[Color],
+    *,
+    class_names: Sequence[str] = (),
+    boundaries: bool = True,
+    boundary_width: int = 1,
+    boundary_color: Color = (255, 255, 255),
+    alpha: float = 0.5,
+    ignore_index: int = 255,
+    legend: bool = False,
+) -> np.ndarray:
+    """Blend the colours of the classes over an image: (1 - alpha) image + alpha colour, rounded.
+
+    Args:
+        image: uint8 (H, W, 3) RGB; it is not changed.
+        mask: Integers (H, W): indices into `palette`, or `ignore_index`.
+        palette: At most 256 RGB colours (0..255), one per class.
+        class_names: For the legend; a class without a name is called by its id.
+        boundaries: Whether to draw a line where two classes meet.
+        boundary_width: Of that line, in pixels.
+        boundary_color: RGB, 0..255.
+        alpha: 0 shows the image alone, 1 the colours alone.
+        ignore_index: Pixels with this id keep the image as it is.
+        legend: Whether to add a strip below the image that names the classes present.
+
+    Returns:
+        uint8 (H, W, 3) RGB, a new array; with a legend it is higher, and its first H rows are the picture.
+
+    Raises:
+        TypeError: The image is not uint8 or the mask is not of an integer type.
+        ValueError: A shape, a size, `alpha` or `boundary_width` is out of range, or an id of the mask has no colour.
+
+    Example:
+        >>> image, mask = np.full((1, 2, 3), 100, np.uint8), np.array([[0, 1]])
+        >>> draw_overlay(image, mask, [(0, 0, 0), (200, 100, 0)], boundaries=False)[0].tolist()
+        [[50, 50, 50], [150, 100, 50]]
+    """
+    _check_image(image)
+    _check_mask("mask", mask, image)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"Expected `alpha` to be between 0 and 1, but got {alpha}.")
+    ignored = mask == ignore_index
+    ids = _color_ids(np.where(ignored, 0, mask), len(palette))
+    picture = np.asarray(cv2.addWeighted(image, 1 - alpha, _colorize(ids, palette), alpha, 0))
+    if boundaries:
+        _paint(picture, label_boundaries(mask, boundary_width, ignore_index), boundary_color)
+    cv2.copyTo(image, ignored.view(np.uint8), picture)
+    if not legend:
+        return picture
+    present = np.flatnonzero(np.bincount(ids[~ignored], minlength=1)).tolist()
+    entries = {
+        class_id: class_names[class_id] if class_id < len(class_names) else str(class_id) for class_id in present
+    }
+    return np.vstack([picture, _legend_strip(entries, palette, image.shape[1])])
+
+
+def label_boundaries(mask: np.ndarray, width: int = 1, ignore_index: int = 255) -> np.ndarray:
+    """Where two classes meet. Where a class meets void (`ignore_index`) is no boundary, and void is never part of one.
+
+    A border runs between two pixels. A line of even width lies on both sides of it alike; one of odd width has its
+    extra pixel on the left, or above.
+
+    Args:
+        mask: Integers (H, W).
+        width: Of the line, in pixels.
+        ignore_index: The void label.
+
+    Returns:
+        bool (H, W).
+
+    Example:
+        >>> label_boundaries(np.array([[0, 0, 1, 1]])).tolist()
+        [[False, True, False, False]]
+        >>> label_boundaries(np.array([[0, 0, 1, 1]]), width=2).tolist()
+        [[False, True, True, False]]
+    """
+    _check_mask("mask", mask)
+    if width < 1:
+        raise ValueError(f"Expected the width of a boundary to be at least 1 pixel, but got {width}.")
+    known = mask != ignore_index
+    line = np.zeros(mask.shape, bool)
+    line[:, :-1] = (mask[:, 1:] != mask[:, :-1]) & known[:, 1:] & known[:, :-1]
+    line[:-1] |= (mask[1:] != mask[:-1]) & known[1:] & known[:-1]
+    if width == 1:
+        return line
+    wide = np.asarray(cv2.dilate(line.view(np.uint8), np.ones((width, width), np.uint8)))
+    return np.asarray(wide.view(bool) & known)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much two masks disagree, as fractions (0..1) of all pixels compared.
+
+    Attributes:
+        edge_share: Pixels near a boundary that differ.
+        body_share: Other pixels that differ.
+    """
+
+    edge_share: float
+    body_share: float
+
+    @property
+    def share(self) -> float:
+        """All pixels that differ."""
+        return self.edge_share + self.body_share
+
+
+def draw_difference(
+    image: np.ndarray,
+    teacher: np.ndarray,
+    student: np.ndarray,
+    *,
+    label: np.ndarray | None = None,
+    edge_width: int = 7,
+    ignore_index: int = 255,
+) -> tuple[np.ndarray, Difference]:
+    """Show where a student disagrees with its teacher: orange near boundaries, blue elsewhere, on a dim grey image.
+
+    Boundaries are the label's if there is one, else the teacher's; the teacher's are drawn as thin lines. Pixels that
+    are void in any of the masks are not compared.
+
+    Args:
+        image: uint8 (H, W, 3) RGB; it is not changed.
+        teacher: Integers (H, W).
+        student: Integers (H, W).
+        label: Integers (H, W), or None.
+        edge_width: A pixel is near a boundary if a square of this many pixels around it holds two labels; odd.
+        ignore_index: The void label.
+
+    Returns:
+        uint8 (H, W, 3) RGB, a new array, and the shares of pixels that differ.
+
+    Raises:
+        TypeError: The image is not uint8 or a mask is not of an integer type.
+        ValueError: The shapes differ, or `edge_width` is not odd.
+    """
+    _check_image(image)
+    compared = np.ones(image.shape[:2], bool)
+    for name, mask in {"teacher": teacher, "student": student, "label": label}.items():
+        if mask is not None:
+            _check_mask(name, mask, image)
+            compared &= mask != ignore_index
+    edge = _edge_band(teacher if label is None else label, edge_width, ignore_index)
+    differs = (teacher != student) & compared
+    in_edge, in_body = differs & edge, differs & ~edge
+    dim = cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), alpha=0.45, beta=20)
+    picture = np.asarray(cv2.cvtColor(dim, cv2.COLOR_GRAY2RGB))
+    _paint(picture, label_boundaries(teacher, ignore_index=ignore_index), _LINE_COLOR)
+    _paint(picture, in_edge, _EDGE_COLOR)
+    _paint(picture, in_body, _BODY_COLOR)
+    total = max(1, int(np.count_nonzero(compared)))
+    return picture, Difference(int(np.count_nonzero(in_edge)) / total, int(np.count_nonzero(in_body)) / total)
+
+
+def _check_image(image: np.ndarray) -> None:
+    if image.dtype != np.uint8:
+        raise TypeError(f"Expected `image` to be uint8 in 0..255, but got {image.dtype}.")
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"Expected `image` of shape (H, W, 3), but got {image.shape}.")
+
+
+def _check_mask(name: str, mask: np.ndarray, image: np.ndarray | None = None) -> None:
+    if not np.issubdtype(mask.dtype, np.integer):
+        raise TypeError(f"Expected `{name}` to hold integer class ids, but got {mask.dtype}.")
+    if mask.ndim != 2:
+        raise ValueError(f"Expected `{name}` of shape (H, W), but got {mask.shape}.")
+    if image is not None and mask.shape != image.shape[:2]:
+        raise ValueError(
+            f"Expected `{name}` to have the size of the image, {image.shape[:2]}, but got {mask.shape}. "
+            f"Resize it with cv2.INTER_NEAREST, which makes up no ids."
+        )
+
+
+def _color_ids(ids: np.ndarray, num_colors: int) -> np.ndarray:
+    """The ids as uint8; ValueError unless each of them has a colour."""
+    if num_colors > 256:
+        raise ValueError(f"Expected `palette` to hold at most 256 colours, but got {num_colors}.")
+    if ids.size and not 0 <= ids.min() <= ids.max() < num_colors:
+        wrong = [class_id for class_id in np.unique(ids).tolist() if not 0 <= class_id < num_colors]
+        raise ValueError(
+            f"The mask holds ids {wrong[:10]}, but `palette` has {num_colors} colours, for ids from 0. "
+            f"Add their colours, or pass the id of void as `ignore_index`."
+        )
+    return ids.astype(np.uint8, copy=False)
+
+
+def _colorize(ids: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
+    """The colour of every id: uint8 (H, W) -> uint8 (H, W, 3)."""
+    table = np.zeros((256, 1, 3), np.uint8)
+    table[: len(palette), 0] = palette
+    return np.asarray(cv2.applyColorMap(ids, table))
+
+
+def _paint(picture: np.ndarray, where: np.ndarray, color: Color) -> None:
+    """Set the pixels of `where`, bool (H, W), to one colour, in place."""
+    # A filled rectangle and a masked copy take a tenth of the time of picture[where] = color.
+    paint = np.empty_like(picture)
+    cv2.rectangle(paint, (0, 0), picture.shape[1::-1], color, cv2.FILLED)
+    cv2.copyTo(paint, where.view(np.uint8), picture)
+
+
+def _edge_band(labels: np.ndarray, width: int, ignore_index: int) -> np.ndarray:
+    import torch
+
+    from bpkd_sdk.boundary import edge_band
+
+    return np.asarray(edge_band(torch.from_numpy(labels.astype(np.int32))[None], width, ignore_index)[0].numpy())
+
+
+def _legend_strip(entries: Mapping[int, str], palette: Sequence[Color], width: int) -> np.ndarray:
+    """Swatches and names in as many rows as they need, uint8 (h, width, 3)."""
+    size = min(24, max(12, width // 60))
+    font = ImageFont.load_default(size)
+    row_height, gap = round(1.6 * size), size // 2
+    places, x, y = [], gap, gap
+    for class_id, name in entries.items():
+        step = size + gap + round(font.getlength(name)) + 2 * gap
+        if x > gap and x + step - gap > width:
+            x, y = gap, y + row_height
+        places.append((class_id, name, x, y))
+        x += step
+    strip = Image.new("RGB", (width, y + size + gap), _PAPER_COLOR)
+    draw = ImageDraw.Draw(strip)
+    for class_id, name, left, top in places:
+        draw.rounded_rectangle((left, top, left + size, top + size), size // 5, fill=tuple(palette[class_id]))
+        draw.text((left + size + gap, top + size // 2), name, fill=_TEXT_COLOR, font=font, anchor="lm")
+    return np.asarray(strip)
