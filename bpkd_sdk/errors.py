@@ -14,7 +14,9 @@ def check_choice(argument: str, value: object, choices: Iterable[object]) -> Non
     if value in allowed:
         return
     listed = ", ".join(repr(choice) for choice in allowed)
-    raise ValueError(f"Expected `{argument}` to be one of {{{listed}}}, but got {value!r}.{did_you_mean(value, allowed)}")
+    raise ValueError(
+        f"Expected `{argument}` to be one of {{{listed}}}, but got {value!r}.{did_you_mean(value, allowed)}"
+    )
 
 
 def did_you_mean(value: object, choices: Iterable[object]) -> str:

@@ -23,6 +23,7 @@ def progress_bar(*columns: TextColumn) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bpkd_sdk.errors import import_optional
-from bpkd_sdk.models import NetworkSpec, load_model
-from bpkd_sdk.models.checkpoint import SUFFIX
+from bpkd_sdk.errors import check_choice, import_optional
+from bpkd_sdk.models import CHECKPOINT_SUFFIXES, NetworkSpec, open_checkpoint
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -21,18 +20,15 @@ METADATA_KEY = "bpkd"
 
 
 def open_artifact(path: str | Path) -> nn.Module | OnnxSegmenter:
-    """Open a checkpoint (``.safetensors``) or an exported ONNX file (``.onnx``) by its suffix.
+    """Open a checkpoint (ours, or an OpenMMLab ``.pth``) or an exported ONNX file by its suffix.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: For another suffix, or a file that is not what its suffix says.
     """
     suffix = Path(path).suffix
-    if suffix == SUFFIX:
-        return load_model(path)
-    if suffix == ".onnx":
-        return OnnxSegmenter(path)
-    raise ValueError(f"Expected a file ending in '{SUFFIX}' or '.onnx', but got {str(path)!r}.")
+    check_choice("the file's suffix", suffix, (*CHECKPOINT_SUFFIXES, ".onnx"))
+    return OnnxSegmenter(path) if suffix == ".onnx" else open_checkpoint(path)
 
 
 class OnnxSegmenter:
@@ -59,7 +55,9 @@ class OnnxSegmenter:
             raise ValueError(f"{path} has no metadata of bpkd-sdk; export the network with bpkd_sdk.export.to_onnx.")
         self.metadata: dict[str, Any] = json.loads(raw)
         if not (self.metadata["preprocess"] and self.metadata["argmax"]):
-            raise ValueError(f"{path} was exported without preprocess=True and argmax=True, so it maps no image to a mask.")
+            raise ValueError(
+                f"{path} was exported without preprocess=True and argmax=True, so it maps no image to a mask."
+            )
         self.spec = NetworkSpec.from_dict(self.metadata["network"])
 
     def __call__(self, images: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -70,7 +71,9 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
             results = pool.map(self._problem, range(len(self)))
             found = list(track(results, total=len(self), description=f"Checking {self.name}"))
         if offenders := [problem for problem in found if problem]:
-            raise ValueError(f"{len(offenders)} of {len(self)} samples of {self.name} cannot be used:\n{listed(offenders)}")
+            raise ValueError(
+                f"{len(offenders)} of {len(self)} samples of {self.name} cannot be used:\n{listed(offenders)}"
+            )
 
     def _problem(self, index: int) -> str | None:
         try:
@@ -156,9 +159,11 @@ def pair_files(images: Path, labels: Path | None) -> list[Pair]:
     if labels is None:
         return [Pair(path, None) for path in found]
     pairs = [Pair(path, labels / path.relative_to(images).with_suffix(".png")) for path in found]
-    if repeated := sorted({str(b.image) for a, b in zip(pairs, pairs[1:], strict=False) if a.label == b.label}):
+    if repeated := sorted({str(b.image) for a, b in pairwise(pairs) if a.label == b.label}):
         raise ValueError(f"{len(repeated)} images share the name, and so the label, of another:\n{listed(repeated)}")
-    if orphans := [f"{pair.image} (expected {pair.label})" for pair in pairs if not (pair.label and pair.label.is_file())]:
+    if orphans := [
+        f"{pair.image} (expected {pair.label})" for pair in pairs if not (pair.label and pair.label.is_file())
+    ]:
         raise ValueError(f"{len(orphans)} of {len(pairs)} images have no label:\n{listed(orphans)}")
     return pairs
 

@@ -62,7 +62,7 @@ def _read_classes(file: Path) -> tuple[list[str], list[Color], int]:
         content: Any = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not JSON ({error}).") from error
-    facts = {"class_names": content} if isinstance(content, list) else content
+    facts: Any = {"class_names": content} if isinstance(content, list) else content
     names = facts.get("class_names") if isinstance(facts, dict) else None
     if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         raise ValueError(f'Expected {file} to hold a list of class names, or {{"class_names": [...]}}.')

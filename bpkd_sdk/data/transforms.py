@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 IMAGE_FILL = (124, 116, 104)  # ImageNet's mean colour, so that padding is near 0 after normalisation
 
 
-class RandomScale(v2.Transform):
+class RandomScale(v2.Transform):  # type: ignore[misc]
     """Resize image and label by one random factor, keeping the ratio of the sides.
 
     Args:

@@ -10,28 +10,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bpkd_sdk.models.spec import NetworkSpec, get_spec
+from bpkd_sdk.models.spec import get_spec
 from bpkd_sdk.output import as_output
 
 
-def whole_logits(model: nn.Module, images: Tensor, spec: NetworkSpec | None = None) -> Tensor:
+def whole_logits(model: nn.Module, images: Tensor) -> Tensor:
     """Logits of whole images, at the images' size.
-
-    Images are normalised as the network expects, padded at the right and bottom to a multiple of its `size_divisor`,
-    and the logits are resized bilinearly (align_corners False) and cropped back.
 
     Args:
         model: A segmentation network in eval mode.
         images: RGB (N, 3, H, W) in 0..255, on the network's device.
-        spec: The network's facts; None reads them from the model.
 
     Returns:
         (N, C, H, W) float32.
     """
-    spec = get_spec(model) if spec is None else spec
-    height, width = images.shape[2:]
-    padded = pad_to_multiple(spec.normalize(images), spec.size_divisor)
-    logits = as_output(model(padded)).logits.float()
+    spec = get_spec(model)
+    return full_size_logits(model, spec.normalize(images), spec.size_divisor)
+
+
+def full_size_logits(model: nn.Module, inputs: Tensor, divisor: int) -> Tensor:
+    """Run a network on normalised images of any size, and bring its logits to that size.
+
+    The images are padded at the right and bottom to multiples of `divisor`, given to the network in its own precision,
+    and the logits are resized bilinearly (align_corners False) and cropped back.
+
+    Args:
+        model: A segmentation network in eval mode.
+        inputs: (N, 3, H, W) float32, normalised.
+        divisor: What both sides must be multiples of.
+
+    Returns:
+        (N, C, H, W) float32.
+    """
+    height, width = inputs.shape[2:]
+    padded = pad_to_multiple(inputs, divisor)
+    precision = next((parameter.dtype for parameter in model.parameters()), inputs.dtype)
+    logits = as_output(model(padded.to(precision))).logits.float()
     if logits.shape[2:] != padded.shape[2:]:
         logits = F.interpolate(logits, padded.shape[2:], mode="bilinear", align_corners=False)
     return logits[:, :, :height, :width]
@@ -40,22 +54,25 @@ def whole_logits(model: nn.Module, images: Tensor, spec: NetworkSpec | None = No
 def pad_to_multiple(images: Tensor, divisor: int) -> Tensor:
     """Append zeros at the right and bottom until both sides are multiples of `divisor`."""
     height, width = images.shape[2:]
+    if height % divisor == 0 and width % divisor == 0:
+        return images
     return F.pad(images, (0, -width % divisor, 0, -height % divisor))
 
 
 def sliding_logits(model: nn.Module, images: Tensor, crop_size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
     """Logits averaged over overlapping windows, at the images' size.
 
-    Windows start at multiples of the stride; the last of a row or column is shifted back inside the image. Arguments and
-    result otherwise as `whole_logits`.
+    Windows start at multiples of the stride; the last of a row or column is shifted back inside the image. Arguments
+    and result otherwise as `whole_logits`.
     """
-    spec = get_spec(model)
-    windows = list(product(*(_window_starts(*sizes) for sizes in zip(images.shape[2:], crop_size, stride, strict=True))))
+    windows = list(
+        product(*(_window_starts(*sizes) for sizes in zip(images.shape[2:], crop_size, stride, strict=True)))
+    )
     total: Tensor | None = None
     visits = torch.zeros(images.shape[2:], device=images.device)
     for top, left in windows:
         area = (..., slice(top, top + crop_size[0]), slice(left, left + crop_size[1]))
-        logits = whole_logits(model, images[area], spec)
+        logits = whole_logits(model, images[area])
         if total is None:
             total = logits.new_zeros(*logits.shape[:2], *images.shape[2:])
         total[area] += logits

@@ -70,7 +70,7 @@ class MetricCounts:
         class_names: One per class, at most 256.
         ignore_index: Label pixels of this value are taken out of prediction and label before anything is counted; a
             mask that ends at them ends there in both.
-        boundary_width: Distance of the boundary metrics: pixels (int), or a share of the image diagonal (float below 1).
+        boundary_width: Distance of the boundary metrics: pixels, or a share of the image diagonal (below 1).
         edge_width: Side of the window that makes the edge band, odd.
     """
 
@@ -110,7 +110,8 @@ class MetricCounts:
         """
         if predictions.shape != labels.shape:
             raise ValueError(
-                f"Expected prediction and label of one size, but got {tuple(predictions.shape)} and {tuple(labels.shape)}."
+                "Expected prediction and label of one size, "
+                f"but got {tuple(predictions.shape)} and {tuple(labels.shape)}."
             )
         classes = len(self.class_names)
         check_labels(labels, classes, self.ignore_index)

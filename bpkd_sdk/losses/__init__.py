@@ -13,9 +13,7 @@ __all__ = ["METHODS", "BPKDLoss", "DistillationLoss", "create_method"]
 METHODS: dict[str, Callable[..., DistillationLoss]] = {"bpkd": BPKDLoss, "bpkd_paper": BPKDLoss.paper}
 
 
-def create_method(
-    method: str | DistillationLoss, num_classes: int, *, ignore_index: int = 255
-) -> DistillationLoss:
+def create_method(method: str | DistillationLoss, num_classes: int, *, ignore_index: int = 255) -> DistillationLoss:
     """A method by its name in `METHODS`, with its defaults; a module is returned as it is.
 
     Raises:

@@ -34,9 +34,7 @@ class DistillationLoss(nn.Module, ABC):
         """
 
 
-def paired_logits(
-    student: Tensor | SegmentationOutput, teacher: Tensor | SegmentationOutput
-) -> tuple[Tensor, Tensor]:
+def paired_logits(student: Tensor | SegmentationOutput, teacher: Tensor | SegmentationOutput) -> tuple[Tensor, Tensor]:
     """Both networks' logits as float32 (or wider) at the student's size; the teacher's resized bilinearly and constant.
 
     Raises:

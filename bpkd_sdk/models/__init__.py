@@ -1,4 +1,4 @@
-"""Networks: by name, from segmentation-models-pytorch, from a checkpoint."""
+"""Networks: the paper's eight by name, segmentation-models-pytorch's, those in checkpoints."""
 
 from __future__ import annotations
 
@@ -8,19 +8,31 @@ from torch import nn
 
 from bpkd_sdk.errors import did_you_mean
 from bpkd_sdk.models.checkpoint import SUFFIX, load_model, load_state, read_tensors, save_model
+from bpkd_sdk.models.openmmlab import SUFFIXES as OPENMMLAB_SUFFIXES
+from bpkd_sdk.models.openmmlab import load_openmmlab
 from bpkd_sdk.models.spec import NetworkSpec, get_spec
+from bpkd_sdk.models.zoo import ZOO, build
 
-__all__ = ["NetworkSpec", "create_model", "get_spec", "list_models", "load_model", "save_model"]
+__all__ = [
+    "CHECKPOINT_SUFFIXES",
+    "ZOO",
+    "NetworkSpec",
+    "create_model",
+    "get_spec",
+    "list_models",
+    "load_model",
+    "open_checkpoint",
+    "save_model",
+]
+
+CHECKPOINT_SUFFIXES = (SUFFIX, *OPENMMLAB_SUFFIXES)
 
 
 def list_models() -> list[str]:
     """Every name `create_model` takes as it stands; ``smp/<Architecture>/tu-<timm model>`` works besides."""
-    import segmentation_models_pytorch
-
     from bpkd_sdk.models import smp
 
-    encoders = segmentation_models_pytorch.encoders.encoders
-    return [f"smp/{architecture}/{encoder}" for architecture in smp.ARCHITECTURES for encoder in encoders]
+    return [*ZOO, *smp.list_models()]
 
 
 def create_model(
@@ -31,14 +43,16 @@ def create_model(
     aux_head: bool = False,
     backbone_weights: str | None = None,
 ) -> nn.Module:
-    """Build a segmentation network.
+    """Build a segmentation network, in training mode.
 
     Its ``forward(image (N, 3, H, W) float, normalised)`` returns logits (N, C, h, w) at the network's own stride.
 
     Args:
-        name: One of `list_models`, for example ``smp/DeepLabV3Plus/mobilenet_v2``.
+        name: One of `list_models`: a network of the paper such as ``pspnet_r18``, or one of
+            segmentation-models-pytorch such as ``smp/DeepLabV3Plus/mobilenet_v2``.
         num_classes: Channels of the logits, at least 1.
-        weights: A checkpoint of ours for the whole network, or None.
+        weights: For the whole network: a checkpoint of ours, an OpenMMLab ``.pth`` (for the paper's networks; where it
+            holds a variant of `name`, the variant is built and `model.spec.name` says so), or None.
         aux_head: Add the auxiliary training head.
         backbone_weights: None for random weights, or "imagenet" (downloaded by the library that owns them).
 
@@ -47,13 +61,25 @@ def create_model(
     """
     if num_classes < 1:
         raise ValueError(f"Expected `num_classes` to be at least 1, but got {num_classes}.")
-    if not name.startswith("smp/"):
-        raise ValueError(f"Unknown network {name!r}.{did_you_mean(name, list_models())} See bpkd_sdk.list_models().")
-    from bpkd_sdk.models import smp
+    if weights is not None and Path(weights).suffix in OPENMMLAB_SUFFIXES and name in ZOO:
+        return load_openmmlab(weights, name, num_classes, aux_head=aux_head).train()
+    if name in ZOO:
+        model: nn.Module = build(name, num_classes, aux_head=aux_head, backbone_weights=backbone_weights)
+    elif name.startswith("smp/"):
+        from bpkd_sdk.models import smp
 
-    model = smp.build(name, num_classes, aux_head=aux_head, backbone_weights=backbone_weights)
+        model = smp.build(name, num_classes, aux_head=aux_head, backbone_weights=backbone_weights)
+    else:
+        raise ValueError(f"Unknown network {name!r}.{did_you_mean(name, list_models())} See bpkd_sdk.list_models().")
     if weights is not None:
         if Path(weights).suffix != SUFFIX:
-            raise ValueError(f"Expected `weights` to be a checkpoint ending in {SUFFIX!r}, but got {str(weights)!r}.")
+            raise ValueError(f"Expected `weights` of {name!r} to end in {SUFFIX!r}, but got {str(weights)!r}.")
         load_state(model, read_tensors(weights)[1], source=str(weights))
     return model
+
+
+def open_checkpoint(path: str | Path) -> nn.Module:
+    """The network in a checkpoint of ours or in an OpenMMLab ``.pth``, in eval mode; errors as their own readers'."""
+    if Path(path).suffix in OPENMMLAB_SUFFIXES:
+        return load_openmmlab(path)
+    return load_model(path)

@@ -23,7 +23,7 @@ SUFFIX = ".safetensors"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader finds the old content or the new one, never a part: temporary name, fsync, rename."""
+    """Write a file so that a reader finds the old content or the new, never a part: temporary name, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

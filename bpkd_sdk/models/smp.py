@@ -9,11 +9,16 @@ import segmentation_models_pytorch as smp
 from torch import nn
 
 from bpkd_sdk.errors import check_choice, did_you_mean
-from bpkd_sdk.models.spec import NetworkSpec, smp_size_divisor
+from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec, smp_size_divisor
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     architecture.__name__: architecture for architecture in smp.MODEL_ARCHITECTURES_MAPPING.values()
 }
+
+
+def list_models() -> list[str]:
+    """``smp/<Architecture>/<encoder>`` for every architecture with every encoder that the library lists."""
+    return [f"smp/{architecture}/{encoder}" for architecture in ARCHITECTURES for encoder in smp.encoders.encoders]
 
 
 def build(name: str, num_classes: int, *, aux_head: bool, backbone_weights: str | None) -> nn.Module:
@@ -46,19 +51,16 @@ def build(name: str, num_classes: int, *, aux_head: bool, backbone_weights: str 
     cls = ARCHITECTURES[architecture]
     options: dict[str, Any] = {"upsampling": 1} if "upsampling" in inspect.signature(cls).parameters else {}
     model = cls(encoder_name=encoder, encoder_weights=backbone_weights, classes=num_classes, **options)
-    model.spec = NetworkSpec(
-        name=name,
-        num_classes=num_classes,
-        size_divisor=smp_size_divisor(model),
-        **_normalization(encoder, backbone_weights),
-    )
+    mean, std = _normalization(encoder, backbone_weights)
+    spec = NetworkSpec(name=name, num_classes=num_classes, mean=mean, std=std, size_divisor=smp_size_divisor(model))
+    model.spec = spec  # type: ignore[assignment]
     return model
 
 
-def _normalization(encoder: str, weights: str | None) -> dict[str, tuple[float, ...]]:
+def _normalization(encoder: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of images in 0..1 that the pretrained weights expect; ImageNet's without any."""
     if weights is None:
-        return {}
+        return IMAGENET_MEAN, IMAGENET_STD
     facts = smp.encoders.get_preprocessing_params(encoder, pretrained=weights)
-    if facts.get("input_range") == [0, 255]:
-        return {key: tuple(value / 255 for value in facts[key]) for key in ("mean", "std")}
-    return {key: tuple(facts[key]) for key in ("mean", "std")}
+    scale = facts.get("input_range", [0, 1])[1]
+    return tuple(value / scale for value in facts["mean"]), tuple(value / scale for value in facts["std"])

@@ -14,8 +14,7 @@ from torch import nn
 
 from bpkd_sdk.data import SegmentationDataset, open_dataset
 from bpkd_sdk.losses import DistillationLoss, create_method
-from bpkd_sdk.models import create_model, get_spec, load_model
-from bpkd_sdk.models.checkpoint import SUFFIX
+from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, get_spec, open_checkpoint
 from bpkd_sdk.output import as_output
 from bpkd_sdk.training.config import Precision, TrainingConfig
 from bpkd_sdk.training.loop import Task, TrainingResult, run
@@ -38,7 +37,7 @@ def train(
     """Train a network on labelled images, without a teacher.
 
     Args:
-        model: A module, a name that `create_model` knows, or a checkpoint of ours.
+        model: A module, a name that `create_model` knows, or a checkpoint.
         data: "shapes", a folder (see `open_dataset`), a data set, or a pair (train, val).
         output_dir: The folder of the run; None: a new one below ``runs``.
         resume: Go on from the state in `output_dir`, if there is one.
@@ -75,8 +74,8 @@ def distill(
     """Train a student on labelled images and on what a teacher makes of them.
 
     Args:
-        teacher: A module in eval mode, or a checkpoint of ours. It is not changed.
-        student: A module, a name that `create_model` knows, or a checkpoint of ours. A module is trained in place.
+        teacher: A module in eval mode, or a checkpoint: ours, or an OpenMMLab ``.pth``. It is not changed.
+        student: A module, a name that `create_model` knows, or a checkpoint. A module is trained in place.
         data: "shapes", a folder (see `open_dataset`), a data set, or a pair (train, val).
         method: A name in `bpkd_sdk.losses.METHODS`, or a method with arguments of your own.
         steps: Optimiser steps.
@@ -130,7 +129,9 @@ def _prepare(
         if module is not None:
             _check_network(role, module, train_set, crop_size)
     if not train_set.has_labels and config.labels == "dataset":
-        raise ValueError(f"{train_set.name} has no labels. Use distill(..., labels='teacher') to learn from the teacher.")
+        raise ValueError(
+            f"{train_set.name} has no labels. Use distill(..., labels='teacher') to learn from the teacher."
+        )
     if val_set is not None and not val_set.has_labels and config.labels == "dataset":
         raise ValueError(f"{val_set.name} has no labels to validate with; pass (train, None) to train without.")
     if config.check_data:
@@ -163,14 +164,16 @@ def _open_data(data: Data) -> tuple[SegmentationDataset, SegmentationDataset | N
 def _open_network(network: Network, num_classes: int) -> nn.Module:
     if isinstance(network, nn.Module):
         return network
-    return load_model(network) if Path(network).suffix == SUFFIX else create_model(str(network), num_classes)
+    if Path(network).suffix in CHECKPOINT_SUFFIXES:
+        return open_checkpoint(network)
+    return create_model(str(network), num_classes)
 
 
 def _open_teacher(teacher: Network, num_classes: int) -> nn.Module:
-    if isinstance(teacher, str) and Path(teacher).suffix != SUFFIX:
-        warnings.warn(f"The teacher {teacher!r} is built by name and has random weights.", stacklevel=4)
-        return create_model(teacher, num_classes).eval()
     network = _open_network(teacher, num_classes)
+    if not isinstance(teacher, nn.Module) and Path(teacher).suffix not in CHECKPOINT_SUFFIXES:
+        warnings.warn(f"The teacher {teacher!r} is built by name and has random weights.", stacklevel=4)
+        return network.eval()
     training = [name or "the network" for name, module in network.named_modules() if module.training]
     if training:
         raise ValueError(f"The teacher is in training mode ({training[0]}). Call teacher.eval() first.")
@@ -213,6 +216,8 @@ def _open_folder(output_dir: str | Path | None, title: str, resume: bool) -> Pat
         output_dir = Path("runs") / f"{stamp}-{title.replace('/', '-').replace(' ', '-')}"
     folder = Path(output_dir)
     if not resume and (folder / HISTORY_FILE).exists():
-        raise FileExistsError(f"{folder} holds a run already. Pass resume=True to go on with it, or another output_dir.")
+        raise FileExistsError(
+            f"{folder} holds a run already. Pass resume=True to go on with it, or another output_dir."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     return folder

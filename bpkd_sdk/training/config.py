@@ -97,7 +97,9 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+        }
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> TrainingConfig:

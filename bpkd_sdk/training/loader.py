@@ -27,7 +27,7 @@ def training_loader(
     workers = config.workers if config.workers is not None else (min(8, os.cpu_count() or 1) if on_gpu else 0)
     return DataLoader(
         _Augmented(dataset, config, crop_size),
-        sampler=_ShuffledDraws(len(dataset), draws, config.seed),  # type: ignore[arg-type]
+        sampler=_ShuffledDraws(len(dataset), draws, config.seed),
         batch_size=config.batch_size,
         num_workers=workers,
         pin_memory=on_gpu,

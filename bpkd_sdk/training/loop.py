@@ -96,9 +96,7 @@ def run(task: Task) -> TrainingResult:
     finally:
         accelerator.unwrap_model(trainer.student, keep_fp32_wrapper=False)
     task.student.eval()
-    return TrainingResult(
-        task.student, metrics, read_history(task.output_dir), task.output_dir / LAST, task.output_dir
-    )
+    return TrainingResult(task.student, metrics, read_history(task.output_dir), task.output_dir / LAST, task.output_dir)
 
 
 def create_accelerator(config: TrainingConfig) -> Accelerator:
@@ -115,7 +113,9 @@ def create_accelerator(config: TrainingConfig) -> Accelerator:
     precision = config.precision
     if precision == "auto":
         on_cuda = not on_cpu and torch.cuda.is_available()
-        precision = ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16") if on_cuda else "fp32"
+        precision = (
+            ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16") if on_cuda else "fp32"
+        )
     # accelerate keeps one state a process; without this a second run could not choose another device or precision.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(
@@ -249,9 +249,7 @@ class _Trainer:
     def _save(self) -> None:
         self._save_model(LAST)
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-        save_state(
-            self.task.output_dir, self.position, self.config, self.modules, self.optimizer.optimizer, scaler
-        )
+        save_state(self.task.output_dir, self.position, self.config, self.modules, self.optimizer.optimizer, scaler)
 
     def _save_model(self, name: str) -> None:
         training = {
@@ -288,7 +286,7 @@ class _Window:
         if broken := [f"{name} is {value}" for name, value in terms.items() if not math.isfinite(value)]:
             raise FloatingPointError(
                 f"The loss is not finite: {', '.join(broken)} between steps {self.first_step + 1} and {step}. "
-                "Lower the learning rate, set gradient_clip, or use precision='fp32'; the last checkpoint is from before."
+                "The last checkpoint is older. Lower the learning rate, set gradient_clip, or use precision='fp32'."
             )
         seconds = time.perf_counter() - self.started
         return {

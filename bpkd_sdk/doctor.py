@@ -1,0 +1,87 @@
+"""What this machine has for training, export and deployment."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One part of the machine: what was found, and what to do if it is missing (empty if nothing)."""
+
+    part: str
+    found: str
+    advice: str = ""
+
+
+def examine() -> Iterator[Finding]:
+    """Look at everything that training, export and deployment may use."""
+    yield Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    yield _cuda()
+    yield _package("ONNX export", "onnxscript", "onnxscript", "pip install 'bpkd-sdk[export]'")
+    yield _onnxruntime()
+    yield _package("TensorRT", "tensorrt", "tensorrt", "pip install 'bpkd-sdk[tensorrt]' (needs an NVIDIA GPU to run)")
+    yield _package("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx-cu13", "pip install 'bpkd-sdk[tensorrt-rtx]'")
+    yield _package("Demo", "gradio", "gradio", "pip install 'bpkd-sdk[serve]'")
+
+
+def _cuda() -> Finding:
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return Finding("CUDA", f"{torch.version.cuda}: {', '.join(devices)}; driver {_driver()}")
+    if torch.version.cuda is None:
+        return Finding("CUDA", "this build of torch has none", "for an NVIDIA GPU, install a CUDA build of torch")
+    advice = "update the NVIDIA driver" if shutil.which("nvidia-smi") else "nothing, if there is no NVIDIA GPU"
+    return Finding("CUDA", f"torch is built for {torch.version.cuda} but sees no GPU", advice)
+
+
+def _driver() -> str:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return "unknown"
+    query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
+    result = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)  # noqa: S603
+    return result.stdout.strip().splitlines()[0] if result.stdout.strip() else "unknown"
+
+
+def _package(part: str, module: str, distribution: str, advice: str) -> Finding:
+    try:
+        import_module(module)
+        return Finding(part, f"{distribution} {version(distribution)}")
+    except PackageNotFoundError:
+        return Finding(part, module)
+    except Exception as error:  # a broken native library raises what it likes
+        return Finding(part, f"missing ({error})", advice)
+
+
+def _onnxruntime() -> Finding:
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    if len(installed) == 2:
+        return Finding(
+            "ONNX Runtime",
+            "onnxruntime and onnxruntime-gpu, which overwrite each other",
+            "pip uninstall onnxruntime onnxruntime-gpu, then install one of them",
+        )
+    try:
+        onnxruntime = import_module("onnxruntime")
+    except ImportError as error:
+        return Finding("ONNX Runtime", f"missing ({error})", "pip install 'bpkd-sdk[export]'")
+    providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    return Finding("ONNX Runtime", f"{onnxruntime.__version__}, built for {', '.join(providers)}")
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True

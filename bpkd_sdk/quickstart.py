@@ -1,0 +1,179 @@
+"""The first five minutes: a teacher, a student alone, a student with BPKD, an exported file, a report. No download."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.evaluation import Metrics, evaluate
+from bpkd_sdk.evaluation.inference import to_mask, whole_logits
+from bpkd_sdk.evaluation.profile import profile
+from bpkd_sdk.export import to_onnx
+from bpkd_sdk.models import create_model
+from bpkd_sdk.models.checkpoint import write_atomically
+from bpkd_sdk.progress import console as progress_console
+from bpkd_sdk.runtime import OnnxSegmenter
+from bpkd_sdk.serve.report import write_report
+from bpkd_sdk.training import TrainingResult, distill, train
+
+TEACHER, TEACHER_STEPS = "smp/FPN/resnet18", 400
+STUDENT, STUDENT_STEPS = "smp/FPN/tu-mobilenetv3_small_050", 300
+OPTIONS: dict[str, Any] = {
+    "optimizer": "adamw",
+    "learning_rate": 2e-3,
+    "gradient_clip": 10.0,
+    "batch_size": 8,
+    "crop_size": (128, 128),
+    "scale": (0.75, 1.5),
+    "device": "cpu",
+    "check_data": False,
+    "resume": True,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; scores are fractions, latencies milliseconds for one image (None: not measured)."""
+
+    name: str
+    params: int
+    macs: int
+    miou: float
+    macc: float
+    boundary_iou: float
+    edge_accuracy: float
+    body_accuracy: float
+    torch_ms: float | None
+    onnxruntime_ms: float | None
+
+
+def quickstart(
+    folder: str | Path = "quickstart", *, teacher_steps: int = TEACHER_STEPS, student_steps: int = STUDENT_STEPS
+) -> Path:
+    """Train, distill, export and report on the embedded `shapes` scenes, on the CPU, in a few minutes.
+
+    Args:
+        folder: Takes three runs, ``student.onnx``, ``results.json`` and ``report.html``. What is there already is used.
+        teacher_steps: Optimiser steps of the teacher.
+        student_steps: Optimiser steps of each student.
+
+    Returns:
+        The path of ``report.html``.
+    """
+    folder = Path(folder)
+    train_set, val_set = data = ShapesDataset("train"), ShapesDataset("val")
+    console = Console()
+    classes = train_set.num_classes
+
+    def options(name: str, steps: int) -> dict[str, Any]:
+        return OPTIONS | {"steps": steps, "output_dir": folder / name}
+
+    console.rule("1/4 A teacher learns from labels", align="left")
+    teacher = train(create_seeded(TEACHER, classes), data, **options("teacher", teacher_steps))
+    console.rule("2/4 A student learns from labels alone", align="left")
+    alone = train(create_seeded(STUDENT, classes), data, **options("student_alone", student_steps))
+    console.rule("3/4 The same student learns from labels and teacher, by BPKD", align="left")
+    student = distill(teacher.model, create_seeded(STUDENT, classes), data, **options("student_bpkd", student_steps))
+    console.rule("4/4 Export, parity, latency", align="left")
+    with progress_console.status("Exporting to ONNX and comparing with torch"):
+        exported = to_onnx(student.model, folder / "student.onnx", input_size=val_set.size)
+    segmenter = OnnxSegmenter(exported.path)
+    scores = evaluate(exported.path, val_set)
+    with progress_console.status("Measuring latency"):
+        image = val_set[0][0][None]
+        array = image.permute(0, 2, 3, 1).contiguous().numpy()
+        rows = [
+            measured_row("teacher", teacher, image),
+            measured_row("student alone", alone, image),
+            measured_row("student with BPKD", student, image),
+            row("student with BPKD, ONNX", student.model, scores, None, median_ms(lambda: segmenter(array))),
+        ]
+    results = {"rows": [asdict(line) for line in rows], "agreement": exported.agreement, "bytes": exported.size}
+    write_atomically(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    runs = {"teacher": teacher, "student alone": alone, "student with BPKD": student}
+    report = write_report(folder / "report.html", runs, val_set, results)
+    console.print(as_table(rows))
+    console.print(f"ONNX Runtime and torch give {exported.agreement:.2%} of the pixels the same class.")
+    console.print(f"Report: {report}", soft_wrap=True)
+    return report
+
+
+def create_seeded(name: str, num_classes: int) -> nn.Module:
+    """A network whose random weights are the same in every run."""
+    torch.manual_seed(0)
+    return create_model(name, num_classes)
+
+
+def measured_row(name: str, run: TrainingResult, image: torch.Tensor) -> Row:
+    """A row for a trained network, with its latency in torch from image to mask."""
+    assert run.metrics is not None  # noqa: S101  (the quickstart always validates)
+    with torch.inference_mode():
+        latency = median_ms(lambda: to_mask(whole_logits(run.model, image)))
+    return row(name, run.model, run.metrics, latency, None)
+
+
+def row(name: str, model: nn.Module, scores: Metrics, torch_ms: float | None, onnxruntime_ms: float | None) -> Row:
+    """Cost, scores and latency side by side."""
+    cost = profile(model, input_size=(128, 128))
+    return Row(
+        name,
+        cost.params,
+        cost.macs,
+        scores.miou,
+        scores.macc,
+        scores.boundary_iou,
+        scores.edge_accuracy,
+        scores.body_accuracy,
+        torch_ms,
+        onnxruntime_ms,
+    )
+
+
+def median_ms(call: Callable[[], object], repeats: int = 50) -> float:
+    """Median wall time of a call in milliseconds, after ten calls to warm up."""
+    times = []
+    for _ in range(10 + repeats):
+        start = time.perf_counter()
+        call()
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[10:])
+
+
+def as_table(rows: list[Row]) -> Table:
+    """The rows for a terminal."""
+    table = Table(title="shapes, 100 validation scenes of 128x128", title_justify="left")
+    table.add_column("network")
+    for heading in (
+        "params",
+        "MACs",
+        "mIoU",
+        "mAcc",
+        "boundary IoU",
+        "edge acc.",
+        "body acc.",
+        "torch",
+        "ONNX Runtime",
+    ):
+        table.add_column(heading, justify="right")
+    for line in rows:
+        scores = (line.miou, line.macc, line.boundary_iou, line.edge_accuracy, line.body_accuracy)
+        latencies = (line.torch_ms, line.onnxruntime_ms)
+        table.add_row(
+            line.name,
+            f"{line.params / 1e6:.2f} M",
+            f"{line.macs / 1e9:.3f} G",
+            *(f"{score:.3f}" for score in scores),
+            *("-" if ms is None else f"{ms:.1f} ms" for ms in latencies),
+        )
+    return table

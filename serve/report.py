@@ -1,0 +1,151 @@
+"""A training report as one HTML file: table, curves, and what each network sees, side by side."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.evaluation.inference import ModuleSegmenter
+from bpkd_sdk.models.checkpoint import write_atomically
+from bpkd_sdk.serve.overlay import draw_difference, draw_overlay
+from bpkd_sdk.training import TrainingResult
+
+SCENES = 6
+SCENE_HEIGHT = 256  # pixels that small images are enlarged to, so that boundaries can be seen
+
+
+def write_report(
+    path: str | Path, runs: Mapping[str, TrainingResult], val: SegmentationDataset, results: Mapping[str, Any]
+) -> Path:
+    """Write a self-contained page; the first `SCENES` validation images are shown, not chosen ones.
+
+    Args:
+        path: Of the HTML file; a picture of the scenes, ``scenes.png``, is written beside it.
+        runs: By name; the first is the teacher, the last the student to compare with it.
+        val: Validation data.
+        results: ``rows`` of the table, ``agreement`` of the exported file with torch, and its ``bytes``.
+    """
+    path = Path(path)
+    columns = ["image and label", *runs, "teacher and student differ"]
+    scenes = [_scene(runs, val, index) for index in range(min(SCENES, len(val)))]
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        (Path(__file__).parent / "report.html.jinja").read_text()
+    )
+    page = template.render(
+        columns=columns,
+        scenes=[{"pictures": [_data_uri(picture) for picture in pictures], "note": note} for pictures, note in scenes],
+        legend=[
+            {"name": n, "color": "rgb({}, {}, {})".format(*c)}
+            for n, c in zip(val.class_names, val.palette, strict=True)
+        ],
+        losses=_svg(_draw_losses(runs)),
+        scores=_svg(_draw_scores(runs)),
+        data=val.name,
+        **results,
+    )
+    write_atomically(path, page.encode())
+    grid = np.vstack([np.hstack(pictures) for pictures, _ in scenes])
+    write_atomically(path.with_name("scenes.png"), _png(grid))
+    return path
+
+
+def _scene(runs: Mapping[str, TrainingResult], val: SegmentationDataset, index: int) -> tuple[list[np.ndarray], str]:
+    image, label = val[index]
+    masks = [_enlarge(_predict(run, image), nearest=True) for run in runs.values()]
+    picture, truth = _enlarge(image.permute(1, 2, 0).numpy()), _enlarge(label.numpy(), nearest=True)
+    overlays = [
+        draw_overlay(picture, mask, val.palette, alpha=0.45, ignore_index=val.ignore_index) for mask in (truth, *masks)
+    ]
+    scale = len(picture) / image.shape[1]
+    band = 2 * round(3 * scale) + 1
+    difference, share = draw_difference(
+        picture, masks[0], masks[-1], label=truth, edge_width=band, ignore_index=val.ignore_index
+    )
+    note = f"differ: {share.edge_share:.1%} near edges, {share.body_share:.1%} in bodies"
+    return [*overlays, difference], note
+
+
+def _predict(run: TrainingResult, image: torch.Tensor) -> np.ndarray:
+    device = next(run.model.parameters()).device
+    mask = ModuleSegmenter(run.model, device).segment(image[None])[0]
+    return np.asarray(mask.to(torch.uint8).cpu().numpy())
+
+
+def _enlarge(picture: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+    factor = max(1, round(SCENE_HEIGHT / len(picture)))
+    mode = cv2.INTER_NEAREST if nearest else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(picture, None, fx=factor, fy=factor, interpolation=mode))
+
+
+def _draw_losses(runs: Mapping[str, TrainingResult]) -> Figure:
+    figure, axes = _figure()
+    for name, run in runs.items():
+        records = [record for record in run.history if "terms" in record]
+        for term in records[-1]["terms"]:
+            label = name if term == "ce" else f"{name}: {term}"
+            axes.plot(
+                [record["step"] for record in records],
+                [record["terms"][term] for record in records],
+                label=label,
+                linestyle="-" if term == "ce" else ":",
+            )
+    axes.set(
+        xlabel="step",
+        ylabel="loss term, weighted",
+        yscale="log",
+        title="Cross-entropy (solid) and distillation (dotted)",
+    )
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _draw_scores(runs: Mapping[str, TrainingResult]) -> Figure:
+    figure, axes = _figure()
+    for i, (name, run) in enumerate(runs.items()):
+        records = [record for record in run.history if "metrics" in record]
+        for score, style in {"miou": "-", "boundary_iou": ":"}.items():
+            axes.plot(
+                [record["step"] for record in records],
+                [record["metrics"][score] for record in records],
+                label=name if score == "miou" else None,
+                color=f"C{i}",
+                linestyle=style,
+                marker="o",
+                markersize=3,
+            )
+    axes.set(xlabel="step", ylim=(0, 1), title="mIoU (solid) and boundary IoU (dotted), validation")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    content = io.BytesIO()
+    figure.savefig(content, format="svg")
+    return "data:image/svg+xml;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _png(picture: np.ndarray) -> bytes:
+    _, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    return content.tobytes()
+
+
+def _data_uri(picture: np.ndarray) -> str:
+    return "data:image/png;base64," + base64.b64encode(_png(picture)).decode()

@@ -1,0 +1,25 @@
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def _shared(variable: str, *below: str) -> Path:
+    path = Path(os.environ[variable]) if variable in os.environ else ROOT.parent.joinpath("shared", *below)
+    if not path.is_dir():
+        pytest.skip(f"no folder {path}: set {variable} to where it lies")
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Fixtures made with the original authors' code."""
+    return _shared("BPKD_REFERENCE", "reference")
+
+
+@pytest.fixture(scope="session")
+def camvid() -> Path:
+    """CamVid, 480x360, 11 classes."""
+    return _shared("BPKD_CAMVID", "data", "camvid")

@@ -1,0 +1,147 @@
+"""Data sets on disk: what is read, and what is refused."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bpkd_sdk
+from bpkd_sdk.data import open_dataset
+
+NAMES = ["road", "car", "sky"]
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three images and labels a split; the first label has void."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "classes.json").write_text(json.dumps(NAMES))
+    for split in ("train", "val"):
+        for i in range(3):
+            image = generator.integers(0, 256, (20, 30, 3), np.uint8)
+            label = generator.integers(0, 3, (20, 30), np.uint8)
+            label[0, 0] = 255 if i == 0 else label[0, 0]
+            write(tmp_path / "images" / split / f"{i}.png", image)
+            write(tmp_path / "labels" / split / f"{i}.png", label)
+    return tmp_path
+
+
+def write(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def test_samples_are_rgb_and_ids(root):
+    data = open_dataset("folder", root, "val")
+    image, label = data[1]
+    expected = cv2.imread(str(root / "images/val/1.png"))[:, :, ::-1]
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
+    assert np.array_equal(label.numpy(), np.asarray(Image.open(root / "labels/val/1.png")))
+    assert (image.dtype, label.dtype, len(data)) == (torch.uint8, torch.uint8, 3)
+    assert data.class_names == tuple(NAMES)
+    assert len(set(data.palette)) == 3
+    data.check()
+
+
+def test_a_path_alone_is_a_folder(root):
+    assert open_dataset(root, split="train").name.endswith("/train")
+
+
+def test_classes_with_palette_and_void(root):
+    facts = {"class_names": NAMES, "palette": [[1, 2, 3], [4, 5, 6], [7, 8, 9]], "ignore_index": 254}
+    (root / "classes.json").write_text(json.dumps(facts))
+    data = open_dataset("folder", root)
+    assert (data.palette[1], data.ignore_index) == ((4, 5, 6), 254)
+    with pytest.raises(
+        ValueError, match=r"0\.png: labels \[255\] are outside the classes 0..2 and not the void label 254"
+    ):
+        data.check()
+
+
+def test_palette_pngs_need_no_classes_file(root):
+    (root / "classes.json").unlink()
+    for path in sorted((root / "labels/train").iterdir()):
+        indexed = Image.fromarray(np.asarray(Image.open(path)) % 2).convert("L")
+        indexed = Image.fromarray(np.asarray(indexed), "P")
+        indexed.putpalette([10, 20, 30, 40, 50, 60])
+        indexed.save(path)
+    data = open_dataset("folder", root)
+    assert data.palette == ((10, 20, 30), (40, 50, 60))
+    assert data.class_names == ("class 0", "class 1")
+    assert set(torch.unique(data[1][1]).tolist()) == {0, 1}
+
+
+def test_images_without_any_labels(root):
+    for path in (root / "labels").rglob("*.png"):
+        path.unlink()
+    for folder in ("labels/train", "labels/val", "labels"):
+        (root / folder).rmdir()
+    data = open_dataset("folder", root)
+    assert not data.has_labels
+    assert data[0][1].shape == (20, 30)
+
+
+def test_everything_wrong_is_listed_up_front(root):
+    write(root / "labels/train/0.png", np.full((20, 30), 9, np.uint8))
+    write(root / "labels/train/1.png", np.zeros((20, 31), np.uint8))
+    (root / "images/train/2.png").write_bytes((root / "images/train/2.png").read_bytes()[:200])
+    with pytest.raises(ValueError, match="3 of 3 samples") as caught:
+        open_dataset("folder", root).check()
+    text = str(caught.value)
+    assert "0.png: labels [9] are outside the classes 0..2" in text
+    assert "1.png: image is (20, 30), label is (20, 31)" in text
+    assert "2.png: cannot be read as an image" in text
+
+
+@pytest.mark.parametrize(
+    ("break_it", "error", "message"),
+    [
+        pytest.param(lambda r: (r / "labels/train/1.png").unlink(), ValueError, r"1 of 3 images have no label:\n.*1\.png", id="orphan"),
+        pytest.param(lambda r: write(r / "images/train/1.jpg", np.zeros((4, 4, 3), np.uint8)), ValueError, "share the name", id="twice"),
+        pytest.param(lambda r: [p.unlink() for p in (r / "images/train").iterdir()], FileNotFoundError, "holds no image", id="empty"),
+        pytest.param(lambda r: (r / "classes.json").unlink(), ValueError, "classes of .* cannot be told", id="no-classes"),
+        pytest.param(lambda r: (r / "classes.json").write_text("{"), ValueError, "is not JSON", id="not-json"),
+        pytest.param(lambda r: (r / "classes.json").write_text("[]"), ValueError, "list of class names", id="no-names"),
+        pytest.param(lambda r: (r / "classes.json").write_text('{"class_names": ["a"], "pallete": []}'), ValueError, "unknown keys .'pallete'", id="key"),
+        pytest.param(lambda r: (r / "classes.json").write_text('{"class_names": ["a"], "palette": [[0,0,0],[1,1,1]]}'), ValueError, "1 class names but 2 colours", id="colours"),
+    ],
+)  # fmt: skip
+def test_folders_that_cannot_be_used(root, break_it, error, message):
+    break_it(root)
+    with pytest.raises(error, match=message):
+        open_dataset("folder", root)
+
+
+def test_a_coloured_label_is_refused(root):
+    write(root / "labels/train/1.png", np.zeros((20, 30, 3), np.uint8))
+    with pytest.raises(ValueError, match="holds colours .* expected one class id per pixel"):
+        open_dataset("folder", root).check()
+
+
+def test_unusable_names():
+    with pytest.raises(ValueError, match="Did you mean 'camvid'"):
+        open_dataset("camvd", "x")
+    with pytest.raises(ValueError, match="needs `root`"):
+        open_dataset("camvid")
+    with pytest.raises(FileNotFoundError, match="splits found"):
+        open_dataset("folder", "tests", "train")
+
+
+def test_bad_data_stops_training_before_anything_is_written(root, tmp_path):
+    from tests.networks import tiny
+
+    write(root / "labels/train/0.png", np.full((20, 30), 9, np.uint8))
+    with pytest.raises(ValueError, match="cannot be used"):
+        bpkd_sdk.train(tiny(3), root, steps=1, device="cpu", output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_camvid(camvid):
+    data = open_dataset("camvid", camvid, "val")
+    image, label = data[0]
+    assert (len(data), data.num_classes, image.shape, label.shape) == (101, 11, (3, 360, 480), (360, 480))
+    assert data.class_names[8] == "car"
+    data.check()

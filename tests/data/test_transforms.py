@@ -1,0 +1,60 @@
+"""Image and label move together, and a draw depends on nothing but the seed and its number."""
+
+import torch
+
+from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.data.transforms import augment, training_transform
+from bpkd_sdk.training.config import TrainingConfig
+from bpkd_sdk.training.loader import training_loader
+
+
+def test_image_and_label_stay_aligned():
+    """The image is its own label, painted in grey: after any augmentation but colour they must still agree."""
+    torch.manual_seed(0)
+    label = torch.randint(0, 5, (4, 6), dtype=torch.uint8).repeat_interleave(16, 0).repeat_interleave(16, 1)
+    transform = training_transform((48, 64), ignore_index=255)
+    transform.transforms.pop()  # photometric distortion
+    kept = []
+    for _ in range(20):
+        image, moved = augment(transform, (label * 50).expand(3, -1, -1), label)
+        assert image.shape == (3, 48, 64)
+        assert (image.dtype, moved.dtype) == (torch.uint8, torch.int64)
+        inside = moved != 255
+        agree = (image[0].float() - 50 * moved).abs() < 26
+        kept.append(agree[inside].float().mean().item())
+    assert min(kept) > 0.85
+
+
+def test_what_is_outside_the_image_is_void():
+    torch.manual_seed(0)
+    transform = training_transform((64, 64), ignore_index=255, scale=(0.5, 0.5))
+    _, label = augment(transform, torch.zeros(3, 32, 32, dtype=torch.uint8), torch.ones(32, 32, dtype=torch.uint8))
+    assert (label == 1).sum() == 16 * 16
+    assert (label == 255).sum() == 64 * 64 - 16 * 16
+
+
+def batches(workers, first_step=0):
+    config = TrainingConfig(steps=6, batch_size=3, workers=workers)
+    loader = training_loader(
+        ShapesDataset("train", length=7, size=(32, 32)), config, (32, 32), first_step=first_step, on_gpu=False
+    )
+    return [(images.clone(), labels.clone()) for images, labels in loader]
+
+
+def test_batches_do_not_depend_on_workers_or_on_where_a_run_resumes():
+    whole = batches(workers=0)
+    assert len(whole) == 6
+    for other in (batches(workers=2), batches(workers=0, first_step=2)):
+        for (images, labels), (again, their_labels) in zip(reversed(whole), reversed(other), strict=False):
+            assert torch.equal(images, again)
+            assert torch.equal(labels, their_labels)
+    assert not torch.equal(whole[0][0], whole[1][0])
+
+
+def test_every_sample_is_seen_once_an_epoch():
+    from bpkd_sdk.training.loader import _ShuffledDraws
+
+    draws = list(_ShuffledDraws(7, range(21), seed=0))
+    for epoch in range(3):
+        assert sorted(index for _, index in draws[7 * epoch : 7 * epoch + 7]) == list(range(7))
+    assert list(_ShuffledDraws(7, range(10, 21), seed=0)) == draws[10:]

@@ -1,0 +1,103 @@
+"""Inference at the images' own size, whole and by windows."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bpkd_sdk
+from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.evaluation.inference import sliding_logits, to_mask, whole_logits
+from tests.networks import tiny
+
+
+class Oracle(nn.Module):
+    """Returns logits that say the label back, at stride 1: the image's first channel holds the class."""
+
+    def forward(self, images):
+        spec = bpkd_sdk.NetworkSpec(name=None, num_classes=3)
+        red = (images[:, 0] * spec.std[0] + spec.mean[0]) * 255
+        return F.one_hot(red.round().long(), 3).permute(0, 3, 1, 2).float()
+
+
+class Painted(bpkd_sdk.SegmentationDataset):
+    name, class_names, palette = "painted", ("a", "b", "c"), ((0, 0, 0),) * 3
+
+    def __init__(self, sizes):
+        generator = torch.Generator().manual_seed(0)
+        self.labels = [torch.randint(0, 3, size, generator=generator, dtype=torch.uint8) for size in sizes]
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.labels[index].expand(3, -1, -1).contiguous(), self.labels[index]
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_perfect_network_scores_one_at_any_mix_of_sizes(mode, batch_size):
+    data = Painted([(20, 30), (20, 30), (33, 17), (20, 30)])
+    metrics = bpkd_sdk.evaluate(Oracle(), data, mode=mode, crop_size=(16, 16), batch_size=batch_size)
+    assert metrics.miou == 1
+    assert metrics.images == 4
+
+
+def test_whole_pads_to_the_divisor_and_resizes_logits_before_the_mask():
+    model = tiny(5).eval()
+    model.spec = bpkd_sdk.NetworkSpec(name=None, num_classes=5, mean=(0.5,) * 3, std=(0.25,) * 3, size_divisor=16)
+    images = torch.randint(0, 256, (2, 3, 30, 41), dtype=torch.uint8)
+    padded = F.pad((images.float() / 255 - 0.5) / 0.25, (0, 7, 0, 2))
+    expected = F.interpolate(model(padded), (32, 48), mode="bilinear", align_corners=False)[:, :, :30, :41]
+    torch.testing.assert_close(whole_logits(model, images), expected)
+
+
+def test_windows_are_averaged_by_visits():
+    model = tiny(4).eval()
+    images = torch.randint(0, 256, (1, 3, 37, 50), dtype=torch.uint8)
+    total, visits = torch.zeros(1, 4, 37, 50), torch.zeros(37, 50)
+    for top in (0, 12, 13):  # 24 + 12 = 36 leaves one row, so the last window is shifted back to 13
+        for left in (0, 12, 24, 26):
+            total[..., top : top + 24, left : left + 24] += whole_logits(
+                model, images[..., top : top + 24, left : left + 24]
+            )
+            visits[top : top + 24, left : left + 24] += 1
+    torch.testing.assert_close(sliding_logits(model, images, (24, 24), (12, 12)), total / visits)
+
+
+def test_a_window_larger_than_the_image_is_the_whole_image():
+    model = tiny(4).eval()
+    images = torch.randint(0, 256, (1, 3, 20, 20), dtype=torch.uint8)
+    torch.testing.assert_close(sliding_logits(model, images, (64, 64), (32, 32)), whole_logits(model, images))
+
+
+def test_one_class_is_thresholded_at_zero():
+    assert to_mask(torch.tensor([[[[-0.1, 0.2]]]])).tolist() == [[[0, 1]]]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_comes_back_in_its_mode(training):
+    model = tiny(9).train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    bpkd_sdk.evaluate(model, ShapesDataset("val", length=2))
+    assert model.training is training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_reference_network_stands_in_for_labels():
+    data = ShapesDataset("val", length=2)
+    model = tiny(9)
+    assert bpkd_sdk.evaluate(model, data, reference=model).pixel_accuracy == 1
+    data.has_labels = False
+    with pytest.raises(ValueError, match="has no labels; pass `reference`"):
+        bpkd_sdk.evaluate(model, data)
+
+
+def test_bad_arguments_are_named():
+    data = ShapesDataset("val", length=1)
+    with pytest.raises(ValueError, match="Did you mean 'slide'"):
+        bpkd_sdk.evaluate(tiny(9), data, mode="slides")
+    with pytest.raises(ValueError, match="needs `crop_size`"):
+        bpkd_sdk.evaluate(tiny(9), data, mode="slide")
+    with pytest.raises(ValueError, match=r"'.safetensors', '.pth', '.pt', '.onnx'}, but got '.tar'"):
+        bpkd_sdk.evaluate("student.tar", data)

@@ -1,0 +1,192 @@
+"""The BPKD loss against the reference, against float64 loops, and at its limits."""
+
+import numpy as np
+import pytest
+import torch
+
+from bpkd_sdk.boundary import edge_masks
+from bpkd_sdk.losses import BPKDLoss, create_method
+from bpkd_sdk.losses.bpkd import bpkd_body, bpkd_edge
+from bpkd_sdk.output import SegmentationOutput
+
+
+@pytest.fixture(scope="module")
+def case(reference):
+    with np.load(reference / "losses" / "bpkd_c19_void.npz") as content:
+        return dict(content)
+
+
+def tensors(case):
+    return (
+        torch.from_numpy(case["student"]).requires_grad_(),
+        torch.from_numpy(case["teacher"]),
+        torch.from_numpy(case["labels"]),
+    )
+
+
+def assert_gradient(tensor, expected, relative=1e-5):
+    difference = np.abs(tensor.grad.numpy() - expected).max()
+    assert difference <= relative * np.abs(expected).max() + 1e-8
+
+
+@pytest.mark.parametrize("term", ["edge", "body"])
+def test_terms_of_the_reference(case, term):
+    student, teacher, labels = tensors(case)
+    loss = BPKDLoss(19, edge_weight=1, body_weight=1, class_reduction="sum")(student, teacher, labels)[term]
+    loss.backward()
+    assert loss.item() == pytest.approx(float(case[f"loss_{term}"]), rel=1e-5)
+    assert_gradient(student, case[f"grad_{term}"])
+
+
+def test_paper_setting_of_the_reference(case):
+    student, teacher, labels = tensors(case)
+    loss = sum(BPKDLoss.paper(19)(student, teacher, labels).values())
+    loss.backward()
+    assert loss.item() == pytest.approx(float(case["loss"]), rel=1e-5)
+    assert_gradient(student, case["grad"])
+
+
+@pytest.mark.parametrize(("edge_count", "count"), [("positions", "count"), ("mass", "mass")])
+@pytest.mark.parametrize(("void", "name"), [("clear", "zero"), ("keep", "raw"), ("guard", "guard")])
+def test_other_readings_of_the_reference(case, edge_count, count, void, name):
+    loss = BPKDLoss(19, edge_weight=1, body_weight=1, class_reduction="sum", edge_count=edge_count, void=void)
+    terms = loss(*tensors(case))
+    for term in ("edge", "body"):
+        assert terms[term].item() == pytest.approx(float(case[f"alt_{count}_{name}_{term}"]), rel=1e-5)
+
+
+def softmax(x, axis):
+    powers = np.exp(x - x.max(axis, keepdims=True))
+    return powers / powers.sum(axis, keepdims=True)
+
+
+def plain_terms(student, teacher, masks, alpha, temperature, class_reduction, edge_count):
+    """The equations, one image, class and position at a time, in float64."""
+    images, classes = student.shape[:2]
+    edge = body = 0.0
+    for n in range(images):
+        p, q = (softmax(z[n] * masks[n] / temperature, 0) for z in (teacher, student))
+        phi = (p * (np.log(p) - np.log(q))).sum(0)
+        per_class = []
+        for c in range(classes):
+            positions = (masks[n, c] > 0).sum()
+            count = positions if edge_count == "positions" else max(masks[n, c].sum(), 1)
+            if positions:
+                per_class.append(alpha[c] / count * (phi * masks[n, c]).sum())
+        if per_class:
+            edge += np.sum(per_class) if class_reduction == "sum" else np.mean(per_class)
+        for c in range(classes):
+            p, q = (softmax((z[n, c] * (1 - masks[n, c]) / temperature).ravel(), 0) for z in (teacher, student))
+            body += temperature**2 / classes * (p * (np.log(p) - np.log(q))).sum()
+    return edge / images, body / images
+
+
+@pytest.mark.parametrize("edge_count", ["positions", "mass"])
+@pytest.mark.parametrize("class_reduction", ["mean", "sum"])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_equations_in_float64(temperature, class_reduction, edge_count):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(3, 5, 6, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+    labels = torch.randint(0, 4, (3, 6, 7), generator=generator).repeat_interleave(5, 1).repeat_interleave(5, 2)
+    labels[1] = 2
+    alpha = [1.0, 2.0, 3.0, 4.0, 5.0]
+    loss = BPKDLoss(
+        5,
+        edge_weight=3,
+        body_weight=2,
+        alpha=alpha,
+        temperature=temperature,
+        class_reduction=class_reduction,
+        edge_count=edge_count,
+    )
+    terms = loss(student, teacher, labels)
+    masks = edge_masks(labels, 5, (6, 7)).double().numpy()
+    edge, body = plain_terms(student.numpy(), teacher.numpy(), masks, alpha, temperature, class_reduction, edge_count)
+    assert terms["edge"].item() == pytest.approx(3 * edge, rel=1e-6)
+    assert terms["body"].item() == pytest.approx(2 * body, rel=1e-6)
+
+
+def test_gradient_by_finite_differences():
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = (torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    masks = torch.rand(2, 3, 4, 4, generator=generator, dtype=torch.float64)
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: bpkd_edge(z, teacher, masks), student)
+    assert torch.autograd.gradcheck(lambda z: bpkd_body(z, teacher, masks, temperature=2.0), student)
+
+
+@pytest.mark.parametrize("fill", [pytest.param(1, id="one-class"), pytest.param(255, id="void-only")])
+def test_no_edge_gives_exactly_zero(fill):
+    student = torch.randn(2, 3, 8, 8).requires_grad_()
+    labels = torch.full((2, 32, 32), fill, dtype=torch.uint8)
+    edge = BPKDLoss(3)(student, torch.randn(2, 3, 8, 8), labels)["edge"]
+    edge.backward()
+    assert edge.item() == 0
+    assert student.grad.abs().max() == 0
+
+
+def test_equal_logits_give_zero():
+    logits = torch.randn(2, 3, 8, 8)
+    labels = torch.randint(0, 3, (2, 32, 32))
+    assert all(abs(term.item()) < 1e-6 for term in BPKDLoss(3)(logits, logits.clone(), labels).values())
+
+
+def test_teacher_is_resized_to_the_student_and_gets_no_gradient():
+    student = torch.randn(1, 3, 8, 8).requires_grad_()
+    teacher = torch.randn(1, 3, 16, 16).requires_grad_()
+    labels = torch.randint(0, 3, (1, 32, 32))
+    loss = BPKDLoss(3)
+    terms = loss(student, SegmentationOutput(teacher), labels)
+    resized = torch.nn.functional.interpolate(teacher, (8, 8), mode="bilinear", align_corners=False)
+    assert {k: v.item() for k, v in terms.items()} == {k: v.item() for k, v in loss(student, resized, labels).items()}
+    sum(terms.values()).backward()
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_logits_do_not_overflow(dtype):
+    generator = torch.Generator().manual_seed(0)
+    student = (torch.randn(1, 3, 64, 64, generator=generator) * 3000).to(dtype).requires_grad_()
+    teacher = (torch.randn(1, 3, 64, 64, generator=generator) * 3000).to(dtype)
+    labels = torch.randint(0, 3, (1, 16, 16), generator=generator).repeat_interleave(16, 1).repeat_interleave(16, 2)
+    expected = BPKDLoss(3)(student.detach().float(), teacher.float(), labels)
+    with torch.autocast("cpu", dtype=dtype):
+        terms = BPKDLoss(3)(student, teacher, labels)
+    sum(terms.values()).backward()
+    assert all(terms[name].item() == pytest.approx(expected[name].item(), rel=1e-5) for name in expected)
+    assert torch.isfinite(student.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"width": 7, "temperature": 0}, "`temperature`.*above 0"),
+        ({"edge_weight": -1}, "`edge_weight`"),
+        ({"body_weight": float("nan")}, "`body_weight`"),
+        ({"class_reduction": "average"}, "one of {'mean', 'sum'}"),
+        ({"edge_count": "position"}, "Did you mean 'positions'"),
+        ({"alpha": [1.0, 2.0]}, "one number or 3"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        BPKDLoss(3, **arguments)
+
+
+def test_bad_tensors_are_named():
+    loss, labels = BPKDLoss(3), torch.zeros(2, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"agree in images and classes.*\(2, 3\) and \(2, 4\)"):
+        loss(torch.zeros(2, 3, 2, 2), torch.zeros(2, 4, 2, 2), labels)
+    with pytest.raises(ValueError, match="logits of 3 classes, but got 4"):
+        loss(torch.zeros(2, 4, 2, 2), torch.zeros(2, 4, 2, 2), labels)
+    with pytest.raises(ValueError, match="labels for 1 images, but got 2"):
+        loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), labels)
+
+
+def test_methods_by_name():
+    assert create_method("bpkd", 3).edge_weight == 10
+    paper = create_method("bpkd_paper", 3)
+    assert (paper.edge_weight, paper.body_weight, paper.class_reduction) == (50, 20, "sum")
+    with pytest.raises(ValueError, match="Did you mean 'bpkd'"):
+        create_method("bpdk", 3)

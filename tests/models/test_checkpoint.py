@@ -1,0 +1,122 @@
+"""A checkpoint is the network: what is written, what comes back, what is refused."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import bpkd_sdk
+from bpkd_sdk.models.checkpoint import write_atomically
+from tests.networks import tiny
+
+NAME = "smp/FPN/tu-mobilenetv3_small_050"
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return bpkd_sdk.create_model(NAME, 5).eval()
+
+
+def test_round_trip_needs_the_file_alone(model, tmp_path):
+    bpkd_sdk.save_model(model, tmp_path / "a.safetensors", training={"steps": 3})
+    again = bpkd_sdk.load_model(tmp_path / "a.safetensors")
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(images), again(images))
+    assert again.spec == model.spec
+    assert not again.training
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        header = json.loads(file.metadata()["bpkd"])
+    assert header["training"] == {"steps": 3}
+    assert header["network"]["name"] == NAME
+    assert header["versions"]["torch"] == torch.__version__.split("+")[0] or "torch" in header["versions"]
+
+
+def test_weights_argument_loads_a_checkpoint(model, tmp_path):
+    bpkd_sdk.save_model(model, tmp_path / "a.safetensors")
+    again = bpkd_sdk.create_model(NAME, 5, weights=tmp_path / "a.safetensors").eval()
+    assert torch.equal(next(model.parameters()), next(again.parameters()))
+    with pytest.raises(ValueError, match=r"does not fit FPN.*\n.*misshapen: segmentation_head"):
+        bpkd_sdk.create_model(NAME, 6, weights=tmp_path / "a.safetensors")
+
+
+def test_a_network_of_ones_own_needs_an_instance(tmp_path):
+    own = tiny(4)
+    own.spec = bpkd_sdk.NetworkSpec(name=None, num_classes=4, class_names=("a", "b", "c", "d"), mean=(0.0,) * 3)
+    bpkd_sdk.save_model(own, tmp_path / "own.safetensors")
+    with pytest.raises(ValueError, match=r"holds a torch.nn.*Sequential.*load_model\(path, model=\.\.\.\)"):
+        bpkd_sdk.load_model(tmp_path / "own.safetensors")
+    again = bpkd_sdk.load_model(tmp_path / "own.safetensors", model=tiny(4, seed=1))
+    assert again.spec == own.spec
+    assert torch.equal(again[0].weight, own[0].weight)
+    with pytest.raises(ValueError, match="missing: 0.weight|misshapen"):
+        bpkd_sdk.load_model(tmp_path / "own.safetensors", model=tiny(4, width=9))
+
+
+def test_altered_weights_are_noticed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    bpkd_sdk.save_model(tiny(4), path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    state = load_file(path)
+    state["0.weight"][0, 0, 0, 0] += 1e-3
+    save_file(state, path, metadata=metadata)
+    with pytest.raises(ValueError, match="do not match the hash"):
+        bpkd_sdk.load_model(path, model=tiny(4))
+
+
+def test_files_that_are_not_checkpoints(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        bpkd_sdk.load_model(tmp_path / "none.safetensors")
+    whole = tmp_path / "a.safetensors"
+    bpkd_sdk.save_model(tiny(4), whole)
+    (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:-50])
+    with pytest.raises(ValueError, match="not a readable safetensors file.*truncated"):
+        bpkd_sdk.load_model(tmp_path / "cut.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match="no bpkd-sdk header"):
+        bpkd_sdk.load_model(tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match="ends in '.safetensors'"):
+        bpkd_sdk.save_model(tiny(4), tmp_path / "a.pt")
+
+
+def test_pickles_are_never_loaded(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    path = tmp_path / "hostile.safetensors"
+    path.write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        bpkd_sdk.load_model(path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    write_atomically(path, b"old")
+
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("smp/DeepLabV3Pluss/resnet18", "Did you mean 'DeepLabV3Plus'"),
+        ("smp/FPN/resnet81", "Did you mean 'resnet18'"),
+        ("smp/FPN", "a name like"),
+    ],
+)
+def test_unknown_names_list_the_nearest(name, message):
+    with pytest.raises(ValueError, match=message):
+        bpkd_sdk.create_model(name, 5)

@@ -1,0 +1,149 @@
+"""Bit sets against dilation and erosion written out pixel by pixel."""
+
+import numpy as np
+import pytest
+import torch
+
+from bpkd_sdk.boundary import class_contours, edge_band, edge_masks, has_same_class_within, inner_boundary
+
+
+def random_labels(classes: int, height: int, width: int, *, void: int | None, seed: int = 0) -> torch.Tensor:
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, classes, (2, height // 3 + 1, width // 3 + 1))
+    labels = coarse.repeat(3, 1).repeat(3, 2)[:, :height, :width]
+    if void is not None:
+        labels = np.where(generator.random(labels.shape) < 0.04, void, labels)
+    return torch.from_numpy(labels)
+
+
+def window(image: np.ndarray, row: int, column: int, width: int) -> np.ndarray:
+    radius = width // 2
+    return image[max(row - radius, 0) : row + radius + 1, max(column - radius, 0) : column + radius + 1]
+
+
+def plain_masks(labels, classes, size, width, ignore, void):
+    """Dilation minus erosion of each class, then the mean over each cell, one pixel at a time in float64."""
+    count, height, columns = labels.shape
+    edges = np.zeros((count, classes, height, columns))
+    for n, row, column in np.ndindex(count, height, columns):
+        seen = set(window(labels[n], row, column, width).ravel().tolist())
+        if void == "clear" and labels[n, row, column] == ignore:
+            continue
+        if void == "guard" and ignore in seen:
+            continue
+        for c in seen - {ignore}:
+            dilated, eroded = 1, int(seen == {c})
+            edges[n, c, row, column] = dilated - eroded
+    masks = np.zeros((count, classes, *size))
+    for i, j in np.ndindex(*size):
+        rows = slice(i * height // size[0], -(-(i + 1) * height // size[0]))
+        cols = slice(j * columns // size[1], -(-(j + 1) * columns // size[1]))
+        masks[:, :, i, j] = edges[:, :, rows, cols].mean((2, 3))
+    return masks
+
+
+@pytest.mark.parametrize("void", ["clear", "keep", "guard"])
+@pytest.mark.parametrize("width", [1, 3, 7])
+@pytest.mark.parametrize(
+    ("classes", "height", "columns", "size"),
+    [
+        pytest.param(2, 16, 24, (4, 6), id="divisible"),
+        pytest.param(19, 17, 23, (5, 6), id="not-divisible"),
+        pytest.param(5, 7, 5, (7, 5), id="same-size"),
+        pytest.param(5, 6, 5, (9, 11), id="finer-than-labels"),
+        pytest.param(3, 13, 40, (1, 1), id="one-cell"),
+        pytest.param(33, 16, 16, (4, 4), id="two-words"),
+        pytest.param(255, 20, 20, (5, 5), id="eight-words"),
+    ],
+)
+def test_masks_equal_plain_dilation_minus_erosion(classes, height, columns, size, width, void):
+    labels = random_labels(classes, height, columns, void=255)
+    expected = plain_masks(labels.numpy(), classes, size, width, 255, void)
+    masks = edge_masks(labels, classes, size, width, void=void)
+    assert masks.dtype is torch.float32
+    np.testing.assert_allclose(masks.numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_256_classes_with_a_void_label_outside_them():
+    labels = torch.arange(256).view(1, 16, 16)
+    masks = edge_masks(labels, 256, (16, 16), 3, ignore_index=-1)
+    np.testing.assert_allclose(masks.numpy(), plain_masks(labels.numpy(), 256, (16, 16), 3, -1, "clear"), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_label_type_does_not_matter(dtype):
+    labels = random_labels(19, 24, 24, void=255)
+    torch.testing.assert_close(edge_masks(labels.to(dtype), 19, (6, 6)), edge_masks(labels, 19, (6, 6)), rtol=0, atol=0)
+
+
+def test_masks_of_the_reference(reference):
+    case = np.load(reference / "losses" / "bpkd_c19_void.npz")
+    masks = edge_masks(torch.from_numpy(case["labels"]), 19, (17, 23), int(case["kernel"]))
+    np.testing.assert_allclose(masks.numpy(), case["mask"], rtol=0, atol=1e-7)
+
+
+def test_the_frame_is_no_edge_and_one_class_has_none():
+    assert edge_masks(torch.zeros(1, 12, 12, dtype=torch.uint8), 3, (3, 3)).abs().max() == 0
+    assert not edge_band(torch.zeros(1, 12, 12, dtype=torch.uint8)).any()
+
+
+def test_void_only_has_no_edge():
+    void = torch.full((1, 12, 12), 255, dtype=torch.uint8)
+    for mode in ("clear", "keep", "guard"):
+        assert edge_masks(void, 3, (3, 3), void=mode).abs().max() == 0
+
+
+def test_edge_band_is_where_any_class_has_an_edge():
+    labels = random_labels(7, 30, 31, void=255)
+    any_edge = edge_masks(labels, 7, (30, 31)).amax(1) > 0
+    assert torch.equal(edge_band(labels), any_edge)
+
+
+@pytest.mark.parametrize("distance", [1, 3])
+def test_inner_boundary_is_the_mask_minus_its_erosion(distance):
+    labels = random_labels(4, 20, 17, void=255).numpy()
+    expected = np.zeros(labels.shape, bool)
+    padded = np.pad(labels, ((0, 0), (distance, distance), (distance, distance)), constant_values=-1)
+    for n, row, column in np.ndindex(*labels.shape):
+        near = padded[n, row : row + 2 * distance + 1, column : column + 2 * distance + 1]
+        expected[n, row, column] = (near != labels[n, row, column]).any()
+    assert np.array_equal(inner_boundary(torch.from_numpy(labels), distance).numpy(), expected)
+
+
+def test_contours_touch_another_class_but_not_void_or_the_frame():
+    labels = torch.tensor([[[0, 0, 0, 1, 1, 1, 255, 2]]])
+    assert class_contours(labels).tolist() == [[[255, 255, 0, 1, 255, 255, 255, 255]]]
+
+
+@pytest.mark.parametrize("classes", [3, 40])
+def test_same_class_within_a_distance(classes):
+    labels, others = (random_labels(classes, 15, 14, void=255, seed=seed) for seed in (1, 2))
+    expected = np.zeros(labels.shape, bool)
+    for n, row, column in np.ndindex(*labels.shape):
+        value = int(labels[n, row, column])
+        expected[n, row, column] = value != 255 and value in window(others[n].numpy(), row, column, 5)
+    assert np.array_equal(has_same_class_within(labels, others, 2, classes, 255).numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"labels": torch.full((1, 4, 4), 7)}, r"Expected labels in \[0, 3\).*\[7\]", id="label"),
+        pytest.param({"labels": torch.full((1, 4, 4), -1)}, r"\[-1\]", id="negative-label"),
+        pytest.param({"labels": torch.zeros(4, 4, dtype=torch.int64)}, r"shape \(N, H, W\)", id="shape"),
+        pytest.param({"width": 4}, "odd number", id="even-width"),
+        pytest.param({"num_classes": 257}, "1 to 256", id="classes"),
+        pytest.param({"ignore_index": 2}, "one of the 3 classes", id="ignore-is-a-class"),
+        pytest.param({"output_size": (0, 4)}, "two positive numbers", id="size"),
+        pytest.param({"void": "guarded"}, "Did you mean 'guard'", id="void"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    good = {"labels": torch.zeros(1, 4, 4, dtype=torch.int64), "num_classes": 3, "output_size": (2, 2)}
+    with pytest.raises(ValueError, match=message):
+        edge_masks(**good | arguments)
+
+
+def test_float_labels_are_refused():
+    with pytest.raises(TypeError, match="integer labels"):
+        edge_masks(torch.zeros(1, 4, 4), 3, (2, 2))

@@ -1,0 +1,90 @@
+"""The command, as a user types it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import bpkd_sdk
+from bpkd_sdk import cli
+from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.quickstart import quickstart
+
+NETWORK = "smp/FPN/tu-mobilenetv3_small_050"
+
+
+def bpkd(capfd, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["bpkd", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    out, err = capfd.readouterr()
+    return stopped.value.code, out, err
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    model = bpkd_sdk.create_model(NETWORK, ShapesDataset().num_classes)
+    bpkd_sdk.save_model(model, path)
+    return path
+
+
+def test_every_command_has_help():
+    for command in ("quickstart", "train", "distill", "evaluate", "profile", "export", "doctor"):
+        result = subprocess.run(
+            [sys.executable, "-m", "bpkd_sdk.cli", command, "--help"], capture_output=True, text=True
+        )
+        assert result.returncode == 0
+        assert command in result.stdout
+
+
+def test_distill_evaluate_export_and_evaluate_again(capfd, monkeypatch, teacher, tmp_path):
+    run = tmp_path / "run"
+    code, out, err = bpkd(
+        capfd, monkeypatch, "distill", teacher, NETWORK, "--steps", 2, "--batch-size", 2, "--crop", "64x64",
+        "--output", run, "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "boundary IoU" in out
+    code, out, _ = bpkd(capfd, monkeypatch, "evaluate", run / "last.safetensors", "--json")
+    scores = json.loads(out)
+    assert scores["images"] == 100
+    assert code == 0
+    code, out, _ = bpkd(capfd, monkeypatch, "export", run / "last.safetensors", run / "s.onnx", "--size", "128x128")
+    assert code == 0
+    assert "of the pixels as in torch" in out
+    code, out, _ = bpkd(capfd, monkeypatch, "evaluate", run / "s.onnx", "--json")
+    assert json.loads(out)["miou"] == pytest.approx(scores["miou"], abs=1e-3)
+
+
+def test_errors_are_one_message_and_a_code(capfd, monkeypatch, tmp_path):
+    code, _, err = bpkd(capfd, monkeypatch, "evaluate", tmp_path / "none.safetensors")
+    assert code == 1
+    assert "no checkpoint at" in err
+    assert "Traceback" not in err
+    code, _, err = bpkd(capfd, monkeypatch, "train", NETWORK, "--crop", "64")
+    assert code == 1
+    assert "a size like 512x1024" in err
+
+
+def test_doctor_names_what_is_there(capfd, monkeypatch):
+    code, out, _ = bpkd(capfd, monkeypatch, "doctor")
+    assert code == 0
+    for part in ("torch", "CUDA", "ONNX Runtime", "TensorRT", "CPU"):
+        assert part in out
+
+
+def test_quickstart_in_small(tmp_path):
+    report = quickstart(tmp_path, teacher_steps=2, student_steps=2)
+    page = report.read_text()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["name"] for row in results["rows"]] == [
+        "teacher", "student alone", "student with BPKD", "student with BPKD, ONNX",
+    ]  # fmt: skip
+    assert results["rows"][2]["miou"] == pytest.approx(results["rows"][3]["miou"], abs=0.01)
+    assert results["agreement"] >= 0.9999
+    assert page.count("<img") == 2 + 6 * 5
+    assert 'src="http' not in page
+    weights = bpkd_sdk.load_model(tmp_path / "student_bpkd" / "last.safetensors")
+    assert weights.spec.class_names == ShapesDataset().class_names

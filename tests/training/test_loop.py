@@ -1,0 +1,294 @@
+"""The loop through the public calls: it learns, it resumes exactly, it refuses what does not fit."""
+
+import json
+import os
+import signal
+import threading
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bpkd_sdk
+from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.losses import BPKDLoss
+from bpkd_sdk.output import SegmentationOutput
+from bpkd_sdk.training.live import LoudTermWarning
+from bpkd_sdk.training.loop import cross_entropy
+from tests.networks import tiny
+
+TRAIN, VAL = ShapesDataset("train", length=10, size=(48, 48)), ShapesDataset("val", length=3, size=(48, 40))
+OPTIONS = {"batch_size": 2, "crop_size": (32, 32), "device": "cpu", "check_data": False, "log_every": 2}
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0)
+
+
+def test_distillation_brings_the_student_to_the_teacher(tmp_path):
+    teacher, student = tiny(9, seed=1).eval(), tiny(9, seed=2)
+    before, teacher_weights = bpkd_sdk.evaluate(student, VAL, reference=teacher), weights(teacher)
+    result = bpkd_sdk.distill(
+        teacher, student, (TRAIN, VAL), steps=60, labels="teacher", optimizer="adamw", learning_rate=5e-3,
+        output_dir=tmp_path, **OPTIONS,
+    )  # fmt: skip
+    assert before.pixel_accuracy < 0.5
+    assert result.metrics.pixel_accuracy > 0.8
+    assert_same(teacher_weights, weights(teacher))
+
+
+def test_training_lowers_the_loss_and_writes_what_it_says(tmp_path):
+    result = bpkd_sdk.train(
+        tiny(9), (TRAIN, VAL), steps=40, optimizer="adamw", learning_rate=1e-2, evaluate_every=20, output_dir=tmp_path,
+        **OPTIONS,
+    )  # fmt: skip
+    losses = [record["terms"]["ce"] for record in result.history if "terms" in record]
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+    assert [record["step"] for record in result.history if "metrics" in record] == [20, 40]
+    assert result.metrics.miou == pytest.approx(result.history[-1]["metrics"]["miou"])
+    assert result.history == [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert not result.model.training
+    again = bpkd_sdk.load_model(result.checkpoint, model=tiny(9, seed=5))
+    assert_same(weights(result.model), weights(again))
+    assert again.spec.class_names == TRAIN.class_names
+    best = max(record["metrics"]["miou"] for record in result.history if "metrics" in record)
+    loaded = bpkd_sdk.load_model(tmp_path / "best.safetensors", model=tiny(9))
+    assert bpkd_sdk.evaluate(loaded, VAL).miou == pytest.approx(best)
+
+
+def test_first_step_is_sgd_by_hand(tmp_path):
+    """One step of SGD with the default settings, recomputed from the batch that the loader gives."""
+    from bpkd_sdk.training.config import TrainingConfig
+    from bpkd_sdk.training.loader import training_loader
+
+    config = TrainingConfig(steps=1, batch_size=2, crop_size=(32, 32))
+    images, labels = next(iter(training_loader(TRAIN, config, (32, 32), first_step=0, on_gpu=False)))
+    by_hand = tiny(9)
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    logits = by_hand((images / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
+    logits = F.interpolate(logits, (32, 32), mode="bilinear", align_corners=False)
+    F.cross_entropy(logits, labels, ignore_index=255).backward()
+    optimizer.step()
+    model = tiny(9)
+    bpkd_sdk.train(model, (TRAIN, None), steps=1, output_dir=tmp_path, **OPTIONS)
+    for name, value in by_hand.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path, optimizer, workers):
+    options = OPTIONS | {"steps": 9, "optimizer": optimizer, "workers": workers, "evaluate_every": 4, "seed": 3}
+    teacher = tiny(9, seed=1).eval()
+    whole = bpkd_sdk.distill(teacher, tiny(9, dropout=0.3), (TRAIN, VAL), output_dir=tmp_path / "whole", **options)
+
+    class StopAfter(BPKDLoss):
+        calls = 0
+
+        def forward(self, *inputs):
+            self.calls += 1
+            if self.calls == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().forward(*inputs)
+
+    interrupted = {"output_dir": tmp_path / "parts", "method": StopAfter(9)}
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 5"):
+        bpkd_sdk.distill(teacher, tiny(9, dropout=0.3), (TRAIN, VAL), **options | interrupted)
+    usable = bpkd_sdk.load_model(tmp_path / "parts" / "last.safetensors", model=tiny(9))
+    assert not torch.equal(next(usable.parameters()), next(whole.model.parameters()))
+    parts = bpkd_sdk.distill(
+        teacher, tiny(9, seed=7, dropout=0.3), (TRAIN, VAL), output_dir=tmp_path / "parts", resume=True, **options
+    )
+    assert_same(weights(whole.model), weights(parts.model))
+    assert parts.metrics == whole.metrics
+    scored = [[r for r in run.history if "metrics" in r] for run in (whole, parts)]
+    assert scored[0] == scored[1]
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    options = OPTIONS | {"steps": 4, "output_dir": tmp_path}
+    first = bpkd_sdk.train(tiny(9), (TRAIN, VAL), **options)
+    again = bpkd_sdk.train(tiny(9, seed=4), (TRAIN, VAL), resume=True, **options)
+    assert_same(weights(first.model), weights(again.model))
+    assert first.history == again.history
+    assert first.metrics == again.metrics
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tmp_path):
+    runs = [
+        bpkd_sdk.train(tiny(9), (TRAIN, None), steps=3, seed=seed, output_dir=tmp_path / str(i), **OPTIONS)
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    assert_same(weights(runs[0].model), weights(runs[1].model))
+    assert not torch.equal(next(runs[0].model.parameters()), next(runs[2].model.parameters()))
+
+
+def test_a_crash_leaves_the_history_of_the_last_checkpoint(tmp_path):
+    options = OPTIONS | {"steps": 8, "checkpoint_every": 4, "evaluate_every": 8, "output_dir": tmp_path}
+
+    class Crash(BPKDLoss):
+        calls = 0
+
+        def forward(self, *inputs):
+            self.calls += 1
+            if self.calls == 7:
+                raise MemoryError
+            return super().forward(*inputs)
+
+    teacher = tiny(9, seed=1).eval()
+    with pytest.raises(MemoryError):
+        bpkd_sdk.distill(teacher, tiny(9), (TRAIN, None), method=Crash(9), **options)
+    result = bpkd_sdk.distill(teacher, tiny(9), (TRAIN, None), resume=True, **options)
+    assert [record["step"] for record in result.history] == [2, 4, 6, 8]
+
+
+def test_auxiliary_head_and_dict_and_object_outputs(tmp_path):
+    class Auxiliary(nn.Module):
+        """torchvision's way to return two heads."""
+
+        def __init__(self):
+            super().__init__()
+            self.body = tiny(9)
+            self.aux = nn.Conv2d(3, 9, 1)
+
+        def forward(self, images):
+            return {"out": self.body(images), "aux": self.aux(images[:, :, ::8, ::8])}
+
+    class HuggingFace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = tiny(9, seed=1)
+
+        def forward(self, pixel_values):
+            return SegmentationOutput(self.body(pixel_values))
+
+    model = Auxiliary()
+    before = model.aux.weight.clone()
+    result = bpkd_sdk.distill(HuggingFace().eval(), model, (TRAIN, None), steps=2, output_dir=tmp_path, **OPTIONS)
+    terms = result.history[0]["terms"]
+    assert list(terms) == ["ce", "aux", "edge", "body"]
+    assert result.history[0]["loss"] == pytest.approx(sum(terms.values()))
+    assert not torch.equal(before, model.aux.weight)
+
+
+def test_unlabelled_images_with_the_teachers_labels(tmp_path):
+    unlabelled = ShapesDataset("train", length=6, size=(48, 48))
+    unlabelled.has_labels = False
+    with pytest.raises(ValueError, match="labels='teacher'"):
+        bpkd_sdk.distill(tiny(9, seed=1).eval(), tiny(9), (unlabelled, None), steps=2, output_dir=tmp_path, **OPTIONS)
+    result = bpkd_sdk.distill(
+        tiny(9, seed=1).eval(), tiny(9), (unlabelled, unlabelled), steps=2, labels="teacher", output_dir=tmp_path,
+        **OPTIONS,
+    )  # fmt: skip
+    assert result.history[0]["terms"]["edge"] > 0
+    assert 0 <= result.metrics.pixel_accuracy <= 1
+
+
+def test_a_loud_term_is_warned_of(tmp_path):
+    method = BPKDLoss(9, edge_weight=1e5)
+    with pytest.warns(LoudTermWarning, match="'edge' is .* times the cross-entropy"):
+        bpkd_sdk.distill(
+            tiny(9, seed=1).eval(), tiny(9), (TRAIN, None), method=method, steps=2, output_dir=tmp_path, **OPTIONS
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LoudTermWarning)
+        bpkd_sdk.distill(tiny(9, seed=1).eval(), tiny(9), (TRAIN, None), steps=2, output_dir=tmp_path / "2", **OPTIONS)
+
+
+def test_cross_entropy_leaves_void_out_and_survives_nothing_but_void():
+    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+    labels = torch.tensor([[[0, 255], [2, 1]]])
+    expected = -(logits.log_softmax(1)[0, [0, 2, 1], [0, 1, 1], [0, 0, 1]]).mean()
+    assert cross_entropy(logits, labels, 255).item() == pytest.approx(expected.item())
+    empty = cross_entropy(logits, torch.full((1, 2, 2), 255), 255)
+    empty.backward()
+    assert empty.item() == 0
+    assert logits.grad.abs().max() == 0
+
+
+class Exploding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = tiny(9)
+
+    def forward(self, images):
+        return self.body(images) * (float("nan") if self.training else 1)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "options", "error", "message"),
+    [
+        pytest.param(
+            tiny(5).eval(), tiny(9), {}, ValueError, "teacher predicts 5 classes, but shapes/train has 9", id="classes"
+        ),
+        pytest.param(tiny(9).eval(), tiny(4), {}, ValueError, "student predicts 4 classes", id="student-classes"),
+        pytest.param(tiny(9), tiny(9), {}, ValueError, r"teacher is in training mode.*teacher.eval\(\)", id="mode"),
+        pytest.param(
+            tiny(9).eval(), Exploding(), {}, FloatingPointError, "ce is nan, .* between steps 1 and 1", id="nan"
+        ),
+        pytest.param(tiny(9).eval(), tiny(9), {"steps": 0}, ValueError, "`steps`", id="steps"),
+        pytest.param(tiny(9).eval(), tiny(9), {"step": 3}, TypeError, "Did you mean 'steps'", id="unknown-option"),
+        pytest.param(tiny(9).eval(), tiny(9), {"precision": "half"}, ValueError, "`precision`.*'half'", id="precision"),
+        pytest.param(tiny(9).eval(), tiny(9), {"device": "cuda"}, ValueError, "torch sees no CUDA", id="device"),
+        pytest.param(tiny(9).eval(), tiny(9), {"method": "bpdk"}, ValueError, "Did you mean 'bpkd'", id="method"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, teacher, student, options, error, message):
+    if options.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(error, match=message):
+        bpkd_sdk.distill(
+            teacher, student, (TRAIN, None), **{"steps": 2, "output_dir": tmp_path / "run"} | OPTIONS | options
+        )
+    assert not (tmp_path / "run" / "last.safetensors").exists()
+
+
+def test_a_crop_the_network_cannot_take_is_refused(tmp_path):
+    class Deep(nn.Module):
+        def forward(self, images):
+            return F.avg_pool2d(images, 64)
+
+    with pytest.raises(ValueError, match=r"student cannot take a crop of \(32, 32\)"):
+        bpkd_sdk.train(Deep(), (TRAIN, None), steps=1, output_dir=tmp_path, **OPTIONS)
+    network = bpkd_sdk.create_model("smp/FPN/tu-mobilenetv3_small_050", 9)
+    with pytest.raises(ValueError, match=r"multiples of 32, which the student needs.*Nearest: \(32, 64\)"):
+        bpkd_sdk.train(network, (TRAIN, None), steps=1, output_dir=tmp_path, **OPTIONS | {"crop_size": (40, 60)})
+
+
+def test_a_run_is_not_overwritten_nor_resumed_with_other_options(tmp_path):
+    options = OPTIONS | {"output_dir": tmp_path, "steps": 2}
+    bpkd_sdk.train(tiny(9), (TRAIN, None), **options)
+    with pytest.raises(FileExistsError, match="resume=True"):
+        bpkd_sdk.train(tiny(9), (TRAIN, None), **options)
+    with pytest.raises(ValueError, match="steps: was 2, is 3"):
+        bpkd_sdk.train(tiny(9), (TRAIN, None), resume=True, **options | {"steps": 3})
+
+
+def test_interrupts_are_left_alone_outside_the_main_thread(tmp_path):
+    results = []
+
+    def work():
+        results.append(bpkd_sdk.train(tiny(9), (TRAIN, None), steps=2, output_dir=tmp_path, **OPTIONS))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert results[0].history[-1]["step"] == 2
+
+
+def test_precision_bf16_on_the_cpu(tmp_path):
+    model = tiny(9)
+    result = bpkd_sdk.distill(
+        tiny(9, seed=1).eval(), model, (TRAIN, None), steps=2, precision="bf16", output_dir=tmp_path, **OPTIONS
+    )
+    assert all(parameter.dtype is torch.float32 for parameter in model.parameters())
+    assert result.model(torch.zeros(1, 3, 32, 32)).dtype is torch.float32
