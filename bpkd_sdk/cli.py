@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import json
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
@@ -22,16 +27,6 @@ errors = Console(stderr=True)
 Data = Annotated[str, typer.Option(help="'shapes', 'folder' or 'camvid'; or the path of a folder.")]
 Root = Annotated[Path | None, typer.Option(help="Where a named data set lies.")]
 Output = Annotated[Path | None, typer.Option(help="Folder of the run; by default a new one below runs/.")]
-Steps = Annotated[int, typer.Option(help="Optimiser steps.")]
-BatchSize = Annotated[int, typer.Option(help="Images a step.")]
-Crop = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the training crops.")]
-Rate = Annotated[float | None, typer.Option(help="Learning rate at the first step.")]
-Optimizer = Annotated[str, typer.Option(help="'sgd' or 'adamw'.")]
-Clip = Annotated[float | None, typer.Option(help="Largest norm of the gradients.")]
-Precision = Annotated[str, typer.Option(help="'auto', 'fp32', 'fp16' or 'bf16'.")]
-Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', 'mps'.")]
-Workers = Annotated[int | None, typer.Option(help="Processes that load data.")]
-Seed = Annotated[int, typer.Option(help="Of shuffling, augmentation and dropout.")]
 Resume = Annotated[bool, typer.Option(help="Go on with the run in the output folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -59,87 +54,78 @@ def quickstart(
     run(folder)
 
 
+def training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each field of `TrainingConfig`; it gets them together as `options`."""
+    from bpkd_sdk.training.config import TrainingConfig
+
+    hints = get_type_hints(TrainingConfig)
+    added = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=_option(field, hints)
+        )
+        for field in dataclasses.fields(TrainingConfig)
+    ]
+
+    @functools.wraps(command)
+    def wrapper(**arguments: Any) -> None:
+        options = {parameter.name: arguments.pop(parameter.name) for parameter in added}
+        command(**arguments, options=options)
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "options"]
+    wrapper.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+    return wrapper
+
+
+def _option(field: dataclasses.Field[Any], hints: dict[str, Any]) -> Any:
+    from bpkd_sdk.training.config import TrainingConfig
+
+    described = re.search(rf"^ +{field.name}: (.+)$", TrainingConfig.__doc__ or "", re.MULTILINE)
+    help_text = described[1] if described else None
+    if field.name == "crop_size":
+        return Annotated[str | None, typer.Option(help=help_text, metavar="HEIGHTxWIDTH")]
+    kind = float if field.name == "boundary_width" else hints[field.name]
+    return Annotated[kind, typer.Option(help=help_text)]
+
+
 @app.command()
+@training_options
 def train(
+    *,
     model: Annotated[str, typer.Argument(help="A name such as smp/DeepLabV3Plus/mobilenet_v2, or a checkpoint.")],
     data: Data = "shapes",
     root: Root = None,
     output: Output = None,
-    steps: Steps = 40_000,
-    batch_size: BatchSize = 8,
-    crop: Crop = None,
-    learning_rate: Rate = None,
-    optimizer: Optimizer = "sgd",
-    gradient_clip: Clip = None,
-    precision: Precision = "auto",
-    device: Device = "auto",
-    workers: Workers = None,
-    seed: Seed = 0,
     resume: Resume = False,
+    options: dict[str, Any],
 ) -> None:
     """Train a network on labelled images."""
     import bpkd_sdk
 
-    result = bpkd_sdk.train(
-        model,
-        _splits(data, root),
-        output_dir=output,
-        resume=resume,
-        steps=steps,
-        batch_size=batch_size,
-        crop_size=_size(crop),
-        learning_rate=learning_rate,
-        optimizer=optimizer,
-        gradient_clip=gradient_clip,
-        precision=precision,
-        device=device,
-        workers=workers,
-        seed=seed,
-    )
+    options["crop_size"] = _size(options["crop_size"])
+    result = bpkd_sdk.train(model, _splits(data, root), output_dir=output, resume=resume, **options)
     _print_result(result)
 
 
 @app.command()
+@training_options
 def distill(
-    teacher: Annotated[str, typer.Argument(help="A checkpoint.")],
+    *,
+    teacher: Annotated[str, typer.Argument(help="A checkpoint, ours or an OpenMMLab .pth.")],
     student: Annotated[str, typer.Argument(help="A name such as smp/FPN/mobilenet_v2, or a checkpoint.")],
     data: Data = "shapes",
     root: Root = None,
     method: Annotated[str, typer.Option(help="'bpkd' or 'bpkd_paper'.")] = "bpkd",
-    labels: Annotated[str, typer.Option(help="'dataset', or 'teacher' where there are no labels.")] = "dataset",
     output: Output = None,
-    steps: Steps = 40_000,
-    batch_size: BatchSize = 8,
-    crop: Crop = None,
-    learning_rate: Rate = None,
-    optimizer: Optimizer = "sgd",
-    gradient_clip: Clip = None,
-    precision: Precision = "auto",
-    device: Device = "auto",
-    workers: Workers = None,
-    seed: Seed = 0,
     resume: Resume = False,
+    options: dict[str, Any],
 ) -> None:
     """Train a student on labelled images and on what a teacher makes of them."""
     import bpkd_sdk
 
-    options: dict[str, Any] = {"precision": precision, "optimizer": optimizer, "labels": labels}
+    options["crop_size"] = _size(options["crop_size"])
     result = bpkd_sdk.distill(
-        teacher,
-        student,
-        _splits(data, root),
-        method=method,
-        output_dir=output,
-        resume=resume,
-        steps=steps,
-        batch_size=batch_size,
-        crop_size=_size(crop),
-        learning_rate=learning_rate,
-        gradient_clip=gradient_clip,
-        device=device,
-        workers=workers,
-        seed=seed,
-        **options,
+        teacher, student, _splits(data, root), method=method, output_dir=output, resume=resume, **options
     )
     _print_result(result)
 

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.evaluation.inference import ModuleSegmenter
 from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.serve.overlay import draw_difference, draw_overlay
-from bpkd_sdk.training import TrainingResult
+from bpkd_sdk.training.loop import TrainingResult
 
-SCENES = 6
+SCENES = 4
 SCENE_HEIGHT = 256  # pixels that small images are enlarged to, so that boundaries can be seen
 
 
@@ -55,7 +56,7 @@ def write_report(
         **results,
     )
     write_atomically(path, page.encode())
-    grid = np.vstack([np.hstack(pictures) for pictures, _ in scenes])
+    grid = np.vstack([_headings(columns, scenes[0][0][0].shape[1]), *(np.hstack(pictures) for pictures, _ in scenes)])
     write_atomically(path.with_name("scenes.png"), _png(grid))
     return path
 
@@ -86,6 +87,14 @@ def _enlarge(picture: np.ndarray, *, nearest: bool = False) -> np.ndarray:
     factor = max(1, round(SCENE_HEIGHT / len(picture)))
     mode = cv2.INTER_NEAREST if nearest else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(picture, None, fx=factor, fy=factor, interpolation=mode))
+
+
+def _headings(columns: list[str], width: int) -> np.ndarray:
+    strip = Image.new("RGB", (width * len(columns), width // 8), "white")
+    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(width // 14)
+    for i, text in enumerate(columns):
+        draw.text((i * width + width // 40, width // 16), text, fill="black", font=font, anchor="lm")
+    return np.asarray(strip)
 
 
 def _draw_losses(runs: Mapping[str, TrainingResult]) -> Figure:

@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import bpkd_sdk
 from bpkd_sdk import cli
 from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.models.zoo import build
 from bpkd_sdk.quickstart import quickstart
 
 NETWORK = "smp/FPN/tu-mobilenetv3_small_050"
@@ -42,7 +44,7 @@ def test_every_command_has_help():
 def test_distill_evaluate_export_and_evaluate_again(capfd, monkeypatch, teacher, tmp_path):
     run = tmp_path / "run"
     code, out, err = bpkd(
-        capfd, monkeypatch, "distill", teacher, NETWORK, "--steps", 2, "--batch-size", 2, "--crop", "64x64",
+        capfd, monkeypatch, "distill", teacher, NETWORK, "--steps", 2, "--batch-size", 2, "--crop-size", "64x64",
         "--output", run, "--device", "cpu",
     )  # fmt: skip
     assert code == 0, err
@@ -63,9 +65,41 @@ def test_errors_are_one_message_and_a_code(capfd, monkeypatch, tmp_path):
     assert code == 1
     assert "no checkpoint at" in err
     assert "Traceback" not in err
-    code, _, err = bpkd(capfd, monkeypatch, "train", NETWORK, "--crop", "64")
+    code, _, err = bpkd(capfd, monkeypatch, "train", NETWORK, "--crop-size", "64")
     assert code == 1
     assert "a size like 512x1024" in err
+
+
+def test_models_prints_the_papers_sixteen_figures(capfd, monkeypatch):
+    code, out, _ = bpkd(capfd, monkeypatch, "models", "--json")
+    assert code == 0
+    rows = [row for row in json.loads(out) if row["paper_params"] is not None]
+    assert len(rows) == 8
+    for row in rows:
+        assert round(row["params"] / 1e6, 2) == row["paper_params"]
+        assert round(row["paper_macs"] / 1e9, 2) == row["paper_gflops"]
+    code, out, _ = bpkd(capfd, monkeypatch, "models")
+    assert all(f"{row['paper_gflops']:.2f}" in out and row["name"] in out for row in rows)
+
+
+def test_import_of_a_distilled_student(capfd, monkeypatch, tmp_path):
+    network = build("pspnet_r18", 7, aux_head=True).eval()
+    state = {f"architecture.model.{key}": value for key, value in network.state_dict().items()}
+    state["teacher.backbone.conv1.weight"] = torch.zeros(1)
+    torch.save({"meta": {"CLASSES": list("abcdefg")}, "state_dict": state}, tmp_path / "official.pth")
+    code, out, err = bpkd(capfd, monkeypatch, "import", tmp_path / "official.pth", tmp_path / "student.safetensors")
+    assert code == 0, err
+    assert "pspnet_r18, 7 classes" in out
+    assert "teacher.backbone.conv1.weight" in out
+    imported = bpkd_sdk.load_model(tmp_path / "student.safetensors")
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(imported(images), network(images))
+    assert imported.spec.class_names == tuple("abcdefg")
+    assert imported.spec.aux_head
+    code, out, _ = bpkd(capfd, monkeypatch, "profile", tmp_path / "official.pth", "--size", "64x64", "--json")
+    assert json.loads(out)["params"] == sum(p.numel() for p in network.parameters()) - sum(
+        p.numel() for p in network.auxiliary_head.parameters()
+    )
 
 
 def test_doctor_names_what_is_there(capfd, monkeypatch):
@@ -84,7 +118,7 @@ def test_quickstart_in_small(tmp_path):
     ]  # fmt: skip
     assert results["rows"][2]["miou"] == pytest.approx(results["rows"][3]["miou"], abs=0.01)
     assert results["agreement"] >= 0.9999
-    assert page.count("<img") == 2 + 6 * 5
+    assert page.count("<img") == 2 + 4 * 5
     assert 'src="http' not in page
     weights = bpkd_sdk.load_model(tmp_path / "student_bpkd" / "last.safetensors")
     assert weights.spec.class_names == ShapesDataset().class_names

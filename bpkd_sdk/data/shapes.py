@@ -1,9 +1,10 @@
 """Embedded scenes: overlapping, textured, thin and thick objects whose boundaries are worth looking at.
 
-A scene is drawn, not stored: `render` is a pure function of a seed, a split and an index. Colours are random and shared
-by all classes, so a network has to learn outlines and shading. Shapes are drawn at twice the resolution as
-premultiplied RGBA; averaged down, the alpha is the share of each pixel that an object covers. The picture blends by
-that share and the label is decided by it, so the two agree to half a pixel.
+A scene is drawn, not stored: `render` is a pure function of a seed, a split and an index. Each class leans towards a
+hue of its own, but neighbouring hues overlap and the ground may have any, so a network starts from colour and has to
+learn outlines and shading for the rest. Shapes are drawn at twice the resolution as premultiplied RGBA; averaged down,
+the alpha is the share of each pixel that an object covers. The picture blends by that share and the label is decided by
+it, so the two agree to half a pixel.
 
 Points are complex numbers, x + iy in pixels with y pointing down: adding moves, multiplying rotates and scales.
 """
@@ -75,11 +76,13 @@ def render(seed: int, split: str, index: int, size: tuple[int, int] = (128, 128)
     rng = np.random.default_rng((seed, zlib.crc32(split.encode()), index))
     light = cmath.rect(1, rng.uniform(-0.85, -0.15) * math.pi)
     mottle = _mottle(rng, size)
-    ground = _color(rng, _DULL, _MIDDLE)
+    ground = _color(rng, rng.random(), _DULL, _MIDDLE)
     image = _paint_ground(rng, ground, mottle)
     label = np.zeros(size, np.uint8)
     for class_id in _cast(rng):
-        pen = _Pen(np.zeros((size[0] * _FINE, size[1] * _FINE, 4), np.uint8), _object_color(rng, ground), light)
+        pen = _Pen(
+            np.zeros((size[0] * _FINE, size[1] * _FINE, 4), np.uint8), _object_color(rng, class_id, ground), light
+        )
         _DRAW[class_id](pen, rng)
         _paste(pen, image, label, class_id, np.roll(mottle, int(rng.integers(_MIN_SIDE)), axis=1))
     return _photograph(rng, image, light), label
@@ -233,15 +236,16 @@ def _cast(rng: np.random.Generator) -> list[int]:
     return [int(class_id) for class_id in ids[np.argsort(depth)]]
 
 
-def _color(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> _Color:
-    red, green, blue = colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
+def _color(rng: np.random.Generator, hue: float, saturation: tuple[float, float], value: tuple[float, float]) -> _Color:
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1, rng.uniform(*saturation), rng.uniform(*value))
     return 255 * red, 255 * green, 255 * blue
 
 
-def _object_color(rng: np.random.Generator, ground: _Color) -> _Color:
-    """A colour of any hue that can be told from the ground's."""
+def _object_color(rng: np.random.Generator, class_id: int, ground: _Color) -> _Color:
+    """A colour near the hue of the class that can be told from the ground's."""
     while True:
-        color = _color(rng, saturation=(0.15, 0.8), value=(0.35, 0.95))
+        hue = class_id / len(CLASS_NAMES) + rng.normal(0, 0.05)
+        color = _color(rng, hue, saturation=(0.35, 0.9), value=(0.4, 0.95))
         if math.dist(color, ground) > 70:
             return color
 
@@ -261,7 +265,7 @@ def _paint_ground(rng: np.random.Generator, color: _Color, mottle: _Floats) -> _
     height, width = mottle.shape
     grid = (np.arange(width) + 1j * np.arange(height)[:, None]) * _turn(rng)
     fade = np.asarray(0.5 * (grid.real - grid.real.min()) / np.ptp(grid.real), np.float32)
-    near, far = (np.array(end, np.float32)[:, None, None] for end in (color, _color(rng, _DULL, _MIDDLE)))
+    near, far = (np.array(end, np.float32)[:, None, None] for end in (color, _color(rng, rng.random(), _DULL, _MIDDLE)))
     strength = np.float32(rng.uniform(0.08, 0.2))
     return np.asarray((near + fade * (far - near)) * (mottle * (1 - strength * _pattern(rng, grid))))
 

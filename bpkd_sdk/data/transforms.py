@@ -11,6 +11,15 @@ from torchvision.transforms import v2
 
 IMAGE_FILL = (124, 116, 104)  # ImageNet's mean colour, so that padding is near 0 after normalisation
 
+# OpenMMLab's photometric distortion, each with probability 0.5. torchvision's RandomPhotometricDistort also swaps the
+# colour channels, which no segmentation recipe does: skies turn green.
+PHOTOMETRIC: tuple[dict[str, float], ...] = (
+    {"brightness": 0.125},
+    {"contrast": 0.5},
+    {"saturation": 0.5},
+    {"hue": 0.05},
+)
+
 
 class RandomScale(v2.Transform):  # type: ignore[misc]
     """Resize image and label by one random factor, keeping the ratio of the sides.
@@ -47,7 +56,7 @@ def training_transform(
                 fill={tv_tensors.Image: IMAGE_FILL, tv_tensors.Mask: ignore_index},
             ),
             v2.RandomHorizontalFlip(),
-            v2.RandomPhotometricDistort(),
+            *(v2.RandomApply([v2.ColorJitter(**jitter)], p=0.5) for jitter in PHOTOMETRIC),
         ]
     )
 

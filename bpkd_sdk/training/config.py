@@ -30,6 +30,9 @@ class TrainingConfig:
         poly_power: The rate falls as (1 - step / steps) ** poly_power.
         gradient_clip: Largest norm of all gradients together; None: no clipping.
         scale: Lowest and highest random scale of the images.
+        student_feature: Path of the student's feature map, for methods that compare features (see
+            `bpkd_sdk.features`); None: the last before its classifier.
+        teacher_feature: Path of the teacher's feature map; None: the last before its classifier.
         aux_weight: Weight of the auxiliary head's cross-entropy, if the student has such a head.
         labels: "dataset", or "teacher": the teacher's own prediction stands in for labels.
         precision: "auto" is bf16 where the GPU has it, else fp16; fp32 on a CPU.
@@ -52,6 +55,8 @@ class TrainingConfig:
     poly_power: float = 0.9
     gradient_clip: float | None = None
     scale: tuple[float, float] = (0.5, 2.0)
+    student_feature: str | None = None
+    teacher_feature: str | None = None
     aux_weight: float = 0.4
     labels: LabelSource = "dataset"
     precision: Precision = "auto"

@@ -17,8 +17,10 @@ from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor, nn
 
 from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.errors import check_choice
 from bpkd_sdk.evaluation import Metrics, evaluate
 from bpkd_sdk.evaluation.inference import to_mask
+from bpkd_sdk.features import Capture
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.method import at_least_float32
 from bpkd_sdk.models import get_spec, save_model
@@ -68,7 +70,8 @@ class Task:
         title: For the progress bar.
         student: The network to train; its spec holds the data's classes.
         teacher: In eval mode, or None for supervised training.
-        method: The distillation method, or None.
+        method: The distillation method, prepared for the two networks, or None.
+        features: Paths of the student's and the teacher's feature map, or None where the method takes none.
         train: Training data.
         val: Validation data, or None.
         crop_size: (height, width) of the training crops.
@@ -80,6 +83,7 @@ class Task:
     student: nn.Module
     teacher: nn.Module | None
     method: DistillationLoss | None
+    features: tuple[str | None, str | None]
     train: SegmentationDataset
     val: SegmentationDataset | None
     crop_size: tuple[int, int]
@@ -90,13 +94,14 @@ class Task:
 def run(task: Task) -> TrainingResult:
     """Train from the start, or from the state found in the output folder, to the last step."""
     accelerator = create_accelerator(task.config)
-    trainer = _Trainer(task, accelerator)
-    try:
-        metrics = trainer.run()
-    finally:
-        accelerator.unwrap_model(trainer.student, keep_fp32_wrapper=False)
+    with _capture(task.student, task.features[0]) as student, _capture(task.teacher, task.features[1]) as teacher:
+        metrics = _Trainer(task, accelerator, student, teacher).run()
     task.student.eval()
     return TrainingResult(task.student, metrics, read_history(task.output_dir), task.output_dir / LAST, task.output_dir)
+
+
+def _capture(network: nn.Module | None, path: str | None) -> Capture:
+    return Capture(nn.Identity(), []) if network is None or path is None else Capture(network, [path])
 
 
 def create_accelerator(config: TrainingConfig) -> Accelerator:
@@ -105,42 +110,79 @@ def create_accelerator(config: TrainingConfig) -> Accelerator:
     Raises:
         ValueError: If the device is not there.
     """
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
+    kind = config.device.partition(":")[0]
+    check_choice("device", kind, ("auto", "cpu", "cuda", "mps"))
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={config.device!r} was asked for, but torch sees no CUDA device. Run `bpkd doctor`.")
     if ":" in config.device:
         torch.cuda.set_device(config.device)
-    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
-    precision = config.precision
-    if precision == "auto":
-        on_cuda = not on_cpu and torch.cuda.is_available()
-        precision = (
-            ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16") if on_cuda else "fp32"
-        )
+    on_cpu = kind == "cpu" or not torch.accelerator.is_available()
     # accelerate keeps one state a process; without this a second run could not choose another device or precision.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(
         cpu=on_cpu,
-        mixed_precision="no" if precision == "fp32" else precision,
+        mixed_precision=_mixed_precision(config.precision, on_cuda=not on_cpu and torch.cuda.is_available()),
         dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
     )
+
+
+def _mixed_precision(precision: str, *, on_cuda: bool) -> str:
+    if precision == "auto" and on_cuda:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "no" if precision in ("auto", "fp32") else precision
+
+
+class Objective(nn.Module):
+    """Student and method as one module from a batch to its loss terms.
+
+    One forward pass of one module is what distributed data parallelism and autocast wrap; the student inside stays as
+    it is, so that it is evaluated and saved in full precision.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        capture: Capture,
+        method: DistillationLoss | None,
+        config: TrainingConfig,
+        ignore_index: int,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.capture = capture
+        self.method = method
+        self.spec = get_spec(student)
+        self.config = config
+        self.ignore_index = ignore_index
+
+    def forward(self, images: Tensor, labels: Tensor, teacher: SegmentationOutput | None) -> dict[str, Tensor]:
+        """Images (N, 3, h, w) uint8, labels (N, h, w) and the teacher's output -> weighted scalar terms by name."""
+        if self.config.labels == "teacher" and teacher is not None:
+            labels = torch.where(labels == self.ignore_index, labels, to_mask(_resized(teacher.logits, labels)))
+        student = as_output(self.student(self.spec.normalize(images)))
+        student = replace(student, features=self.capture.take())
+        terms = {"ce": cross_entropy(student.logits, labels, self.ignore_index)}
+        if student.aux_logits is not None:
+            terms["aux"] = self.config.aux_weight * cross_entropy(student.aux_logits, labels, self.ignore_index)
+        if self.method is not None and teacher is not None:
+            terms |= self.method(student, teacher, labels)
+        return terms
 
 
 class _Trainer:
     """The moving parts of one run."""
 
-    def __init__(self, task: Task, accelerator: Accelerator) -> None:
+    def __init__(self, task: Task, accelerator: Accelerator, student: Capture, teacher: Capture) -> None:
         self.task = task
+        self.teacher_capture = teacher
         self.config = task.config
         self.accelerator = accelerator
         self.device = accelerator.device
-        self.ignore_index = task.train.ignore_index
         self.teacher = task.teacher.to(self.device) if task.teacher is not None else None
-        self.method = task.method.to(self.device) if task.method is not None else None
-        self.modules: dict[str, nn.Module] = {"model": task.student.to(self.device)}
-        if self.method is not None:
-            self.modules["method"] = self.method
-        parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
-        optimizer = _create_optimizer(parameters, self.config)
+        self.state = Objective(task.student, student, task.method, task.config, task.train.ignore_index)
+        self.state.to(self.device)
+        trainable = [parameter for parameter in self.state.parameters() if parameter.requires_grad]
+        optimizer = _create_optimizer(trainable, self.config)
         self.position = self._restore(optimizer)
         loader = training_loader(
             task.train,
@@ -149,14 +191,13 @@ class _Trainer:
             first_step=self.position.step,
             on_gpu=self.device.type == "cuda",
         )
-        self.parameters = parameters
-        self.student, self.optimizer, self.loader = accelerator.prepare(task.student, optimizer, loader)
+        self.objective, self.optimizer, self.loader = accelerator.prepare(self.state, optimizer, loader)
         self.metrics: Metrics | None = None
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> Position:
-        if not (self.task.output_dir / RESUME_FILE).is_file():
-            return Position()
-        position, scaler = restore_state(self.task.output_dir, self.config, self.modules, optimizer)
+        position, scaler = Position(), {}
+        if (self.task.output_dir / RESUME_FILE).is_file():
+            position, scaler = restore_state(self.task.output_dir, self.config, self.state, optimizer)
         if scaler and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
         truncate_history(self.task.output_dir, position.step)
@@ -166,7 +207,7 @@ class _Trainer:
         """All the steps that are left; returns the scores of the final weights."""
         config, view = self.config, LiveView(self.task.title, self.config.steps, self.position.step)
         window = _Window(self.position.step)
-        self.student.train()
+        self.objective.train()
         with deferred_interrupt() as interrupted, view:
             for images, labels in self.loader:
                 window.add(self._step(self.position.step, images, labels), len(images))
@@ -196,34 +237,22 @@ class _Trainer:
             group["lr"] = self.config.peak_learning_rate * (1 - step / self.config.steps) ** self.config.poly_power
         # Every step has its own random stream (dropout), so a resumed run has nothing to restore.
         torch.manual_seed(mixed_seed(self.config.seed, 2, step))
-        terms = self._losses(images, labels)
+        terms: dict[str, Tensor] = self.objective(images, labels, self._teach(images))
         self.optimizer.zero_grad()
         self.accelerator.backward(torch.stack(list(terms.values())).sum())
         if self.config.gradient_clip is not None:
-            self.accelerator.clip_grad_norm_(self.parameters, self.config.gradient_clip)
+            self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         return {name: term.detach() for name, term in terms.items()}
-
-    def _losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        teacher = self._teach(images)
-        if self.config.labels == "teacher" and teacher is not None:
-            predicted = to_mask(_resized(teacher.logits, labels))
-            labels = torch.where(labels == self.ignore_index, labels, predicted)
-        student = as_output(self.student(get_spec(self.task.student).normalize(images)))
-        terms = {"ce": cross_entropy(student.logits, labels, self.ignore_index)}
-        if student.aux_logits is not None:
-            terms["aux"] = self.config.aux_weight * cross_entropy(student.aux_logits, labels, self.ignore_index)
-        if self.method is not None and teacher is not None:
-            terms |= self.method(student, teacher, labels)
-        return terms
 
     def _teach(self, images: Tensor) -> SegmentationOutput | None:
         if self.teacher is None:
             return None
         with torch.inference_mode(), self.accelerator.autocast():
             output = as_output(self.teacher(get_spec(self.teacher).normalize(images)))
+            features = self.teacher_capture.take()
         # Inference tensors cannot be saved for a backward pass; a clone made outside can.
-        return SegmentationOutput(output.logits.clone())
+        return SegmentationOutput(output.logits.clone(), {path: x.clone() for path, x in features.items()})
 
     def _score(self) -> Metrics | None:
         if self.task.val is None:
@@ -249,7 +278,7 @@ class _Trainer:
     def _save(self) -> None:
         self._save_model(LAST)
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-        save_state(self.task.output_dir, self.position, self.config, self.modules, self.optimizer.optimizer, scaler)
+        save_state(self.task.output_dir, self.position, self.config, self.state, self.optimizer.optimizer, scaler)
 
     def _save_model(self, name: str) -> None:
         training = {

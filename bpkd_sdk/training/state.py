@@ -40,13 +40,13 @@ def save_state(
     folder: Path,
     position: Position,
     config: TrainingConfig,
-    modules: Mapping[str, nn.Module],
+    module: nn.Module,
     optimizer: Optimizer,
     scaler: Mapping[str, Any],
 ) -> None:
     """Write weights, optimiser and position to one file; a crash leaves the previous one."""
     state = optimizer.state_dict()
-    tensors = {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    tensors = {f"module/{key}": value for key, value in module.state_dict().items()}
     scalars: dict[str, dict[str, Any]] = {}
     for index, values in state["state"].items():
         for key, value in values.items():
@@ -66,7 +66,7 @@ def save_state(
 
 
 def restore_state(
-    folder: Path, config: TrainingConfig, modules: Mapping[str, nn.Module], optimizer: Optimizer
+    folder: Path, config: TrainingConfig, module: nn.Module, optimizer: Optimizer
 ) -> tuple[Position, dict[str, Any]]:
     """Load what `save_state` wrote.
 
@@ -79,8 +79,7 @@ def restore_state(
     path = folder / RESUME_FILE
     header, tensors = read_tensors(path)
     _check_same_run(path, header["config"], config.to_dict())
-    for name, module in modules.items():
-        load_state(module, _below(tensors, name), source=str(path))
+    load_state(module, _below(tensors, "module"), source=str(path))
     slots: dict[int, dict[str, Any]] = {
         int(index): dict(values) for index, values in header["optimizer_scalars"].items()
     }

@@ -132,7 +132,8 @@ def test_same_seed_same_weights_other_seed_other_weights(tmp_path):
     assert not torch.equal(next(runs[0].model.parameters()), next(runs[2].model.parameters()))
 
 
-def test_a_crash_leaves_the_history_of_the_last_checkpoint(tmp_path):
+@pytest.mark.parametrize("crash_at", [4, 7], ids=["before-any-checkpoint", "after-one"])
+def test_a_crash_leaves_the_history_of_the_last_checkpoint(tmp_path, crash_at):
     options = OPTIONS | {"steps": 8, "checkpoint_every": 4, "evaluate_every": 8, "output_dir": tmp_path}
 
     class Crash(BPKDLoss):
@@ -140,7 +141,7 @@ def test_a_crash_leaves_the_history_of_the_last_checkpoint(tmp_path):
 
         def forward(self, *inputs):
             self.calls += 1
-            if self.calls == 7:
+            if self.calls == crash_at:
                 raise MemoryError
             return super().forward(*inputs)
 

@@ -1,0 +1,218 @@
+"""Feature maps inside a network, by module path.
+
+A path is a module's name in `named_modules`, and means that module's output; with ``:input`` behind it, what goes into
+the module. So "decode_head.dropout:input" is the last feature map of a zoo network before dropout and classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from bpkd_sdk.errors import did_you_mean, listed
+
+INPUT = ":input"
+
+_HEADS = ("segmentation_head", "classifier")  # segmentation-models-pytorch; torchvision
+_DROPOUT = (nn.Dropout, nn.Dropout2d)
+
+
+class Capture:
+    """Records feature maps of every forward pass, until `remove` or the end of a ``with`` block.
+
+    Make it before the first forward pass of a compiled network: torch.compile ignores hooks that come later.
+
+    Args:
+        module: A network; one wrapped by torch.compile or DistributedDataParallel is looked into.
+        paths: Module paths, see the file's docstring.
+
+    Raises:
+        ValueError: For a path that does not exist; the error lists those that do.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+        >>> with Capture(network, ["1"]) as capture:
+        ...     logits = network(torch.zeros(1, 3, 5, 5))
+        ...     {path: tuple(feature.shape) for path, feature in capture.take().items()}
+        {'1': (1, 8, 3, 3)}
+    """
+
+    def __init__(self, module: nn.Module, paths: Iterable[str]) -> None:
+        self.paths = tuple(paths)
+        self._recorded: dict[str, Any] = {}
+        found = [(path, find_module(module, path)) for path in self.paths]
+        self._handles = [_hook(part, path, self._recorded) for path, part in found]
+
+    def take(self) -> dict[str, Tensor]:
+        """The feature maps (N, D, h, w) of the last forward pass, by path; they are kept here no longer.
+
+        Raises:
+            RuntimeError: If a module did not run.
+            TypeError: If what was recorded is not one feature map.
+        """
+        recorded = {path: self._recorded.pop(path, None) for path in self.paths}
+        for path, value in recorded.items():
+            if value is None:
+                raise RuntimeError(f"The module at {path!r} did not run in this forward pass; choose another path.")
+            if not _is_map(value):
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(
+                    f"Expected a feature map (N, D, h, w) at {path!r}, but got {got}. "
+                    "`list_features` names the modules that return one."
+                )
+        return recorded
+
+    def remove(self) -> None:
+        """Take the hooks off the network."""
+        for handle in self._handles:
+            handle.remove()
+        self._recorded.clear()
+
+    def __enter__(self) -> Capture:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def _hook(module: nn.Module, path: str, recorded: dict[str, Any]) -> torch.utils.hooks.RemovableHandle:
+    def before(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        recorded[path] = inputs[0] if inputs else None
+
+    def after(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        recorded[path] = output
+
+    return module.register_forward_pre_hook(before) if path.endswith(INPUT) else module.register_forward_hook(after)
+
+
+def find_module(module: nn.Module, path: str) -> nn.Module:
+    """The module that a path names, below whatever wraps the network.
+
+    Raises:
+        ValueError: For a path that does not exist; the nearest is named and those on the same level are listed.
+    """
+    modules = dict(unwrapped(module).named_modules())
+    name = path.removesuffix(INPUT)
+    if name and name in modules:
+        return modules[name]
+    existing = [key for key in modules if key]
+    parent = name
+    while parent and parent not in modules:
+        parent = parent.rpartition(".")[0]
+    below = [f"{parent}.{child}" if parent else child for child, _ in modules[parent].named_children()]
+    raise ValueError(
+        f"The network has no module at {path!r}.{did_you_mean(name, existing)} "
+        f"There are, in {repr(parent) if parent else 'the network'}:\n{listed(below, limit=30)}"
+    )
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside torch.compile's, DistributedDataParallel's and DataParallel's wrappers."""
+    while True:
+        if isinstance(module, (DistributedDataParallel, DataParallel)):
+            module = module.module
+        elif isinstance(original := getattr(module, "_orig_mod", None), nn.Module):
+            module = original
+        else:
+            return module
+
+
+def feature_path(module: nn.Module) -> str:
+    """The path of the last feature map before the classifier, and before the classifier's dropout if it has one.
+
+    Known are the zoo (and whoever has a `decode_head.dropout`), segmentation-models-pytorch and torchvision; of any
+    other network it is the input of the last convolution that was registered outside an auxiliary head.
+
+    Raises:
+        ValueError: If there is no such convolution.
+
+    Example:
+        >>> feature_path(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 2, 1)))
+        '2:input'
+    """
+    network = unwrapped(module)
+    modules = dict(network.named_modules())
+    if isinstance(modules.get("decode_head.dropout"), _DROPOUT):
+        return f"decode_head.dropout{INPUT}"
+    for head in (*_HEADS, ""):
+        convolutions = [
+            name
+            for name, part in modules.items()
+            if isinstance(part, nn.Conv2d) and f"{name}.".startswith(f"{head}." if head else "") and name[:3] != "aux"
+        ]
+        if convolutions:
+            return _before_dropout(modules, convolutions[-1]) + INPUT
+    raise ValueError(
+        f"Found no convolution in {type(network).__name__} that could make its logits, so its last feature map is not "
+        f"known. Name it by a path. There are:\n{listed((name for name in modules if name), limit=30)}"
+    )
+
+
+def _before_dropout(modules: dict[str, nn.Module], name: str) -> str:
+    parent, _, last = name.rpartition(".")
+    if not isinstance(modules[parent], nn.Sequential):
+        return name
+    siblings = [child for child, _ in modules[parent].named_children()]
+    position = siblings.index(last)
+    while position and isinstance(modules[parent].get_submodule(siblings[position - 1]), _DROPOUT):
+        position -= 1
+    return f"{parent}.{siblings[position]}" if parent else siblings[position]
+
+
+class FeatureRow(NamedTuple):
+    """One line of `list_features`."""
+
+    path: str
+    shape: tuple[int, ...]
+
+
+def list_features(module: nn.Module, input_size: tuple[int, int] = (512, 512)) -> list[FeatureRow]:
+    """Every module whose output is a feature map, in the order of their first run, with the shape for one image.
+
+    Args:
+        module: Any network on any device; it runs once, in eval mode, and is left as it was.
+        input_size: Height and width of the image.
+    """
+    network = unwrapped(module)
+    rows: dict[str, FeatureRow] = {}
+
+    def recorder(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def record(_: nn.Module, inputs: Any, output: Any) -> None:
+            if _is_map(output):
+                rows.setdefault(path, FeatureRow(path, tuple(output.shape)))
+
+        return record
+
+    handles = [part.register_forward_hook(recorder(path)) for path, part in network.named_modules() if path]
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    try:
+        with evaluating(network), torch.no_grad():
+            network(torch.zeros(1, 3, *input_size, device=like.device, dtype=like.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(rows.values())
+
+
+def _is_map(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in eval mode for the length of a ``with`` block; every part then returns to the mode it was in."""
+    was_training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in was_training:
+            part.training = True

@@ -1,0 +1,164 @@
+"""IFVD: intra-class feature variation distillation (Wang et al., ECCV 2020).
+
+How far each position lies from the mean feature of its own class, in the student as in the teacher. The official code
+goes through all classes, each time over the whole feature map; here the sums of all classes come from one pass, so
+that time and memory do not depend on their number.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bpkd_sdk.boundary import check_labels
+from bpkd_sdk.errors import check_choice
+from bpkd_sdk.losses.critic import Adversary, CriticLoss
+from bpkd_sdk.losses.method import (
+    DistillationLoss,
+    built,
+    check_batch,
+    check_not_negative,
+    full_precision,
+    labels_at,
+    paired_features,
+    paired_logits,
+)
+from bpkd_sdk.losses.pixel import pixel_kl
+from bpkd_sdk.output import SegmentationOutput
+
+
+def class_cosine(features: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """The cosine of each feature with the mean of its group.
+
+    Args:
+        features: (M, D), float32 or float64.
+        group: (M,) int64 in [0, num_groups).
+        num_groups: How many groups there may be.
+
+    Returns:
+        (M,) in [-1, 1].
+
+    Example:
+        >>> class_cosine(torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 0, 1]), 2).tolist()
+        [0.7071067690849304, 0.7071067690849304, 1.0]
+    """
+    # A cosine does not see the length of the mean, so the sum stands in for it.
+    sums = features.new_zeros(num_groups, features.shape[1]).index_add(0, group, features)
+    centres = F.normalize(sums, eps=1e-8)
+    return (features * centres[group]).sum(1) / features.norm(dim=1).clamp(min=1e-8)
+
+
+def feature_variation(
+    student: Tensor, teacher: Tensor, labels: Tensor, num_classes: int, *, ignore_index: int = 255
+) -> Tensor:
+    """L_ifv = 1 / (N h w) sum over images and positions of (v^S - v^T)^2, v the cosine with the own class's mean.
+
+    Means are per image, and gradients flow through them. Void positions add nothing, but are counted.
+
+    Args:
+        student: Features (N, D_S, h, w), float32 or float64.
+        teacher: Features (N, D_T, h, w), constant.
+        labels: (N, H, W) integers in [0, num_classes) or `ignore_index`; the nearest to each position counts.
+        num_classes: C, 1 to 256.
+        ignore_index: The void label.
+
+    Returns:
+        Scalar, 0 or above.
+    """
+    check_labels(labels, num_classes, ignore_index)
+    classes = labels_at(labels, (student.shape[2], student.shape[3]))
+    known = (classes != ignore_index).flatten().nonzero().squeeze(1)
+    image = torch.arange(len(classes), device=classes.device).view(-1, 1, 1)
+    group = (image * num_classes + classes).flatten()[known]
+    student_cosine, teacher_cosine = (
+        class_cosine(features.permute(0, 2, 3, 1).flatten(0, 2)[known], group, len(classes) * num_classes)
+        for features in (student, teacher)
+    )
+    return (student_cosine - teacher_cosine).square().sum() / classes.numel()
+
+
+class IFVDLoss(DistillationLoss):
+    """Intra-class feature variation distillation: {"kd": ..., "variation": ..., "adversarial": ...}.
+
+    Args:
+        num_classes: C.
+        kd_weight: Of `pixel_kl` at T = 1; a weight of 0 leaves a term out. DEFAULT_NOTE
+        variation_weight: Of `feature_variation`, lambda_ifv. DEFAULT_NOTE
+        adversarial_weight: Of the critic's term, see `bpkd_sdk.losses.critic`. DEFAULT_NOTE
+        critic_loss: See `bpkd_sdk.losses.critic`. "hinge" costs no second derivative.
+        ignore_index: The void label.
+
+    Raises:
+        ValueError: For a value out of its range.
+
+    Example:
+        >>> labels = torch.zeros(1, 8, 8, dtype=torch.uint8)
+        >>> student, teacher = (
+        ...     SegmentationOutput(torch.zeros(1, 3, 4, 4), {"neck": torch.ones(1, width, 4, 4)}) for width in (4, 8)
+        ... )
+        >>> terms = IFVDLoss(3, adversarial_weight=0)(student, teacher, labels)
+        >>> {name: round(term.item(), 4) for name, term in terms.items()}
+        {'kd': 0.0, 'variation': 0.0}
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        kd_weight: float = 1.0,
+        variation_weight: float = 20.0,
+        adversarial_weight: float = 0.001,
+        critic_loss: CriticLoss = "hinge",
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__()
+        check_not_negative(
+            kd_weight=kd_weight, variation_weight=variation_weight, adversarial_weight=adversarial_weight
+        )
+        check_choice("critic_loss", critic_loss, get_args(CriticLoss))
+        self.num_classes = num_classes
+        self.kd_weight = kd_weight
+        self.variation_weight = variation_weight
+        self.adversarial_weight = adversarial_weight
+        self.critic_loss: CriticLoss = critic_loss
+        self.ignore_index = ignore_index
+        self.needs_features = variation_weight > 0
+        self.adversary: Adversary | None = None
+
+    @classmethod
+    def paper(cls, num_classes: int, *, ignore_index: int = 255) -> IFVDLoss:
+        """The official code's setting: 10 for KD averaged over all elements, 200 (50 in the text), 0.001, WGAN-GP."""
+        return cls(
+            num_classes,
+            kd_weight=10 / num_classes,
+            variation_weight=200,
+            adversarial_weight=0.001,
+            critic_loss="wgan-gp",
+            ignore_index=ignore_index,
+        )
+
+    def prepare(self, student: SegmentationOutput, teacher: SegmentationOutput) -> None:
+        """Build the critic; see `DistillationLoss.prepare`."""
+        if self.adversarial_weight:
+            self.adversary = Adversary(student.logits, self.critic_loss)
+
+    def forward(
+        self, student: Tensor | SegmentationOutput, teacher: Tensor | SegmentationOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `DistillationLoss.forward`. In training mode the critic makes a step of its own first."""
+        z_student, z_teacher = paired_logits(student, teacher)
+        check_batch(z_student, labels, self.num_classes)
+        terms = {}
+        with full_precision(z_student):
+            if self.kd_weight:
+                terms["kd"] = self.kd_weight * pixel_kl(z_student, z_teacher)
+            if self.variation_weight:
+                features = paired_features(student, teacher)
+                variation = feature_variation(*features, labels, self.num_classes, ignore_index=self.ignore_index)
+                terms["variation"] = self.variation_weight * variation
+            if self.adversarial_weight:
+                terms["adversarial"] = self.adversarial_weight * built(self.adversary, self)(z_student, z_teacher)
+        return terms

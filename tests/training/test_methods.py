@@ -1,0 +1,89 @@
+"""Every method through the public call: its terms arrive, its own parts learn, are resumed, and stay out of the student."""
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import bpkd_sdk
+from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.losses import METHODS, CanonicalKDLoss, create_method
+from tests.networks import tiny
+
+TRAIN = ShapesDataset("train", length=8, size=(48, 48))
+OPTIONS = {"batch_size": 2, "crop_size": (32, 32), "device": "cpu", "check_data": False, "log_every": 1}
+# Their own parts: a critic, a projection, a memory.
+WITH_STATE = ["skds", "ifvd", "cirkd", "canonical"]
+
+
+def teacher():
+    return tiny(9, width=12, seed=1).eval()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_distills(name, tmp_path):
+    result = bpkd_sdk.distill(teacher(), tiny(9), (TRAIN, None), method=name, steps=3, output_dir=tmp_path, **OPTIONS)
+    terms = [record["terms"] for record in result.history]
+    assert len(terms) == 3
+    assert len(terms[0]) > 1
+    assert terms[0].keys() == terms[-1].keys()
+    with safe_open(tmp_path / "last.safetensors", framework="pt") as file:
+        assert set(file.keys()) == set(tiny(9).state_dict())
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+def test_the_methods_own_parts_learn_and_are_resumed(name, tmp_path):
+    options = OPTIONS | {"steps": 6, "evaluate_every": 3}
+
+    def run(folder, method, resume=False):
+        return bpkd_sdk.distill(
+            teacher(), tiny(9), (TRAIN, None), method=method, output_dir=folder, resume=resume, **options
+        )
+
+    torch.manual_seed(0)
+    whole = run(tmp_path / "whole", name)
+    method = create_method(name, 9)
+    forward, calls = method.forward, []
+
+    def crash(*inputs):
+        calls.append(1)
+        if len(calls) == 5:
+            raise MemoryError
+        return forward(*inputs)
+
+    method.forward = crash
+    with pytest.raises(MemoryError):
+        run(tmp_path / "parts", method)
+    parts = run(tmp_path / "parts", name, resume=True)
+    for key, value in whole.model.state_dict().items():
+        torch.testing.assert_close(parts.model.state_dict()[key], value, rtol=0, atol=0)
+    with safe_open(tmp_path / "whole" / "resume.safetensors", framework="pt") as file:
+        own = [key for key in file.keys() if key.startswith("module/method.")]  # noqa: SIM118
+    assert own
+
+
+def test_a_learned_projection_moves(tmp_path):
+    method = CanonicalKDLoss(9)
+    torch.manual_seed(0)
+    result = bpkd_sdk.distill(teacher(), tiny(9), (TRAIN, None), method=method, steps=4, output_dir=tmp_path, **OPTIONS)
+    torch.manual_seed(0)
+    with safe_open(result.output_dir / "resume.safetensors", framework="pt") as file:
+        saved = file.get_tensor("module/method.projection.weight")
+    assert torch.equal(saved, method.projection.weight.cpu())
+    assert result.history[0]["terms"]["feature"] > 0
+
+
+def test_an_unknown_feature_path_lists_those_that_exist(tmp_path):
+    with pytest.raises(ValueError, match="no module at '9'"):
+        bpkd_sdk.distill(
+            teacher(), tiny(9), (TRAIN, None), method="canonical", steps=1, student_feature="9", output_dir=tmp_path,
+            **OPTIONS,
+        )  # fmt: skip
+
+
+def test_the_zoo_and_segmentation_models_pytorch_need_no_paths(tmp_path):
+    data = ShapesDataset("train", length=4, size=(64, 64))
+    student = bpkd_sdk.create_model("smp/FPN/tu-mobilenetv3_small_050", 9)
+    guide = bpkd_sdk.create_model("pspnet_r18", 9).eval()
+    options = OPTIONS | {"crop_size": (64, 64), "steps": 1, "method": "canonical"}
+    result = bpkd_sdk.distill(guide, student, (data, None), output_dir=tmp_path, **options)
+    assert result.history[0]["terms"]["feature"] > 0
