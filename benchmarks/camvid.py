@@ -130,7 +130,6 @@ def main() -> None:
             if method != "alone":
                 call = partial(bpkd_sdk.distill, teacher, student, data, method=method)
             run_once(f"student_{method}_seed{seed}", call, STUDENT_STEPS, seed, arguments.runs)
-    (RESULTS / "table.md").write_text(table())
     print(table())
 
 

@@ -37,14 +37,15 @@ def examine() -> Iterator[Finding]:
 def _cuda() -> Finding:
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return Finding("CUDA", f"{torch.version.cuda}: {', '.join(devices)}; driver {_driver()}")
+        return Finding("CUDA", f"{torch.version.cuda}: {', '.join(devices)}; driver {driver_version()}")
     if torch.version.cuda is None:
         return Finding("CUDA", "this build of torch has none", "for an NVIDIA GPU, install a CUDA build of torch")
     advice = "update the NVIDIA driver" if shutil.which("nvidia-smi") else "nothing, if there is no NVIDIA GPU"
     return Finding("CUDA", f"torch is built for {torch.version.cuda} but sees no GPU", advice)
 
 
-def _driver() -> str:
+def driver_version() -> str:
+    """The NVIDIA driver's version as nvidia-smi states it, or "unknown"."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return "unknown"

@@ -99,7 +99,7 @@ def find_module(module: nn.Module, path: str) -> nn.Module:
     Raises:
         ValueError: For a path that does not exist; the nearest is named and those on the same level are listed.
     """
-    modules = dict(unwrapped(module).named_modules())
+    modules: dict[str, nn.Module] = dict(unwrapped(module).named_modules())
     name = path.removesuffix(INPUT)
     if name and name in modules:
         return modules[name]

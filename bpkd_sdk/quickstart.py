@@ -97,8 +97,8 @@ def quickstart(
         rows = [
             measured_row("teacher", teacher, image),
             measured_row("student alone", alone, image),
-            measured_row("student with BPKD", student, image),
-            row("student with BPKD, ONNX", student.model, scores, None, median_ms(lambda: segmenter(array))),
+            measured_row("student, BPKD", student, image),
+            row("student, BPKD, ONNX", student.model, scores, None, median_ms(lambda: segmenter(array))),
         ]
     results = {"rows": [asdict(line) for line in rows], "agreement": exported.agreement, "bytes": exported.size}
     write_atomically(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
@@ -156,16 +156,15 @@ def as_table(rows: list[Row]) -> Table:
     """The rows for a terminal."""
     table = Table(title="shapes, 100 validation scenes of 128x128", title_justify="left", padding=0)
     table.add_column("network", no_wrap=True)
-    for heading in ("params", "MACs", "mIoU", "mAcc", "bIoU", "edge", "body", "torch", "ONNX"):
+    for heading in ("params", "MACs", "mIoU", "mAcc", "bIoU", "edge", "body", "latency"):
         table.add_column(heading, justify="right", no_wrap=True)
     for line in rows:
         scores = (line.miou, line.macc, line.boundary_iou, line.edge_accuracy, line.body_accuracy)
-        latencies = (line.torch_ms, line.onnxruntime_ms)
         table.add_row(
             line.name,
             f"{line.params / 1e6:.2f}M",
             f"{line.macs / 1e9:.3f}G",
             *(f"{score:.3f}" for score in scores),
-            *("-" if ms is None else f"{ms:.1f}ms" for ms in latencies),
+            f"{line.torch_ms or line.onnxruntime_ms:.1f}ms",
         )
     return table

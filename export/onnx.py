@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.evaluation.inference import full_size_logits, to_mask
+from bpkd_sdk.export.pooling import exact_pooling
+from bpkd_sdk.export.verify import Agreement, VerificationReport, verify
 from bpkd_sdk.models import NetworkSpec, get_spec
-from bpkd_sdk.models.checkpoint import content_hash
+from bpkd_sdk.models.checkpoint import content_hash, write_atomically
+from bpkd_sdk.output import as_output
 from bpkd_sdk.runtime import METADATA_KEY
 
 Precision = Literal["fp32", "fp16"]
@@ -27,40 +32,67 @@ Precision = Literal["fp32", "fp16"]
 # classes whose logits are nearly equal, so some differ in any network.
 LEAST_AGREEMENT = {"fp32": 0.9999, "fp16": 0.99}
 
+OPSETS = range(18, 24)  # what torch's exporter writes without converting down, to the newest it knows
+_SMALLEST_SIDE = 32
+
 
 @dataclass(frozen=True)
 class ExportReport:
     """What `to_onnx` wrote.
 
     Attributes:
-        path: The file.
+        path: The file; ``<name>.UNVERIFIED.onnx`` for one that disagrees and was kept by force.
         size: In bytes.
-        agreement: Share of pixels (0..1) with the same class in ONNX Runtime and torch (fp32), over batches that were
-            not traced; for files without argmax, of the argmax of both.
-        largest_difference: Between both networks' logits over the largest logit; None where the file returns masks.
+        verified: Whether it agrees with torch.
+        verification: How far.
     """
 
     path: Path
     size: int
-    agreement: float
-    largest_difference: float | None
+    verified: bool
+    verification: VerificationReport
+
+    @property
+    def agreement(self) -> float:
+        """Share of pixels (0..1) with the same class in ONNX Runtime and torch (fp32), in the worst run."""
+        return self.verification.agreement
+
+    @property
+    def largest_difference(self) -> float | None:
+        """Between both networks' logits over the largest logit; None where the file returns masks."""
+        return self.verification.largest_difference
 
 
 class _Deployable(nn.Module):
     """A network from image to mask, as it goes into the file."""
 
-    def __init__(self, network: nn.Module, spec: NetworkSpec, preprocess: bool, argmax: bool) -> None:
+    def __init__(self, network: nn.Module, spec: NetworkSpec, preprocess: bool, argmax: bool, any_size: bool) -> None:
         super().__init__()
         self.network = network
         self.spec = spec
         self.preprocess = preprocess
         self.argmax = argmax
+        self.logits = _any_size_logits if any_size else full_size_logits
 
     def forward(self, images: Tensor) -> Tensor:
         # Cast before transposing: TensorRT's parser takes no operator but Cast on uint8.
         inputs = self.spec.normalize(images.float().permute(0, 3, 1, 2)) if self.preprocess else images
-        logits = full_size_logits(self.network, inputs, self.spec.size_divisor)
+        logits = self.logits(self.network, inputs, self.spec.size_divisor)
         return to_mask(logits).to(torch.uint8) if self.argmax else logits
+
+
+def _any_size_logits(model: nn.Module, inputs: Tensor, divisor: int) -> Tensor:
+    """`full_size_logits` without a decision on the size, which would tie torch.export to the sizes it traced."""
+    height, width = inputs.shape[2:]
+    # Written as a multiple, so that torch.export knows that the strides below divide it.
+    full = [(side + divisor - 1) // divisor * divisor for side in (height, width)]
+    below, beside = full[0] - height, full[1] - width
+    if divisor > 1:
+        inputs = F.pad(inputs, (0, beside, 0, below))
+    precision = next((parameter.dtype for parameter in model.parameters()), inputs.dtype)
+    logits = as_output(model(inputs.to(precision))).logits.float()
+    logits = F.interpolate(logits, full, mode="bilinear", align_corners=False)
+    return F.pad(logits, (0, -beside, 0, -below)) if divisor > 1 else logits
 
 
 def to_onnx(
@@ -69,113 +101,171 @@ def to_onnx(
     *,
     input_size: tuple[int, int],
     dynamic_batch: bool = True,
+    dynamic_size: bool = False,
     precision: Precision = "fp32",
     preprocess: bool = True,
     argmax: bool = True,
     opset: int = 18,
+    force: bool = False,
 ) -> ExportReport:
-    """Export a network to one ONNX file, compare it with torch, and keep it only if the two agree.
+    """Export a network to one ONNX file, `verify` it, and keep it only if it agrees with torch.
 
     Logits are resized to the input size and only then turned into classes. The file carries the network's facts
-    (classes, palette, normalisation, size, versions, hash, agreement) in its metadata, so that it can be used alone.
+    (classes, palette, normalisation, size, versions, hash, agreement) in its metadata, so that it can be used alone;
+    and `model.provenance`, plain JSON values about its training, where the network has that attribute.
 
     Args:
         model: A network; it is not changed.
         path: Ends in ``.onnx``.
-        input_size: (H, W) of the images.
+        input_size: (H, W) of the images; with `dynamic_size` the size to trace with.
         dynamic_batch: Take any number of images; otherwise one.
+        dynamic_size: Take images of any size. Padding, pooling and resizing are then computed inside the file.
         precision: "fp32", or "fp16" inside the network with float32 around it.
         preprocess: Take uint8 RGB images (N, H, W, 3) and normalise inside; otherwise normalised float32 (N, 3, H, W).
         argmax: Return uint8 masks (N, H, W); otherwise float32 logits (N, C, H, W).
         opset: ONNX operator set; 18 is the newest whose Resize older CUDA builds of ONNX Runtime know.
+        force: Keep a file that disagrees, as ``<name>.UNVERIFIED.onnx``, and warn.
 
     Raises:
-        ImportError: If onnx, onnxscript or onnxruntime is missing.
+        ImportError: If onnx, onnxscript, onnxslim or onnxruntime is missing.
         ValueError: For an argument out of its range.
-        RuntimeError: If ONNX Runtime and torch disagree; no file is left then.
+        RuntimeError: If torch cannot export the network, or ONNX Runtime and torch disagree; no file is left then.
     """
-    import_optional("onnxscript", "export")
-    target = Path(path)
-    if target.suffix != ".onnx":
-        raise ValueError(f"Expected a path that ends in '.onnx', but got {str(path)!r}.")
-    check_choice("precision", precision, get_args(Precision))
-    if min(input_size) < 32:
-        raise ValueError(f"Expected `input_size` to be (height, width) of at least 32 pixels, but got {input_size}.")
-    reference = _Deployable(copy.deepcopy(model).cpu().float(), get_spec(model), preprocess, argmax).eval()
-    exported = copy.deepcopy(reference)
+    for package in ("onnx", "onnxscript", "onnxslim", "onnxruntime"):
+        import_optional(package, "export")
+    target, spec = Path(path), get_spec(model)
+    _check(target, input_size, precision, opset, spec.size_divisor)
+    network = copy.deepcopy(model).cpu().float()
+    facts = {
+        "network": spec.to_dict(),
+        "input_size": list(input_size),
+        "dynamic_batch": dynamic_batch,
+        "dynamic_size": dynamic_size,
+        "precision": precision,
+        "preprocess": preprocess,
+        "argmax": argmax,
+        "training": getattr(model, "provenance", {}),
+        "sha256": content_hash(network.state_dict()),
+        "versions": {package: version(package) for package in ("torch", "onnx", "bpkd-sdk")},
+    }
+    exported = _Deployable(network, spec, preprocess, argmax, dynamic_size).eval()
     if precision == "fp16":
         exported.network.half()
-    samples = _samples(reference.spec, input_size, preprocess, count=4 if dynamic_batch else 1)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
-        draft = Path(folder) / target.name
-        proto = _trace(exported, samples[: 2 if dynamic_batch else 1], dynamic_batch, opset)
-        _save(proto, draft)
-        agreement, difference = _compare(draft, reference, samples, dynamic_batch)
-        if agreement < LEAST_AGREEMENT[precision]:
-            raise RuntimeError(
-                f"The exported network disagrees with torch: {agreement:.4%} of the pixels have the same class, "
-                f"{LEAST_AGREEMENT[precision]:.2%} are required. No file was written."
+    proto = _slim(_trace(exported, input_size, _axes(dynamic_batch, dynamic_size, preprocess), opset))
+    report = _verify(_describe(proto, facts), model)
+    verified = report.agreement >= LEAST_AGREEMENT[precision]
+    if not verified:
+        target = _marked(target, report.worst, LEAST_AGREEMENT[precision], force)
+    facts |= {"agreement": report.agreement, "largest_difference": report.largest_difference}
+    content = _describe(proto, facts | {"verified": verified, "parity": report.to_dict()})
+    write_atomically(target, content)
+    return ExportReport(target, len(content), verified, report)
+
+
+def _check(target: Path, input_size: tuple[int, int], precision: str, opset: int, divisor: int) -> None:
+    if target.suffix != ".onnx":
+        raise ValueError(f"Expected a path that ends in '.onnx', but got {str(target)!r}.")
+    check_choice("precision", precision, get_args(Precision))
+    if opset not in OPSETS:
+        raise ValueError(
+            f"Expected `opset` to be {OPSETS[0]} to {OPSETS[-1]}, which torch's exporter writes, but got {opset}."
+        )
+    smallest = max(_SMALLEST_SIDE, divisor)
+    if min(input_size) < smallest:
+        raise ValueError(
+            f"Expected `input_size` to be (height, width) of at least {smallest} pixels, but got {input_size}."
+        )
+
+
+def _axes(dynamic_batch: bool, dynamic_size: bool, preprocess: bool) -> dict[int, str]:
+    """Names of the input's axes that may change."""
+    height = 1 if preprocess else 2
+    return ({0: "batch"} if dynamic_batch else {}) | ({height: "height", height + 1: "width"} if dynamic_size else {})
+
+
+def _trace(model: _Deployable, size: tuple[int, int], axes: dict[int, str], opset: int) -> Any:
+    """The network as an ONNX model, or RuntimeError with torch's reason."""
+    scenes = np.stack([render(0, "trace", index, size)[0] for index in range(2 if 0 in axes else 1)])
+    images = torch.from_numpy(scenes)
+    if not model.preprocess:
+        images = model.spec.normalize(images.permute(0, 3, 1, 2))
+    try:
+        with exact_pooling(), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                model,
+                (images,),
+                dynamic_shapes=(dict.fromkeys(axes, torch.export.Dim.DYNAMIC),),
+                # Sizes that must be equal for the network to run at all need no proof that they always are.
+                prefer_deferred_runtime_asserts_over_guards=True,
             )
-        facts = {
-            "network": reference.spec.to_dict(),
-            "input_size": list(input_size),
-            "dynamic_batch": dynamic_batch,
-            "precision": precision,
-            "preprocess": preprocess,
-            "argmax": argmax,
-            "agreement": agreement,
-            "largest_difference": difference,
-            "sha256": content_hash(reference.network.state_dict()),
-            "versions": {package: version(package) for package in ("torch", "onnx", "bpkd-sdk")},
-        }
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = METADATA_KEY, json.dumps(facts)
-        _save(proto, draft)
-        draft.replace(target)
-    return ExportReport(target, target.stat().st_size, agreement, difference)
-
-
-def _samples(spec: NetworkSpec, size: tuple[int, int], preprocess: bool, count: int) -> Tensor:
-    images = torch.from_numpy(np.stack([render(0, "export", index, size)[0] for index in range(count)]))
-    return images if preprocess else spec.normalize(images.permute(0, 3, 1, 2))
-
-
-def _trace(model: nn.Module, samples: Tensor, dynamic_batch: bool, opset: int) -> Any:
-    shapes = {"images": {0: torch.export.Dim("batch", min=1)}} if dynamic_batch else None
-    program = torch.onnx.export(
-        model,
-        (samples,),
-        dynamo=True,
-        opset_version=opset,
-        input_names=["images"],
-        output_names=["masks" if model.argmax else "logits"],
-        dynamic_shapes=shapes,
-        verbose=False,
-    )
-    if program is None:
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=(axes,),
+                input_names=["images"],
+                output_names=["masks" if model.argmax else "logits"],
+                verbose=False,
+            )
+    except Exception as error:  # the network's own code may raise anything while it is traced
+        advice = " Try dynamic_size=False." if len(axes) > 1 else ""
+        raise RuntimeError(
+            f"torch cannot export {model.spec.name or type(model.network).__name__} at input_size={size}: "
+            f"{_reason(error)}.{advice} No file was written."
+        ) from error
+    if exported is None:
         raise RuntimeError("torch.onnx.export returned no program.")
-    return program.model_proto
+    return exported.model_proto
 
 
-def _save(proto: Any, path: Path) -> None:
+def _reason(error: BaseException) -> str:
+    """The first paragraph of what went wrong first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().split(chr(10) * 2)[0]}".rstrip(".")
+
+
+def _slim(proto: Any) -> Any:
+    """Without the nodes that compute what is known, or nothing."""
+    import onnx
+    import onnxslim
+
+    slimmed = onnxslim.slim(proto)
+    onnx.checker.check_model(slimmed)
+    return slimmed
+
+
+def _describe(proto: Any, facts: dict[str, Any]) -> bytes:
+    """The file's content, with its facts in the metadata."""
     import onnx
 
-    onnx.checker.check_model(proto)
-    onnx.save_model(proto, path, save_as_external_data=False)
+    onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(facts)})
+    content: bytes = proto.SerializeToString()
+    return content
 
 
-@torch.inference_mode()
-def _compare(path: Path, reference: _Deployable, samples: Tensor, dynamic_batch: bool) -> tuple[float, float | None]:
-    """Run both on a batch of one and on all samples, neither of which is the batch that was traced."""
-    onnxruntime = import_optional("onnxruntime", "export")
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    same, differences = [], []
-    for batch in (samples[:1], samples) if dynamic_batch else (samples,):
-        ours = torch.from_numpy(session.run(None, {"images": batch.numpy()})[0])
-        theirs = reference(batch)
-        if not reference.argmax:
-            differences.append(((ours - theirs).abs().max() / theirs.abs().max()).item())
-            ours, theirs = to_mask(ours), to_mask(theirs)
-        same.append((ours == theirs).double().mean().item())
-    return min(same), max(differences, default=None)
+def _verify(content: bytes, model: nn.Module) -> VerificationReport:
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "draft.onnx"
+        draft.write_bytes(content)
+        try:
+            return verify(draft, model)
+        except Exception as error:  # the network's own code may raise anything at a size it was not made for
+            raise RuntimeError(
+                f"The export could not be compared with torch: {_reason(error)}. If it is the size, pass a larger "
+                "`input_size`, or dynamic_size=False. No file was written."
+            ) from error
+
+
+def _marked(target: Path, worst: Agreement, least: float, force: bool) -> Path:
+    """The name of a file that disagrees, with a warning; RuntimeError without `force`."""
+    marked = target.with_suffix(".UNVERIFIED.onnx")
+    problem = (
+        f"The exported network disagrees with torch: on {worst.batch} image(s) of {worst.size} {worst.whole:.4%} "
+        f"of the pixels have the same class, {least:.2%} are required."
+    )
+    if not force:
+        raise RuntimeError(f"{problem} No file was written; force=True keeps it as {marked.name}.")
+    warnings.warn(f"{problem} It was kept as {marked}.", stacklevel=3)
+    return marked

@@ -114,7 +114,7 @@ def test_quickstart_in_small(tmp_path):
     page = report.read_text()
     results = json.loads((tmp_path / "results.json").read_text())
     assert [row["name"] for row in results["rows"]] == [
-        "teacher", "student alone", "student with BPKD", "student with BPKD, ONNX",
+        "teacher", "student alone", "student, BPKD", "student, BPKD, ONNX",
     ]  # fmt: skip
     assert results["rows"][2]["miou"] == pytest.approx(results["rows"][3]["miou"], abs=0.01)
     assert results["agreement"] >= 0.9999

@@ -43,8 +43,10 @@ class CanonicalKDLoss(DistillationLoss):
 
     Args:
         num_classes: C.
-        logit_weight: Of `pixel_kl`; a weight of 0 leaves a term out. DEFAULT_NOTE
-        feature_weight: Of `feature_mse`. DEFAULT_NOTE
+        logit_weight: Of `pixel_kl`; a weight of 0 leaves a term out. 5 did better than 1 on CamVid, where it makes 1.7
+            for a student trained alone, beside a cross-entropy of 0.65.
+        feature_weight: Of `feature_mse`, which grows with the square of the teacher's features: 1 made 3 to 6 on
+            CamVid, and a gradient once or twice the cross-entropy's. CIRKD's re-implementation has 10.
         temperature: T of the logits' term.
         ignore_index: Not used: the method sees no labels.
 
@@ -65,7 +67,7 @@ class CanonicalKDLoss(DistillationLoss):
         self,
         num_classes: int,
         *,
-        logit_weight: float = 1.0,
+        logit_weight: float = 5.0,
         feature_weight: float = 1.0,
         temperature: float = 1.0,
         ignore_index: int = 255,

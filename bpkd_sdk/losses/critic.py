@@ -71,7 +71,8 @@ def gradient_penalty(critic: nn.Module, student: Tensor, teacher: Tensor) -> Ten
     share = torch.rand(len(student), 1, 1, 1, device=student.device, dtype=student.dtype)
     between = torch.lerp(student, teacher, share).requires_grad_()
     (slope,) = torch.autograd.grad(critic(between).flatten(1).mean(1).sum(), between, create_graph=True)
-    return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+    steepness: Tensor = torch.linalg.vector_norm(slope, dim=(1, 2, 3))
+    return (steepness - 1).square().mean()
 
 
 class Critic(nn.Module):
@@ -116,7 +117,8 @@ class SelfAttention(nn.Module):
         """(N, channels, h, w) -> the same shape."""
         query, key, value = (part(x).flatten(2) for part in (self.query, self.key, self.value))
         weights = (query.mT @ key).softmax(2)
-        return x + self.gamma * (value @ weights.mT).view_as(x)
+        attended: Tensor = (value @ weights.mT).view_as(x)
+        return x + self.gamma * attended
 
 
 class Adversary(nn.Module):
@@ -155,7 +157,7 @@ class Adversary(nn.Module):
             self._train_critic(student.detach(), teacher)
         return generator_loss(self.critic(student))
 
-    @torch.enable_grad()  # type: ignore[untyped-decorator]
+    @torch.enable_grad()
     def _train_critic(self, student: Tensor, teacher: Tensor) -> None:
         weights = list(self.critic.requires_grad_(True).parameters())
         loss = critic_loss(self.critic(student), self.critic(teacher), self.kind)
@@ -164,7 +166,8 @@ class Adversary(nn.Module):
         gradients = torch.autograd.grad(loss, weights)
         self.critic.requires_grad_(False)
         change = self._adam(mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients])))
-        for weight, part in zip(weights, change.split([weight.numel() for weight in weights]), strict=True):
+        parts = torch.split(change, [weight.numel() for weight in weights])
+        for weight, part in zip(weights, parts, strict=True):
             weight.add_(part.view_as(weight))
 
     def _adam(self, gradient: Tensor) -> Tensor:

@@ -46,9 +46,10 @@ def class_cosine(features: Tensor, group: Tensor, num_groups: int) -> Tensor:
         [0.7071067690849304, 0.7071067690849304, 1.0]
     """
     # A cosine does not see the length of the mean, so the sum stands in for it.
-    sums = features.new_zeros(num_groups, features.shape[1]).index_add(0, group, features)
+    sums: Tensor = features.new_zeros(num_groups, features.shape[1]).index_add(0, group, features)
     centres = F.normalize(sums, eps=1e-8)
-    return (features * centres[group]).sum(1) / features.norm(dim=1).clamp(min=1e-8)
+    lengths: Tensor = torch.linalg.vector_norm(features, dim=1).clamp(min=1e-8)
+    return (features * centres[group]).sum(1) / lengths
 
 
 def feature_variation(
@@ -85,9 +86,12 @@ class IFVDLoss(DistillationLoss):
 
     Args:
         num_classes: C.
-        kd_weight: Of `pixel_kl` at T = 1; a weight of 0 leaves a term out. DEFAULT_NOTE
-        variation_weight: Of `feature_variation`, lambda_ifv. DEFAULT_NOTE
-        adversarial_weight: Of the critic's term, see `bpkd_sdk.losses.critic`. DEFAULT_NOTE
+        kd_weight: Of `pixel_kl` at T = 1; a weight of 0 leaves a term out. As in `CanonicalKDLoss`; the official 10
+            counts from a mean over all elements, so that it is 10 / C here.
+        variation_weight: Of `feature_variation`, lambda_ifv. The official code's 200 made 0.6 (student trained alone)
+            to 1.8 (fresh student) on CamVid; the paper's text says 50.
+        adversarial_weight: Of the critic's term, see `bpkd_sdk.losses.critic`. As in `SKDSLoss`; officially 0.001, with
+            WGAN-GP.
         critic_loss: See `bpkd_sdk.losses.critic`. "hinge" costs no second derivative.
         ignore_index: The void label.
 
@@ -108,9 +112,9 @@ class IFVDLoss(DistillationLoss):
         self,
         num_classes: int,
         *,
-        kd_weight: float = 1.0,
-        variation_weight: float = 20.0,
-        adversarial_weight: float = 0.001,
+        kd_weight: float = 5.0,
+        variation_weight: float = 200.0,
+        adversarial_weight: float = 0.1,
         critic_loss: CriticLoss = "hinge",
         ignore_index: int = 255,
     ) -> None:

@@ -96,7 +96,7 @@ class _RelationKL(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * slope, None, None
@@ -141,7 +141,8 @@ def _add_pair(student: Tensor, teacher: Tensor, i: int, j: int, temperature: flo
 def _divergence(sums: Tensor) -> Tensor:
     """Sum of KL(p || q) from the sums over k of exp(q_k), of exp(p_k) and of exp(p_k) (p_k - q_k), (3, R)."""
     q, p, gap = sums
-    return (gap / p - p.log() + q.log()).sum()
+    total: Tensor = (gap / p - p.log() + q.log()).sum()
+    return total
 
 
 class _ContrastKL(torch.autograd.Function):
@@ -161,7 +162,7 @@ class _ContrastKL(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * slope, None, None, None
@@ -184,7 +185,7 @@ class _GramMSE(torch.autograd.Function):
         return total / (images * nodes**2)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * slope, None

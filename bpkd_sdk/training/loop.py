@@ -195,7 +195,7 @@ class _Trainer:
         self.metrics: Metrics | None = None
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> Position:
-        position, scaler = Position(), {}
+        position, scaler = Position(), dict[str, Any]()
         if (self.task.output_dir / RESUME_FILE).is_file():
             position, scaler = restore_state(self.task.output_dir, self.config, self.state, optimizer)
         if scaler and self.accelerator.scaler is not None:

@@ -1,6 +1,8 @@
 """Exported files, run by ONNX Runtime."""
 
+import errno
 import json
+import sys
 
 import numpy as np
 import onnx
@@ -8,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
@@ -31,6 +34,45 @@ def path(model, tmp_path_factory):
     return to_onnx(model, tmp_path_factory.mktemp("onnx") / "m.onnx", input_size=(44, 61)).path
 
 
+class Pooled(nn.Module):
+    """Features beside their averages over 9, 20 and 1 cells; every kind of pooling that exporters bake."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.ReLU())
+        self.pool, self.globally = nn.AdaptiveAvgPool2d(3), nn.AdaptiveAvgPool2d(1)
+        self.classify = nn.Conv2d(32, 3, 1)
+        self.spec = bpkd_sdk.NetworkSpec(name=None, num_classes=3, size_divisor=8)
+
+    def forward(self, images):
+        x = self.features(images)
+        pooled = self.pool(x), F.interpolate(x, size=(4, 5), mode="area"), self.globally(x)
+        resized = [F.interpolate(part, x.shape[-2:], mode="bilinear") for part in pooled]
+        return self.classify(torch.cat([x, *resized], 1))
+
+
+def session_of(path):
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def facts_of(path):
+    return json.loads({entry.key: entry.value for entry in onnx.load(path).metadata_props}["bpkd"])
+
+
+@pytest.fixture
+def lying(monkeypatch):
+    """The exporter writes another network than it was given."""
+    honest = onnx_export._trace
+
+    def trace(network, *rest):
+        with torch.no_grad():
+            network.network[-1].bias += torch.arange(9.0)
+        return honest(network, *rest)
+
+    monkeypatch.setattr(onnx_export, "_trace", trace)
+
+
 def by_hand(model, images):
     """uint8 (N, H, W, 3) to logits at the images' size, written out."""
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
@@ -45,8 +87,7 @@ def by_hand(model, images):
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_images_in_masks_out_for_any_batch(model, path, batch):
     images = np.random.default_rng(batch).integers(0, 256, (batch, 44, 61, 3), np.uint8)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (masks,) = session.run(None, {"images": images})
+    (masks,) = session_of(path).run(None, {"images": images})
     expected = by_hand(model, images)
     top = expected.topk(2, 1).values
     clear = (top[:, 0] - top[:, 1] > 1e-4).numpy()
@@ -59,7 +100,7 @@ def test_logits_without_processing(model, tmp_path):
     report = to_onnx(
         model, tmp_path / "m.onnx", input_size=(40, 48), preprocess=False, argmax=False, dynamic_batch=False
     )
-    session = onnxruntime.InferenceSession(report.path, providers=["CPUExecutionProvider"])
+    session = session_of(report.path)
     inputs = torch.randn(1, 3, 40, 48)
     (logits,) = session.run(None, {"images": inputs.numpy()})
     with torch.no_grad():
@@ -80,12 +121,11 @@ def test_half_precision_is_in_the_file(model, tmp_path):
 
 
 def test_the_file_describes_itself(model, path):
-    proto = onnx.load(path)
-    facts = json.loads({entry.key: entry.value for entry in proto.metadata_props}["bpkd"])
+    facts = facts_of(path)
     assert facts["input_size"] == [44, 61]
     assert facts["network"]["class_names"] == list(model.spec.class_names)
     assert facts["agreement"] >= 0.9999
-    assert {entry.version for entry in proto.opset_import if entry.domain == ""} == {18}
+    assert {entry.version for entry in onnx.load(path).opset_import if entry.domain == ""} == {18}
     assert OnnxSegmenter(path).spec == model.spec
     assert list(path.parent.iterdir()) == [path]
 
@@ -99,18 +139,104 @@ def test_evaluate_takes_the_file(model, tmp_path):
         bpkd_sdk.evaluate(tmp_path / "m.onnx", ShapesDataset("val", length=1, size=(32, 64)))
 
 
-def test_disagreement_leaves_no_file(model, tmp_path, monkeypatch):
-    honest = onnx_export._trace
+@pytest.mark.parametrize("size", [(40, 40), (33, 90), (101, 47), (200, 120)], ids=str)
+def test_any_size_pads_pools_and_crops_as_torch(any_size_path, size):
+    images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+    (logits,) = session_of(any_size_path).run(None, {"images": images})
+    np.testing.assert_allclose(logits, by_hand(Pooled(), images).numpy(), rtol=1e-4, atol=1e-5)
 
-    def lying(network, *rest):
-        with torch.no_grad():
-            network.network[-1].bias += torch.arange(9.0)
-        return honest(network, *rest)
 
-    monkeypatch.setattr(onnx_export, "_trace", lying)
-    with pytest.raises(RuntimeError, match="disagrees with torch.*No file was written"):
+@pytest.fixture(scope="module")
+def any_size_path(tmp_path_factory):
+    target = tmp_path_factory.mktemp("onnx") / "m.onnx"
+    return to_onnx(Pooled().eval(), target, input_size=(48, 48), dynamic_size=True, argmax=False).path
+
+
+def test_an_any_size_file_says_so(any_size_path):
+    session = session_of(any_size_path)
+    assert session.get_inputs()[0].shape == ["batch", "height", "width", 3]
+    assert session.get_outputs()[0].shape == ["batch", 3, "height", "width"]
+    facts = facts_of(any_size_path)
+    assert (facts["dynamic_size"], facts["dynamic_batch"], facts["input_size"]) == (True, True, [48, 48])
+    assert OnnxSegmenter(any_size_path)(np.zeros((2, 37, 50, 3), np.uint8)).shape == (2, 37, 50)
+
+
+def test_any_size_in_half_precision_and_one_image_at_a_time(model, tmp_path):
+    options = {"dynamic_size": True, "dynamic_batch": False, "precision": "fp16"}
+    report = to_onnx(model, tmp_path / "m.onnx", input_size=(64, 64), **options)
+    assert report.agreement >= 0.99
+    segmenter = OnnxSegmenter(report.path)
+    assert segmenter(np.zeros((1, 41, 90, 3), np.uint8)).shape == (1, 41, 90)
+    with pytest.raises(ValueError, match="takes one image at a time, but got 2.*dynamic_batch=True"):
+        segmenter(np.zeros((2, 64, 64, 3), np.uint8))
+
+
+def test_the_networks_own_refusal_is_passed_on(tmp_path):
+    class Picky(Pooled):
+        def forward(self, images):
+            if images.shape[-1] != 64:
+                raise ValueError("I take 64 columns.")
+            return super().forward(images)
+
+    assert to_onnx(Picky().eval(), tmp_path / "fixed.onnx", input_size=(48, 64)).verified
+    pooling = F.adaptive_avg_pool2d
+    with pytest.raises(RuntimeError, match="I take 64 columns.*No file was written"):
+        to_onnx(Picky().eval(), tmp_path / "any.onnx", input_size=(48, 64), dynamic_size=True)
+    with pytest.raises(RuntimeError, match="torch cannot export Picky.*I take 64 columns.*No file was written"):
+        to_onnx(Picky().eval(), tmp_path / "other.onnx", input_size=(48, 80))
+    assert [path.name for path in tmp_path.iterdir()] == ["fixed.onnx"]
+    assert F.adaptive_avg_pool2d is pooling
+
+
+def test_the_files_history_is_in_it(model, path, tmp_path):
+    assert facts_of(path)["training"] == {}
+    model.provenance = {"method": ["bpkd"], "steps": 12}
+    try:
+        exported = to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48), opset=20)
+    finally:
+        del model.provenance
+    facts = facts_of(exported.path)
+    assert facts["training"] == {"method": ["bpkd"], "steps": 12}
+    assert facts["parity"] == json.loads(json.dumps(exported.verification.to_dict()))
+    assert facts["verified"] is exported.verified is True
+    assert {entry.version for entry in onnx.load(exported.path).opset_import if entry.domain == ""} == {20}
+
+
+@pytest.mark.usefixtures("lying")
+def test_disagreement_leaves_no_file(model, tmp_path):
+    with pytest.raises(RuntimeError, match=r"disagrees with torch.*99.99% are required. No file was written; force="):
         to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("lying")
+def test_disagreement_kept_by_force_is_marked(model, tmp_path):
+    with pytest.warns(UserWarning, match=r"disagrees with torch.*kept as .*m\.UNVERIFIED\.onnx"):
+        report = to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48), force=True)
+    assert list(tmp_path.iterdir()) == [report.path]
+    assert report.path.name == "m.UNVERIFIED.onnx"
+    assert (report.verified, facts_of(report.path)["verified"]) == (False, False)
+
+
+@pytest.mark.parametrize("step", ["pathlib.Path.write_bytes", "os.fsync"])
+def test_a_full_disk_leaves_nothing_and_the_old_file_whole(model, tmp_path, monkeypatch, step):
+    (tmp_path / "m.onnx").write_text("old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(step, full)
+    with pytest.raises(OSError, match="No space left"):
+        to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48))
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    assert (tmp_path / "m.onnx").read_text() == "old"
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxslim", "onnxruntime"])
+def test_a_missing_package_is_named_before_any_work(model, tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"'{package}'.*pip install 'bpkd-sdk\[export\]'"):
+        to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48))
 
 
 def test_bad_arguments_are_named(model, tmp_path):
@@ -120,6 +246,14 @@ def test_bad_arguments_are_named(model, tmp_path):
         to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48), precision="half")
     with pytest.raises(ValueError, match=r"at least 32 pixels, but got \(8, 48\)"):
         to_onnx(model, tmp_path / "m.onnx", input_size=(8, 48))
+    for opset in (17, 24):
+        with pytest.raises(ValueError, match=f"`opset` to be 18 to 23.*but got {opset}"):
+            to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48), opset=opset)
+    coarse = tiny(9)
+    coarse.spec = bpkd_sdk.NetworkSpec(name=None, num_classes=9, size_divisor=64)
+    with pytest.raises(ValueError, match=r"at least 64 pixels, but got \(48, 80\)"):
+        to_onnx(coarse, tmp_path / "m.onnx", input_size=(48, 80))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_that_cannot_be_run(path, tmp_path):
@@ -133,3 +267,26 @@ def test_files_that_cannot_be_run(path, tmp_path):
     onnx.save(proto, tmp_path / "foreign.onnx")
     with pytest.raises(ValueError, match="no metadata of bpkd-sdk"):
         OnnxSegmenter(tmp_path / "foreign.onnx")
+    for damaged, problem in (("{", "not readable"), ('{"network": {}}', "lacks input_size, dynamic_batch")):
+        onnx.helper.set_model_props(proto, {"bpkd": damaged})
+        onnx.save(proto, tmp_path / "damaged.onnx")
+        with pytest.raises(ValueError, match=f"metadata of bpkd-sdk in .*damaged.onnx.*{problem}.*export it again"):
+            OnnxSegmenter(tmp_path / "damaged.onnx")
+
+
+def test_what_a_file_leaves_out_is_done_around_it(model, path, tmp_path):
+    bare = to_onnx(model, tmp_path / "m.onnx", input_size=(44, 61), preprocess=False, argmax=False).path
+    images = np.random.default_rng(0).integers(0, 256, (2, 44, 61, 3), np.uint8)
+    masks = OnnxSegmenter(bare)(images)
+    assert (masks.dtype, masks.shape) == (np.uint8, (2, 44, 61))
+    assert (masks == OnnxSegmenter(path)(images)).mean() > 0.999
+
+
+def test_images_that_the_segmenter_does_not_take(path):
+    for images in (
+        np.zeros((1, 44, 61, 3), np.float32),
+        np.zeros((1, 3, 44, 61), np.uint8),
+        np.zeros((44, 61, 3), np.uint8),
+    ):
+        with pytest.raises(ValueError, match=r"Expected images uint8 \(N, H, W, 3\), but got"):
+            OnnxSegmenter(path)(images)

@@ -1,0 +1,180 @@
+"""One network on its way through TensorRT: parsed, aimed at GPUs, compiled.
+
+`tensorrt` (10 and 11) and `tensorrt_rtx` share one Python interface, so that one class serves them all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bpkd_sdk.errors import check_choice, listed
+from bpkd_sdk.export.audit import engine_layers, weighted_names
+from bpkd_sdk.export.manifest import capability
+
+Size = tuple[int, int]
+
+
+class Compilation:
+    """One network on its way through the compiler.
+
+    Attributes:
+        name: Of the compiler's package.
+        trt: That package.
+        network: The network, once parsed.
+    """
+
+    def __init__(self, name: str, trt: Any) -> None:
+        if name == "tensorrt" and capability() is None:
+            raise RuntimeError(
+                "TensorRT builds on the GPU that will run the engine, and torch sees none here. Build it there, or "
+                "compile without a GPU: to_tensorrt(..., backend='tensorrt_rtx', hardware=['sm86', ...])."
+            )
+        self.name = name
+        self.trt = trt
+        self.log = _log(trt)
+        self.log.messages.clear()
+        self.builder = trt.Builder(self.log)
+        # The one flag that TensorRT 10 must be given and 11 knows.
+        self.network = self.builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        self.config = self.builder.create_builder_config()
+        self.config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+
+    def parse(self, raw: bytes, source: str) -> None:
+        """Read the ONNX file; RuntimeError with every error and its node."""
+        parser = self.trt.OnnxParser(self.network, self.log)
+        if parser.parse(raw):
+            return
+        errors = [_told(parser.get_error(index)) for index in range(parser.num_errors)]
+        raise RuntimeError(
+            f"{self.name} {self.trt.__version__} cannot compile {source}:\n{listed(errors, len(errors))}\n"
+            "Replace these operators in the network, or export it with another opset."
+        )
+
+    def add_profile(
+        self, row: int, batch: tuple[int, int, int] | None, size: tuple[Size, Size, Size] | None
+    ) -> dict[str, dict[str, Any]]:
+        """State the shapes that the engine takes; `row` is the axis of the image's height."""
+        heights, widths = zip(*size, strict=True) if size else (None, None)
+        asked = {0: ("batch", batch), row: ("height", heights), row + 1: ("width", widths)}
+        profile = self.builder.create_optimization_profile()
+        inputs = {}
+        for tensor in (self.network.get_input(index) for index in range(self.network.num_inputs)):
+            ranges = [_range(length, *asked.get(axis, ("", None))) for axis, length in enumerate(tensor.shape)]
+            shapes = [list(shape) for shape in zip(*ranges, strict=True)]
+            profile.set_shape(tensor.name, *shapes)
+            inputs[tensor.name] = {"dtype": tensor.dtype.name, **dict(zip(("min", "opt", "max"), shapes, strict=True))}
+        self.config.add_optimization_profile(profile)
+        return inputs
+
+    def aim(self, hardware: Sequence[str] | None) -> tuple[str, ...]:
+        """Choose the GPUs; returned as the manifest names them."""
+        if self.name == "tensorrt_rtx":
+            return self._aim_rtx(hardware)
+        levels = self.trt.HardwareCompatibilityLevel.__members__
+        (level,) = hardware or ("none",)
+        check_choice("hardware", level, [name.lower() for name in levels])
+        self.config.hardware_compatibility_level = levels[level.upper()]
+        return ("sm80+",) if level == "ampere_plus" else (str(capability()),)
+
+    def _aim_rtx(self, hardware: Sequence[str] | None) -> tuple[str, ...]:
+        if hardware is None:
+            return ("sm80+",)  # the compiler's own default
+        known = self.trt.ComputeCapability.__members__
+        choices = [name.lower() for name in known if name.startswith("SM")]
+        self.config.num_compute_capabilities = len(hardware)
+        for index, name in enumerate(hardware):
+            check_choice("hardware", name, choices)
+            self.config.set_compute_capability(known[name.upper()], index)
+        return tuple(hardware)
+
+    def configure(self, workspace_mb: int | None, version_compatible: bool, timing_cache: str | Path | None) -> None:
+        """Set the rest of the builder's options."""
+        if self.name == "tensorrt_rtx" and (version_compatible or timing_cache is not None):
+            raise ValueError(
+                "TensorRT for RTX has neither version-compatible plans (it ships no lean runtime) nor a timing cache "
+                "(it times nothing): leave `version_compatible` and `timing_cache` out, or pass backend='tensorrt'."
+            )
+        if workspace_mb is not None:
+            self.config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
+        if version_compatible:
+            self.config.set_flag(self.trt.BuilderFlag.VERSION_COMPATIBLE)
+        if timing_cache is not None:
+            self._use_timings(Path(timing_cache))
+
+    def _use_timings(self, path: Path) -> None:
+        timings = self.config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+        if not self.config.set_timing_cache(timings, False):
+            raise ValueError(
+                f"{path} holds timings of another GPU or build of TensorRT: delete it or name another file."
+            )
+
+    def timings(self) -> bytes:
+        """The timing cache after a build."""
+        return bytes(self.config.get_timing_cache().serialize())
+
+    def build(self, source: str) -> tuple[bytes, float]:
+        """Compile: the plan, and the seconds it took. RuntimeError with all that the compiler said."""
+        start = time.perf_counter()
+        plan = self.builder.build_serialized_network(self.network, self.config)
+        if plan is None:
+            told = listed(self.log.messages, len(self.log.messages))
+            raise RuntimeError(f"{self.name} {self.trt.__version__} could not compile {source}:\n{told}")
+        return bytes(plan), time.perf_counter() - start
+
+    def inspect(self, plan: bytes) -> dict[str, str]:
+        """Load the plan on this machine's GPU, and read the types of its layers."""
+        engine = self.trt.Runtime(self.log).deserialize_cuda_engine(plan)
+        if engine is None:
+            # Compiled for other GPUs than this one; the parsed network has been audited all the same.
+            return {}
+        text = engine.create_engine_inspector().get_engine_information(self.trt.LayerInformationFormat.JSON)
+        return engine_layers(text, weighted_names(self.network))
+
+    def outputs(self) -> list[Any]:
+        """The network's output tensors."""
+        return [self.network.get_output(index) for index in range(self.network.num_outputs)]
+
+
+def _range(length: int, what: str, asked: Sequence[int] | None) -> tuple[int, int, int]:
+    """Least, best and largest length of one axis; `length` is the file's, -1 where it takes any."""
+    if length != -1:
+        if asked is not None and set(asked) != {length}:
+            raise ValueError(
+                f"The file takes a {what} of {length} only, but got {tuple(asked)}. Leave it out, "
+                "or export the network with dynamic_batch=True or dynamic_size=True."
+            )
+        return length, length, length
+    if asked is None and what != "batch":
+        raise ValueError(
+            "The file takes images of any size, but an engine needs a range: pass `size`, the least, best and largest "
+            "(height, width), for example size=((256, 512), (512, 1024), (1024, 2048))."
+        )
+    least, best, largest = asked or (1, 1, 8)
+    if not 1 <= least <= best <= largest:
+        raise ValueError(f"Expected a {what} of 1 <= least <= best <= largest, but got {(least, best, largest)}.")
+    return least, best, largest
+
+
+def _told(error: Any) -> str:
+    node = f"node {error.node()} {error.node_name()!r} ({error.node_operator()})"
+    return f"{node}: {error.desc()} [{error.code().name}, {error.func()} in {error.file()}:{error.line()}]"
+
+
+@cache
+def _log(trt: Any) -> Any:
+    """A log that keeps warnings and errors; one for all builds, because TensorRT keeps the first that it is given."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.messages: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.WARNING:
+                self.messages.append(f"{severity.name}: {message}")
+
+    return Log()

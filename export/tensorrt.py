@@ -1,0 +1,159 @@
+"""ONNX to a TensorRT engine: one strongly typed build for TensorRT 10, 11 and TensorRT for RTX, audited, then kept.
+
+TensorRT builds on the GPU that will run the engine. TensorRT for RTX compiles anywhere, for the GPUs that are named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bpkd_sdk.doctor import driver_version
+from bpkd_sdk.errors import check_choice, import_optional
+from bpkd_sdk.export.audit import check_engine_layers, check_network, network_layers
+from bpkd_sdk.export.compilation import Compilation, Size
+from bpkd_sdk.export.manifest import (
+    ENGINE_SUFFIXES,
+    Backend,
+    EngineManifest,
+    capability,
+    manifest_path,
+    open_backend,
+)
+from bpkd_sdk.models.checkpoint import write_atomically
+from bpkd_sdk.runtime import METADATA_KEY
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """What `to_tensorrt` wrote.
+
+    Attributes:
+        path: The plan.
+        size: In bytes.
+        seconds: That the compiler took.
+        manifest: What lies beside the plan.
+    """
+
+    path: Path
+    size: int
+    seconds: float
+    manifest: EngineManifest
+
+
+def to_tensorrt(
+    onnx_path: str | Path,
+    path: str | Path,
+    *,
+    batch: tuple[int, int, int] | None = None,
+    size: tuple[Size, Size, Size] | None = None,
+    workspace_mb: int | None = None,
+    version_compatible: bool = False,
+    hardware: str | Sequence[str] | None = None,
+    timing_cache: str | Path | None = None,
+    backend: Backend | None = None,
+) -> EngineReport:
+    """Compile an ONNX file of `to_onnx` or `quantize`, and keep the engine only if its precision is the file's.
+
+    Two files are written: the plan, as the builder made it, and its manifest with ``.json`` appended to the name, which
+    `bpkd_sdk.export.manifest.check_engine` reads before the plan is loaded.
+
+    Args:
+        onnx_path: The file; its precision is the engine's.
+        path: Ends in ``.engine`` or ``.plan``.
+        batch: Least, best and largest number of images; None: (1, 1, 8), or what the file fixes.
+        size: Least, best and largest (height, width); only for a file that takes any size, which needs it.
+        workspace_mb: Most device memory for scratch, in MiB; None: all there is.
+        version_compatible: Let later builds of the same major version run the plan. It then carries host code.
+            TensorRT only.
+        hardware: TensorRT for RTX: the GPUs to compile for, such as ``["sm86", "sm89"]``; None: every one from Ampere
+            (sm80) on. TensorRT: None for GPUs like this one, "same_compute_capability" or "ampere_plus".
+        timing_cache: A file of kernel timings, used and updated; makes later builds faster. TensorRT only.
+        backend: "tensorrt" or "tensorrt_rtx"; None: the first of them that is installed.
+
+    Raises:
+        FileNotFoundError: If there is no such ONNX file.
+        ImportError: If no compiler is installed.
+        ValueError: For an argument out of its range, or a file that is not one of ours.
+        RuntimeError: If the compiler refuses the file (all its errors, with their nodes, are listed), or the engine is
+            not of the precision asked for. Nothing is left then.
+    """
+    target = Path(path)
+    check_choice("the engine's suffix", target.suffix, ENGINE_SUFFIXES)
+    raw, facts = _read(Path(onnx_path))
+    job = Compilation(*open_backend(backend))
+    job.parse(raw, str(onnx_path))
+    layers = network_layers(job.network)
+    check_network(layers, facts)
+    inputs = job.add_profile(1 if facts["preprocess"] else 2, batch, size)
+    targets = job.aim([hardware] if isinstance(hardware, str) else hardware)
+    job.configure(workspace_mb, version_compatible, timing_cache)
+    plan, seconds = job.build(str(onnx_path))
+    inspected = {} if capability() is None or version_compatible else job.inspect(plan)
+    check_engine_layers(inspected, facts["precision"])
+    manifest = EngineManifest(
+        backend=job.name,
+        build=str(job.trt.__version__),
+        version_compatible=version_compatible,
+        targets=targets,
+        device=_device(),
+        inputs=inputs,
+        outputs={tensor.name: _described(tensor) for tensor in job.outputs()},
+        precision=facts["precision"],
+        layers=layers,
+        inspected=dict(Counter(inspected.values())),
+        plan_bytes=len(plan),
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        onnx_sha256=hashlib.sha256(raw).hexdigest(),
+        facts=facts,
+    )
+    _write(target, plan, manifest)
+    if timing_cache is not None:
+        write_atomically(Path(timing_cache), job.timings())
+    return EngineReport(target, len(plan), seconds, manifest)
+
+
+def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of an ONNX file and what it says about itself."""
+    onnx = import_optional("onnx", "export")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no ONNX file at {path}.")
+    raw = path.read_bytes()
+    try:
+        properties = {entry.key: entry.value for entry in onnx.load_from_string(raw).metadata_props}
+    except Exception as error:  # protobuf's errors share no public base class
+        raise ValueError(f"{path} is not a readable ONNX file ({error}). It may be truncated.") from error
+    if METADATA_KEY not in properties:
+        raise ValueError(
+            f"{path} has no metadata of bpkd-sdk, so the engine's precision could not be checked against it; "
+            "export the network with bpkd_sdk.export.to_onnx."
+        )
+    return raw, json.loads(properties[METADATA_KEY])
+
+
+def _described(tensor: Any) -> dict[str, Any]:
+    return {"dtype": tensor.dtype.name, "shape": list(tensor.shape)}
+
+
+def _device() -> dict[str, str] | None:
+    here = capability()
+    if here is None:
+        return None
+    return {"name": torch.cuda.get_device_name(), "capability": here, "driver": driver_version()}
+
+
+def _write(path: Path, plan: bytes, manifest: EngineManifest) -> None:
+    """The plan, then its manifest; a plan without one is not left behind."""
+    write_atomically(path, plan)
+    try:
+        write_atomically(manifest_path(path), manifest.to_json().encode())
+    except OSError:
+        path.unlink()
+        raise

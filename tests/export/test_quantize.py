@@ -1,0 +1,258 @@
+"""INT8 as explicit Q/DQ: where it is, what it costs, and that what it would destroy is left alone."""
+
+import copy
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import numpy_helper
+from torch import nn
+
+import bpkd_sdk
+from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.export import qdq, to_onnx
+from bpkd_sdk.export.quantize import quantize
+from bpkd_sdk.runtime import OnnxSegmenter
+
+SIZE = (64, 64)
+
+
+class Unlabelled(ShapesDataset):
+    has_labels = False
+
+
+def network(width=16):
+    """Six convolutions, with a residual connection, a ReLU6 and a depthwise convolution among them."""
+    torch.manual_seed(0)
+
+    def block(channels, *, stride=1, groups=1, activation=nn.ReLU):
+        return nn.Sequential(
+            nn.Conv2d(channels, width, 3, stride, 1, groups=groups, bias=False), nn.BatchNorm2d(width), activation()
+        )
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = block(3, stride=2)
+            self.body = nn.ModuleList([block(width), block(width, groups=width, activation=nn.ReLU6), block(width)])
+            self.mix = nn.Conv2d(width, width, 1)
+            self.classify = nn.Conv2d(width, 9, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            for block in self.body:
+                x = x + block(x)
+            return self.classify(F.relu(self.mix(x)))
+
+    return Network()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The network, trained for a few seconds on `shapes`."""
+    model = network()
+    model.spec = bpkd_sdk.NetworkSpec(name=None, num_classes=9, class_names=ShapesDataset().class_names)
+    data = ShapesDataset("train", length=32, size=SIZE)
+    images, labels = (torch.stack(part) for part in zip(*data, strict=True))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for step in range(60):
+        chosen = slice(step % 4 * 8, step % 4 * 8 + 8)
+        logits = F.interpolate(model(model.spec.normalize(images[chosen])), SIZE, mode="bilinear")
+        optimizer.zero_grad()
+        F.cross_entropy(logits, labels[chosen].long(), ignore_index=255).backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def path(trained, tmp_path_factory):
+    return to_onnx(trained, tmp_path_factory.mktemp("onnx") / "m.onnx", input_size=SIZE).path
+
+
+@pytest.fixture(scope="module")
+def data():
+    return ShapesDataset("val", length=24, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def report(path, data, tmp_path_factory):
+    return quantize(path, tmp_path_factory.mktemp("int8") / "m.int8.onnx", data, max_boundary_loss=0.02)
+
+
+def test_the_layers_are_int8_and_symmetric(report):
+    proto = onnx.load(report.path)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    makers = {tensor: node for node in proto.graph.node for tensor in node.output}
+    readers = {tensor: node for node in proto.graph.node for tensor in node.input}
+    convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
+    quantized = {f"network.{layer.name}.weight" for layer in report.layers if layer.quantized}
+    assert len(quantized) == 4
+    for node in convolutions:
+        source, weights = makers.get(node.input[0]), makers.get(node.input[1])
+        if node.input[1] in constants:
+            continue
+        quantized.remove(weights.output[0].removesuffix("/dequantized"))
+        assert source.op_type == weights.op_type == "DequantizeLinear"
+        assert makers[source.input[0]].op_type == "QuantizeLinear"
+        assert readers[node.output[0]].op_type == "QuantizeLinear"
+        values, scale, _ = (constants[name] for name in weights.input)
+        assert (values.dtype, scale.shape, weights.attribute[0].i) == (np.int8, (len(values),), 0)
+        assert np.abs(values).max() <= 127
+    assert not quantized
+    pairs = ("QuantizeLinear", "DequantizeLinear")
+    zeros = [constants[node.input[2]] for node in proto.graph.node if node.op_type in pairs]
+    assert len(zeros) > 3 * 4
+    assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
+
+
+def test_onnx_runtime_computes_in_int8(report, tmp_path):
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(report.path, options, providers=["CPUExecutionProvider"])
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node]
+    assert operators.count("QLinearConv") == 4
+
+
+def test_masks_stay_what_they_were(path, report, data):
+    before, after = OnnxSegmenter(path), OnnxSegmenter(report.path)
+    images = torch.stack([image for image, _ in data])
+    agreement = (before.segment(images) == after.segment(images)).double().mean().item()
+    assert agreement > 0.97
+    assert report.agreement == pytest.approx(agreement, abs=0.02)
+    assert report.edge_agreement < report.body_agreement
+    assert report.size == report.path.stat().st_size
+
+
+def test_the_report_adds_up(path, report, data):
+    assert [layer.name for layer in report.layers] == [layer.name for layer in qdq.find_layers(onnx.load(path))]
+    assert [layer.quantized for layer in report.layers] == [False, True, True, True, True, False]
+    assert all(0 <= layer.edge_damage <= 1 and 0 <= layer.body_damage <= 1 for layer in report.layers)
+    assert (report.calibration_images, report.held_out_images) == (18, 6)
+    before, after = (bpkd_sdk.evaluate(file, shifted(data, 18, 6)).boundary_iou for file in (path, report.path))
+    assert report.boundary_loss == pytest.approx(before - after, abs=1e-9)
+    assert report.boundary_loss == report.boundary_loss_of_all <= 0.02
+    assert json.dumps(report.to_dict())
+
+
+def shifted(data, start, length):
+    """Scenes `start` to `start + length` of a data set."""
+
+    class Part(type(data)):
+        def __getitem__(self, index):
+            if index >= length:
+                raise IndexError
+            return data[start + index]
+
+    return Part(data.split, length=length, size=data.size)
+
+
+def test_the_file_describes_itself(path, report):
+    before, after = OnnxSegmenter(path), OnnxSegmenter(report.path)
+    facts = after.metadata
+    assert after.spec == before.spec
+    assert facts["precision"] == "int8"
+    assert facts["agreement"] == report.agreement
+    assert facts["sha256"] == before.metadata["sha256"]
+    summary = facts["quantization"]
+    assert (summary["quantized"], len(summary["left_out"]), summary["data"]) == (4, 2, "shapes/val")
+    assert summary["boundary_loss"] == report.boundary_loss
+
+
+def test_a_layer_that_int8_destroys_is_left_out(trained, data, tmp_path):
+    """One channel a thousand times larger than the others, undone by the weights that read it: the same function."""
+    model = copy.deepcopy(trained)
+    with torch.no_grad():
+        model.mix.weight[3] *= 1000
+        model.mix.bias[3] *= 1000
+        model.classify.weight[:, 3] /= 1000
+    to_onnx(model, tmp_path / "m.onnx", input_size=SIZE)
+    report = quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", data, max_boundary_loss=0.02)
+    worst = max(report.layers[1:-1], key=lambda layer: layer.edge_damage)
+    assert worst == report.layers[4]
+    assert [layer.quantized for layer in report.layers] == [False, True, True, True, False, False]
+    assert report.boundary_loss <= 0.02 < report.boundary_loss_of_all
+    with pytest.raises(RuntimeError, match="No layer can be int8 within max_boundary_loss=-1"):
+        quantize(tmp_path / "m.onnx", tmp_path / "r.onnx", data, max_boundary_loss=-1)
+    assert not (tmp_path / "r.onnx").exists()
+
+
+def test_without_labels_the_networks_own_masks_judge(path, tmp_path):
+    data = Unlabelled("val", length=8, size=SIZE)
+    report = quantize(path, tmp_path / "q.onnx", data, images=4, max_boundary_loss=1)
+    assert not report.labelled
+    assert (report.calibration_images, report.held_out_images) == (3, 1)
+    assert 0 < report.boundary_loss < 0.5
+
+
+def test_a_dead_channel_does_no_harm(trained, data, tmp_path):
+    """Next to no weights and a bias: as int32 in steps of the scales, that bias would overflow."""
+    model = copy.deepcopy(trained)
+    with torch.no_grad():
+        model.mix.weight[0] *= 1e-12
+        model.mix.bias[0] = 2.0
+    to_onnx(model, tmp_path / "m.onnx", input_size=SIZE)
+    report = quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", data, max_boundary_loss=1)
+    assert report.agreement > 0.95
+
+
+def test_products_with_constant_weights_are_layers():
+    proto = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["": 18]>
+        g (float[2, 4] x) => (float[2, 3] y)
+        <float[4, 5] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20},
+         float[3, 5] v = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, float[3] b = {1, 2, 3}>
+        { [first] a = MatMul (x, w)  r = Relu (a)  [second] y = Gemm <transB = 1> (r, v, b) }
+    """)
+    layers = qdq.find_layers(proto)
+    assert [(layer.name, layer.kind, layer.kept) for layer in layers] == [
+        ("w", "MatMul", "r"),
+        ("v", "Gemm", "y"),
+    ]
+    changed = qdq.quantized(proto, layers, {"x": 1.0, "r": 60.0, "y": 3000.0})
+    onnx.checker.check_model(changed, full_check=True)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in changed.graph.initializer}
+    assert constants["w/scale"] == pytest.approx(np.arange(16, 21) / 127)
+    assert constants["v/scale"] == pytest.approx(np.array([5, 10, 15]) / 127)
+    run = [
+        onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"]).run
+        for graph in (proto, changed)
+    ]
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 4)).astype(np.float32)
+    expected, found = (session(None, {"x": x})[0] for session in run)
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_bad_input(path, report, trained, data, tmp_path):
+    with pytest.raises(ValueError, match="ends in '.onnx'"):
+        quantize(path, tmp_path / "m.engine", data)
+    with pytest.raises(FileNotFoundError, match="no ONNX file"):
+        quantize(tmp_path / "none.onnx", tmp_path / "q.onnx", data)
+    with pytest.raises(ValueError, match="is int8 already; quantize the float32 file"):
+        quantize(report.path, tmp_path / "q.onnx", data)
+    with pytest.raises(ValueError, match="at least 4 images.*shapes/val, which has 0"):
+        quantize(path, tmp_path / "q.onnx", ShapesDataset("val", length=0, size=SIZE))
+    with pytest.raises(ValueError, match="got images=3"):
+        quantize(path, tmp_path / "q.onnx", data, images=3)
+    with pytest.raises(ValueError, match=r"takes images of \[64, 64\], but shapes/val\[0\] is \[32, 64\]"):
+        quantize(path, tmp_path / "q.onnx", ShapesDataset("val", length=8, size=(32, 64)))
+    other = copy.deepcopy(data)
+    other.class_names = other.class_names[:5]
+    with pytest.raises(ValueError, match="tells 9 classes apart, but shapes/val has 5"):
+        quantize(path, tmp_path / "q.onnx", other)
+    proto = onnx.load(path)
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "foreign.onnx")
+    with pytest.raises(ValueError, match="no metadata of bpkd-sdk"):
+        quantize(tmp_path / "foreign.onnx", tmp_path / "q.onnx", data)
+    proto = onnx.load(path)
+    facts = json.loads(proto.metadata_props[0].value) | {"argmax": False}
+    proto.metadata_props[0].value = json.dumps(facts)
+    onnx.save(proto, tmp_path / "logits.onnx")
+    with pytest.raises(ValueError, match="preprocess=True and argmax=True"):
+        quantize(tmp_path / "logits.onnx", tmp_path / "q.onnx", data)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["foreign.onnx", "logits.onnx"]
