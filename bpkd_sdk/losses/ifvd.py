@@ -29,6 +29,8 @@ from bpkd_sdk.losses.method import (
 from bpkd_sdk.losses.pixel import pixel_kl
 from bpkd_sdk.output import SegmentationOutput
 
+_CHUNK = 1024  # positions at a time, so that they and their centres stay within the cache
+
 
 def class_cosine(features: Tensor, group: Tensor, num_groups: int) -> Tensor:
     """The cosine of each feature with the mean of its group.
@@ -48,8 +50,10 @@ def class_cosine(features: Tensor, group: Tensor, num_groups: int) -> Tensor:
     # A cosine does not see the length of the mean, so the sum stands in for it.
     sums: Tensor = features.new_zeros(num_groups, features.shape[1]).index_add(0, group, features)
     centres = F.normalize(sums, eps=1e-8)
-    lengths: Tensor = torch.linalg.vector_norm(features, dim=1).clamp(min=1e-8)
-    return (features * centres[group]).sum(1) / lengths
+    chunks = zip(features.split(_CHUNK), group.split(_CHUNK), strict=True)
+    projected = torch.cat([(rows * centres[own]).sum(1) for rows, own in chunks])
+    lengths: Tensor = torch.linalg.vector_norm(features, dim=1)
+    return projected / lengths.clamp(min=1e-8)
 
 
 def feature_variation(
@@ -71,14 +75,15 @@ def feature_variation(
     """
     check_labels(labels, num_classes, ignore_index)
     classes = labels_at(labels, (student.shape[2], student.shape[3]))
-    known = (classes != ignore_index).flatten().nonzero().squeeze(1)
+    is_void = classes == ignore_index
     image = torch.arange(len(classes), device=classes.device).view(-1, 1, 1)
-    group = (image * num_classes + classes).flatten()[known]
+    void_group = len(classes) * num_classes
+    group = (image * num_classes + classes).masked_fill(is_void, void_group).flatten()
     student_cosine, teacher_cosine = (
-        class_cosine(features.permute(0, 2, 3, 1).flatten(0, 2)[known], group, len(classes) * num_classes)
+        class_cosine(features.permute(0, 2, 3, 1).flatten(0, 2), group, void_group + 1)
         for features in (student, teacher)
     )
-    return (student_cosine - teacher_cosine).square().sum() / classes.numel()
+    return (student_cosine - teacher_cosine).masked_fill(is_void.flatten(), 0).square().mean()
 
 
 class IFVDLoss(DistillationLoss):

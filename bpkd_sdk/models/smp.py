@@ -35,6 +35,7 @@ def build(name: str, num_classes: int, *, aux_head: bool, backbone_weights: str 
 
     Raises:
         ValueError: For an unknown architecture or encoder, or `aux_head`.
+        RuntimeError: If pretrained weights do not exist or cannot be downloaded.
     """
     parts = name.split("/", 2)
     if len(parts) != 3:
@@ -50,14 +51,23 @@ def build(name: str, num_classes: int, *, aux_head: bool, backbone_weights: str 
         raise ValueError(f"{name!r} has no auxiliary segmentation head; build it with aux_head=False.")
     cls = ARCHITECTURES[architecture]
     options: dict[str, Any] = {"upsampling": 1} if "upsampling" in inspect.signature(cls).parameters else {}
-    model = cls(encoder_name=encoder, encoder_weights=backbone_weights, classes=num_classes, **options)
-    mean, std = _normalization(encoder, backbone_weights)
+    try:
+        model = cls(encoder_name=encoder, encoder_weights=backbone_weights, classes=num_classes, **options)
+        mean, std = normalization(encoder, backbone_weights)
+    # The hub's client raises the errors of whichever HTTP library it was built on, with no common base.
+    except Exception as error:
+        if backbone_weights is None:
+            raise
+        raise RuntimeError(
+            f"The {backbone_weights!r} weights of encoder {encoder!r} could not be had: {error} "
+            "Connect to the internet once (they are cached afterwards), or use backbone_weights=None."
+        ) from error
     spec = NetworkSpec(name=name, num_classes=num_classes, mean=mean, std=std, size_divisor=smp_size_divisor(model))
     model.spec = spec  # type: ignore[assignment]
     return model
 
 
-def _normalization(encoder: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalization(encoder: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of images in 0..1 that the pretrained weights expect; ImageNet's without any."""
     if weights is None:
         return IMAGENET_MEAN, IMAGENET_STD

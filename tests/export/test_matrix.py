@@ -10,8 +10,9 @@ from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.data.shapes import render
+from bpkd_sdk.evaluation.inference import whole_logits
 from bpkd_sdk.export import to_onnx
-from bpkd_sdk.models import ZOO, get_spec
+from bpkd_sdk.models import ZOO
 from bpkd_sdk.models.smp import ARCHITECTURES
 
 DPT = "smp/DPT/tu-vit_tiny_patch16_224"
@@ -32,7 +33,7 @@ def settled(name, size):
                 nn.init.constant_(module.weight, 0.2)
     images = torch.from_numpy(np.stack([render(0, "settle", index, size)[0] for index in range(4)]))
     with torch.no_grad():
-        network(get_spec(network).normalize(images.permute(0, 3, 1, 2)))
+        whole_logits(network, images.permute(0, 3, 1, 2))
     return network.eval()
 
 

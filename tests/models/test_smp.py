@@ -5,10 +5,11 @@ import segmentation_models_pytorch as smp
 import torch
 
 import bpkd_sdk
-from bpkd_sdk.models.smp import ARCHITECTURES
+from bpkd_sdk.models.smp import ARCHITECTURES, normalization
 
 # Architectures that need a certain kind of encoder; the others take ResNet-18.
 ENCODERS = {"DPT": "tu-vit_tiny_patch16_224", "Segformer": "mit_b0"}
+SIZES = {"DPT": 224, "PAN": 128}  # position embeddings for one size; features pooled thrice
 WITHOUT_LAST_UPSAMPLING = {"FPN", "PSPNet", "PAN", "DeepLabV3", "DeepLabV3Plus", "UPerNet", "Segformer"}
 
 
@@ -17,7 +18,7 @@ def test_every_architecture_builds_with_logits_at_its_own_stride(architecture):
     name = f"smp/{architecture}/{ENCODERS.get(architecture, 'resnet18')}"
     torch.manual_seed(0)
     model = bpkd_sdk.create_model(name, 5).eval()
-    size = 224 if architecture == "DPT" else 64
+    size = SIZES.get(architecture, 64)
     with torch.no_grad():
         logits = model(torch.randn(1, 3, size, size))
     stride = size // logits.shape[-1]
@@ -41,15 +42,25 @@ def test_a_module_of_the_library_itself_is_understood():
     assert bpkd_sdk.models.get_spec(smp.FPN("resnet18", encoder_weights=None)).size_divisor == 32
 
 
-def test_pretrained_weights_bring_their_normalisation(monkeypatch):
-    """The weights are not downloaded here; the facts beside them are the library's own."""
-    monkeypatch.setitem(
-        ARCHITECTURES, "FPN", lambda encoder_weights, **options: smp.FPN(encoder_weights=None, **options)
-    )
-    monkeypatch.setattr("bpkd_sdk.models.smp.inspect.signature", lambda _: type("Signature", (), {"parameters": {}}))
-    model = bpkd_sdk.create_model("smp/FPN/timm-tf_efficientnet_lite0", 5, backbone_weights="imagenet")
-    assert model.spec.mean == pytest.approx((0.5, 0.5, 0.5))
-    assert model.spec.std == pytest.approx((0.5, 0.5, 0.5))
+@pytest.mark.parametrize(
+    ("encoder", "weights", "mean"),
+    [
+        ("tu-tf_efficientnet_lite0", "imagenet", (0.5, 0.5, 0.5)),
+        ("tu-tf_efficientnet_lite0", None, (0.485, 0.456, 0.406)),
+    ],
+)
+def test_pretrained_weights_bring_their_normalisation(encoder, weights, mean):
+    """Only the facts beside the weights: the weights themselves would be downloaded."""
+    assert normalization(encoder, weights)[0] == pytest.approx(mean)
+
+
+def test_weights_that_cannot_be_downloaded(monkeypatch):
+    def offline(**_):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setitem(ARCHITECTURES, "FPN", offline)
+    with pytest.raises(RuntimeError, match=r"'imagenet' weights of encoder 'resnet18' could not be had.*Connect"):
+        bpkd_sdk.create_model("smp/FPN/resnet18", 5, backbone_weights="imagenet")
 
 
 def test_names():
