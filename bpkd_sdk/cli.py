@@ -115,7 +115,7 @@ def distill(
     student: Annotated[str, typer.Argument(help="A name such as smp/FPN/mobilenet_v2, or a checkpoint.")],
     data: Data = "shapes",
     root: Root = None,
-    method: Annotated[str, typer.Option(help="'bpkd' or 'bpkd_paper'.")] = "bpkd",
+    method: Annotated[str, typer.Option(help="bpkd, bpkd_paper, cwd, skds, ifvd, cirkd or canonical.")] = "bpkd",
     output: Output = None,
     resume: Resume = False,
     options: dict[str, Any],
