@@ -50,7 +50,7 @@ def class_cosine(features: Tensor, group: Tensor, num_groups: int) -> Tensor:
     # A cosine does not see the length of the mean, so the sum stands in for it.
     sums: Tensor = features.new_zeros(num_groups, features.shape[1]).index_add(0, group, features)
     centres = F.normalize(sums, eps=1e-8)
-    chunks = zip(features.split(_CHUNK), group.split(_CHUNK), strict=True)
+    chunks = zip(torch.split(features, _CHUNK), torch.split(group, _CHUNK), strict=True)
     projected = torch.cat([(rows * centres[own]).sum(1) for rows, own in chunks])
     lengths: Tensor = torch.linalg.vector_norm(features, dim=1)
     return projected / lengths.clamp(min=1e-8)
