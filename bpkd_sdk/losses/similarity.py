@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CHUNK = 1 << 22  # elements of a matrix at a time
+_CHUNK = 1 << 20  # elements of a matrix at a time
 MIN_TEMPERATURE = 0.025  # exp(-2 / T) must be a float32 for `relation_kl`
 
 

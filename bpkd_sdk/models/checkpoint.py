@@ -116,6 +116,8 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
 def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: nn.Module | None = None) -> nn.Module:
     """Build the network that a checkpoint of ours describes, load its weights, and set it to eval mode.
 
+    How it was trained is then in `model.provenance`, plain JSON values that `to_onnx` hands on.
+
     Args:
         path: A file written by `save_model`, `train` or `distill`.
         device: Where the network goes.
@@ -142,6 +144,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: n
         model = create_model(spec.name, spec.num_classes, aux_head=spec.aux_head)
     load_state(model, state, source=str(path))
     model.spec = spec  # type: ignore[assignment]
+    model.provenance = header["training"]
     return model.to(device).eval()
 
 

@@ -27,6 +27,7 @@ def test_round_trip_needs_the_file_alone(model, tmp_path):
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(model(images), again(images))
     assert again.spec == model.spec
+    assert again.provenance == {"steps": 3}
     assert not again.training
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         header = json.loads(file.metadata()["bpkd"])
