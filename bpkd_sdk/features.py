@@ -47,7 +47,7 @@ class Capture:
         self.paths = tuple(paths)
         self._recorded: dict[str, Any] = {}
         found = [(path, find_module(module, path)) for path in self.paths]
-        self._handles = [_hook(part, path, self._recorded) for path, part in found]
+        self._handles = [_hook(part, path, self._recorded.__setitem__) for path, part in found]
 
     def take(self) -> dict[str, Tensor]:
         """The feature maps (N, D, h, w) of the last forward pass, by path; they are kept here no longer.
@@ -83,12 +83,12 @@ class Capture:
         self.remove()
 
 
-def _hook(module: nn.Module, path: str, recorded: dict[str, Any]) -> torch.utils.hooks.RemovableHandle:
+def _hook(module: nn.Module, path: str, record: Callable[[str, Any], None]) -> torch.utils.hooks.RemovableHandle:
     def before(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        recorded[path] = inputs[0] if inputs else None
+        record(path, inputs[0] if inputs else None)
 
     def after(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        recorded[path] = output
+        record(path, output)
 
     return module.register_forward_pre_hook(before) if path.endswith(INPUT) else module.register_forward_hook(after)
 
@@ -168,30 +168,34 @@ def _before_dropout(modules: dict[str, nn.Module], name: str) -> str:
 
 
 class FeatureRow(NamedTuple):
-    """One line of `list_features`."""
+    """One line of `list_features`: whether methods take it unless told otherwise is `is_default`."""
 
     path: str
     shape: tuple[int, ...]
+    is_default: bool
 
 
 def list_features(module: nn.Module, input_size: tuple[int, int] = (512, 512)) -> list[FeatureRow]:
     """Every module whose output is a feature map, in the order of their first run, with the shape for one image.
+
+    The path that `feature_path` finds is among them, also where it is a module's input.
 
     Args:
         module: Any network on any device; it runs once, in eval mode, and is left as it was.
         input_size: Height and width of the image.
     """
     network = unwrapped(module)
+    default = _default_path(network)
     rows: dict[str, FeatureRow] = {}
 
-    def recorder(path: str) -> Callable[[nn.Module, Any, Any], None]:
-        def record(_: nn.Module, inputs: Any, output: Any) -> None:
-            if _is_map(output):
-                rows.setdefault(path, FeatureRow(path, tuple(output.shape)))
+    def record(path: str, value: Any) -> None:
+        if _is_map(value):
+            rows.setdefault(path, FeatureRow(path, tuple(value.shape), path == default))
 
-        return record
-
-    handles = [part.register_forward_hook(recorder(path)) for path, part in network.named_modules() if path]
+    paths = [path for path, _ in network.named_modules() if path]
+    if default is not None:
+        paths.insert(0, default)
+    handles = [_hook(find_module(network, path), path, record) for path in paths]
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     try:
         with evaluating(network), torch.no_grad():
@@ -200,6 +204,13 @@ def list_features(module: nn.Module, input_size: tuple[int, int] = (512, 512)) -
         for handle in handles:
             handle.remove()
     return list(rows.values())
+
+
+def _default_path(network: nn.Module) -> str | None:
+    try:
+        return feature_path(network)
+    except ValueError:
+        return None
 
 
 def _is_map(value: object) -> bool:

@@ -1,6 +1,7 @@
 """Feature maps by module path: found, recorded, not kept, and never a silent no-match."""
 
 import gc
+import json
 import weakref
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 import torch.distributed as dist
 import torchvision
 from torch import nn
+from typer.testing import CliRunner
 
 import bpkd_sdk
+from bpkd_sdk.cli import app
 from bpkd_sdk.features import Capture, feature_path, find_module, list_features, unwrapped
 from bpkd_sdk.models.zoo import ZOO
 from tests.networks import tiny
@@ -171,14 +174,41 @@ def test_list_features():
     network = bpkd_sdk.create_model("pspnet_r18", 5, aux_head=True).train()
     network.decode_head.eval()
     rows = list_features(network, (64, 96))
-    shapes = dict(rows)
+    shapes = {row.path: row.shape for row in rows}
     assert shapes["decode_head.bottleneck"] == (1, 128, 8, 12)
     assert shapes["decode_head"] == (1, 5, 8, 12)
-    paths = [path for path, _ in rows]
+    paths = [row.path for row in rows]
+    assert [row.path for row in rows if row.is_default] == ["decode_head.dropout:input"]
+    assert shapes["decode_head.dropout:input"] == (1, 128, 8, 12)
+    assert paths.index("decode_head.bottleneck") < paths.index("decode_head.dropout:input")
     assert paths.index("backbone.layer1") < paths.index("backbone.layer4") < paths.index("decode_head.bottleneck")
     assert not any(path.startswith("auxiliary_head") for path in paths)
     assert network.training
     assert not network.decode_head.training
     with Capture(network.eval(), paths[:3]) as capture:
         network(torch.zeros(1, 3, 64, 96))
-        assert {path: tuple(feature.shape) for path, feature in capture.take().items()} == dict(rows[:3])
+        captured = [(path, tuple(feature.shape)) for path, feature in capture.take().items()]
+        assert captured == [(row.path, row.shape) for row in rows[:3]]
+
+
+def inspected(*arguments):
+    result = CliRunner().invoke(app, ["inspect", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_inspect_a_name():
+    facts = json.loads(inspected("smp/FPN/tu-mobilenetv3_small_050", "--classes", 5, "--size", "64x96", "--json"))
+    assert (facts["classes"], facts["sides must be multiples of"], facts["stride of the logits"]) == (5, 32, 4)
+    taken = [row for row in facts["features"] if row["is_default"]]
+    assert taken == [{"path": "segmentation_head.0:input", "shape": [1, 128, 16, 24], "is_default": True}]
+
+
+def test_inspect_a_checkpoint(tmp_path):
+    network = bpkd_sdk.create_model("pspnet_r18", 5)
+    bpkd_sdk.save_model(network, tmp_path / "network.safetensors")
+    out = inspected(tmp_path / "network.safetensors", "--size", "64x64")
+    assert "decode_head.dropout:input" in out
+    assert "taken by default" in out
+    assert "backbone.layer1.0.conv1" not in out
+    assert "backbone.layer1.0.conv1" in inspected(tmp_path / "network.safetensors", "--size", "64x64", "--all")

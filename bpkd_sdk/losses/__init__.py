@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.losses.bpkd import BPKDLoss
 from bpkd_sdk.losses.canonical import CanonicalKDLoss
 from bpkd_sdk.losses.cirkd import CIRKDLoss
+from bpkd_sdk.losses.composition import Composition
 from bpkd_sdk.losses.cwd import CWDLoss
 from bpkd_sdk.losses.ifvd import IFVDLoss
 from bpkd_sdk.losses.method import DistillationLoss
@@ -19,8 +20,10 @@ __all__ = [
     "CIRKDLoss",
     "CWDLoss",
     "CanonicalKDLoss",
+    "Composition",
     "DistillationLoss",
     "IFVDLoss",
+    "Method",
     "SKDSLoss",
     "create_method",
 ]
@@ -36,13 +39,30 @@ METHODS: dict[str, Callable[..., DistillationLoss]] = {
 }
 
 
-def create_method(method: str | DistillationLoss, num_classes: int, *, ignore_index: int = 255) -> DistillationLoss:
-    """A method by its name in `METHODS`, with its defaults; a module is returned as it is.
+Method = str | DistillationLoss | Sequence[str | DistillationLoss]
+
+
+def create_method(method: Method, num_classes: int, *, ignore_index: int = 255) -> DistillationLoss:
+    """The method that a name in `METHODS` stands for, with its defaults; one that is made already; or several as one.
+
+    Args:
+        method: A name, a method, or a list of both, which becomes a `Composition`.
+        num_classes: C, for methods by name.
+        ignore_index: The void label, for methods by name.
 
     Raises:
-        ValueError: For an unknown name.
+        ValueError: For an unknown name, or an empty list.
+        TypeError: For anything else.
     """
     if isinstance(method, DistillationLoss):
         return method
-    check_choice("method", method, METHODS)
-    return METHODS[method](num_classes, ignore_index=ignore_index)
+    if isinstance(method, str):
+        check_choice("method", method, METHODS)
+        made = METHODS[method](num_classes, ignore_index=ignore_index)
+        made.name = method
+        return made
+    if not isinstance(method, Sequence):
+        raise TypeError(
+            f"Expected the name of a method, a method such as CWDLoss(weight=3), or a list of them, but got {method!r}."
+        )
+    return Composition([create_method(one, num_classes, ignore_index=ignore_index) for one in method])

@@ -18,8 +18,8 @@ from torch import Tensor
 from bpkd_sdk.boundary import Void, edge_masks
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.losses.cwd import channel_kl
-from bpkd_sdk.losses.method import DistillationLoss, check_not_negative, check_positive, paired_logits
-from bpkd_sdk.output import SegmentationOutput
+from bpkd_sdk.losses.divergence import softmax_kl
+from bpkd_sdk.losses.method import Outputs, Terms, WeightedTerms, check_positive
 
 ClassReduction = Literal["mean", "sum"]
 EdgeCount = Literal["positions", "mass"]
@@ -52,15 +52,14 @@ def bpkd_edge(
     Returns:
         Scalar; 0 with zero gradient where no image has an edge.
     """
-    log_p_student = (student * masks / temperature).log_softmax(1)
-    log_p_teacher = (teacher * masks / temperature).log_softmax(1)
-    phi = (log_p_teacher.exp() * (log_p_teacher - log_p_student)).sum(1)
+    z_student, z_teacher = ((z * masks).flatten(2) for z in (student, teacher))
+    phi = softmax_kl(z_student, z_teacher, dim=1, temperature=temperature)
     positions = (masks > 0).sum((2, 3))
     count = positions if edge_count == "positions" else masks.sum((2, 3))
     class_weight = torch.as_tensor(alpha, dtype=masks.dtype, device=masks.device) / count.clamp(min=1)
     if class_reduction == "mean":
         class_weight = class_weight / (positions > 0).sum(1, keepdim=True).clamp(min=1)
-    position_weight = torch.einsum("nc,nchw->nhw", class_weight, masks)
+    position_weight = torch.einsum("nc,nci->ni", class_weight, masks.flatten(2))
     return (phi * position_weight).sum() / len(student)
 
 
@@ -73,17 +72,17 @@ def bpkd_body(student: Tensor, teacher: Tensor, masks: Tensor, *, temperature: f
     return channel_kl(student * body, teacher * body, temperature=temperature)
 
 
-class BPKDLoss(DistillationLoss):
+class BPKDLoss(WeightedTerms):
     """Boundary-privileged distillation of logits: {"edge": ..., "body": ...}.
 
-    The defaults are those that worked on real images: the mean over the classes present with weights 10 and 5 gives
-    terms of the cross-entropy's size. `BPKDLoss.paper` has the paper's weights and sum, whose edge term starts two
-    orders of magnitude above the cross-entropy.
+    The defaults are those that worked on real images: the mean over the classes present, with weights 10 and 5.
+    `BPKDLoss.paper` has the paper's weights and sum, whose edge term starts two orders of magnitude above the
+    cross-entropy. What terms the defaults of all methods make is in docs/methods/README.md.
 
     Args:
-        num_classes: C, at most 256.
+        num_classes: C, at most 256; None: that of the first logits.
         width: k, side of the trimap's window in pixels of the label map, odd.
-        edge_weight: lambda_E.
+        edge_weight: lambda_E; a weight of 0 leaves a term out.
         body_weight: lambda_B.
         alpha: Weight of each class in the edge term, one number or C of them.
         temperature: T of both terms. The paper does not state it; its code base uses 1.
@@ -104,9 +103,11 @@ class BPKDLoss(DistillationLoss):
         {'edge': 0.9849, 'body': 0.0388}
     """
 
+    name = "bpkd"
+
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int | None = None,
         *,
         width: int = 7,
         edge_weight: float = 10.0,
@@ -118,54 +119,48 @@ class BPKDLoss(DistillationLoss):
         void: Void = "clear",
         ignore_index: int = 255,
     ) -> None:
-        super().__init__()
-        check_not_negative(edge_weight=edge_weight, body_weight=body_weight)
+        super().__init__(num_classes, ignore_index, {"edge": edge_weight, "body": body_weight})
         check_positive(temperature=temperature)
         check_choice("class_reduction", class_reduction, get_args(ClassReduction))
         check_choice("edge_count", edge_count, get_args(EdgeCount))
         check_choice("void", void, get_args(Void))
-        alphas = torch.as_tensor(alpha, dtype=torch.float32)
-        if alphas.shape not in ((), (num_classes,)):
-            raise ValueError(f"Expected `alpha` to be one number or {num_classes}, but got {alphas.numel()} of them.")
-        self.num_classes = num_classes
         self.width = width
-        self.edge_weight = edge_weight
-        self.body_weight = body_weight
         self.temperature = temperature
         self.class_reduction: ClassReduction = class_reduction
         self.edge_count: EdgeCount = edge_count
         self.void: Void = void
-        self.ignore_index = ignore_index
         self.alpha: Tensor
-        self.register_buffer("alpha", alphas, persistent=False)
+        self.register_buffer("alpha", torch.as_tensor(alpha, dtype=torch.float32), persistent=False)
+        if num_classes is not None:
+            self.check_classes(num_classes)
 
     @classmethod
-    def paper(cls, num_classes: int, *, ignore_index: int = 255) -> BPKDLoss:
+    def paper(cls, num_classes: int | None = None, *, ignore_index: int = 255) -> BPKDLoss:
         """The paper's setting: lambda_E = 50, lambda_B = 20, alpha = 2, k = 7, sum over classes."""
         return cls(num_classes, edge_weight=50, body_weight=20, class_reduction="sum", ignore_index=ignore_index)
 
-    def forward(
-        self, student: Tensor | SegmentationOutput, teacher: Tensor | SegmentationOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """See `DistillationLoss.forward`; teacher logits of another stride are resized to the student's."""
-        z_student, z_teacher = paired_logits(student, teacher)
-        if z_student.shape[1] != self.num_classes:
-            raise ValueError(f"Expected logits of {self.num_classes} classes, but got {z_student.shape[1]}.")
-        if len(labels) != len(z_student):
-            raise ValueError(f"Expected labels for {len(z_student)} images, but got {len(labels)}.")
-        with torch.autocast(z_student.device.type, enabled=False):
-            height, width = z_student.shape[2:]
-            masks = edge_masks(
-                labels, self.num_classes, (height, width), self.width, self.ignore_index, void=self.void
-            ).to(z_student.dtype)
-            edge = bpkd_edge(
-                z_student,
-                z_teacher,
+    def check_classes(self, num_classes: int) -> None:
+        """`alpha` is one number, or one for each class."""
+        if self.alpha.shape not in ((), (num_classes,)):
+            raise ValueError(
+                f"Expected `alpha` to be one number or {num_classes}, but got {self.alpha.numel()} of them."
+            )
+
+    def terms(self, outputs: Outputs, labels: Tensor) -> Terms:
+        """See `WeightedTerms.terms`; one trimap for both."""
+        student, teacher = outputs.logits
+        size = (student.shape[2], student.shape[3])
+        masks = edge_masks(labels, outputs.num_classes, size, self.width, self.ignore_index, void=self.void)
+        masks = masks.to(student.dtype)
+        return {
+            "edge": lambda: bpkd_edge(
+                student,
+                teacher,
                 masks,
                 alpha=self.alpha,
                 temperature=self.temperature,
                 class_reduction=self.class_reduction,
                 edge_count=self.edge_count,
-            )
-            body = bpkd_body(z_student, z_teacher, masks, temperature=self.temperature)
-        return {"edge": self.edge_weight * edge, "body": self.body_weight * body}
+            ),
+            "body": lambda: bpkd_body(student, teacher, masks, temperature=self.temperature),
+        }

@@ -7,27 +7,18 @@ distributions by a softmax, are what the student learns.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpkd_sdk.boundary import check_labels
-from bpkd_sdk.losses.method import (
-    DistillationLoss,
-    built,
-    check_batch,
-    check_not_negative,
-    check_positive,
-    full_precision,
-    labels_at,
-    paired_features,
-    paired_logits,
-)
+from bpkd_sdk.losses.method import Outputs, Terms, WeightedTerms, built, check_positive, labels_at
 from bpkd_sdk.losses.pixel import pixel_kl
 from bpkd_sdk.losses.processes import rows_of_all_processes
 from bpkd_sdk.losses.queue import ClassQueue, class_means, rank_within, sample_positions
 from bpkd_sdk.losses.similarity import MIN_TEMPERATURE, contrast_kl, relation_kl
-from bpkd_sdk.output import SegmentationOutput
 
 PIXEL_CONTRASTS, REGION_CONTRASTS = 4096, 1024  # of all classes together, from the official code
 PIXELS_PER_CLASS = 16
@@ -72,23 +63,18 @@ def memory_contrast(student: Tensor, teacher: Tensor, memory: Tensor, *, tempera
     return contrast_kl(F.normalize(student), F.normalize(teacher), memory, temperature=temperature)
 
 
-def _rows(features: Tensor) -> Tensor:
-    """(N, D, h, w) -> (N h w, D)."""
-    return features.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-class CIRKDLoss(DistillationLoss):
+class CIRKDLoss(WeightedTerms):
     """Cross-image relational distillation: {"kd", "minibatch_pixel", "memory_pixel", "memory_region"}.
 
     The memory belongs to the method: it is in its state dict, bounded by `pixel_queue` and `region_queue`.
 
     Args:
-        num_classes: C.
+        num_classes: C; None: that of the first logits.
         kd_weight: Of `pixel_kl`; a weight of 0 leaves a term out. As in `CanonicalKDLoss`; officially 1.
-        minibatch_weight: Of `minibatch_pixel`. The official 1 made 0.3 (student trained alone) to 0.8 (fresh student)
+        minibatch_weight: Of `minibatch_pixel`. The official 1 made 0.5 (student trained alone) to 0.7 (fresh student)
             on CamVid.
         pixel_weight: Of the term on the memory of single positions. Ten times the official 0.1, which is known to leave
-            next to nothing; 1 made 4 at first, and 0.2 to 0.6 once the projection had learned, on CamVid.
+            next to nothing; 1 made 3 at first, and 0.8 when the projection had learned for 20 steps, on CamVid.
         region_weight: Of the term on the memory of class means; as `pixel_weight`.
         temperature: T of the logits' term.
         contrast_temperature: Of all softmaxes over similarities.
@@ -105,6 +91,7 @@ class CIRKDLoss(DistillationLoss):
         ValueError: For a value out of its range.
 
     Example:
+        >>> from bpkd_sdk import SegmentationOutput
         >>> torch.manual_seed(0) and None
         >>> output = SegmentationOutput(torch.zeros(2, 3, 4, 4), {"neck": torch.rand(2, 8, 4, 4)})
         >>> method = CIRKDLoss(3)
@@ -113,9 +100,12 @@ class CIRKDLoss(DistillationLoss):
         ['kd', 'minibatch_pixel', 'memory_pixel', 'memory_region']
     """
 
+    name = "cirkd"
+    feature_terms = ("minibatch_pixel", "memory_pixel", "memory_region")
+
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int | None = None,
         *,
         kd_weight: float = 5.0,
         minibatch_weight: float = 1.0,
@@ -129,37 +119,28 @@ class CIRKDLoss(DistillationLoss):
         whole_map: bool = False,
         ignore_index: int = 255,
     ) -> None:
-        super().__init__()
-        check_not_negative(
-            kd_weight=kd_weight,
-            minibatch_weight=minibatch_weight,
-            pixel_weight=pixel_weight,
-            region_weight=region_weight,
-        )
+        weights = {
+            "kd": kd_weight,
+            "minibatch_pixel": minibatch_weight,
+            "memory_pixel": pixel_weight,
+            "memory_region": region_weight,
+        }
+        super().__init__(num_classes, ignore_index, weights)
         check_positive(temperature=temperature, pool=pool)
         if not MIN_TEMPERATURE <= contrast_temperature < float("inf"):
             raise ValueError(
                 f"Expected `contrast_temperature` to be {MIN_TEMPERATURE} or above, but got {contrast_temperature}."
             )
-        for name, entries in (("pixel_queue", pixel_queue), ("region_queue", region_queue)):
-            if entries < num_classes:
-                raise ValueError(f"Expected `{name}` to be at least the {num_classes} classes, but got {entries}.")
-        self.num_classes = num_classes
-        self.kd_weight = kd_weight
-        self.minibatch_weight = minibatch_weight
-        self.pixel_weight = pixel_weight
-        self.region_weight = region_weight
         self.temperature = temperature
         self.contrast_temperature = contrast_temperature
         self.pool = pool
         self.pixel_queue = pixel_queue
         self.region_queue = region_queue
         self.whole_map = whole_map
-        self.ignore_index = ignore_index
-        self.needs_features = max(minibatch_weight, pixel_weight, region_weight) > 0
         self.projection: nn.Sequential | None = None
         self.pixels: ClassQueue | None = None
         self.regions: ClassQueue | None = None
+        self.check_classes(num_classes or 1)
 
     @classmethod
     def paper(cls, num_classes: int, *, ignore_index: int = 255) -> CIRKDLoss:
@@ -177,75 +158,80 @@ class CIRKDLoss(DistillationLoss):
             ignore_index=ignore_index,
         )
 
-    def prepare(self, student: SegmentationOutput, teacher: SegmentationOutput) -> None:
-        """Build the student's projection head and the memory; see `DistillationLoss.prepare`."""
-        if not (self.pixel_weight or self.region_weight):
+    def check_classes(self, num_classes: int) -> None:
+        """Each class has room in the memory."""
+        for name, entries in (("pixel_queue", self.pixel_queue), ("region_queue", self.region_queue)):
+            if entries < num_classes:
+                raise ValueError(f"Expected `{name}` to be at least the {num_classes} classes, but got {entries}.")
+
+    def build(self, outputs: Outputs) -> None:
+        """The student's projection head and the memory; see `DistillationLoss.prepare`."""
+        classes = outputs.num_classes
+        if not (self.weights["memory_pixel"] or self.weights["memory_region"]):
             return
-        f_student, f_teacher = paired_features(student, teacher)
-        width, device = f_teacher.shape[1], f_student.device
+        student, teacher = outputs.features
+        width, device = teacher.shape[1], student.device
         self.projection = nn.Sequential(
-            nn.Conv2d(f_student.shape[1], width, 1, bias=False),
+            nn.Conv2d(student.shape[1], width, 1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(),
             nn.Conv2d(width, width, 1, bias=False),
         ).to(device)
-        if self.pixel_weight:
-            self.pixels = ClassQueue(self.num_classes, self.pixel_queue // self.num_classes, width, device)
-        if self.region_weight:
-            self.regions = ClassQueue(self.num_classes, self.region_queue // self.num_classes, width, device)
+        if self.weights["memory_pixel"]:
+            self.pixels = ClassQueue(classes, self.pixel_queue // classes, width, device)
+        if self.weights["memory_region"]:
+            self.regions = ClassQueue(classes, self.region_queue // classes, width, device)
 
-    def forward(
-        self, student: Tensor | SegmentationOutput, teacher: Tensor | SegmentationOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """See `DistillationLoss.forward`. In training mode the batch enters the memory first."""
-        z_student, z_teacher = paired_logits(student, teacher)
-        check_batch(z_student, labels, self.num_classes)
-        terms = {}
-        with full_precision(z_student):
-            if self.kd_weight:
-                terms["kd"] = self.kd_weight * pixel_kl(z_student, z_teacher, temperature=self.temperature)
-            if self.needs_features:
-                f_student, f_teacher = paired_features(student, teacher)
-                if self.minibatch_weight:
-                    pooled = (F.avg_pool2d(features, self.pool, ceil_mode=True) for features in (f_student, f_teacher))
-                    minibatch = minibatch_pixel(*pooled, temperature=self.contrast_temperature)
-                    terms["minibatch_pixel"] = self.minibatch_weight * minibatch
-                if self.pixel_weight or self.region_weight:
-                    terms |= self._memory_terms(f_student, f_teacher, labels)
-        return terms
+    def terms(self, outputs: Outputs, labels: Tensor) -> Terms:
+        """See `WeightedTerms.terms`. In training mode the batch enters the memory first."""
+        rows = cache(lambda: self._known_rows(outputs, labels))
+        return {
+            "kd": lambda: pixel_kl(*outputs.logits, temperature=self.temperature),
+            "minibatch_pixel": lambda: minibatch_pixel(
+                *(F.avg_pool2d(features, self.pool, ceil_mode=True) for features in outputs.features),
+                temperature=self.contrast_temperature,
+            ),
+            "memory_pixel": lambda: self._contrast(self.pixels, PIXEL_CONTRASTS, *rows()),
+            "memory_region": lambda: self._contrast(self.regions, REGION_CONTRASTS, *rows()),
+        }
 
-    def _memory_terms(self, student: Tensor, teacher: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        check_labels(labels, self.num_classes, self.ignore_index)
+    def _contrast(self, queue: ClassQueue | None, contrasts: int, student: Tensor, teacher: Tensor) -> Tensor:
+        queue = built(queue, self)
+        memory = queue.sample(contrasts // len(queue.entries) + 1)
+        return memory_contrast(student, teacher, memory, temperature=self.contrast_temperature)
+
+    def _known_rows(self, outputs: Outputs, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's projected and the teacher's features (M, D) where the class is known."""
+        student, teacher = outputs.features
+        check_labels(labels, outputs.num_classes, self.ignore_index)
         classes = labels_at(labels, (student.shape[2], student.shape[3]))
         known = classes.flatten() != self.ignore_index
         embedded, target = _rows(built(self.projection, self)(student))[known], F.normalize(_rows(teacher))
         if self.training:
-            self._remember(target, classes)
-        terms = {}
-        for name, weight, queue, contrasts in (
-            ("memory_pixel", self.pixel_weight, self.pixels, PIXEL_CONTRASTS),
-            ("memory_region", self.region_weight, self.regions, REGION_CONTRASTS),
-        ):
-            if queue is not None:
-                memory = queue.sample(contrasts // self.num_classes + 1)
-                term = memory_contrast(embedded, target[known], memory, temperature=self.contrast_temperature)
-                terms[name] = weight * term
-        return terms
+            self._remember(target, classes, outputs.num_classes)
+        return embedded, target[known]
 
-    def _remember(self, features: Tensor, classes: Tensor) -> None:
+    def _remember(self, features: Tensor, classes: Tensor, num_classes: int) -> None:
         """Add features (N h w, D) and the mean of each image's classes (N, h, w) to the memory, of all processes."""
         image = torch.arange(len(classes), device=classes.device).view(-1, 1, 1)
         positions = (classes != self.ignore_index).flatten().nonzero().squeeze(1)
-        group = (image * self.num_classes + classes).flatten()[positions]
-        groups = len(classes) * self.num_classes
+        group = (image * num_classes + classes).flatten()[positions]
+        groups = len(classes) * num_classes
         if self.pixels is not None:
             chosen = sample_positions(group, PIXELS_PER_CLASS, groups)
             rank = rank_within(group, groups)[0]
-            first = group // self.num_classes * classes[0].numel()
+            first = group // num_classes * classes[0].numel()
             where = (first + rank if self.whole_map else positions)[chosen]
-            self._push(self.pixels, features[where], group[chosen])
+            _push(self.pixels, features[where], group[chosen] % num_classes)
         if self.regions is not None:
-            self._push(self.regions, *class_means(features[positions], group, groups))
+            means, present = class_means(features[positions], group, groups)
+            _push(self.regions, means, present % num_classes)
 
-    def _push(self, queue: ClassQueue, vectors: Tensor, group: Tensor) -> None:
-        queue.push(rows_of_all_processes(vectors), rows_of_all_processes(group % self.num_classes))
+
+def _push(queue: ClassQueue, vectors: Tensor, classes: Tensor) -> None:
+    queue.push(rows_of_all_processes(vectors), rows_of_all_processes(classes))
+
+
+def _rows(features: Tensor) -> Tensor:
+    """(N, D, h, w) -> (N h w, D)."""
+    return features.permute(0, 2, 3, 1).flatten(0, 2)

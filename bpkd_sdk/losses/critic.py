@@ -8,12 +8,14 @@ of the student's optimiser, and the moments of its own Adam are buffers, which p
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from bpkd_sdk.errors import check_choice
+from bpkd_sdk.losses.method import built
 from bpkd_sdk.losses.processes import mean_over_processes
 
 CriticLoss = Literal["hinge", "wgan-gp"]
@@ -125,27 +127,35 @@ class Adversary(nn.Module):
     """A critic that trains itself: (student's maps, teacher's maps) -> the student's loss.
 
     Args:
-        maps: Maps (N, C, h, w) of training size; what they hold does not matter.
         kind: Loss of the critic.
 
     Raises:
-        ValueError: If the maps are smaller than 4 x 4.
+        ValueError: For another kind.
     """
 
-    def __init__(self, maps: Tensor, kind: CriticLoss) -> None:
+    def __init__(self, kind: CriticLoss) -> None:
         super().__init__()
+        check_choice("critic_loss", kind, get_args(CriticLoss))
+        self.kind: CriticLoss = kind
+        self.critic: Critic | None = None
+        self.updates: Tensor
+        self.mean: Tensor
+        self.square: Tensor
+
+    def build(self, maps: Tensor) -> None:
+        """A new critic for maps (N, C, h, w) of training size; what they hold does not matter.
+
+        Raises:
+            ValueError: If the maps are smaller than 4 x 4.
+        """
         height, width = maps.shape[2:]
         if min(height, width) < MIN_SIDE:
             raise ValueError(
                 f"Expected logits of at least {MIN_SIDE} x {MIN_SIDE} for a critic, but got {height} x {width}. "
                 "Take a larger crop_size, or a method with adversarial_weight=0."
             )
-        self.kind: CriticLoss = kind
         self.critic = Critic(maps.shape[1], min(height, width)).to(maps.device).requires_grad_(False)
         size = sum(weight.numel() for weight in self.critic.parameters())
-        self.updates: Tensor
-        self.mean: Tensor
-        self.square: Tensor
         self.register_buffer("updates", torch.zeros((), device=maps.device))
         self.register_buffer("mean", torch.zeros(size, device=maps.device))
         self.register_buffer("square", torch.zeros(size, device=maps.device))
@@ -153,18 +163,19 @@ class Adversary(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """One step of the critic if in training mode, then `generator_loss` of the student's maps (N, C, h, w)."""
         student, teacher = student.float(), teacher.float()
+        critic = built(self.critic, self)
         if self.training:
-            self._train_critic(student.detach(), teacher)
-        return generator_loss(self.critic(student))
+            self._train(critic, student.detach(), teacher)
+        return generator_loss(critic(student))
 
     @torch.enable_grad()
-    def _train_critic(self, student: Tensor, teacher: Tensor) -> None:
-        weights = list(self.critic.requires_grad_(True).parameters())
-        loss = critic_loss(self.critic(student), self.critic(teacher), self.kind)
+    def _train(self, critic: Critic, student: Tensor, teacher: Tensor) -> None:
+        weights = list(critic.requires_grad_(True).parameters())
+        loss = critic_loss(critic(student), critic(teacher), self.kind)
         if self.kind == "wgan-gp":
-            loss = loss + PENALTY_WEIGHT * gradient_penalty(self.critic, student, teacher)
+            loss = loss + PENALTY_WEIGHT * gradient_penalty(critic, student, teacher)
         gradients = torch.autograd.grad(loss, weights)
-        self.critic.requires_grad_(False)
+        critic.requires_grad_(False)
         change = self._adam(mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients])))
         parts = torch.split(change, [weight.numel() for weight in weights])
         for weight, part in zip(weights, parts, strict=True):

@@ -7,27 +7,14 @@ that time and memory do not depend on their number.
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bpkd_sdk.boundary import check_labels
-from bpkd_sdk.errors import check_choice
 from bpkd_sdk.losses.critic import Adversary, CriticLoss
-from bpkd_sdk.losses.method import (
-    DistillationLoss,
-    built,
-    check_batch,
-    check_not_negative,
-    full_precision,
-    labels_at,
-    paired_features,
-    paired_logits,
-)
+from bpkd_sdk.losses.method import Outputs, Terms, WeightedTerms, labels_at
 from bpkd_sdk.losses.pixel import pixel_kl
-from bpkd_sdk.output import SegmentationOutput
 
 _CHUNK = 1024  # positions at a time, so that they and their centres stay within the cache
 
@@ -86,15 +73,15 @@ def feature_variation(
     return (student_cosine - teacher_cosine).masked_fill(is_void.flatten(), 0).square().mean()
 
 
-class IFVDLoss(DistillationLoss):
+class IFVDLoss(WeightedTerms):
     """Intra-class feature variation distillation: {"kd": ..., "variation": ..., "adversarial": ...}.
 
     Args:
-        num_classes: C.
+        num_classes: C; None: that of the first logits.
         kd_weight: Of `pixel_kl` at T = 1; a weight of 0 leaves a term out. As in `CanonicalKDLoss`; the official 10
             counts from a mean over all elements, so that it is 10 / C here.
-        variation_weight: Of `feature_variation`, lambda_ifv. The official code's 200 made 0.6 (student trained alone)
-            to 1.8 (fresh student) on CamVid; the paper's text says 50.
+        variation_weight: Of `feature_variation`, lambda_ifv. The official code's 200 made 0.7 (student trained alone)
+            to 1.9 (fresh student) on CamVid; the paper's text says 50.
         adversarial_weight: Of the critic's term, see `bpkd_sdk.losses.critic`. As in `SKDSLoss`; officially 0.001, with
             WGAN-GP.
         critic_loss: See `bpkd_sdk.losses.critic`. "hinge" costs no second derivative.
@@ -104,6 +91,7 @@ class IFVDLoss(DistillationLoss):
         ValueError: For a value out of its range.
 
     Example:
+        >>> from bpkd_sdk import SegmentationOutput
         >>> labels = torch.zeros(1, 8, 8, dtype=torch.uint8)
         >>> student, teacher = (
         ...     SegmentationOutput(torch.zeros(1, 3, 4, 4), {"neck": torch.ones(1, width, 4, 4)}) for width in (4, 8)
@@ -113,9 +101,12 @@ class IFVDLoss(DistillationLoss):
         {'kd': 0.0, 'variation': 0.0}
     """
 
+    name = "ifvd"
+    feature_terms = ("variation",)
+
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int | None = None,
         *,
         kd_weight: float = 5.0,
         variation_weight: float = 200.0,
@@ -123,19 +114,9 @@ class IFVDLoss(DistillationLoss):
         critic_loss: CriticLoss = "hinge",
         ignore_index: int = 255,
     ) -> None:
-        super().__init__()
-        check_not_negative(
-            kd_weight=kd_weight, variation_weight=variation_weight, adversarial_weight=adversarial_weight
-        )
-        check_choice("critic_loss", critic_loss, get_args(CriticLoss))
-        self.num_classes = num_classes
-        self.kd_weight = kd_weight
-        self.variation_weight = variation_weight
-        self.adversarial_weight = adversarial_weight
-        self.critic_loss: CriticLoss = critic_loss
-        self.ignore_index = ignore_index
-        self.needs_features = variation_weight > 0
-        self.adversary: Adversary | None = None
+        weights = {"kd": kd_weight, "variation": variation_weight, "adversarial": adversarial_weight}
+        super().__init__(num_classes, ignore_index, weights)
+        self.adversary = Adversary(critic_loss)
 
     @classmethod
     def paper(cls, num_classes: int, *, ignore_index: int = 255) -> IFVDLoss:
@@ -149,25 +130,17 @@ class IFVDLoss(DistillationLoss):
             ignore_index=ignore_index,
         )
 
-    def prepare(self, student: SegmentationOutput, teacher: SegmentationOutput) -> None:
-        """Build the critic; see `DistillationLoss.prepare`."""
-        if self.adversarial_weight:
-            self.adversary = Adversary(student.logits, self.critic_loss)
+    def build(self, outputs: Outputs) -> None:
+        """The critic; see `DistillationLoss.prepare`."""
+        if self.weights["adversarial"]:
+            self.adversary.build(outputs.logits[0])
 
-    def forward(
-        self, student: Tensor | SegmentationOutput, teacher: Tensor | SegmentationOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """See `DistillationLoss.forward`. In training mode the critic makes a step of its own first."""
-        z_student, z_teacher = paired_logits(student, teacher)
-        check_batch(z_student, labels, self.num_classes)
-        terms = {}
-        with full_precision(z_student):
-            if self.kd_weight:
-                terms["kd"] = self.kd_weight * pixel_kl(z_student, z_teacher)
-            if self.variation_weight:
-                features = paired_features(student, teacher)
-                variation = feature_variation(*features, labels, self.num_classes, ignore_index=self.ignore_index)
-                terms["variation"] = self.variation_weight * variation
-            if self.adversarial_weight:
-                terms["adversarial"] = self.adversarial_weight * built(self.adversary, self)(z_student, z_teacher)
-        return terms
+    def terms(self, outputs: Outputs, labels: Tensor) -> Terms:
+        """See `WeightedTerms.terms`. In training mode the critic makes a step of its own before it judges."""
+        return {
+            "kd": lambda: pixel_kl(*outputs.logits),
+            "variation": lambda: feature_variation(
+                *outputs.features, labels, outputs.num_classes, ignore_index=self.ignore_index
+            ),
+            "adversarial": lambda: self.adversary(*outputs.logits),
+        }

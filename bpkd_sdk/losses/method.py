@@ -1,8 +1,15 @@
-"""What every distillation method is: a module from two outputs and labels to named, weighted loss terms."""
+"""What every distillation method is: a module from two outputs and labels to named, weighted loss terms.
+
+`DistillationLoss` is what training asks of a method. `WeightedTerms` is what the methods of this package share, so that
+each of their files holds only its own equations, arguments and parts.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -12,6 +19,7 @@ from torch import Tensor, nn
 from bpkd_sdk.output import SegmentationOutput, as_output
 
 Part = TypeVar("Part", bound=nn.Module)
+Terms = dict[str, Callable[[], Tensor]]
 
 
 class DistillationLoss(nn.Module, ABC):
@@ -22,11 +30,15 @@ class DistillationLoss(nn.Module, ABC):
     method must remember to go on after a break is in its `state_dict`, which holds tensors only.
 
     Attributes:
+        name: What runs and composed terms are called after.
         needs_features: Whether both outputs must hold a feature map, the last one before the classifier, see
             `bpkd_sdk.features.feature_path`. Without, logits are enough.
+        weights: What each term is multiplied with, by the term's name, as far as the method has such numbers.
     """
 
+    name: str = "method"
     needs_features: bool = False
+    weights: Mapping[str, float] = {}
 
     def prepare(self, student: SegmentationOutput, teacher: SegmentationOutput) -> None:
         """Build the parts whose shapes depend on the networks, on the outputs' device.
@@ -48,46 +60,64 @@ class DistillationLoss(nn.Module, ABC):
 
         Returns:
             Scalar tensors by name, weights applied; their sum is what to add to the cross-entropy.
+
+        Raises:
+            ValueError: If the outputs and labels do not fit together.
         """
 
 
-def paired_logits(student: Tensor | SegmentationOutput, teacher: Tensor | SegmentationOutput) -> tuple[Tensor, Tensor]:
-    """Both networks' logits as float32 (or wider) at the student's size; the teacher's resized bilinearly and constant.
+@dataclass(frozen=True)
+class Outputs:
+    """Both networks' outputs of one batch, as losses compare them.
 
-    Raises:
-        ValueError: If the two differ in images or classes.
+    What a property gives is float32 or wider, of the student's size, and constant where it is the teacher's.
     """
-    z_student, z_teacher = as_output(student).logits, as_output(teacher).logits.detach()
-    if z_student.shape[:2] != z_teacher.shape[:2]:
-        raise ValueError(
-            "Expected student and teacher logits to agree in images and classes, but got "
-            f"{tuple(z_student.shape[:2])} and {tuple(z_teacher.shape[:2])}. "
-            "Both networks must have the same classes in the same order."
-        )
-    z_student, z_teacher = at_least_float32(z_student), at_least_float32(z_teacher)
-    if z_teacher.shape[2:] != z_student.shape[2:]:
-        z_teacher = F.interpolate(z_teacher, z_student.shape[2:], mode="bilinear", align_corners=False)
-    return z_student, z_teacher.to(z_student.dtype)
+
+    student: SegmentationOutput
+    teacher: SegmentationOutput
+
+    @property
+    def num_classes(self) -> int:
+        """C of the student's logits."""
+        return self.student.logits.shape[1]
+
+    @cached_property
+    def logits(self) -> tuple[Tensor, Tensor]:
+        """Both (N, C, h, w).
+
+        Raises:
+            ValueError: If the two differ in images or classes.
+        """
+        student, teacher = self.student.logits, self.teacher.logits
+        if student.shape[:2] != teacher.shape[:2]:
+            raise ValueError(
+                "Expected student and teacher logits to agree in images and classes, but got "
+                f"{tuple(student.shape[:2])} and {tuple(teacher.shape[:2])}. "
+                "Both networks must have the same classes in the same order."
+            )
+        return _comparable(student, teacher)
+
+    @cached_property
+    def features(self) -> tuple[Tensor, Tensor]:
+        """(N, D_S, h, w) and (N, D_T, h, w).
+
+        Raises:
+            ValueError: If an output does not hold exactly one feature map, or the two differ in images.
+        """
+        student, teacher = _only_feature(self.student, "student"), _only_feature(self.teacher, "teacher")
+        if len(student) != len(teacher):
+            raise ValueError(
+                f"Expected features of the same images, but got {len(student)} of the student and {len(teacher)} of "
+                "the teacher."
+            )
+        return _comparable(student, teacher)
 
 
-def paired_features(
-    student: Tensor | SegmentationOutput, teacher: Tensor | SegmentationOutput
-) -> tuple[Tensor, Tensor]:
-    """Both networks' feature maps (N, D_S, h, w) and (N, D_T, h, w), treated as in `paired_logits`; D may differ.
-
-    Raises:
-        ValueError: If an output does not hold exactly one feature map, or the two differ in images.
-    """
-    f_student = at_least_float32(_only_feature(as_output(student), "student"))
-    f_teacher = at_least_float32(_only_feature(as_output(teacher), "teacher").detach())
-    if len(f_student) != len(f_teacher):
-        raise ValueError(
-            f"Expected features of the same images, but got {len(f_student)} of the student and {len(f_teacher)} of "
-            "the teacher."
-        )
-    if f_teacher.shape[2:] != f_student.shape[2:]:
-        f_teacher = F.interpolate(f_teacher, f_student.shape[2:], mode="bilinear", align_corners=False)
-    return f_student, f_teacher.to(f_student.dtype)
+def _comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
+    if teacher.shape[2:] != student.shape[2:]:
+        teacher = F.interpolate(teacher, student.shape[2:], mode="bilinear", align_corners=False)
+    return student, teacher.to(student.dtype)
 
 
 def _only_feature(output: SegmentationOutput, role: str) -> Tensor:
@@ -98,6 +128,69 @@ def _only_feature(output: SegmentationOutput, role: str) -> Tensor:
             "Pass SegmentationOutput(logits, {path: feature}); bpkd_sdk.features.Capture records it."
         )
     return next(iter(output.features.values()))
+
+
+class WeightedTerms(DistillationLoss):
+    """A method that is a weighted sum of terms, each a function of the two `Outputs` and the labels.
+
+    Args:
+        num_classes: C; None: that of the first student's logits.
+        ignore_index: The void label.
+        weights: Of the terms, by name; a term of weight 0 is left out.
+
+    Attributes:
+        feature_terms: The terms that compare feature maps.
+
+    Raises:
+        ValueError: For a weight below 0.
+    """
+
+    feature_terms: tuple[str, ...] = ()
+
+    def __init__(self, num_classes: int | None, ignore_index: int, weights: Mapping[str, float]) -> None:
+        super().__init__()
+        for name, weight in weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"Expected the weight of {name!r} to be a number, 0 or above, but got {weight}.")
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.weights = weights
+        self.needs_features = any(weights[name] for name in self.feature_terms)
+
+    @abstractmethod
+    def terms(self, outputs: Outputs, labels: Tensor) -> Terms:
+        """By name, what computes each term without its weight; only those of a weight above 0 are called."""
+
+    def check_classes(self, num_classes: int) -> None:
+        """Raise ValueError if an argument does not go with so many classes."""
+
+    def build(self, outputs: Outputs) -> None:
+        """Build the parts whose shapes depend on the networks, see `DistillationLoss.prepare`."""
+
+    def prepare(self, student: SegmentationOutput, teacher: SegmentationOutput) -> None:
+        """See `DistillationLoss.prepare`."""
+        self.build(self._outputs(student, teacher))
+
+    def forward(
+        self, student: Tensor | SegmentationOutput, teacher: Tensor | SegmentationOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `DistillationLoss.forward`."""
+        outputs = self._outputs(as_output(student), as_output(teacher))
+        logits = outputs.logits[0]
+        if len(labels) != len(logits):
+            raise ValueError(f"Expected labels for {len(logits)} images, but got {len(labels)}.")
+        with torch.autocast(logits.device.type, enabled=False):
+            terms = self.terms(outputs, labels)
+            return {name: weight * terms[name]() for name, weight in self.weights.items() if weight}
+
+    def _outputs(self, student: SegmentationOutput, teacher: SegmentationOutput) -> Outputs:
+        outputs = Outputs(student, teacher)
+        if self.num_classes is None:
+            self.num_classes = outputs.num_classes
+        if outputs.num_classes != self.num_classes:
+            raise ValueError(f"Expected logits of {self.num_classes} classes, but got {outputs.num_classes}.")
+        self.check_classes(self.num_classes)
+        return outputs
 
 
 def labels_at(labels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -117,25 +210,12 @@ def labels_at(labels: Tensor, size: tuple[int, int]) -> Tensor:
     return labels[:, rows.unsqueeze(1), columns].long()
 
 
-def check_batch(logits: Tensor, labels: Tensor, num_classes: int) -> None:
-    """Raise ValueError unless logits (N, C, h, w) are of `num_classes` and there are labels for as many images."""
-    if logits.shape[1] != num_classes:
-        raise ValueError(f"Expected logits of {num_classes} classes, but got {logits.shape[1]}.")
-    if len(labels) != len(logits):
-        raise ValueError(f"Expected labels for {len(logits)} images, but got {len(labels)}.")
-
-
-def full_precision(x: Tensor) -> torch.autocast:
-    """A ``with`` block without autocast on the device of `x`."""
-    return torch.autocast(x.device.type, enabled=False)
-
-
 def projection(student: Tensor, teacher: Tensor) -> nn.Conv2d:
     """A 1x1 convolution without bias from the student's channels to the teacher's, both (N, D, h, w)."""
     return nn.Conv2d(student.shape[1], teacher.shape[1], 1, bias=False, device=student.device)
 
 
-def built(module: Part | None, method: DistillationLoss) -> Part:
+def built(module: Part | None, owner: nn.Module) -> Part:
     """The part that `prepare` built.
 
     Raises:
@@ -143,7 +223,7 @@ def built(module: Part | None, method: DistillationLoss) -> Part:
     """
     if module is None:
         raise RuntimeError(
-            f"{type(method).__name__} has parts that depend on the networks' shapes. Call "
+            f"{type(owner).__name__} has parts that depend on the networks' shapes. Call "
             "`method.prepare(student_output, teacher_output)` once, before the optimiser is made."
         )
     return module
@@ -159,10 +239,3 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < float("inf"):
             raise ValueError(f"Expected `{name}` to be a number above 0, but got {value}.")
-
-
-def check_not_negative(**values: float) -> None:
-    """Raise ValueError unless every value is a finite number, 0 or above."""
-    for name, value in values.items():
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"Expected `{name}` to be a number, 0 or above, but got {value}.")

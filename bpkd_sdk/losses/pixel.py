@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from bpkd_sdk.losses.divergence import softmax_kl
+
 
 def pixel_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
     """The mean over images and positions: T^2 / (N h w) sum KL(softmax_c(t / T) || softmax_c(s / T)).
@@ -25,7 +27,5 @@ def pixel_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> T
         >>> round(pixel_kl(torch.zeros(1, 2, 1, 1), torch.tensor([2.0, 0.0]).view(1, 2, 1, 1)).item(), 4)
         0.3278
     """
-    log_p_student = (student / temperature).log_softmax(1)
-    log_p_teacher = (teacher / temperature).log_softmax(1)
-    divergence = (log_p_teacher.exp() * (log_p_teacher - log_p_student)).sum(1)
+    divergence = softmax_kl(student.flatten(2), teacher.flatten(2), dim=1, temperature=temperature)
     return temperature**2 * divergence.mean()

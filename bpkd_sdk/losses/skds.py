@@ -14,18 +14,9 @@ from torch import Tensor
 
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.losses.critic import Adversary, CriticLoss
-from bpkd_sdk.losses.method import (
-    DistillationLoss,
-    built,
-    check_batch,
-    check_not_negative,
-    full_precision,
-    paired_features,
-    paired_logits,
-)
+from bpkd_sdk.losses.method import Outputs, Terms, WeightedTerms
 from bpkd_sdk.losses.pixel import pixel_kl
 from bpkd_sdk.losses.similarity import gram_mse
-from bpkd_sdk.output import SegmentationOutput
 
 PixelLoss = Literal["kl", "cross_entropy"]
 
@@ -65,27 +56,36 @@ def pair_similarity(student: Tensor, teacher: Tensor, *, pool: int | float = 2, 
         >>> pair_similarity(student, teacher, pool=1).item()
         0.5
     """
-    return gram_mse(*(_unit_cells(features, pool, constant_norm) for features in (student, teacher)))
+    return gram_mse(*(unit_cells(features, pool, constant_norm) for features in (student, teacher)))
 
 
-def _unit_cells(features: Tensor, pool: int | float, constant_norm: bool) -> Tensor:
-    """(N, D, h, w) -> (N, cells, D), each of length 1."""
+def unit_cells(features: Tensor, pool: int | float, constant_norm: bool = False) -> Tensor:
+    """The vectors that the pair-wise term compares.
+
+    Args:
+        features: (N, D, h, w).
+        pool: See `pair_similarity`.
+        constant_norm: See `pair_similarity`.
+
+    Returns:
+        (N, cells, D), each of length 1, row by row of the map.
+    """
     window = (pool, pool) if isinstance(pool, int) else tuple(max(1, int(pool * side)) for side in features.shape[2:])
     cells: Tensor = F.max_pool2d(features, window, ceil_mode=True).flatten(2).mT
     norm: Tensor = torch.linalg.vector_norm(cells, dim=2, keepdim=True).clamp(min=1e-8)
     return cells / (norm.detach() if constant_norm else norm)
 
 
-class SKDSLoss(DistillationLoss):
+class SKDSLoss(WeightedTerms):
     """Structured distillation: {"pixel": ..., "pair": ..., "adversarial": ...}; a weight of 0 leaves a term out.
 
     Args:
-        num_classes: C.
+        num_classes: C; None: that of the first logits.
         pixel_weight: Of the pixel-wise term. Half the official 10: see `CanonicalKDLoss`, which has the same term.
         pair_weight: Of the pair-wise term. CIRKD's 10 made it 0.2 to 0.3 on CamVid; the official 1 goes with its own
             pooling.
-        adversarial_weight: Of the holistic term. The official 0.1, which with a trained hinge critic made 0.4 on CamVid
-            beside a cross-entropy of 0.65. With WGAN-GP, whose scores know no bounds, it made 12; 0.001 would do there.
+        adversarial_weight: Of the holistic term. The official 0.1, which with a hinge critic of 20 steps made 0.2 to
+            0.4 on CamVid. WGAN-GP's scores know no bounds and want less: IFVD's code has 0.001.
         pixel_loss: "kl" is `pixel_kl`, "cross_entropy" the official `pixel_cross_entropy`.
         pair_pool: See `pair_similarity`. 2 as in CIRKD's re-implementation: the official 0.5 compares four cells.
         pair_constant_norm: See `pair_similarity`.
@@ -97,6 +97,7 @@ class SKDSLoss(DistillationLoss):
 
     Example:
         >>> import torch
+        >>> from bpkd_sdk import SegmentationOutput
         >>> output = SegmentationOutput(torch.zeros(2, 3, 8, 8), {"neck": torch.ones(2, 4, 8, 8)})
         >>> method = SKDSLoss(3)
         >>> method.prepare(output, output)
@@ -104,9 +105,12 @@ class SKDSLoss(DistillationLoss):
         ['pixel', 'pair', 'adversarial']
     """
 
+    name = "skds"
+    feature_terms = ("pair",)
+
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int | None = None,
         *,
         pixel_weight: float = 5.0,
         pair_weight: float = 10.0,
@@ -117,29 +121,21 @@ class SKDSLoss(DistillationLoss):
         critic_loss: CriticLoss = "hinge",
         ignore_index: int = 255,
     ) -> None:
-        super().__init__()
-        check_not_negative(pixel_weight=pixel_weight, pair_weight=pair_weight, adversarial_weight=adversarial_weight)
+        weights = {"pixel": pixel_weight, "pair": pair_weight, "adversarial": adversarial_weight}
+        super().__init__(num_classes, ignore_index, weights)
         check_choice("pixel_loss", pixel_loss, get_args(PixelLoss))
-        check_choice("critic_loss", critic_loss, get_args(CriticLoss))
         if not (pair_pool >= 1 if isinstance(pair_pool, int) else 0 < pair_pool <= 1):
             raise ValueError(
                 "Expected `pair_pool` to be a whole number of positions, 1 or above, or a fraction of the map up to "
                 f"1.0, but got {pair_pool!r}."
             )
-        self.num_classes = num_classes
-        self.pixel_weight = pixel_weight
-        self.pair_weight = pair_weight
-        self.adversarial_weight = adversarial_weight
         self.pixel_loss: PixelLoss = pixel_loss
         self.pair_pool = pair_pool
         self.pair_constant_norm = pair_constant_norm
-        self.critic_loss: CriticLoss = critic_loss
-        self.ignore_index = ignore_index
-        self.needs_features = pair_weight > 0
-        self.adversary: Adversary | None = None
+        self.adversary = Adversary(critic_loss)
 
     @classmethod
-    def paper(cls, num_classes: int, *, ignore_index: int = 255) -> SKDSLoss:
+    def paper(cls, num_classes: int | None = None, *, ignore_index: int = 255) -> SKDSLoss:
         """The official code's setting: weights 10, 1 and 0.1, pooling to half the map, WGAN-GP.
 
         Its critic is trained by SGD; here, as everywhere, by Adam.
@@ -156,26 +152,18 @@ class SKDSLoss(DistillationLoss):
             ignore_index=ignore_index,
         )
 
-    def prepare(self, student: SegmentationOutput, teacher: SegmentationOutput) -> None:
-        """Build the critic; see `DistillationLoss.prepare`."""
-        if self.adversarial_weight:
-            self.adversary = Adversary(student.logits, self.critic_loss)
+    def build(self, outputs: Outputs) -> None:
+        """The critic; see `DistillationLoss.prepare`."""
+        if self.weights["adversarial"]:
+            self.adversary.build(outputs.logits[0])
 
-    def forward(
-        self, student: Tensor | SegmentationOutput, teacher: Tensor | SegmentationOutput, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """See `DistillationLoss.forward`. In training mode the critic makes a step of its own first."""
-        z_student, z_teacher = paired_logits(student, teacher)
-        check_batch(z_student, labels, self.num_classes)
-        terms = {}
-        with full_precision(z_student):
-            if self.pixel_weight:
-                pixel = pixel_kl if self.pixel_loss == "kl" else pixel_cross_entropy
-                terms["pixel"] = self.pixel_weight * pixel(z_student, z_teacher)
-            if self.pair_weight:
-                features = paired_features(student, teacher)
-                pair = pair_similarity(*features, pool=self.pair_pool, constant_norm=self.pair_constant_norm)
-                terms["pair"] = self.pair_weight * pair
-            if self.adversarial_weight:
-                terms["adversarial"] = self.adversarial_weight * built(self.adversary, self)(z_student, z_teacher)
-        return terms
+    def terms(self, outputs: Outputs, labels: Tensor) -> Terms:
+        """See `WeightedTerms.terms`. In training mode the critic makes a step of its own before it judges."""
+        pixel = pixel_kl if self.pixel_loss == "kl" else pixel_cross_entropy
+        return {
+            "pixel": lambda: pixel(*outputs.logits),
+            "pair": lambda: pair_similarity(
+                *outputs.features, pool=self.pair_pool, constant_norm=self.pair_constant_norm
+            ),
+            "adversarial": lambda: self.adversary(*outputs.logits),
+        }

@@ -1,6 +1,7 @@
-"""The losses' benchmark runs, and finds the values of the re-stated originals."""
+"""The losses' benchmark runs, goes on where it stopped, and finds the values of the re-stated originals."""
 
 import json
+import re
 
 import pytest
 
@@ -14,15 +15,40 @@ def _one_pass(monkeypatch):
 
 
 def test_quick_run(tmp_path):
-    losses.main(["--quick", "--output", str(tmp_path / "losses.json")])
-    report = json.loads((tmp_path / "losses.json").read_text())
-    assert {row["term"] for row in report["terms"]} == set(losses.TERMS)
-    assert {row["method"] for row in report["methods"]} == set(losses.METHODS)
-    assert {row["classes"] for row in report["terms"]} == {19, 150}
-    assert all(row["ours"]["peak_mb"] > 0 for row in report["terms"])
+    losses.main(["--quick", "--output", str(tmp_path), "--classes", "19"])
+    cases = json.loads((tmp_path / "losses-cpu.json").read_text())["cases"]
+    assert cases.keys() == {case.key for case in losses.all_cases([19])}
+    assert all(row["peak_mb"] > 0 for row in cases.values())
 
 
-def test_another_value_is_refused(monkeypatch):
-    monkeypatch.setitem(losses.TERMS, "cwd", (losses.TERMS["cwd"][0], lambda _: losses.skds_pair))
+def test_table():
+    """Growth counts in what the logits of both networks take more, at four bytes a number."""
+    done = {case.key: {"ms": 2.0, "peak_mb": 3.0} for case in losses.all_cases(losses.CLASSES)}
+    done["original/ifvd/150"]["ms"] = 30.0
+    done["method/cwd/150"]["peak_mb"] = 3.0 + 2.5 * 2 * 2 * (150 - 19) * 64 * 128 * 4 / 1e6
+    table = losses.table(done)
+    assert "| ifvd | 150 | 2.0 | 30.0 | 15.0 | 3 | 3 |" in table
+    assert re.search(r"^\| cwd \| 2.0 \| 2.0 \| 3 \| 46 \| 2.5 \|$", table, re.MULTILINE)
+
+
+def test_what_is_measured_is_not_measured_again(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(case, device, *, quick):
+        measured.append(case)
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return {"value": 1.0, "peak_mb": 2.0, "ms": 3.0}
+
+    monkeypatch.setattr(losses, "measure", measure)
+    command = ["--quick", "--output", str(tmp_path), "--only", "cwd", "--classes", "19"]
+    with pytest.raises(KeyboardInterrupt):
+        losses.main(command)
+    losses.main(command)
+    assert [case.side for case in measured] == ["ours", "original", "method", "method"]
+
+
+def test_another_value_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(losses.TERMS, "cwd", (losses.TERMS["cwd"][0], lambda _: losses.originals.skds_pair))
     with pytest.raises(SystemExit, match="cwd at 19 classes: .* is not the original's"):
-        losses.compare("cwd", 19, "cpu", quick=True)
+        losses.run("cpu", [losses.Case(side, "cwd", 19) for side in ("ours", "original")], tmp_path, quick=True)

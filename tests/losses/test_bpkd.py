@@ -161,8 +161,8 @@ def test_half_precision_logits_do_not_overflow(dtype):
     ("arguments", "message"),
     [
         ({"width": 7, "temperature": 0}, "`temperature`.*above 0"),
-        ({"edge_weight": -1}, "`edge_weight`"),
-        ({"body_weight": float("nan")}, "`body_weight`"),
+        ({"edge_weight": -1}, "weight of 'edge'"),
+        ({"body_weight": float("nan")}, "weight of 'body'"),
         ({"class_reduction": "average"}, "one of {'mean', 'sum'}"),
         ({"edge_count": "position"}, "Did you mean 'positions'"),
         ({"alpha": [1.0, 2.0]}, "one number or 3"),
@@ -185,8 +185,8 @@ def test_bad_tensors_are_named():
 
 
 def test_methods_by_name():
-    assert create_method("bpkd", 3).edge_weight == 10
+    assert create_method("bpkd", 3).weights == {"edge": 10, "body": 5}
     paper = create_method("bpkd_paper", 3)
-    assert (paper.edge_weight, paper.body_weight, paper.class_reduction) == (50, 20, "sum")
+    assert (paper.weights, paper.class_reduction) == ({"edge": 50, "body": 20}, "sum")
     with pytest.raises(ValueError, match="Did you mean 'bpkd'"):
         create_method("bpdk", 3)

@@ -81,8 +81,8 @@ def test_state_returns_after_preparing_again():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"logit_weight": -1}, "`logit_weight`"),
-        ({"feature_weight": float("nan")}, "`feature_weight`"),
+        ({"logit_weight": -1}, "weight of 'logit'"),
+        ({"feature_weight": float("nan")}, "weight of 'feature'"),
         ({"temperature": -2}, "`temperature`.*above 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -82,8 +82,8 @@ def test_no_labels_are_looked_at():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weight": -1}, "`weight`"),
-        ({"feature_weight": float("inf")}, "`feature_weight`"),
+        ({"weight": -1}, "weight of 'logit'"),
+        ({"feature_weight": float("inf")}, "weight of 'feature'"),
         ({"temperature": 0}, "`temperature`.*above 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -82,16 +82,16 @@ def test_same_features_give_zero():
 
 def test_paper_averages_kd_over_all_elements():
     paper = IFVDLoss.paper(19)
-    assert (paper.kd_weight * 19, paper.variation_weight, paper.adversarial_weight) == (10, 200, 0.001)
-    assert paper.critic_loss == "wgan-gp"
+    assert paper.weights == {"kd": 10 / 19, "variation": 200, "adversarial": 0.001}
+    assert paper.adversary.kind == "wgan-gp"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kd_weight": -1}, "`kd_weight`"),
-        ({"variation_weight": -1}, "`variation_weight`"),
-        ({"adversarial_weight": -1}, "`adversarial_weight`"),
+        ({"kd_weight": -1}, "weight of 'kd'"),
+        ({"variation_weight": -1}, "weight of 'variation'"),
+        ({"adversarial_weight": -1}, "weight of 'adversarial'"),
         ({"critic_loss": "wgan"}, "Did you mean 'wgan-gp'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

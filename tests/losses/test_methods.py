@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from bpkd_sdk.losses import METHODS, CIRKDLoss, CWDLoss, IFVDLoss, SKDSLoss, create_method
+from bpkd_sdk.losses import (
+    METHODS,
+    BPKDLoss,
+    CanonicalKDLoss,
+    CIRKDLoss,
+    CWDLoss,
+    IFVDLoss,
+    SKDSLoss,
+    create_method,
+)
 from bpkd_sdk.output import SegmentationOutput
 from tests.losses.cases import random_labels, random_output
 
@@ -59,6 +68,28 @@ def test_same_seed_gives_the_same_run_and_a_resumed_run_goes_on_alike(make):
     assert all(isinstance(value, torch.Tensor) for value in state.values())
     resumed.load_state_dict(state)
     assert run(first, (3, 4)) == run(resumed, (3, 4))
+
+
+@pytest.mark.parametrize("cls", [BPKDLoss, CWDLoss, SKDSLoss, IFVDLoss, CIRKDLoss, CanonicalKDLoss])
+def test_number_of_classes_is_that_of_the_first_logits(cls):
+    told, untold = prepared(lambda: cls(3)), prepared(cls)
+    assert untold.num_classes == 3
+    assert step(told, 1)[0] == step(untold, 1)[0]
+    with pytest.raises(ValueError, match="logits of 3 classes, but got 4"):
+        untold.prepare(*(random_output(2, 4, 4, (9, 12)) for _ in range(2)))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (BPKDLoss(alpha=[1.0, 2.0]), "`alpha` to be one number or 3"),
+        (CIRKDLoss(pixel_queue=2), "the 3 classes, but got 2"),
+    ],
+    ids=["alpha", "queue"],
+)
+def test_arguments_are_checked_once_the_number_of_classes_is_known(method, message):
+    with pytest.raises(ValueError, match=message):
+        method.prepare(*outputs())
 
 
 def test_logits_are_enough_where_no_features_are_needed(make):

@@ -14,6 +14,12 @@ from tests.losses.cases import assert_gradient, load, output, random_output
 LABELS = torch.zeros(2, 8, 8, dtype=torch.uint8)
 
 
+def built(maps, kind):
+    adversary = Adversary(kind)
+    adversary.build(maps)
+    return adversary
+
+
 def test_pixel_term_of_the_reference(reference):
     case = load(reference, "skds_pixel")
     method = SKDSLoss(19, pixel_weight=1, pair_weight=0, adversarial_weight=0, pixel_loss="cross_entropy")
@@ -71,7 +77,6 @@ def test_adversarial_term_of_the_reference(reference):
     """Through the class, with a critic that passes its maps on as scores."""
     case = load(reference, "skds_adv")
     method = SKDSLoss(1, pixel_weight=0, pair_weight=0, adversarial_weight=0.5).eval()
-    method.adversary = Adversary(torch.zeros(2, 1, 4, 4), "hinge").eval()
     method.adversary.critic = nn.Identity()
     term = method(case["score_student"], case["score_teacher"], LABELS)["adversarial"]
     assert term.item() == pytest.approx(0.5 * case["g_hinge"].item(), rel=1e-5)
@@ -100,7 +105,7 @@ def test_critic_makes_adams_steps(kind):
     """Three steps, against torch's own Adam on a copy of the critic."""
     torch.manual_seed(0)
     maps = [(torch.randn(2, 3, 16, 16), 1 + torch.randn(2, 3, 16, 16)) for _ in range(3)]
-    adversary = Adversary(maps[0][0], kind)
+    adversary = built(maps[0][0], kind)
     critic = Critic(3, 16)
     critic.load_state_dict(adversary.critic.state_dict())
     optimizer = torch.optim.Adam(critic.parameters(), lr=4e-4, betas=(0.9, 0.99))
@@ -123,7 +128,7 @@ def test_critic_makes_adams_steps(kind):
 def test_critic_learns_to_tell_the_two_apart_and_the_student_to_fool_it():
     torch.manual_seed(0)
     student, teacher = torch.zeros(4, 3, 8, 8).requires_grad_(), torch.ones(4, 3, 8, 8)
-    adversary = Adversary(student, "hinge")
+    adversary = built(student, "hinge")
     before = critic_loss(adversary.critic(student), adversary.critic(teacher), "hinge").item()
     for _ in range(30):
         term = adversary(student, teacher)
@@ -137,7 +142,7 @@ def test_critic_learns_to_tell_the_two_apart_and_the_student_to_fool_it():
 
 def test_critic_rests_in_eval_mode():
     maps = torch.randn(2, 3, 8, 8)
-    adversary = Adversary(maps, "hinge").eval()
+    adversary = built(maps, "hinge").eval()
     before = {key: value.clone() for key, value in adversary.state_dict().items()}
     adversary(maps, maps + 1)
     assert all(torch.equal(value, before[key]) for key, value in adversary.state_dict().items())
@@ -178,9 +183,9 @@ def test_teacher_of_other_stride_and_paper_setting():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"pixel_weight": -1}, "`pixel_weight`"),
-        ({"pair_weight": -1}, "`pair_weight`"),
-        ({"adversarial_weight": -1}, "`adversarial_weight`"),
+        ({"pixel_weight": -1}, "weight of 'pixel'"),
+        ({"pair_weight": -1}, "weight of 'pair'"),
+        ({"adversarial_weight": -1}, "weight of 'adversarial'"),
         ({"pixel_loss": "ce"}, "one of {'kl', 'cross_entropy'}"),
         ({"critic_loss": "hing"}, "Did you mean 'hinge'"),
         ({"pair_pool": 0}, "`pair_pool`.*got 0"),

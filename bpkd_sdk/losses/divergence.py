@@ -1,0 +1,60 @@
+"""The divergence of two softmaxes, which every method on logits is made of.
+
+Its gradient is computed together with its value, a few distributions at a time. Autograd would keep several tensors of
+the logits' size for its backward pass, which for 150 classes is most of what such a loss needs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_CHUNK = 1 << 19  # elements at a time
+
+
+def softmax_kl(student: Tensor, teacher: Tensor, *, dim: int, temperature: float = 1.0) -> Tensor:
+    """KL(softmax(t / T) || softmax(s / T)) of every distribution along one dimension; not multiplied by T^2.
+
+    Args:
+        student: (A, B, P), float32 or float64.
+        teacher: (A, B, P), constant.
+        dim: 1 or 2, the dimension that the softmax is over.
+        temperature: T, above 0.
+
+    Returns:
+        (A, P) for dim=1, (A, B) for dim=2; 0 or above.
+
+    Example:
+        >>> softmax_kl(torch.zeros(1, 2, 2), torch.tensor([[[0.0, 0.0], [2.0, 0.0]]]), dim=2)
+        tensor([[0.0000, 0.3278]])
+    """
+    value: Tensor = _SoftmaxKL.apply(student, teacher, dim, temperature)
+    return value
+
+
+class _SoftmaxKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, dim: int, temperature: float) -> Tensor:
+        own, other = dim - 1, 2 - dim
+        gradient = torch.empty_like(student)
+        value = student.new_empty(len(student), student.shape[3 - dim])
+        size = max(1, _CHUNK // student.shape[dim])
+        for s, t, slope, divergence in zip(student, teacher, gradient, value, strict=True):
+            chunks = (*(x.split(size, other) for x in (s, t, slope)), divergence.split(size))
+            for s_part, t_part, slope_part, divergence_part in zip(*chunks, strict=True):
+                log_q, log_p = ((x / temperature).log_softmax(own) for x in (s_part, t_part))
+                p = log_p.exp()
+                torch.sum(log_p.sub_(log_q).mul_(p), own, out=divergence_part)
+                slope_part.copy_(log_q.exp_().sub_(p).div_(temperature))
+        ctx.save_for_backward(gradient)
+        ctx.dim = dim
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * slope.unsqueeze(ctx.dim), None, None, None
