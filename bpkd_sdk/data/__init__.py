@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from bpkd_sdk.data.camvid import open_camvid
 from bpkd_sdk.data.dataset import FileDataset, Pair, SegmentationDataset, pair_files
 from bpkd_sdk.data.folder import open_folder
 from bpkd_sdk.data.generated import ShapesDataset
+from bpkd_sdk.data.integrity import SplitReport, check_dataset
+from bpkd_sdk.data.pascal_release import convert_pascal_context
+from bpkd_sdk.data.registry import DATASETS, DatasetEntry
 from bpkd_sdk.errors import check_choice
 
-__all__ = ["DATASETS", "FileDataset", "Pair", "SegmentationDataset", "ShapesDataset", "open_dataset", "pair_files"]
-
-DATASETS: dict[str, Callable[[str | Path, str], SegmentationDataset]] = {
-    "folder": open_folder,
-    "camvid": open_camvid,
-}
+__all__ = [
+    "DATASETS",
+    "DatasetEntry",
+    "FileDataset",
+    "Pair",
+    "SegmentationDataset",
+    "ShapesDataset",
+    "SplitReport",
+    "check_dataset",
+    "convert_pascal_context",
+    "open_dataset",
+    "pair_files",
+]
 
 
 def open_dataset(name: str | Path, root: str | Path | None = None, split: str = "train") -> SegmentationDataset:
     """Open a data set.
 
     Args:
-        name: "shapes" (embedded, needs no root), "folder", "camvid", or the path of a folder in "folder" layout.
-        root: Where the data lies.
+        name: "shapes" (embedded, needs no root), "folder", "camvid", "cityscapes", "ade20k", "pascal_context_59", or
+            the path of a folder in "folder" layout.
+        root: Where the data lies, in the layout that OpenMMLab documents.
         split: "train" or "val", or any other split the data has.
 
     Raises:
         ValueError: For an unknown name, a missing root, or data that cannot be used.
-        FileNotFoundError: If the data is not there.
+        FileNotFoundError: If the data is not there; with where to get it.
     """
     if name == "shapes":
         return ShapesDataset(split)
@@ -38,4 +47,4 @@ def open_dataset(name: str | Path, root: str | Path | None = None, split: str = 
     check_choice("name", str(name), ["shapes", *DATASETS])
     if root is None:
         raise ValueError(f"The data set {str(name)!r} needs `root`, the folder that holds its images and labels.")
-    return DATASETS[str(name)](root, split)
+    return DATASETS[str(name)].open(root, split)

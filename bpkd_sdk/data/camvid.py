@@ -20,6 +20,7 @@ CLASSES: dict[str, Color] = {
     "pedestrian": (64, 64, 0),
     "bicyclist": (0, 128, 192),
 }
+SPLITS = {"train": 367, "val": 101}
 
 
 def open_camvid(root: str | Path, split: str = "train") -> FileDataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -67,32 +67,54 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
             ValueError: With the list of offenders: unreadable files, labels outside the classes, an image and a label
                 of different sizes.
         """
-        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-            results = pool.map(self._problem, range(len(self)))
-            found = list(track(results, total=len(self), description=f"Checking {self.name}"))
-        if offenders := [problem for problem in found if problem]:
+        if offenders := [finding.problem for finding in self.examine() if finding.problem]:
             raise ValueError(
                 f"{len(offenders)} of {len(self)} samples of {self.name} cannot be used:\n{listed(offenders)}"
             )
 
-    def _problem(self, index: int) -> str | None:
+    def examine(self) -> list[Finding]:
+        """Read everything once and say of each sample what is in it, and why it cannot be used."""
+        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+            findings = pool.map(self._examine, range(len(self)))
+            return list(track(findings, total=len(self), description=f"Checking {self.name}"))
+
+    def _examine(self, index: int) -> Finding:
+        sample = self.sample_name(index)
         try:
             image, label = self[index]
-        except ValueError as error:
-            return str(error)
-        if image.shape[1:] != label.shape:
-            return f"{self.sample_name(index)}: image is {tuple(image.shape[1:])}, label is {tuple(label.shape)}"
-        return self._label_problem(index, label)
+        except (ValueError, OSError) as error:
+            return Finding(sample, problem=str(error))
+        size = (image.shape[1], image.shape[2])
+        if size != tuple(label.shape):
+            return Finding(sample, size, problem=f"{sample}: image is {size}, label is {tuple(label.shape)}")
+        labels = tuple(torch.unique(label).tolist())
+        return Finding(sample, size, labels, self._label_problem(sample, labels))
 
-    def _label_problem(self, index: int, label: Tensor) -> str | None:
-        values = torch.unique(label).tolist()
-        wrong = [value for value in values if value != self.ignore_index and not 0 <= value < self.num_classes]
+    def _label_problem(self, sample: str, labels: Sequence[int]) -> str | None:
+        wrong = [value for value in labels if value != self.ignore_index and not 0 <= value < self.num_classes]
         if not wrong:
             return None
         return (
-            f"{self.sample_name(index)}: labels {wrong[:10]} are outside the classes 0..{self.num_classes - 1} "
+            f"{sample}: labels {wrong[:10]} are outside the classes 0..{self.num_classes - 1} "
             f"and not the void label {self.ignore_index}"
         )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one sample holds.
+
+    Attributes:
+        sample: What to call it.
+        size: (height, width) of the image; None if it cannot be read.
+        labels: Values of the label map, ascending.
+        problem: Why the sample cannot be used, or None.
+    """
+
+    sample: str
+    size: tuple[int, int] | None = None
+    labels: tuple[int, ...] = ()
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +134,8 @@ class FileDataset(SegmentationDataset):
         class_names: One per class.
         palette: One RGB colour per class.
         ignore_index: The void label.
+        ids: What each id in the files stands for, a class or the void label; None where they are the classes. A file
+            with any other id is refused when it is read.
     """
 
     def __init__(
@@ -121,31 +145,57 @@ class FileDataset(SegmentationDataset):
         class_names: Sequence[str],
         palette: Sequence[Color],
         ignore_index: int = 255,
+        ids: Mapping[int, int] | None = None,
     ) -> None:
         self.name = name
         self.pairs = tuple(pairs)
         self.class_names = tuple(class_names)
         self.palette = tuple(palette)
         self.ignore_index = ignore_index
+        self.ids = ids
         self.has_labels = all(pair.label is not None for pair in self.pairs)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Read one sample; ValueError if a file cannot be read."""
+        """Read one sample; ValueError if a file cannot be read, or holds an id without a meaning."""
         pair = self.pairs[index]
         image = read_image(pair.image)
-        label = np.zeros(image.shape[:2], np.uint8) if pair.label is None else read_label(pair.label)
+        label = np.zeros(image.shape[:2], np.uint8) if pair.label is None else self._read_label(pair.label)
         return torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(label)
+
+    def _read_label(self, path: Path) -> np.ndarray:
+        label = read_label(path)
+        if self.ids is None:
+            return label
+        table = np.full(257, -1, np.int16)  # the last entry stands for all ids above 255
+        table[list(self.ids)] = list(self.ids.values())
+        classes = table.take(label, mode="clip")
+        if classes.min() < 0:
+            strange = sorted(set(np.unique(label).tolist()) - self.ids.keys())
+            raise ValueError(f"{path}: holds the ids {strange[:10]}, which mean nothing in {self.name}")
+        return classes.astype(np.uint8)
+
+    def head(self, count: int) -> FileDataset:
+        """The first `count` samples as a data set of their own."""
+        pairs = self.pairs[:count]
+        return FileDataset(self.name, pairs, self.class_names, self.palette, self.ignore_index, self.ids)
 
     def sample_name(self, index: int) -> str:
         """The path of the image."""
         return str(self.pairs[index].image)
 
 
-def pair_files(images: Path, labels: Path | None) -> list[Pair]:
+def pair_files(
+    images: Path, labels: Path | None, label_name: Callable[[str], str] = lambda stem: f"{stem}.png"
+) -> list[Pair]:
     """Match images and label PNGs by name, below two folders and their sub-folders.
+
+    Args:
+        images: Folder of the images.
+        labels: Folder of the labels, or None where there are none.
+        label_name: The name of a label, from that of its image without the suffix.
 
     Raises:
         FileNotFoundError: If a folder is missing or empty.
@@ -158,20 +208,36 @@ def pair_files(images: Path, labels: Path | None) -> list[Pair]:
         raise FileNotFoundError(f"The folder {images} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
     if labels is None:
         return [Pair(path, None) for path in found]
-    pairs = [Pair(path, labels / path.relative_to(images).with_suffix(".png")) for path in found]
+    pairs = [Pair(path, (labels / path.relative_to(images)).with_name(label_name(path.stem))) for path in found]
     if repeated := sorted({str(b.image) for a, b in pairwise(pairs) if a.label == b.label}):
         raise ValueError(f"{len(repeated)} images share the name, and so the label, of another:\n{listed(repeated)}")
+    return complete(pairs)
+
+
+def complete(pairs: Iterable[Pair]) -> list[Pair]:
+    """The pairs, if all their files are there.
+
+    Raises:
+        ValueError: If images or labels are missing; the first offenders are listed.
+    """
+    pairs = list(pairs)
+    if missing := [pair.image for pair in pairs if not pair.image.is_file()]:
+        raise ValueError(f"{len(missing)} of {len(pairs)} images are missing:\n{listed(missing)}")
     if orphans := [
-        f"{pair.image} (expected {pair.label})" for pair in pairs if not (pair.label and pair.label.is_file())
+        f"{pair.image} (expected {pair.label})" for pair in pairs if pair.label and not pair.label.is_file()
     ]:
         raise ValueError(f"{len(orphans)} of {len(pairs)} images have no label:\n{listed(orphans)}")
     return pairs
 
 
 def read_image(path: Path) -> np.ndarray:
-    """uint8 (H, W, 3) RGB; ValueError if the file cannot be decoded."""
-    content = np.fromfile(path, np.uint8)
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if content.size else None
+    """uint8 (H, W, 3) RGB; ValueError if the file cannot be decoded, or is cut short."""
+    content = path.read_bytes()
+    # A JPEG that is cut short decodes without an error, grey from there on. Its end marker tells: inside a scan it
+    # cannot occur, and one of an embedded thumbnail comes before the last scan starts.
+    if content.startswith(b"\xff\xd8") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
+        raise ValueError(f"{path}: is cut short")
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
     if image is None:
         raise ValueError(f"{path}: cannot be read as an image")
     return np.asarray(image)

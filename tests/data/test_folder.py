@@ -135,7 +135,7 @@ def test_bad_data_stops_training_before_anything_is_written(root, tmp_path):
 
     write(root / "labels/train/0.png", np.full((20, 30), 9, np.uint8))
     with pytest.raises(ValueError, match="cannot be used"):
-        bpkd_sdk.train(tiny(3), root, steps=1, device="cpu", output_dir=tmp_path / "run")
+        bpkd_sdk.train(tiny(3), root, steps=1, batch_size=2, device="cpu", output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -58,3 +58,34 @@ def test_every_sample_is_seen_once_an_epoch():
     for epoch in range(3):
         assert sorted(index for _, index in draws[7 * epoch : 7 * epoch + 7]) == list(range(7))
     assert list(_ShuffledDraws(7, range(10, 21), seed=0)) == draws[10:]
+
+
+def test_scale_is_relative_to_the_base_size():
+    """OpenMMLab's `img_scale`: a photograph of 500 x 375 is fitted into 520 x 520, then scaled."""
+    image, label = torch.zeros(3, 375, 500, dtype=torch.uint8), torch.ones(375, 500, dtype=torch.uint8)
+    for factor, height, width in ((1.0, 390, 520), (0.5, 195, 260)):
+        transform = training_transform((600, 600), ignore_index=255, scale=(factor, factor), base_size=(520, 520))
+        assert (augment(transform, image, label)[1] == 1).sum() == height * width
+
+
+def test_crops_are_drawn_again_while_one_class_fills_them():
+    """Left half one class, right half four: most crops fall into the left half alone unless they are drawn again."""
+    label = torch.zeros(64, 256, dtype=torch.uint8)
+    label[:, 192:] = torch.arange(1, 5, dtype=torch.uint8).repeat_interleave(16)
+    image = torch.zeros(3, 64, 256, dtype=torch.uint8)
+    filled = {}
+    for share in (0.75, 1.0):
+        torch.manual_seed(0)
+        transform = training_transform((64, 64), ignore_index=255, scale=(1.0, 1.0), max_class_share=share)
+        crops = [augment(transform, image, label)[1] for _ in range(60)]
+        filled[share] = sum((torch.bincount(crop.flatten()).max() >= 0.75 * 64 * 64).item() for crop in crops)
+    assert filled[1.0] > 30
+    assert filled[0.75] < 15
+
+
+def test_void_does_not_count_as_a_class_that_fills_a_crop():
+    label = torch.full((64, 64), 255, dtype=torch.uint8)
+    label[:4, :32], label[:4, 32:] = 1, 2
+    transform = training_transform((64, 64), ignore_index=255, scale=(1.0, 1.0), max_class_share=0.75)
+    _, crop = augment(transform, torch.zeros(3, 64, 64, dtype=torch.uint8), label)
+    assert crop.unique().tolist() == [1, 2, 255]

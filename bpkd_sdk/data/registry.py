@@ -1,0 +1,35 @@
+"""The data sets that have a name: how each is opened, and what a whole copy holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bpkd_sdk.data import ade20k, camvid, cityscapes, pascal_context
+from bpkd_sdk.data.dataset import FileDataset
+from bpkd_sdk.data.folder import open_folder
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """A data set that `open_dataset` knows by name.
+
+    Attributes:
+        open: Opens a split below a root.
+        images: Images in each split of a whole copy; None where that is not for us to say.
+        image_size: (height, width) if all images have one size.
+    """
+
+    open: Callable[[str | Path, str], FileDataset]
+    images: Mapping[str, int | None]
+    image_size: tuple[int, int] | None = None
+
+
+DATASETS: dict[str, DatasetEntry] = {
+    "folder": DatasetEntry(open_folder, {"train": None, "val": None}),
+    "camvid": DatasetEntry(camvid.open_camvid, camvid.SPLITS),
+    "cityscapes": DatasetEntry(cityscapes.open_cityscapes, cityscapes.SPLITS, cityscapes.IMAGE_SIZE),
+    "ade20k": DatasetEntry(ade20k.open_ade20k, ade20k.SPLITS),
+    "pascal_context_59": DatasetEntry(pascal_context.open_pascal_context, pascal_context.SPLITS),
+}

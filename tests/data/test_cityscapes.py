@@ -1,0 +1,100 @@
+"""Cityscapes against the official scripts: class list, label mapping, scores."""
+
+import numpy as np
+import pytest
+import torch
+from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling
+from cityscapesscripts.helpers.labels import labels
+from PIL import Image
+
+import bpkd_sdk
+from bpkd_sdk.data import open_dataset
+from bpkd_sdk.data.cityscapes import CLASS_OF_ID, LABEL_IDS
+from tests import trees
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return trees.cityscapes(tmp_path_factory.mktemp("cityscapes"), images=3, encodings=("ids", "trainIds"))
+
+
+def test_classes_are_the_official_ones(root):
+    evaluated = sorted((label for label in labels if not label.ignoreInEval), key=lambda label: label.trainId)
+    data = open_dataset("cityscapes", root, "val")
+    assert data.class_names == tuple(label.name for label in evaluated)
+    assert data.palette == tuple(label.color for label in evaluated)
+
+
+def test_every_id_becomes_the_official_training_id():
+    for label in labels:
+        if label.id >= 0:
+            assert CLASS_OF_ID[label.id] == (label.trainId if 0 <= label.trainId < 255 else 255), label.name
+
+
+def test_mapped_ids_are_the_training_ids_that_the_official_script_draws(root):
+    data = open_dataset("cityscapes", root, "train")
+    assert len(data) == 3
+    for i, pair in enumerate(data.pairs):
+        drawn = np.asarray(Image.open(str(pair.label).replace("labelIds", "labelTrainIds")))
+        assert np.array_equal(data[i][1].numpy(), drawn)
+    assert {255, *range(19)} & set(torch.unique(data[0][1]).tolist())
+    data.check()
+
+
+def test_training_ids_are_taken_where_there_are_no_label_ids(root, tmp_path):
+    both = open_dataset("cityscapes", root, "val")
+    trees.cityscapes(tmp_path, images=3, encodings=("trainIds",))
+    drawn = open_dataset("cityscapes", tmp_path, "val")
+    assert all(pair.label.name.endswith("_labelTrainIds.png") for pair in drawn.pairs)
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(both, drawn, strict=True))
+
+
+class Guess(torch.nn.Module):
+    """Logits that depend on the colours alone, in no sensible way."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Conv2d(3, 19, 5, padding=2)
+
+    def forward(self, images):
+        return self.layer(images)
+
+
+def test_scores_are_those_of_the_official_script(root, tmp_path):
+    data, model = open_dataset("cityscapes", root, "val"), Guess().eval()
+    predictions = []
+    for i, (image, _) in enumerate(data):
+        spec = bpkd_sdk.NetworkSpec(name=None, num_classes=19)
+        classes = model(spec.normalize(image[None])).argmax(1)[0].numpy()
+        predictions.append(str(tmp_path / f"{i}.png"))
+        trees.save(tmp_path / f"{i}.png", np.array(LABEL_IDS, np.uint8)[classes])
+    options = evalPixelLevelSemanticLabeling.args
+    options.evalInstLevelScore, options.JSONOutput, options.quiet = False, False, True
+    truths = [str(pair.label) for pair in data.pairs]
+    expected = evalPixelLevelSemanticLabeling.evaluateImgLists(predictions, truths, options)
+    metrics = bpkd_sdk.evaluate(model, data)
+    for name, iou in zip(metrics.class_names, metrics.per_class_iou, strict=True):
+        assert iou == pytest.approx(expected["classScores"][name], abs=1e-12, nan_ok=True), name
+    assert metrics.miou == pytest.approx(expected["averageScoreClasses"], abs=1e-12)
+
+
+def test_an_id_out_of_range_names_the_file(tmp_path):
+    trees.cityscapes(tmp_path)
+    label = open_dataset("cityscapes", tmp_path).pairs[1].label
+    trees.save(label, np.full((64, 128), 40, np.uint8))
+    with pytest.raises(
+        ValueError, match=r"1 of 2 samples.*\n.*000001_000019_gtFine_labelIds.png: holds the ids \[40\]"
+    ):
+        open_dataset("cityscapes", tmp_path).check()
+
+
+def test_half_of_the_archives(tmp_path):
+    trees.cityscapes(tmp_path)
+    (tmp_path / "gtFine").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"Expected gtFine/train in .*it holds elsewhere, leftImg8bit. Get"):
+        open_dataset("cityscapes", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"there is no such folder. Get .*cityscapes-dataset.com"):
+        open_dataset("cityscapes", tmp_path / "typo")
+    with pytest.raises(ValueError, match="Did you mean 'train'"):
+        open_dataset("cityscapes", tmp_path, "trian")
