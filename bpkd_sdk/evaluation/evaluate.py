@@ -2,95 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.errors import check_choice
-from bpkd_sdk.evaluation.inference import ModuleSegmenter, Segmenter
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
+from bpkd_sdk.evaluation.protocol import Mode, Protocol
+from bpkd_sdk.features import evaluating
 from bpkd_sdk.progress import track
-from bpkd_sdk.runtime import open_artifact
-
-Mode = Literal["whole", "slide"]
+from bpkd_sdk.runtime import Runtime, TorchRuntime, open_runtime
 
 
 def evaluate(
-    model: nn.Module | Segmenter | str | Path,
+    model: nn.Module | Runtime | str | Path,
     dataset: SegmentationDataset,
     *,
     mode: Mode = "whole",
     crop_size: tuple[int, int] | None = None,
     stride: tuple[int, int] | None = None,
+    base_size: tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
     boundary_width: int | float = 3,
     edge_width: int = 7,
     batch_size: int = 1,
     device: str | torch.device | None = None,
-    reference: nn.Module | Segmenter | None = None,
+    reference: nn.Module | Runtime | str | Path | None = None,
+    over_processes: Callable[[Tensor], Tensor] | None = None,
 ) -> Metrics:
     """Score a network on a data set, at the labels' own resolution.
 
     Args:
-        model: A module, a checkpoint of ours, an ONNX file that `to_onnx` wrote, or any object that can `segment`.
+        model: A module, a path or URL of one of the `bpkd_sdk.runtime.FORMATS`, or a runtime.
         dataset: Images and labels.
         mode: "whole" images, or "slide" a window over them and average the logits.
         crop_size: (height, width) of the window.
         stride: (vertical, horizontal) step of the window; None: two thirds of the window.
+        base_size: (longer side, shorter side) that images are fitted into first; None: they stay as they are.
+        scales: Factors on that size; the class probabilities of several are averaged.
+        flip: Average with the mirror images too.
         boundary_width: Distance for boundary IoU and F1: pixels, or a share of the diagonal if below 1.
         edge_width: Side of the trimap window that separates `edge_accuracy` from `body_accuracy`.
-        batch_size: Most images at once; only neighbours of one size share a batch.
-        device: Where to run; None: where the module is.
+        batch_size: Most images, or windows, at once; only neighbours of one size share a batch.
+        device: Where to run; None: where the module is, and "auto" for a file.
         reference: A network whose prediction stands in for the labels, for images without any.
+        over_processes: Makes of an int64 count its sum over all processes, where each scores its own part of the data.
 
     Raises:
         ValueError: For sizes or classes that do not fit, or a data set without labels and no `reference`.
     """
-    check_choice("mode", mode, get_args(Mode))
-    if mode == "slide" and crop_size is None:
-        raise ValueError("mode='slide' needs `crop_size`, the (height, width) of the window.")
+    protocol = Protocol(mode, crop_size, stride, base_size, tuple(scales), flip)
     if not dataset.has_labels and reference is None:
         raise ValueError(f"{dataset.name} has no labels; pass `reference`, a network to agree with.")
-    window = crop_size if mode == "slide" else None
     counts = MetricCounts(
         dataset.class_names,
         ignore_index=dataset.ignore_index,
         boundary_width=boundary_width,
         edge_width=edge_width,
     )
-    with _segmenter(model, device, window, stride) as network, _segmenter(reference, device, window, stride) as guide:
+    with ExitStack() as stack:
+        network = stack.enter_context(_opened(model, device))
+        guide = None if reference is None else stack.enter_context(_opened(reference, device))
         for images, labels in _batches(dataset, batch_size):
-            masks = network.segment(images)
-            counts.update(masks, (labels if reference is None else guide.segment(images)).to(masks.device))
+            masks = protocol.segment(network, images, batch_size)
+            truth = labels if guide is None else protocol.segment(guide, images, batch_size)
+            counts.update(masks, truth.to(masks.device))
+    if over_processes is not None:
+        counts.add_up(over_processes)
     return counts.compute()
 
 
 @contextmanager
-def _segmenter(
-    model: nn.Module | Segmenter | str | Path | None,
-    device: str | torch.device | None,
-    crop_size: tuple[int, int] | None,
-    stride: tuple[int, int] | None,
-) -> Iterator[Segmenter]:
-    """Open a model for inference; a module of the caller's is given back in the mode it came in."""
-    opened = open_artifact(model) if isinstance(model, (str, Path)) else model
-    if not isinstance(opened, nn.Module):
-        yield opened  # type: ignore[misc]
-        return
-    where = torch.device(device) if device is not None else _device_of(opened)
-    was_training = opened.training
-    try:
-        yield ModuleSegmenter(opened.to(where).eval(), where, crop_size, stride)
-    finally:
-        opened.train(was_training)
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+def _opened(model: nn.Module | Runtime | str | Path, device: str | torch.device | None) -> Iterator[Runtime]:
+    """A runtime of whatever is given; a module of the caller's then goes back to the mode it came in."""
+    if isinstance(model, nn.Module):
+        with evaluating(model):
+            yield TorchRuntime(model, device)
+    else:
+        yield open_runtime(model, device or "auto")
 
 
 def _batches(dataset: SegmentationDataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

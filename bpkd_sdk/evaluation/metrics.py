@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +153,12 @@ class MetricCounts:
 
     def _per_class(self, values: Tensor) -> Tensor:
         return torch.bincount(values, minlength=len(self.class_names)).cpu()
+
+    def add_up(self, over_processes: Callable[[Tensor], Tensor]) -> None:
+        """Replace each count, int64, by its sum over processes, so that `compute` scores the data of all."""
+        for name in ("confusion", "boundary", "contour", "band"):
+            setattr(self, name, over_processes(getattr(self, name)))
+        self.images = int(over_processes(torch.tensor(self.images)))
 
     def compute(self) -> Metrics:
         """The scores of all that was counted."""

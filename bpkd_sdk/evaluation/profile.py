@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from bpkd_sdk.features import evaluating
 from bpkd_sdk.output import as_output
 
 
@@ -63,7 +63,7 @@ def profile(model: nn.Module, input_size: tuple[int, int] = (512, 512)) -> Profi
     image = torch.zeros(1, 3, *input_size, device=like.device, dtype=like.dtype)
     counter = FlopCounterMode(display=False)
     watch = _Watch(counter)
-    with _evaluating(model), torch.no_grad(), watch, counter:
+    with evaluating(model), torch.no_grad(), watch, counter:
         logits = as_output(model(image)).logits
     products: Counter[str] = Counter()
     for operator, flops in counter.get_flop_counts().get("Global", {}).items():
@@ -122,14 +122,3 @@ def _extra(name: str, args: tuple[Any, ...], out: Any) -> Counter[str]:
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from accelerate import Accelerator
 
 from bpkd_sdk.data import SegmentationDataset, open_dataset
-from bpkd_sdk.features import Capture, evaluating, feature_path
-from bpkd_sdk.losses import DistillationLoss, create_method
-from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, get_spec, open_checkpoint
-from bpkd_sdk.output import SegmentationOutput, as_output
+from bpkd_sdk.losses import Method, create_method
+from bpkd_sdk.models import get_spec
+from bpkd_sdk.runtime import Runtime
+from bpkd_sdk.training.accelerator import agreed, create_accelerator
 from bpkd_sdk.training.config import Precision, TrainingConfig
 from bpkd_sdk.training.loop import Task, TrainingResult, run
+from bpkd_sdk.training.networks import Network, default_crop, feature_paths, open_network, open_teacher, probe
 from bpkd_sdk.training.state import HISTORY_FILE
+from bpkd_sdk.training.trackers import check_trackers
 
 __all__ = ["distill", "train"]
 
 Data = str | Path | SegmentationDataset | tuple[SegmentationDataset, SegmentationDataset | None]
-Network = nn.Module | str | Path
 
 
 def train(
@@ -40,7 +39,7 @@ def train(
     Args:
         model: A module, a name that `create_model` knows, or a checkpoint.
         data: "shapes", a folder (see `open_dataset`), a data set, or a pair (train, val).
-        output_dir: The folder of the run; None: a new one below ``runs``.
+        output_dir: The folder of the run, which all its processes must see; None: a new one below ``runs``.
         resume: Go on from the state in `output_dir`, if there is one.
         **options: Fields of `TrainingConfig`.
 
@@ -56,11 +55,11 @@ def train(
 
 
 def distill(
-    teacher: Network,
+    teacher: Network | Runtime,
     student: Network,
     data: Data,
     *,
-    method: str | DistillationLoss = "bpkd",
+    method: Method = "bpkd",
     steps: int = TrainingConfig.steps,
     batch_size: int = TrainingConfig.batch_size,
     crop_size: tuple[int, int] | None = None,
@@ -74,18 +73,23 @@ def distill(
 ) -> TrainingResult:
     """Train a student on labelled images and on what a teacher makes of them.
 
+    Started by ``accelerate launch``, all its processes train one student, see `bpkd_sdk.training.accelerator`.
+
     Args:
-        teacher: A module in eval mode, or a checkpoint: ours, or an OpenMMLab ``.pth``. It is not changed.
+        teacher: A module in eval mode, or a checkpoint: ours, or an OpenMMLab ``.pth``. It is not changed. For methods
+            that compare logits only also an exported file: an ONNX file of ours with ``argmax=False`` or anyone's that
+            takes a normalised image and returns logits, a TensorRT engine, or an opened runtime.
         student: A module, a name that `create_model` knows, or a checkpoint. A module is trained in place.
         data: "shapes", a folder (see `open_dataset`), a data set, or a pair (train, val).
-        method: A name in `bpkd_sdk.losses.METHODS`, or a method with arguments of your own.
+        method: A name in `bpkd_sdk.losses.METHODS`, a method with arguments of your own such as ``CWDLoss(weight=3)``,
+            or a list of both.
         steps: Optimiser steps.
         batch_size: Images a step.
         crop_size: (height, width) of the training crops; None: the first image's size, at most 512 a side.
         learning_rate: At the first step; None: 0.01 for SGD, 6e-4 for AdamW.
         precision: "auto", "fp32", "fp16" or "bf16".
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        output_dir: The folder of the run; None: a new one below ``runs``.
+        output_dir: The folder of the run, which all its processes must see; None: a new one below ``runs``.
         resume: Go on from the state in `output_dir`, if there is one.
         seed: Of shuffling, augmentation and dropout.
         **options: Further fields of `TrainingConfig`, for example ``optimizer="adamw"`` or ``labels="teacher"``.
@@ -112,24 +116,32 @@ def distill(
 
 
 def _prepare(
-    teacher: Network | None,
+    teacher: Network | Runtime | None,
     student: Network,
-    method: str | DistillationLoss | None,
+    method: Method | None,
     data: Data,
     config: TrainingConfig,
     output_dir: str | Path | None,
     resume: bool,
 ) -> Task:
+    check_trackers(config.trackers)
+    accelerator = create_accelerator(config)
     train_set, val_set = _open_data(data)
+    if len(train_set) < config.batch_size:
+        raise ValueError(
+            f"{train_set.name} has {len(train_set)} images, too few for a batch of {config.batch_size} different ones. "
+            f"Pass batch_size={len(train_set)} or less, or more data."
+        )
     classes = train_set.num_classes
     torch.manual_seed(config.seed)
-    guide = None if teacher is None else _open_teacher(teacher, classes)
-    network = _open_network(student, classes)
-    crop_size = config.crop_size or _default_crop(train_set, [network, *([guide] if guide else [])])
+    guide = None if teacher is None else open_teacher(teacher, classes, config, accelerator.device)
+    network = open_network(student, classes)
+    crop_size = config.crop_size or default_crop(train_set, [part for part in (network, guide) if part is not None])
     chosen = None if method is None else create_method(method, classes, ignore_index=train_set.ignore_index)
-    features = _feature_paths(network, guide, chosen, config)
+    features = feature_paths(network, guide, chosen, config)
+    images = config.batch_size // (config.accumulate * accelerator.num_processes)
     outputs = [
-        _probe(role, module, path, train_set, crop_size)
+        probe(role, module, path, train_set, crop_size, images)
         for role, module, path in zip(("student", "teacher"), (network, guide), features, strict=True)
         if module is not None
     ]
@@ -141,17 +153,19 @@ def _prepare(
         )
     if val_set is not None and not val_set.has_labels and config.labels == "dataset":
         raise ValueError(f"{val_set.name} has no labels to validate with; pass (train, None) to train without.")
-    if config.check_data:
+    if val_set is not None and isinstance(guide, Runtime) and config.labels == "teacher":
+        guide.accepts.check(val_set[0][0].permute(1, 2, 0)[None], guide.name)
+    if config.check_data and accelerator.is_main_process:  # the others wait in _open_folder
         for dataset in (train_set, val_set):
             if dataset is not None:
                 dataset.check()
     network.spec = replace(  # type: ignore[assignment]
         get_spec(network), num_classes=classes, class_names=train_set.class_names, palette=train_set.palette
     )
-    verb = "train" if chosen is None else (method if isinstance(method, str) else type(chosen).__name__)
+    verb = "train" if chosen is None else chosen.name
     title = f"{verb} {get_spec(network).name or type(network).__name__}"
-    folder = _open_folder(output_dir, title, resume)
-    return Task(title, network, guide, chosen, features, train_set, val_set, crop_size, config, folder)
+    folder = _open_folder(output_dir, title, resume, accelerator)
+    return Task(title, network, guide, chosen, features, train_set, val_set, crop_size, config, folder, accelerator)
 
 
 def _open_data(data: Data) -> tuple[SegmentationDataset, SegmentationDataset | None]:
@@ -167,74 +181,16 @@ def _open_data(data: Data) -> tuple[SegmentationDataset, SegmentationDataset | N
     return data, None
 
 
-def _open_network(network: Network, num_classes: int) -> nn.Module:
-    if isinstance(network, nn.Module):
-        return network
-    if Path(network).suffix in CHECKPOINT_SUFFIXES:
-        return open_checkpoint(network)
-    return create_model(str(network), num_classes)
-
-
-def _open_teacher(teacher: Network, num_classes: int) -> nn.Module:
-    network = _open_network(teacher, num_classes)
-    if not isinstance(teacher, nn.Module) and Path(teacher).suffix not in CHECKPOINT_SUFFIXES:
-        warnings.warn(f"The teacher {teacher!r} is built by name and has random weights.", stacklevel=4)
-        return network.eval()
-    training = [name or "the network" for name, module in network.named_modules() if module.training]
-    if training:
-        raise ValueError(f"The teacher is in training mode ({training[0]}). Call teacher.eval() first.")
-    return network
-
-
-def _default_crop(dataset: SegmentationDataset, networks: list[nn.Module]) -> tuple[int, int]:
-    divisor = math.lcm(*(get_spec(network).size_divisor for network in networks))
-    height, width = (max(divisor, min(side, 512) // divisor * divisor) for side in dataset[0][0].shape[1:])
-    return height, width
-
-
-def _feature_paths(
-    student: nn.Module, teacher: nn.Module | None, method: DistillationLoss | None, config: TrainingConfig
-) -> tuple[str | None, str | None]:
-    if teacher is None or method is None or not method.needs_features:
-        return None, None
-    return config.student_feature or feature_path(student), config.teacher_feature or feature_path(teacher)
-
-
-@torch.no_grad()
-def _probe(
-    role: str, network: nn.Module, feature: str | None, dataset: SegmentationDataset, crop_size: tuple[int, int]
-) -> SegmentationOutput:
-    """The network's output for one black crop, once it is clear that it takes the crop and has the data's classes."""
-    divisor = get_spec(network).size_divisor
-    if any(side % divisor for side in crop_size):
-        nearest = tuple(max(divisor, round(side / divisor) * divisor) for side in crop_size)
-        raise ValueError(
-            f"Expected `crop_size` to be multiples of {divisor}, which the {role} needs, but got {crop_size}. "
-            f"Nearest: {nearest}."
-        )
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    with Capture(network, [] if feature is None else [feature]) as capture, evaluating(network):
-        try:
-            output = as_output(network(torch.zeros(1, 3, *crop_size, device=device)))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise ValueError(f"The {role} cannot take a crop of {crop_size}: {error}") from error
-        output = replace(output, features=capture.take())
-    if output.logits.shape[1] != dataset.num_classes:
-        raise ValueError(
-            f"The {role} predicts {output.logits.shape[1]} classes, but {dataset.name} has {dataset.num_classes}: "
-            f"{', '.join(dataset.class_names[:8])}{', ...' if dataset.num_classes > 8 else ''}."
-        )
-    return output
-
-
-def _open_folder(output_dir: str | Path | None, title: str, resume: bool) -> Path:
+def _open_folder(output_dir: str | Path | None, title: str, resume: bool, accelerator: Accelerator) -> Path:
     if output_dir is None:
         stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
         output_dir = Path("runs") / f"{stamp}-{title.replace('/', '-').replace(' ', '-')}"
-    folder = Path(output_dir)
+    folder = Path(agreed(str(output_dir)))
     if not resume and (folder / HISTORY_FILE).exists():
         raise FileExistsError(
             f"{folder} holds a run already. Pass resume=True to go on with it, or another output_dir."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()  # until each has looked
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
     return folder

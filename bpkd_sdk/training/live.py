@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -13,12 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from bpkd_sdk.progress import console, progress_bar
-
-DROWNING = 100  # a term this many times the cross-entropy leaves the labels nothing to say
-
-
-class LoudTermWarning(UserWarning):
-    """A distillation term is two orders of magnitude above the cross-entropy."""
 
 
 class LiveView:
@@ -34,6 +27,7 @@ class LiveView:
         self.progress = progress_bar()
         self.task = self.progress.add_task(title, total=steps, completed=done)
         self.terms: Mapping[str, float] = {}
+        self.weights: Mapping[str, float] = {}
         self.status = ""
         self.scores = ""
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
@@ -53,18 +47,9 @@ class LiveView:
         self.progress.update(self.task, completed=done)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Show the terms of a training record, and warn where one drowns the cross-entropy."""
-        self.terms = record["terms"]
+        """Show the terms of a training record and their weights, warm-up included."""
+        self.terms, self.weights = record["terms"], record["weights"]
         self.status = f"learning rate {record['learning_rate']:.2e}   {record['images_per_second']:.1f} images/s"
-        reference = self.terms["ce"]
-        for name, value in self.terms.items():
-            if reference > 0 and value > DROWNING * reference:
-                warnings.warn(
-                    f"At step {record['step']} the term {name!r} is {value:.3g}, {value / reference:.0f} times the "
-                    f"cross-entropy ({reference:.3g}). It drowns the labels: lower its weight.",
-                    LoudTermWarning,
-                    stacklevel=2,
-                )
 
     def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
         """Show scores; a line of its own where there is no terminal to redraw."""
@@ -76,8 +61,11 @@ class LiveView:
 
     def _render(self) -> Group:
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for name in self.terms:
-            table.add_column(name, justify="right")
         if self.terms:
-            table.add_row(*(f"{value:.4f}" for value in self.terms.values()))
+            table.add_column(style="dim")
+            for name in self.terms:
+                table.add_column(name, justify="right")
+            table.add_row("loss", *(f"{value:.4f}" for value in self.terms.values()))
+            weights = (self.weights.get(name) for name in self.terms)
+            table.add_row("weight", *("" if weight is None else f"{weight:.4g}" for weight in weights))
         return Group(self.progress, table, Text(self.status, style="dim"), Text(self.scores, style="green"))

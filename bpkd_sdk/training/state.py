@@ -18,7 +18,8 @@ from bpkd_sdk.training.config import TrainingConfig
 RESUME_FILE = "resume.safetensors"
 HISTORY_FILE = "history.jsonl"
 
-FREE_OPTIONS = {"device", "workers", "check_data", "log_every"}  # may change between the parts of one run
+# These may change between the parts of one run.
+FREE_OPTIONS = {"accumulate", "channels_last", "check_data", "compile", "device", "log_every", "trackers", "workers"}
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,11 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _check_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    before = TrainingConfig().to_dict() | dict(before)  # an option that is newer than the run had its default
     changed = [
-        f"{key}: was {before.get(key)!r}, is {value!r}"
+        f"{key}: was {before[key]!r}, is {value!r}"
         for key, value in now.items()
-        if key not in FREE_OPTIONS and before.get(key) != value
+        if key not in FREE_OPTIONS and before[key] != value
     ]
     if changed:
         raise ValueError(

@@ -7,7 +7,8 @@ from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.evaluation.inference import sliding_logits, to_mask, whole_logits
+from bpkd_sdk.runtime import TorchRuntime
+from bpkd_sdk.runtime.inference import sliding_logits, to_mask, whole_logits
 from tests.networks import tiny
 
 
@@ -62,13 +63,15 @@ def test_windows_are_averaged_by_visits():
                 model, images[..., top : top + 24, left : left + 24]
             )
             visits[top : top + 24, left : left + 24] += 1
-    torch.testing.assert_close(sliding_logits(model, images, (24, 24), (12, 12)), total / visits)
+    torch.testing.assert_close(sliding_logits(TorchRuntime(model).logits, images, (24, 24), (12, 12)), total / visits)
 
 
 def test_a_window_larger_than_the_image_is_the_whole_image():
     model = tiny(4).eval()
     images = torch.randint(0, 256, (1, 3, 20, 20), dtype=torch.uint8)
-    torch.testing.assert_close(sliding_logits(model, images, (64, 64), (32, 32)), whole_logits(model, images))
+    torch.testing.assert_close(
+        sliding_logits(TorchRuntime(model).logits, images, (64, 64), (32, 32)), whole_logits(model, images)
+    )
 
 
 def test_one_class_is_thresholded_at_zero():
@@ -99,5 +102,5 @@ def test_bad_arguments_are_named():
         bpkd_sdk.evaluate(tiny(9), data, mode="slides")
     with pytest.raises(ValueError, match="needs `crop_size`"):
         bpkd_sdk.evaluate(tiny(9), data, mode="slide")
-    with pytest.raises(ValueError, match=r"'.safetensors', '.pth', '.pt', '.onnx'}, but got '.tar'"):
+    with pytest.raises(ValueError, match=r"ends in one of .safetensors, .pth, .pt, .onnx.*but got 'student.tar'"):
         bpkd_sdk.evaluate("student.tar", data)

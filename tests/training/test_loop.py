@@ -1,5 +1,6 @@
 """The loop through the public calls: it learns, it resumes exactly, it refuses what does not fit."""
 
+import errno
 import json
 import os
 import signal
@@ -15,8 +16,8 @@ import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.losses import BPKDLoss
 from bpkd_sdk.output import SegmentationOutput
-from bpkd_sdk.training.live import LoudTermWarning
-from bpkd_sdk.training.loop import cross_entropy
+from bpkd_sdk.training.objective import cross_entropy
+from bpkd_sdk.training.watch import LoudTermWarning
 from tests.networks import tiny
 
 TRAIN, VAL = ShapesDataset("train", length=10, size=(48, 48)), ShapesDataset("val", length=3, size=(48, 40))
@@ -150,6 +151,33 @@ def test_a_crash_leaves_the_history_of_the_last_checkpoint(tmp_path, crash_at):
         bpkd_sdk.distill(teacher, tiny(9), (TRAIN, None), method=Crash(9), **options)
     result = bpkd_sdk.distill(teacher, tiny(9), (TRAIN, None), resume=True, **options)
     assert [record["step"] for record in result.history] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("full_at", ["last", "resume"])
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, full_at):
+    options = OPTIONS | {"steps": 6, "checkpoint_every": 2, "evaluate_every": 6}
+    whole = bpkd_sdk.train(tiny(9), (TRAIN, None), output_dir=tmp_path / "whole", **options)
+    synced, fsync = [], os.fsync
+    before = ["history.jsonl", "run.json", "last of step 2", "resume of step 2"]
+    if full_at == "resume":
+        before.append("last of step 4")
+
+    def fill_up(number):
+        if len(synced) == len(before):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        synced.append(number)
+        fsync(number)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", fill_up)
+        with pytest.raises(OSError, match="checkpoint of step 4 .*No space left.* resume=True"):
+            bpkd_sdk.train(tiny(9), (TRAIN, None), output_dir=tmp_path / "parts", **options)
+    assert not list((tmp_path / "parts").glob(".*"))
+    usable = bpkd_sdk.load_model(tmp_path / "parts" / "last.safetensors", model=tiny(9))
+    assert usable.provenance["step"] == (2 if full_at == "last" else 4)
+    parts = bpkd_sdk.train(tiny(9, seed=4), (TRAIN, None), output_dir=tmp_path / "parts", resume=True, **options)
+    assert [record["step"] for record in parts.history] == [2, 4, 6]
+    assert_same(weights(whole.model), weights(parts.model))
 
 
 def test_auxiliary_head_and_dict_and_object_outputs(tmp_path):

@@ -1,0 +1,107 @@
+"""Devices, precision and processes, by accelerate: one process, or as many as `accelerate launch` started.
+
+Every process holds the whole student and method and works on its share of each batch; gradients are averaged. So all
+processes must start with equal weights and take the same decisions, and only the main one writes. What methods remember
+is equal everywhere too: critics average their gradients, and CIRKD's memory takes in the features of all processes. Its
+mini-batch term compares the images that one process has at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, broadcast_object_list
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bpkd_sdk import progress
+from bpkd_sdk.errors import check_choice
+from bpkd_sdk.training.config import TrainingConfig
+
+Value = TypeVar("Value")
+
+DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def create_accelerator(config: TrainingConfig) -> Accelerator:
+    """Device, precision and processes from the configuration and from the launcher's environment.
+
+    Processes other than the main one are silent from then on.
+
+    Raises:
+        ValueError: If the device is not there, if one GPU is named for several processes, or if a step's images cannot
+            be split evenly.
+    """
+    kind = config.device.partition(":")[0]
+    check_choice("device", kind, ("auto", "cpu", "cuda", "mps"))
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={config.device!r} was asked for, but torch sees no CUDA device. Run `bpkd doctor`.")
+    if ":" in config.device:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError(f"device={config.device!r} is one device for several processes; pass {kind!r} instead.")
+        torch.cuda.set_device(config.device)
+    on_cpu = kind == "cpu" or not torch.accelerator.is_available()
+    # accelerate keeps one state a process; without this a second run could not choose another device or precision.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=_mixed_precision(config.precision, on_cuda=not on_cpu and torch.cuda.is_available()),
+        dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
+        # A network may have weights that it never uses; the graph is the same at every step.
+        kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True, gradient_as_bucket_view=True)],
+    )
+    parts = accelerator.num_processes * config.accumulate
+    if config.batch_size % parts:
+        raise ValueError(
+            f"Expected `batch_size`, the images of a step, to be a multiple of {parts} ({accelerator.num_processes} "
+            f"processes, accumulate={config.accumulate}), but got {config.batch_size}."
+        )
+    progress.console.quiet = not accelerator.is_main_process
+    return accelerator
+
+
+def _mixed_precision(precision: str, *, on_cuda: bool) -> str:
+    if precision == "auto" and on_cuda:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "no" if precision in ("auto", "fp32") else precision
+
+
+def teacher_dtype(config: TrainingConfig, accelerator: Accelerator) -> torch.dtype:
+    """The teacher's own precision, or else the student's."""
+    if config.teacher_precision is None:
+        return DTYPES[accelerator.mixed_precision]
+    return DTYPES[_mixed_precision(config.teacher_precision, on_cuda=accelerator.device.type == "cuda")]
+
+
+def synchronize_batch_norm(module: nn.Module) -> None:
+    """Let batch norm see the images of all processes, as in the paper, in every layer that is trained.
+
+    The critics of SKDS and IFVD are left out: they train themselves, and WGAN-GP differentiates twice, which torch's
+    SyncBatchNorm cannot. A converted layer works outside of training, and on a CPU, like the one it replaces. timm
+    converts its own layers that hold an activation, which torch would drop.
+    """
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, _BatchNorm) and any(weight.requires_grad for weight in child.parameters()):
+                setattr(parent, name, convert_sync_batchnorm(child))  # type: ignore[no-untyped-call]
+
+
+@torch.no_grad()
+def share_statistics(module: nn.Module, accelerator: Accelerator) -> None:
+    """Give all processes the mean of their floating-point buffers: the running statistics of batch norm."""
+    if accelerator.num_processes > 1:
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(accelerator.reduce(buffer, "mean"))
+
+
+def agreed(value: Value) -> Value:
+    """The main process's value, on all processes."""
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]

@@ -1,0 +1,145 @@
+"""run.json: what a run was, so that its figures can be traced: configuration, data, networks, versions, machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bpkd_sdk.data import FileDataset, SegmentationDataset
+from bpkd_sdk.losses.arguments import describe
+from bpkd_sdk.models import get_spec
+from bpkd_sdk.models.checkpoint import content_hash, write_atomically
+from bpkd_sdk.runtime import Runtime
+from bpkd_sdk.training.teacher import Guide
+
+if TYPE_CHECKING:
+    from bpkd_sdk.training.loop import Task
+
+RUN_FILE = "run.json"
+
+_PACKAGES = (
+    "bpkd-sdk",
+    "torch",
+    "torchvision",
+    "accelerate",
+    "numpy",
+    "opencv-python",
+    "segmentation-models-pytorch",
+    "timm",
+)
+_SAMPLES = 16
+
+
+def write_run(task: Task, first_step: int) -> dict[str, Any]:
+    """Write run.json, or add one more part to that of a run that goes on; returns what it says."""
+    path = task.output_dir / RUN_FILE
+    facts = json.loads(path.read_bytes()) if first_step and path.is_file() else _facts(task)
+    facts["parts"].append(_part(task, first_step))
+    write_atomically(path, (json.dumps(facts, indent=1) + "\n").encode())
+    return facts
+
+
+def _facts(task: Task) -> dict[str, Any]:
+    return {
+        "title": task.title,
+        "seed": task.config.seed,
+        "config": task.config.to_dict(),
+        "crop_size": task.crop_size,
+        "method": describe(task.method),
+        "features": dict(zip(("student", "teacher"), task.features, strict=True)),
+        "student": _network(task.student),
+        "teacher": _network(task.teacher),
+        "data": {"train": _data(task.train), "val": _data(task.val)},
+        "parts": [],
+    }
+
+
+def _part(task: Task, first_step: int) -> dict[str, Any]:
+    accelerator = task.accelerator
+    device = accelerator.device
+    return {
+        "first_step": first_step,
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": accelerator.num_processes,
+        "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
+        "versions": {package: version(package) for package in _PACKAGES}
+        | {"python": platform.python_version(), "cuda": torch.version.cuda},
+        "platform": platform.platform(),
+        "git": _git_state(),
+    }
+
+
+def _network(network: Guide | None) -> dict[str, Any] | None:
+    if network is None:
+        return None
+    if isinstance(network, Runtime):
+        return {"file": network.name, "sha256": _file_hash(network.name), "spec": network.spec.to_dict()}
+    return {
+        "class": f"{type(network).__module__}.{type(network).__qualname__}",
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "sha256": content_hash(network.state_dict()),
+        "spec": get_spec(network).to_dict(),
+    }
+
+
+def _file_hash(path: str) -> str | None:
+    if not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _data(dataset: SegmentationDataset | None) -> dict[str, Any] | None:
+    if dataset is None:
+        return None
+    return {"name": dataset.name, "images": len(dataset), "fingerprint": fingerprint(dataset)}
+
+
+def fingerprint(dataset: SegmentationDataset) -> str:
+    """SHA-256 that tells data sets apart, without reading all of them.
+
+    It covers the classes, the number of samples, the pixels of 16 samples from the first to the last, and of data in
+    files the name and size of each. Where they lie makes no difference.
+    """
+    digest = hashlib.sha256(f"{dataset.class_names} {dataset.ignore_index} {len(dataset)}".encode())
+    if isinstance(dataset, FileDataset):
+        for pair in dataset.pairs:
+            for path in filter(None, (pair.image, pair.label)):
+                digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    count = min(_SAMPLES, len(dataset))
+    for i in range(count):
+        for tensor in dataset[i * (len(dataset) - 1) // max(1, count - 1)]:
+            digest.update(str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the repository one stands in, and whether tracked files differ from it; None outside."""
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    return None if commit is None else {"commit": commit, "modified": bool(changes)}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(  # noqa: S603
+            ["git", *arguments],  # noqa: S607
+            cwd=Path.cwd(),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,171 @@
+"""Evaluation protocols against the same arithmetic written out step by step."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import bpkd_sdk
+from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.data.sizes import scaled_size
+from bpkd_sdk.evaluation.protocol import Protocol
+from bpkd_sdk.runtime import TorchRuntime
+from bpkd_sdk.runtime.inference import sliding_bands, sliding_logits
+from tests.networks import tiny
+
+
+def images_of(*shape, seed=0):
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def logits_of(model, images):
+    """At the images' size: normalise, run, resize."""
+    spec = bpkd_sdk.NetworkSpec(name=None, num_classes=5)
+    with torch.no_grad():
+        return F.interpolate(model(spec.normalize(images)), images.shape[2:], mode="bilinear", align_corners=False)
+
+
+def slid(model, images, crop, stride):
+    """One window after the other, summed and counted pixel by pixel."""
+    height, width = images.shape[2:]
+    total, visits = np.zeros((len(images), 5, height, width)), np.zeros((height, width))
+    for y in range(max(-(-(height - crop[0]) // stride[0]), 0) + 1):
+        for x in range(max(-(-(width - crop[1]) // stride[1]), 0) + 1):
+            bottom, right = min(y * stride[0] + crop[0], height), min(x * stride[1] + crop[1], width)
+            top, left = max(bottom - crop[0], 0), max(right - crop[1], 0)
+            total[:, :, top:bottom, left:right] += logits_of(model, images[:, :, top:bottom, left:right]).numpy()
+            visits[top:bottom, left:right] += 1
+    return torch.from_numpy(total / visits).float()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+@pytest.mark.parametrize(
+    ("size", "crop", "stride"),
+    [
+        pytest.param((40, 64), (24, 32), (12, 20), id="overlap"),
+        pytest.param((37, 50), (24, 24), (12, 12), id="last-shifted-back"),
+        pytest.param((48, 64), (24, 32), (24, 32), id="side-by-side"),
+        pytest.param((20, 64), (24, 24), (16, 16), id="lower-than-a-window"),
+        pytest.param((20, 20), (64, 64), (32, 32), id="smaller-than-a-window"),
+    ],
+)
+def test_windows_in_any_batches_are_summed_and_divided_by_visits(size, crop, stride, batch_size):
+    model, images = tiny(5).eval(), images_of(2, 3, *size)
+    expected = slid(model, images, crop, stride)
+    actual = sliding_logits(TorchRuntime(model).logits, images, crop, stride, batch_size)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    masks = Protocol("slide", crop, stride).segment(TorchRuntime(model), images, batch_size)
+    assert (masks == expected.argmax(1)).float().mean() > 0.999  # ties apart
+
+
+class LargestTensor(TorchDispatchMode):
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = [
+            leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor) and leaf.dtype.is_floating_point
+        ]
+        self.elements = max(self.elements, *sizes, 0)
+        return out
+
+
+def test_memory_does_not_grow_with_the_height_of_the_image():
+    runtime, largest = TorchRuntime(tiny(19).eval()), {}
+    for height in (128, 512):
+        with LargestTensor() as seen:
+            Protocol("slide", (32, 32), (21, 21)).segment(runtime, images_of(1, 3, height, 64), batch_size=8)
+        largest[height] = seen.elements
+    assert largest[128] == largest[512] < 19 * 128 * 64
+
+
+def test_bands_cover_the_image_once():
+    bands = list(sliding_bands(TorchRuntime(tiny(3).eval()).logits, images_of(1, 3, 50, 40), (24, 24), (10, 10)))
+    assert [band.shape[2] for band in bands] == [10, 10, 6, 24]
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_images_are_fitted_into_the_base_size_and_logits_come_back(mode):
+    model, images = tiny(5).eval(), images_of(2, 3, 30, 45)
+    resized = F.interpolate(images.float(), (40, 60), mode="bilinear", align_corners=False).round().to(torch.uint8)
+    inner = logits_of(model, resized) if mode == "whole" else slid(model, resized, (32, 32), (16, 16))
+    expected = F.interpolate(inner, (30, 45), mode="bilinear", align_corners=False).argmax(1)
+    protocol = Protocol(mode, (32, 32), (16, 16), base_size=(60, 40))
+    assert (protocol.segment(TorchRuntime(model), images) == expected).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_probabilities_of_all_views_are_averaged(flip):
+    model, images = tiny(5).eval(), images_of(1, 3, 32, 48)
+    total = np.zeros((1, 5, 32, 48))
+    for height, width in ((16, 24), (32, 48), (56, 84)):
+        view = F.interpolate(images.float(), (height, width), mode="bilinear", align_corners=False).round()
+        for mirrored in [False, True][: 1 + flip]:
+            inputs = torch.flip(view, [3]) if mirrored else view
+            logits = logits_of(model, inputs)
+            logits = torch.flip(logits, [3]) if mirrored else logits
+            logits = F.interpolate(logits, (32, 48), mode="bilinear", align_corners=False).double().numpy()
+            exponentials = np.exp(logits - logits.max(1, keepdims=True))
+            total += exponentials / exponentials.sum(1, keepdims=True)
+    masks = Protocol(scales=(0.5, 1.0, 1.75), flip=flip).segment(TorchRuntime(model), images)
+    assert (masks.numpy() == total.argmax(1)).mean() > 0.999
+
+
+def test_one_class_is_split_at_one_half_of_the_averaged_probability():
+    model, images = tiny(1).eval(), images_of(1, 3, 32, 48)
+    left, right = (logits_of(model, view).sigmoid() for view in (images, images.flip(3)))
+    masks = Protocol(flip=True).segment(TorchRuntime(model), images)
+    assert torch.equal(masks, ((left + right.flip(3))[:, 0] / 2 > 0.5).long())
+
+
+def test_a_symmetric_image_has_a_symmetric_mask_with_flip():
+    half = images_of(1, 3, 32, 24)
+    images = torch.cat([half, half.flip(3)], dim=3)
+    masks = Protocol(flip=True).segment(TorchRuntime(tiny(5).eval()), images)
+    assert torch.equal(masks, masks.flip(2))
+
+
+def test_evaluate_takes_every_setting_and_labels_keep_their_size():
+    data = ShapesDataset("val", length=2, size=(48, 64))
+    model = tiny(data.num_classes)
+    settings = {"mode": "slide", "crop_size": (32, 32), "stride": (20, 20), "base_size": (80, 60), "scales": (0.5, 1.0)}
+    metrics = bpkd_sdk.evaluate(model, data, **settings, flip=True, batch_size=3)
+    protocol = Protocol(**settings, flip=True)
+    right = total = 0
+    for image, label in data:
+        mask = protocol.segment(TorchRuntime(model.eval()), image[None])[0]
+        right, total = right + ((mask == label) & (label != 255)).sum(), total + (label != 255).sum()
+    assert metrics.pixel_accuracy == pytest.approx((right / total).item(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "base", "expected"),
+    [
+        pytest.param((375, 500), (520, 520), (390, 520), id="pascal-context"),
+        pytest.param((500, 333), (520, 520), (520, 346), id="upright"),
+        pytest.param((512, 683), (2048, 512), (512, 683), id="ade20k"),
+        pytest.param((600, 3000), (2048, 512), (410, 2048), id="ade20k-wide"),
+        pytest.param((1024, 2048), (2048, 1024), (1024, 2048), id="cityscapes"),
+    ],
+)
+def test_sizes_of_the_papers_data_sets(size, base, expected):
+    assert scaled_size(size, 1.0, base) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "slides"}, "Did you mean 'slide'"),
+        ({"mode": "slide"}, "needs `crop_size`"),
+        ({"mode": "slide", "crop_size": (0, 8)}, "`crop_size` to be two numbers of at least 1"),
+        ({"mode": "slide", "crop_size": (8, 8), "stride": (9, 8)}, "`stride` to be at most `crop_size`"),
+        ({"base_size": (512, 2048)}, "longer side, shorter side"),
+        ({"scales": ()}, "`scales` to be numbers above 0"),
+        ({"scales": (1.0, 0.0)}, "`scales` to be numbers above 0"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Protocol(**settings)
