@@ -1,0 +1,186 @@
+"""`compare`: every method and the student alone, seed by seed under one budget, resumable run by run."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bpkd_sdk.comparison.budget import LOG_EVERY, Budget, time_per_step
+from bpkd_sdk.comparison.contest import Contest, Student, Teacher
+from bpkd_sdk.comparison.methods import Methods, named_methods
+from bpkd_sdk.comparison.report import Comparison
+from bpkd_sdk.comparison.run import RESULT_FILE, SCORES, perform, read_run, write_json
+from bpkd_sdk.data import SegmentationDataset, open_dataset
+from bpkd_sdk.errors import import_optional, listed
+from bpkd_sdk.evaluation import evaluate
+from bpkd_sdk.losses import DistillationLoss
+from bpkd_sdk.losses.arguments import describe
+from bpkd_sdk.progress import console
+from bpkd_sdk.training.accelerator import create_accelerator
+from bpkd_sdk.training.config import TrainingConfig
+from bpkd_sdk.training.networks import default_crop
+
+SET_HERE = {"steps": "budget", "seed": "seeds"}  # options of a run, and what they follow from
+
+
+def compare(
+    teacher: Teacher,
+    student: Student,
+    data: str | Path | tuple[SegmentationDataset, SegmentationDataset],
+    *,
+    methods: Methods = "all",
+    budget: str,
+    seeds: int = 3,
+    output_dir: str | Path = "runs/comparison",
+    **options: Any,
+) -> Comparison:
+    """Distill one student by several methods, and train it alone, on equal terms.
+
+    With one seed all methods start from the same weights of the student and see the same crops in the same order.
+    Called again with the same arguments, it goes on where it was stopped; methods and seeds can be added.
+
+    Args:
+        teacher: A module in eval mode, its checkpoint, or an exported file that `distill` takes.
+        student: A name that `create_model` knows, or a function from a number of classes to a module: built anew for
+            each run, with random weights that follow from the seed. Or a module or a checkpoint that every run starts
+            from.
+        data: "shapes", a folder (see `open_dataset`), or a pair (train, val).
+        methods: "all"; names, in a list or with commas between, where "bpkd+cwd" is both together; or a mapping from
+            names of your own to methods as `distill` takes them: ``{"no edges": BPKDLoss(edge_weight=0)}``.
+        budget: Of each run: "steps=300", or "seconds=600" of training, evaluation left out. For seconds every method
+            is timed first, on this machine and in the real loop, and gets the steps that fit.
+        seeds: Number of runs of each method; their seeds are 0, 1, ...
+        output_dir: Everything goes here, see `Comparison`.
+        **options: Fields of `TrainingConfig` for all runs alike, for example ``evaluate_every=50``.
+
+    Raises:
+        TypeError: For an unknown option.
+        ValueError: For arguments out of their range, networks that do not fit the data, or a folder that holds runs of
+            other settings; the differences are named.
+        FileNotFoundError: If the teacher is not there.
+        ImportError: Without matplotlib.
+        KeyboardInterrupt: After Ctrl-C, once a checkpoint is written.
+    """
+    import_optional("matplotlib", "compare")
+    if seeds < 1:
+        raise ValueError(f"Expected `seeds` to be at least 1, but got {seeds}.")
+    contest = _contest(teacher, student, data, Budget.parse(budget), options)
+    chosen = named_methods(methods, contest.train.num_classes, contest.train.ignore_index)
+    folder = Path(output_dir)
+    settings = _settle(folder / "settings.json", contest.settings())
+    own = {name: _settle(folder / name / "method.json", describe(method)) for name, method in chosen.items()}
+    if options.get("check_data", True):
+        contest.train.check()
+        contest.val.check()
+    comparison = Comparison(settings, _teacher_scores(contest, folder / "teacher.json"), [], folder)
+    order = list(product(range(seeds), chosen))
+    try:
+        plans = {name: _plan(contest, name, method, folder) for name, method in chosen.items()}
+        for number, (seed, name) in enumerate(order, 1):
+            place = folder / name / f"seed{seed}"
+            if not (place / RESULT_FILE).is_file():
+                title = f"Run {number} of {len(order)}: {name}, seed {seed}, {plans[name]['steps']} steps"
+                console.print(title, highlight=False)
+                facts = settings | {"method": own[name], "plan": plans[name]}
+                perform(contest, name, chosen[name], seed=seed, folder=place, settings=facts)
+            comparison.runs.append(read_run(place))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{len(comparison.runs)} of {len(order)} runs are finished in {folder}; the same call goes on with the rest"
+        ) from None
+    finally:
+        if comparison.runs:
+            comparison.write()
+    return comparison
+
+
+def _contest(
+    teacher: Teacher,
+    student: Student,
+    data: str | Path | tuple[SegmentationDataset, SegmentationDataset],
+    budget: Budget,
+    options: dict[str, Any],
+) -> Contest:
+    for option, argument in SET_HERE.items():
+        if option in options:
+            raise TypeError(f"`{option}` of the runs follows from `{argument}`; leave it out.")
+    config = TrainingConfig.from_options(options)
+    if config.labels == "teacher":
+        raise ValueError("labels='teacher' leaves nothing to train the student alone with, which methods are held to.")
+    if isinstance(teacher, (str, Path)) and not Path(teacher).is_file():
+        raise FileNotFoundError(f"Expected `teacher` to be a trained module or its file, but there is no {teacher}.")
+    accelerator = create_accelerator(config)
+    if accelerator.num_processes > 1:
+        raise ValueError("compare() times one process; start it without a launcher.")
+    if isinstance(data, (str, Path)):
+        data = open_dataset(data, split="train"), open_dataset(data, split="val")
+    if not isinstance(data, tuple) or None in data:
+        raise ValueError("Expected `data` to be a name, a folder, or a pair of training and validation data.")
+    train, val = data
+    shared = {name: value for name, value in config.to_dict().items() if name not in SET_HERE}
+    contest = Contest(teacher, student, train, val, budget, accelerator.device, shared | {"check_data": False})
+    if config.crop_size is None:
+        # One size for all: what suits the student alone may not suit the teacher.
+        contest.options["crop_size"] = default_crop(train, [contest.new_student(0), contest.open_teacher()])
+    return contest
+
+
+def _settle(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Write settings down, or hold them against those that were written before."""
+    now: dict[str, Any] = json.loads(json.dumps(settings))
+    if not path.is_file():
+        write_json(path, now)
+        return now
+    before, after = (_flat(facts) for facts in (json.loads(path.read_text()), now))
+    changed = [
+        f"{key}: was {before.get(key)!r}, is {after.get(key)!r}"
+        for key in before | after
+        if before.get(key) != after.get(key)
+    ]
+    if changed:
+        raise ValueError(
+            f"{path.parent} holds runs of other settings, which cannot stand in one table with these:\n"
+            f"{listed(changed)}\nPass the same settings, or another output_dir."
+        )
+    return now
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in facts.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _teacher_scores(contest: Contest, path: Path) -> dict[str, float]:
+    if not path.is_file():
+        width = contest.options["boundary_width"]
+        scores = evaluate(contest.open_teacher(), contest.val, boundary_width=width, device=contest.device)
+        write_json(path, scores.to_dict())
+    scores = json.loads(path.read_text())
+    return {name: scores[name] for name in SCORES}
+
+
+def _plan(contest: Contest, name: str, method: DistillationLoss | None, folder: Path) -> dict[str, Any]:
+    """Steps of each run of a method, once it is tried, and timed for a budget of seconds; what fails fails here."""
+    path, budget = folder / name / "plan.json", contest.budget
+    if not path.is_file():
+        console.print(f"Trying {name}", highlight=False)
+        if budget.unit == "steps":
+            _trial(contest, method, 1)
+            write_json(path, {"steps": int(budget.amount)})
+        else:
+            ms_per_step = time_per_step(lambda steps: _trial(contest, method, steps), budget.amount)
+            write_json(path, {"steps": budget.steps(ms_per_step), "ms_per_step": ms_per_step})
+    plan: dict[str, Any] = json.loads(path.read_text())
+    return plan
+
+
+def _trial(contest: Contest, method: DistillationLoss | None, steps: int) -> list[dict[str, Any]]:
+    """The history of a short run without evaluation, which leaves nothing."""
+    with TemporaryDirectory() as scratch:
+        options = {"steps": steps, "log_every": LOG_EVERY, "evaluate_every": steps, "trackers": (), "seed": 0}
+        return contest.fit(method, contest.new_student(0), None, Path(scratch), **options).history

@@ -1,0 +1,91 @@
+"""bpkd reproduce and bpkd data, as a user types them."""
+
+import json
+import sys
+
+import pytest
+
+import bpkd_sdk
+from bpkd_sdk import cli
+from tests import trees
+
+SMALL = ["--set", "batch_size=2", "--set", "crop_size=32x32", "--set", "base_size=[48, 32]", "--set", "device=cpu"]
+
+pytestmark = pytest.mark.filterwarnings("ignore:The student's backbone has random weights")
+
+
+def bpkd(capfd, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["bpkd", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    out, err = capfd.readouterr()
+    return stopped.value.code, out, err
+
+
+def test_dry_run_says_everything_and_writes_nothing(capfd, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = bpkd(
+        capfd, monkeypatch, "reproduce", "pascal_context_59/hrnetv2p_w18s", "--dry-run", "--set", "device=cpu",
+        "--set", "crop_size=64x64",
+    )  # fmt: skip
+    assert code == 0, err
+    unbroken = "".join(out.replace("│", "").split())
+    for text in (
+        "fcn_hr48_480x480_80k_pascal_context_59_20210411_003240-3ae7081e.pth", "hrnetv2_w18_small-b5a04e21.pth",
+        "80000 steps", "rate 0.004 falling to 0.0001", "weight decay 0.0001", "16 crops of 64x64",
+        "windows of 512x512, stride (320, 320)", "bpkd 43.96 / 54.51", "multiply-accumulates a step", "GiB activations",
+        "h in all",
+    ):  # fmt: skip
+        assert text.replace(" ", "") in unbroken, text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_smoke_run_and_evaluation(capfd, monkeypatch, tmp_path):
+    root = trees.cityscapes(tmp_path / "data", size=(32, 64))
+    row = ["reproduce", "cityscapes/hrnetv2p_w18s", "--root", root, "--method", "none", *SMALL]
+    code, out, err = bpkd(capfd, monkeypatch, *row, "--limit-steps", 1, "--output", tmp_path / "run")
+    assert code == 0, err
+    assert "ours, none (smoke run: no result)" in out
+    assert "75.31" in out
+    assert all(word in out for word in ("motorcycle", "edge accuracy", "body accuracy"))
+    assert "all 80000 take" in out
+    ours = json.loads((tmp_path / "run/reproduction.json").read_text())["ours"]
+    assert f"{ours['miou']:.2f}" in out
+    code, out, err = bpkd(capfd, monkeypatch, *row, "--evaluate", tmp_path / "run/last.safetensors")
+    assert code == 0, err
+    assert "this network" in out
+    code, out, err = bpkd(
+        capfd, monkeypatch, "evaluate", tmp_path / "run/last.safetensors", "--data", "cityscapes", "--root", root, "--json",
+        "--window", "32x32", "--stride", "16x32", "--base-size", 48, 32, "--scales", 0.5, "--scales", 1, "--flip", "--batch-size", 4,
+    )  # fmt: skip
+    assert code == 0, err
+    expected = bpkd_sdk.evaluate(
+        tmp_path / "run/last.safetensors", bpkd_sdk.open_dataset("cityscapes", root, "val"), mode="slide",
+        crop_size=(32, 32), stride=(16, 32), base_size=(48, 32), scales=(0.5, 1), flip=True, device="cpu",
+    )  # fmt: skip
+    assert json.loads(out)["miou"] == pytest.approx(expected.miou, abs=1e-6)
+
+
+def test_what_a_run_needs_is_said(capfd, monkeypatch, tmp_path):
+    code, _, err = bpkd(capfd, monkeypatch, "reproduce", "cityscapes/pspnet_r18")
+    assert (code, "needs --root" in err) == (1, True)
+    code, _, err = bpkd(capfd, monkeypatch, "reproduce", "cityscapes/pspnet_r18", "--set", "batch")
+    assert (code, "NAME=VALUE" in err) == (1, True)
+    code, _, err = bpkd(capfd, monkeypatch, "reproduce", "cityscapes/pspnet_r18", "--root", tmp_path)
+    assert (code, "cityscapes-dataset.com" in err) == (1, True)
+
+
+def test_data_commands(capfd, monkeypatch, tmp_path):
+    trees.pascal_release(tmp_path)
+    code, out, err = bpkd(capfd, monkeypatch, "data", "convert", tmp_path)
+    assert (code, "VOC2010" in out) == (0, True), err
+    code, out, _ = bpkd(capfd, monkeypatch, "data", "check", "pascal_context_59", tmp_path)
+    assert code == 1
+    assert "2 images, but a whole copy has 4996" in out
+    assert "64x96" in out
+
+
+def test_data_check_of_sound_data(capfd, monkeypatch, camvid):
+    code, out, _ = bpkd(capfd, monkeypatch, "data", "check", "camvid", camvid)
+    assert code == 0
+    assert "367" in out

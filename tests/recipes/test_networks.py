@@ -1,0 +1,66 @@
+"""Where a row's teacher and the student's backbone come from, and what is refused."""
+
+import pytest
+import torch
+
+from bpkd_sdk.models.zoo import build
+from bpkd_sdk.recipes import find_recipe
+from bpkd_sdk.recipes.networks import create_student, load_backbone, open_teacher
+
+RECIPE = find_recipe("cityscapes/pspnet_r18")
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    """A backbone with weights of its own, as OpenMMLab's classifiers hold it."""
+    torch.manual_seed(5)
+    return build("pspnet_r18", 2).backbone.state_dict()
+
+
+def without_counts(state):
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(lambda state: state, id="bare"),
+        pytest.param(lambda state: {"meta": {}, "state_dict": {f"backbone.{key}": value for key, value in state.items()}}, id="wrapped"),
+        pytest.param(lambda state: {**without_counts(state), "fc.weight": torch.zeros(10, 512)}, id="old-with-classifier"),
+    ],
+)  # fmt: skip
+def test_backbone_files_of_every_age(tmp_path, pretrained, content):
+    torch.save(content(pretrained), tmp_path / "r18.pth")
+    student = create_student(RECIPE, 19, tmp_path / "r18.pth")
+    loaded = student.backbone.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in without_counts(pretrained).items())
+    assert student.auxiliary_head is not None
+
+
+def test_backbone_files_that_do_not_fit(tmp_path, pretrained):
+    backbone = build("pspnet_r18", 2).backbone
+    with pytest.raises(FileNotFoundError, match="no backbone at"):
+        load_backbone(backbone, tmp_path / "none.pth")
+    (tmp_path / "half.pth").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match="is not a readable PyTorch checkpoint"):
+        load_backbone(backbone, tmp_path / "half.pth")
+    torch.save(pretrained, tmp_path / "r18.pth")
+    with pytest.raises(ValueError, match="missing: "):
+        load_backbone(build("hrnetv2p_w18s", 2).backbone, tmp_path / "r18.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="missing: "):
+        load_backbone(backbone, tmp_path / "list.pth")
+
+
+def test_random_weights_are_pointed_out():
+    with pytest.warns(UserWarning, match=r"start from ImageNet. Get https://.*resnet18_v1c"):
+        create_student(RECIPE, 19, None)
+
+
+def test_a_row_takes_its_own_teacher_only():
+    with pytest.raises(
+        ValueError, match=r"needs its teacher, a pspnet_r101. Get https://.*pspnet_r101-d8_512x1024_80k"
+    ):
+        open_teacher(RECIPE, None)
+    with pytest.raises(ValueError, match="has a pspnet_r101 as teacher, but got a pspnet_r18"):
+        open_teacher(RECIPE, build("pspnet_r18", 19).eval())

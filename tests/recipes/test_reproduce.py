@@ -1,0 +1,121 @@
+"""Each row of the table from data to figure, in small: the networks are the paper's, the teacher's weights are random."""
+
+import json
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+import bpkd_sdk
+from bpkd_sdk.data import open_dataset
+from bpkd_sdk.models.checkpoint import read_tensors
+from bpkd_sdk.models.zoo import build
+from bpkd_sdk.recipes import RECIPES, estimate, find_recipe, make_plan, reproduce, score_checkpoint
+from tests import trees
+
+SMALL = {"batch_size": 2, "crop_size": (32, 32), "base_size": (48, 32), "device": "cpu"}
+TREES = {"cityscapes": trees.cityscapes, "ade20k": trees.ade20k, "pascal_context_59": trees.pascal_context}
+
+pytestmark = pytest.mark.filterwarnings("ignore:The student's backbone has random weights")
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return {name: build_tree(folder / name, size=(32, 64)) for name, build_tree in TREES.items()}
+
+
+@cache
+def network(name):
+    return build(name, 1).eval()
+
+
+def teacher_of(recipe):
+    """One network serves three data sets; only its classifier is another."""
+    teacher = network(recipe.teacher)
+    teacher.decode_head.conv_seg = nn.Conv2d(teacher.decode_head.conv_seg.in_channels, recipe.num_classes, 1).eval()
+    return teacher
+
+
+@pytest.mark.parametrize("row", RECIPES)
+def test_a_smoke_run_of_every_row(row, roots, tmp_path):
+    recipe = find_recipe(row)
+    done = reproduce(
+        row, roots[recipe.dataset], teacher=teacher_of(recipe), limit_steps=1, output_dir=tmp_path, **SMALL
+    )
+    assert done.metrics.images == 2
+    assert len(done.metrics.per_class_iou) == recipe.num_classes
+    report = json.loads((tmp_path / "reproduction.json").read_text())
+    assert (report["row"], report["smoke_run_of_steps"]) == (row, 1)
+    assert report["ours"]["miou"] == 100 * done.metrics.miou
+    assert report["paper"] == {"miou": recipe.paper["bpkd"].miou, "macc": recipe.paper["bpkd"].macc}
+    assert done.seconds_per_step > 0
+    assert report["evaluation"]["mode"] == recipe.evaluation.mode
+    for file in tmp_path.glob("*.safetensors"):  # 200 MB a row
+        file.unlink()
+
+
+@pytest.fixture(scope="module")
+def student(roots, tmp_path_factory):
+    """The smallest student, trained without a teacher."""
+    folder = tmp_path_factory.mktemp("run")
+    return reproduce(
+        "pascal_context_59/hrnetv2p_w18s",
+        roots["pascal_context_59"],
+        method="none",
+        limit_steps=1,
+        output_dir=folder,
+        **SMALL,
+    )
+
+
+def test_a_checkpoint_is_scored_by_the_rows_protocol(student, roots):
+    assert student.plan.paper.miou == 40.62
+    data = open_dataset("pascal_context_59", roots["pascal_context_59"], "val")
+    settings = {"mode": "slide", "crop_size": (512, 512), "stride": (320, 320)}
+    expected = bpkd_sdk.evaluate(student.checkpoint, data, base_size=(48, 32), **settings, device="cpu").to_dict()
+    assert student.metrics.to_dict() == expected
+    row, root = "pascal_context_59/hrnetv2p_w18s", roots["pascal_context_59"]
+    assert score_checkpoint(row, root, student.checkpoint, base_size=(48, 32)).to_dict() == expected
+
+
+def test_a_run_that_is_done_is_not_trained_again(student, roots):
+    options = SMALL | {"method": "none", "limit_steps": 1, "output_dir": student.output_dir}
+    root = roots["pascal_context_59"]
+    with pytest.raises(FileExistsError, match="resume=True"):
+        reproduce("pascal_context_59/hrnetv2p_w18s", root, **options)
+    before = student.checkpoint.read_bytes()
+    again = reproduce("pascal_context_59/hrnetv2p_w18s", root, resume=True, **options)
+    assert student.checkpoint.read_bytes() == before
+    assert again.metrics.to_dict() == student.metrics.to_dict()
+
+
+def test_a_seed_decides_everything(student, roots, tmp_path):
+    options = SMALL | {"method": "none", "limit_steps": 1, "output_dir": tmp_path}
+    again = reproduce("pascal_context_59/hrnetv2p_w18s", roots["pascal_context_59"], **options)
+    first, second = (read_tensors(run.checkpoint)[1] for run in (student, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_is_missing_is_said_before_anything_is_built(roots, tmp_path):
+    with pytest.raises(FileNotFoundError, match="cityscapes-dataset.com"):
+        reproduce("cityscapes/pspnet_r18", tmp_path, output_dir=tmp_path / "run", **SMALL)
+    with pytest.raises(ValueError, match="2 images, too few for a batch of 8"):
+        reproduce("ade20k/hrnetv2p_w18s", roots["ade20k"], method="none", output_dir=tmp_path / "run", device="cpu")
+    with pytest.raises(ValueError, match="needs its teacher"):
+        reproduce("ade20k/hrnetv2p_w18s", roots["ade20k"], output_dir=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_estimate_counts_networks_and_scales_what_it_timed():
+    small = {"crop_size": (128, 128), "device": "cpu"}
+    one = estimate(make_plan("cityscapes/hrnetv2p_w18s", "none", batch_size=1, **small))
+    two = estimate(make_plan("cityscapes/hrnetv2p_w18s", "none", batch_size=2, **small))
+    with torch.device("meta"):
+        cost = bpkd_sdk.profile(build("hrnetv2p_w18s", 19), (128, 128))
+    assert (one.step_macs, two.step_macs) == (3 * cost.macs, 6 * cost.macs)
+    assert one.weight_bytes == two.weight_bytes == 12 * cost.params
+    assert two.activation_bytes == 2 * one.activation_bytes > 2 * cost.activation_bytes
+    assert one.seconds_per_step > 0
+    assert "2 images of 32x32 on cpu" in one.timed

@@ -1,0 +1,103 @@
+"""The table as data: rows, their settings in the released configurations, every row with every method."""
+
+import itertools
+
+import pytest
+
+from bpkd_sdk.data import DATASETS
+from bpkd_sdk.losses import METHODS, create_method
+from bpkd_sdk.models import ZOO
+from bpkd_sdk.recipes import RECIPES, describe, find_recipe, make_plan
+
+PAIRS = {
+    "pspnet_r18": "pspnet_r101",
+    "hrnetv2p_w18s": "hrnetv2p_w48",
+    "deeplabv3plus_mv2": "deeplabv3plus_r101",
+    "isanet_r18": "isanet_r101",
+}
+CLASSES = {"cityscapes": 19, "ade20k": 150, "pascal_context_59": 59}
+
+
+def test_there_is_a_row_for_each_pair_and_data_set():
+    assert set(RECIPES) == {f"{dataset}/{student}" for dataset, student in itertools.product(CLASSES, PAIRS)}
+    for recipe in RECIPES.values():
+        dataset, student = recipe.name.split("/")
+        assert (recipe.dataset, recipe.num_classes) == (dataset, CLASSES[dataset])
+        assert dataset in DATASETS
+        assert recipe.teacher == PAIRS[student]
+        assert recipe.student in (student, *(name for name, entry in ZOO.items() if entry.variant_of == student))
+
+
+def test_the_papers_order_holds_in_every_row():
+    """Teacher above BPKD above the other methods above the student alone: what the paper reports, typing errors apart."""
+    for recipe in RECIPES.values():
+        others = [recipe.paper[method].miou for method in ("skds", "ifvd", "cirkd", "cwd")]
+        assert recipe.paper["teacher"].miou > recipe.paper["bpkd"].miou > max(others), recipe.name
+        assert min(others) > recipe.paper["none"].miou, recipe.name
+        assert all(score.macc > score.miou for score in recipe.paper.values())
+
+
+@pytest.mark.parametrize(
+    ("dataset", "crop", "base", "batch", "rate", "decay"),
+    [
+        ("cityscapes", (512, 1024), (2048, 1024), 8, 0.01, 5e-4),
+        ("ade20k", (512, 512), (2048, 512), 8, 0.01, 5e-4),
+        ("pascal_context_59", (480, 480), (520, 520), 16, 0.004, 1e-4),
+    ],
+)
+def test_training_settings_of_the_released_configurations(dataset, crop, base, batch, rate, decay):
+    for student in PAIRS:
+        config = make_plan(f"{dataset}/{student}").config
+        assert (config.steps, config.optimizer, config.poly_power) == (80_000, "sgd", 0.9)
+        assert (config.crop_size, config.base_size, config.batch_size) == (crop, base, batch)
+        assert (config.learning_rate_at(0), config.weight_decay) == (rate, decay)
+        assert (config.scale, config.max_class_share, config.aux_weight) == ((0.5, 2.0), 0.75, 0.4)
+        # OpenMMLab: (rate - lowest) * (1 - step / steps) ** power + lowest
+        assert config.learning_rate_at(60_000) == pytest.approx((rate - 1e-4) * 0.25**0.9 + 1e-4)
+
+
+def test_only_two_rows_slide_a_window():
+    windows = {row: recipe.evaluation.crop_size for row, recipe in RECIPES.items() if recipe.evaluation.mode == "slide"}
+    assert windows == {"pascal_context_59/pspnet_r18": (480, 480), "pascal_context_59/hrnetv2p_w18s": (512, 512)}
+    for recipe in RECIPES.values():
+        assert recipe.evaluation.base_size == recipe.base_size
+        assert recipe.evaluation.stride == ((320, 320) if recipe.name in windows else None)
+
+
+@pytest.mark.parametrize("row", RECIPES)
+def test_every_row_resolves_with_every_method(row):
+    for method in METHODS:
+        plan = make_plan(row, method)
+        recipe = plan.recipe
+        assert create_method(method, recipe.num_classes).num_classes == recipe.num_classes
+        assert (plan.paper is None) == (method == "canonical")
+        assert all(word in " ".join(describe(plan).values()) for word in (recipe.teacher, recipe.student, "80000"))
+    assert make_plan(row, "bpkd_paper").paper == recipe.paper["bpkd"]
+    assert make_plan(row, "none").paper == recipe.paper["none"]
+
+
+def test_sources_name_the_row():
+    """Files of OpenMMLab say the data set and the network."""
+    words = {"cityscapes": "cityscapes", "ade20k": "ade20k", "pascal_context_59": "pascal_context_59"}
+    networks = {"pspnet_r101": "pspnet_r101", "hrnetv2p_w48": "fcn_hr48", "deeplabv3plus_r101": "deeplabv3plus_r101", "isanet_r101": "isanet"}  # fmt: skip
+    for recipe in RECIPES.values():
+        file = recipe.teacher_source.rsplit("/")[-1]
+        assert words[recipe.dataset] in file
+        assert networks[recipe.teacher] in file
+        assert file.endswith(".pth")
+
+
+def test_options_replace_the_rows_own():
+    plan = make_plan("ade20k/isanet_r18", "cwd", limit_steps=3, batch_size=2, base_size=(96, 64), precision="bf16")
+    assert (plan.config.steps, plan.config.batch_size, plan.config.precision) == (3, 2, "bf16")
+    assert plan.evaluation.base_size == (96, 64)
+    assert "3 steps (a smoke run)" in describe(plan)["schedule"]
+
+
+def test_names_that_are_unknown():
+    with pytest.raises(ValueError, match="Did you mean 'cityscapes/pspnet_r18'"):
+        find_recipe("cityscape/pspnet_r18")
+    with pytest.raises(ValueError, match="Did you mean 'bpkd'"):
+        make_plan("cityscapes/pspnet_r18", "bpdk")
+    with pytest.raises(TypeError, match="Did you mean 'batch_size'"):
+        make_plan("cityscapes/pspnet_r18", batchsize=2)
