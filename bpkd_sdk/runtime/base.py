@@ -1,0 +1,155 @@
+"""One interface for all that segments images: a torch module, an ONNX file, a TensorRT engine, a Triton server.
+
+A call goes through three stages, which can be called (and timed) one by one:
+
+    prepare   uint8 images (N, H, W, 3)   -> what the artifact takes, on its device
+    infer     that                        -> what the artifact returns, on its device
+    masks     that                        -> class ids (N, H, W) uint8, on its device
+
+What an artifact leaves out, normalisation or argmax, is done around it, on its device.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bpkd_sdk.models.spec import NetworkSpec
+from bpkd_sdk.runtime.inference import to_mask
+
+Range = tuple[int, int | None]
+
+
+@dataclass(frozen=True)
+class Accepts:
+    """The images that an artifact takes: least and largest of each, None for no bound.
+
+    Attributes:
+        batch: Images at once.
+        height: Of every image, in pixels.
+        width: Of every image, in pixels.
+    """
+
+    batch: Range = (1, None)
+    height: Range = (1, None)
+    width: Range = (1, None)
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """(height, width) if that is the only one; None otherwise."""
+        (height, tallest), (width, widest) = self.height, self.width
+        return (height, width) if (height, width) == (tallest, widest) else None
+
+    @property
+    def is_static(self) -> bool:
+        """Whether there is only one shape."""
+        return self.fixed_size is not None and self.batch[0] == self.batch[1]
+
+    def takes_size(self, height: int, width: int) -> bool:
+        """Whether images of this size are taken."""
+        return _within(height, self.height) and _within(width, self.width)
+
+    def check(self, images: Tensor, name: str) -> None:
+        """Raise ValueError for a batch (N, H, W, 3) that is not taken."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            kind = str(images.dtype).removeprefix("torch.")
+            raise ValueError(f"Expected images uint8 (N, H, W, 3), but got {kind} {tuple(images.shape)}.")
+        count, height, width = images.shape[:3]
+        if not self.takes_size(height, width):
+            raise ValueError(
+                f"{name} takes images of {_told(self.height)} x {_told(self.width)} (height x width), but got "
+                f"{height} x {width}. Resize the images, or export with input_size=({height}, {width}) or "
+                "dynamic_size=True."
+            )
+        if not _within(count, self.batch):
+            advice = "Export with dynamic_batch=True." if self.batch[1] == 1 else "Split the batch."
+            raise ValueError(f"{name} takes {_told(self.batch)} image(s) at a time, but got {count}. {advice}")
+
+
+def _within(value: int, allowed: Range) -> bool:
+    least, most = allowed
+    return least <= value and (most is None or value <= most)
+
+
+def _told(allowed: Range) -> str:
+    least, most = allowed
+    if most is None:
+        return f"at least {least}"
+    return str(least) if least == most else f"{least} to {most}"
+
+
+class Runtime(ABC):
+    """Something that segments images. Calls from several threads at once are safe.
+
+    Args:
+        name: What errors call it: a path, a URL, a class.
+        spec: The network's facts.
+        facts: What the artifact says of itself; see `metadata`.
+        device: Where it runs, and where `prepare`, `infer` and `masks` leave their results.
+        accepts: The images that it takes.
+
+    Attributes:
+        metadata: "preprocess": whether it takes uint8 (N, H, W, 3) and normalises inside, otherwise normalised
+            float32 (N, 3, H, W); "argmax": whether it returns uint8 masks (N, H, W), otherwise float32 logits
+            (N, C, H, W); "precision"; and of files all that lies in their metadata.
+    """
+
+    def __init__(
+        self, name: str, spec: NetworkSpec, facts: Mapping[str, Any], device: torch.device, accepts: Accepts
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self.metadata = facts
+        self.device = device
+        self.accepts = accepts
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """From host to host: uint8 RGB (N, H, W, 3) -> uint8 masks (N, H, W).
+
+        Raises:
+            ValueError: For images of another type or size than it takes.
+            RuntimeError: If the runtime below fails.
+        """
+        masks = self.masks(self.infer(self.prepare(torch.from_numpy(images))))
+        return np.asarray(masks.cpu().numpy())
+
+    def segment(self, images: Tensor) -> Tensor:
+        """uint8 RGB (N, 3, H, W) on any device -> class ids (N, H, W) uint8 on this one's; errors as `__call__`."""
+        return self.masks(self.infer(self.prepare(images.permute(0, 2, 3, 1))))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """uint8 RGB (N, 3, H, W) on any device -> float32 logits (N, C, H, W) on this one's.
+
+        Raises:
+            ValueError: As `__call__`, and if the artifact returns masks.
+        """
+        if self.metadata["argmax"]:
+            raise ValueError(f"{self.name} returns masks, not logits; export the network with argmax=False.")
+        return self.infer(self.prepare(images.permute(0, 2, 3, 1)))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """First stage: check the images, bring them to the device and into the form that the artifact takes."""
+        self.accepts.check(images, self.name)
+        images = images.to(self.device, non_blocking=True)
+        if self.metadata["preprocess"]:
+            return images.contiguous()
+        return self.spec.normalize(images.permute(0, 3, 1, 2)).contiguous()
+
+    @abstractmethod
+    def infer(self, inputs: Tensor) -> Tensor:
+        """Second stage: run the artifact on what `prepare` returned."""
+
+    def masks(self, outputs: Tensor) -> Tensor:
+        """Third stage: class ids from what `infer` returned."""
+        return outputs if self.metadata["argmax"] else to_mask(outputs).to(torch.uint8)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

@@ -1,0 +1,170 @@
+"""From images to logits and masks at the images' own size: whole, or by a sliding window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise, product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bpkd_sdk.models.spec import get_spec
+from bpkd_sdk.output import as_output
+
+
+def whole_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits of whole images, at the images' size.
+
+    Args:
+        model: A segmentation network in eval mode.
+        images: RGB (N, 3, H, W) in 0..255, on the network's device.
+
+    Returns:
+        (N, C, H, W) float32.
+    """
+    spec = get_spec(model)
+    return full_size_logits(model, spec.normalize(images), spec.size_divisor)
+
+
+def full_size_logits(model: nn.Module, inputs: Tensor, divisor: int) -> Tensor:
+    """Run a network on normalised images of any size, and bring its logits to that size.
+
+    The images are padded at the right and bottom to multiples of `divisor`, given to the network in its own precision,
+    and the logits are resized bilinearly (align_corners False) and cropped back.
+
+    Args:
+        model: A segmentation network in eval mode.
+        inputs: (N, 3, H, W) float32, normalised.
+        divisor: What both sides must be multiples of.
+
+    Returns:
+        (N, C, H, W) float32.
+    """
+    height, width = inputs.shape[2:]
+    padded = pad_to_multiple(inputs, divisor)
+    precision = next((parameter.dtype for parameter in model.parameters()), inputs.dtype)
+    logits = as_output(model(padded.to(precision))).logits.float()
+    if logits.shape[2:] != padded.shape[2:]:
+        logits = F.interpolate(logits, padded.shape[2:], mode="bilinear", align_corners=False)
+    return logits[:, :, :height, :width]
+
+
+def pad_to_multiple(images: Tensor, divisor: int) -> Tensor:
+    """Append zeros at the right and bottom until both sides are multiples of `divisor`."""
+    height, width = images.shape[2:]
+    if height % divisor == 0 and width % divisor == 0:
+        return images
+    return F.pad(images, (0, -width % divisor, 0, -height % divisor))
+
+
+def sliding_logits(
+    logits_of: Callable[[Tensor], Tensor],
+    images: Tensor,
+    crop_size: tuple[int, int],
+    stride: tuple[int, int] | None,
+    batch_size: int = 1,
+) -> Tensor:
+    """Logits averaged over overlapping windows, (N, C, H, W) float32; arguments as `sliding_bands`."""
+    return torch.cat(list(sliding_bands(logits_of, images, crop_size, stride, batch_size)), dim=2)
+
+
+def sliding_bands(
+    logits_of: Callable[[Tensor], Tensor],
+    images: Tensor,
+    crop_size: tuple[int, int],
+    stride: tuple[int, int] | None,
+    batch_size: int = 1,
+) -> Iterator[Tensor]:
+    """Logits averaged over overlapping windows, in bands of rows from the top to the bottom of the images.
+
+    Windows start at multiples of the stride; the last of a row or column is shifted back inside the image, and where
+    the image is smaller than the window, the window is the image. A band is put out as soon as no further window
+    touches it, so no more is held at a time than the windows of one row, however tall the images.
+
+    Args:
+        logits_of: Maps the images of some windows to their logits, (n, C, h, w) at the windows' size.
+        images: (N, 3, H, W).
+        crop_size: (height, width) of the window.
+        stride: (vertical, horizontal) step; None: two thirds of the window.
+        batch_size: Most windows at once.
+
+    Yields:
+        (N, C, rows, W) float32; the rows of all bands together are H.
+    """
+    stride = stride or _two_thirds(crop_size)
+    height, width = images.shape[2:]
+    window_height, window_width = min(crop_size[0], height), min(crop_size[1], width)
+    tops = _window_starts(height, window_height, stride[0])
+    lefts = _window_starts(width, window_width, stride[1])
+    visits = _visits(height, window_height, tops)[:, None] * _visits(width, window_width, lefts)
+    carried: Tensor | None = None
+    for top, following in zip(tops, [*tops[1:], height], strict=True):
+        row = images[:, :, top : top + window_height]
+        windows = torch.cat([row[..., left : left + window_width] for left in lefts])
+        logits = torch.cat([logits_of(part) for part in torch.split(windows, batch_size)])
+        band = logits.new_zeros(len(images), logits.shape[1], window_height, width)
+        for left, part in zip(lefts, torch.split(logits, len(images)), strict=True):
+            band[..., left : left + window_width] += part
+        if carried is not None:
+            band[:, :, : carried.shape[2]] += carried
+        done = following - top
+        yield band[:, :, :done] / visits[top:following].to(band.device)
+        carried = band[:, :, done:]
+
+
+def sliding_masks(
+    masks_of: Callable[[Tensor], Tensor], images: Tensor, crop_size: tuple[int, int], stride: tuple[int, int] | None
+) -> Tensor:
+    """Masks from overlapping windows: each pixel from the window whose middle is nearest.
+
+    Args:
+        masks_of: Maps the images of a window to their masks, (N, h, w).
+        images: (N, 3, H, W).
+        crop_size: (height, width) of the window.
+        stride: (vertical, horizontal) step; None: two thirds of the window.
+
+    Returns:
+        (N, H, W) of the masks' type.
+    """
+    stride = stride or _two_thirds(crop_size)
+    shares = [_window_shares(*sizes) for sizes in zip(images.shape[2:], crop_size, stride, strict=True)]
+    result: Tensor | None = None
+    for (top, rows), (left, columns) in product(*shares):
+        masks = masks_of(images[..., top : top + crop_size[0], left : left + crop_size[1]])
+        if result is None:
+            result = masks.new_zeros(len(masks), *images.shape[2:])
+        result[:, rows, columns] = masks[
+            :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+        ]
+    assert result is not None  # noqa: S101  (an image has at least one window)
+    return result
+
+
+def _window_shares(length: int, window: int, stride: int) -> list[tuple[int, slice]]:
+    """Where each window starts, and the part of the whole that is taken from it."""
+    starts = _window_starts(length, window, stride)
+    cuts = [0, *((first + window + second) // 2 for first, second in pairwise(starts)), length]
+    return [(start, slice(*cut)) for start, cut in zip(starts, pairwise(cuts), strict=True)]
+
+
+def _two_thirds(crop_size: tuple[int, int]) -> tuple[int, int]:
+    return max(1, crop_size[0] * 2 // 3), max(1, crop_size[1] * 2 // 3)
+
+
+def _window_starts(length: int, window: int, stride: int) -> list[int]:
+    count = max(-(-(length - window) // stride), 0) + 1
+    return [max(min(i * stride, length - window), 0) for i in range(count)]
+
+
+def _visits(length: int, window: int, starts: list[int]) -> Tensor:
+    """(length,) how many of the windows lie over each position."""
+    visits = torch.zeros(length)
+    for start in starts:
+        visits[start : start + window] += 1
+    return visits
+
+
+def to_mask(logits: Tensor) -> Tensor:
+    """(N, C, H, W) -> class ids (N, H, W) int64: the highest logit, or with one class whether it is above 0."""
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)

@@ -1,0 +1,168 @@
+"""Whatever the format: the same images, the same masks."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+import bpkd_sdk
+from bpkd_sdk.data.shapes import render
+from bpkd_sdk.export import to_onnx
+from bpkd_sdk.runtime import FORMATS, Accepts, TorchRuntime, find_format, open_runtime
+from bpkd_sdk.runtime.device import choose_device
+from bpkd_sdk.runtime.manifest import EngineManifest, manifest_path
+from bpkd_sdk.runtime.onnx import OnnxRuntime
+
+NETWORK = "smp/FPN/tu-mobilenetv3_small_050"
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return bpkd_sdk.create_model(NETWORK, 9).eval()
+
+
+@pytest.fixture(scope="module")
+def files(network, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    bpkd_sdk.save_model(network, folder / "m.safetensors")
+    to_onnx(network, folder / "m.onnx", input_size=SIZE)
+    to_onnx(network, folder / "bare.onnx", input_size=SIZE, preprocess=False, argmax=False)
+    to_onnx(network, folder / "one.onnx", input_size=SIZE, dynamic_batch=False)
+    return folder
+
+
+def scenes(count):
+    return np.stack([render(0, "runtime", index, SIZE)[0] for index in range(count)])
+
+
+@pytest.fixture(scope="module")
+def expected(network):
+    """Class ids in float64, written out."""
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    inputs = torch.from_numpy(((scenes(4) / 255 - mean) / std).transpose(0, 3, 1, 2))
+    twin = bpkd_sdk.create_model(NETWORK, 9).double().eval()
+    twin.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        logits = torch.nn.functional.interpolate(twin(inputs), SIZE, mode="bilinear", align_corners=False)
+    return logits.numpy()
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.onnx", "bare.onnx"])
+def test_every_format_gives_the_same_masks(files, expected, name):
+    runtime = open_runtime(files / name, "cpu")
+    masks = runtime(scenes(4))
+    assert (masks.dtype, masks.shape) == (np.uint8, (4, *SIZE))
+    assert (masks == expected.argmax(1)).mean() > 0.9999
+    stages = runtime.masks(runtime.infer(runtime.prepare(torch.from_numpy(scenes(4)))))
+    np.testing.assert_array_equal(stages.numpy(), masks)
+    turned = torch.from_numpy(scenes(4)).permute(0, 3, 1, 2)
+    np.testing.assert_array_equal(runtime.segment(turned).numpy(), masks)
+    if name == "m.onnx":
+        with pytest.raises(ValueError, match="returns masks, not logits; export the network with argmax=False"):
+            runtime.logits(turned)
+    else:
+        np.testing.assert_allclose(runtime.logits(turned).numpy(), expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_results_stay_what_they_were(files):
+    """Outputs share memory with ONNX Runtime; a later call must not write into an earlier one's."""
+    runtime = open_runtime(files / "m.onnx", "cpu")
+    first = runtime(scenes(1))
+    kept = first.copy()
+    others = [runtime(255 - scenes(1)) for _ in range(3)]
+    assert any((other != kept).any() for other in others)
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.onnx"])
+def test_threads_do_not_disturb_each_other(files, name):
+    runtime = open_runtime(files / name, "cpu")
+    images = scenes(4)
+    alone = [runtime(image[None]) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda index: runtime(images[index % 4][None]), range(64)))
+    for index, masks in enumerate(together):
+        np.testing.assert_array_equal(masks, alone[index % 4])
+
+
+def test_images_that_an_artifact_does_not_take(files):
+    fixed = open_runtime(files / "one.onnx", "cpu")
+    assert fixed.accepts == Accepts((1, 1), (64, 64), (96, 96))
+    assert fixed.accepts.is_static
+    assert not open_runtime(files / "m.onnx", "cpu").accepts.is_static
+    with pytest.raises(
+        ValueError, match="one.onnx takes 1 image.s. at a time, but got 2. Export with dynamic_batch=True"
+    ):
+        fixed(scenes(2))
+    with pytest.raises(
+        ValueError, match="takes images of 64 x 96 .height x width., but got 96 x 64. .*input_size=.96, 64"
+    ):
+        fixed(scenes(1).transpose(0, 2, 1, 3))
+    engine = Accepts((1, 8), (256, 512), (256, 1024))
+    assert engine.takes_size(256, 1024)
+    with pytest.raises(ValueError, match="m.engine takes images of 256 to 512 x 256 to 1024 .*, but got 64 x 96"):
+        engine.check(torch.from_numpy(scenes(1)), "m.engine")
+    with pytest.raises(ValueError, match="takes 1 to 8 image.s. at a time, but got 9. Split the batch"):
+        engine.check(torch.zeros(9, 256, 256, 3, dtype=torch.uint8), "m.engine")
+
+
+def test_a_module_stays_where_it_is(network):
+    runtime = TorchRuntime(network.double())
+    assert runtime.metadata["precision"] == "float64"
+    assert runtime.device == torch.device("cpu")
+    assert open_runtime(runtime) is runtime
+    assert runtime(scenes(1)).shape == (1, *SIZE)
+    network.float()
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "message"),
+    [
+        ("gpu", ValueError, "one of {'auto', 'cpu', 'cuda', 'mps'}, but got 'gpu'"),
+        pytest.param(
+            "cuda:7",
+            RuntimeError,
+            "torch sees [0-7] CUDA devices. Run `bpkd doctor`",
+            marks=pytest.mark.skipif(torch.cuda.device_count() > 7, reason="this machine has that many GPUs"),
+        ),
+    ],
+)
+def test_devices_that_are_not_there(device, error, message):
+    with pytest.raises(error, match=message):
+        choose_device(device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_an_engine_says_why_it_cannot_run_here(tmp_path, files):
+    plan = b"plan"
+    facts = OnnxRuntime(files / "m.onnx", "cpu").metadata
+    described = {"dtype": "UINT8", "min": [1, 64, 96, 3], "opt": [1, 64, 96, 3], "max": [8, 64, 96, 3]}
+    manifest = EngineManifest(
+        "tensorrt_rtx", "0.1", False, ("sm86",), None, {"images": described}, {"masks": {"dtype": "UINT8"}}, "fp32",
+        {}, {}, 4, hashlib.sha256(plan).hexdigest(), "", facts,
+    )  # fmt: skip
+    (tmp_path / "m.engine").write_bytes(plan)
+    manifest_path(tmp_path / "m.engine").write_text(manifest.to_json())
+    with pytest.raises(RuntimeError, match="(?s)cannot run here.*built by tensorrt_rtx 0.1.*sees no NVIDIA GPU here"):
+        open_runtime(tmp_path / "m.engine")
+    (tmp_path / "m.engine").write_bytes(b"plum")
+    with pytest.raises(ValueError, match="not the plan that its manifest describes"):
+        open_runtime(tmp_path / "m.engine")
+
+
+def test_formats_are_found_by_name():
+    for suffix, name in {
+        "a/b.safetensors": "checkpoint",
+        "b.int8.onnx": "ONNX",
+        "b.pth": "OpenMMLab",
+        "b.plan": "TensorRT",
+        "triton://host:8000/model": "Triton",
+    }.items():
+        assert find_format(suffix).name == name
+    with pytest.raises(ValueError, match=r"ends in one of .safetensors, .*but got 'm.onx'.* Did you mean '.onnx'"):
+        find_format("m.onx")
+    assert len({suffix for row in FORMATS for suffix in row.suffixes}) == sum(len(row.suffixes) for row in FORMATS)
