@@ -1,18 +1,25 @@
 """From a trained network to files that run without it."""
 
+from bpkd_sdk.export.benchmark import BenchmarkReport, BenchmarkRow, benchmark
 from bpkd_sdk.export.onnx import ExportReport, to_onnx
 from bpkd_sdk.export.quantize import QuantizationReport, quantize
 from bpkd_sdk.export.tensorrt import EngineReport, to_tensorrt
+from bpkd_sdk.export.triton import TritonReport, to_triton
 from bpkd_sdk.export.verify import Agreement, VerificationReport, verify
 
 __all__ = [
     "Agreement",
+    "BenchmarkReport",
+    "BenchmarkRow",
     "EngineReport",
     "ExportReport",
     "QuantizationReport",
+    "TritonReport",
     "VerificationReport",
+    "benchmark",
     "quantize",
     "to_onnx",
     "to_tensorrt",
+    "to_triton",
     "verify",
 ]

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bpkd_sdk.errors import check_choice, listed
 from bpkd_sdk.export.audit import engine_layers, weighted_names
-from bpkd_sdk.export.manifest import capability
+from bpkd_sdk.runtime.backend import capability, trt_log
 
 Size = tuple[int, int]
 
@@ -35,7 +34,7 @@ class Compilation:
             )
         self.name = name
         self.trt = trt
-        self.log = _log(trt)
+        self.log = trt_log(trt)
         self.log.messages.clear()
         self.builder = trt.Builder(self.log)
         # The one flag that TensorRT 10 must be given and 11 knows.
@@ -83,13 +82,13 @@ class Compilation:
     def _aim_rtx(self, hardware: Sequence[str] | None) -> tuple[str, ...]:
         if hardware is None:
             return ("sm80+",)  # the compiler's own default
-        known = self.trt.ComputeCapability.__members__
-        choices = [name.lower() for name in known if name.startswith("SM")]
+        known = {name.lower(): value for name, value in self.trt.ComputeCapability.__members__.items()}
+        choices = [name for name in known if name.startswith("sm") or (name == "current" and capability())]
         self.config.num_compute_capabilities = len(hardware)
         for index, name in enumerate(hardware):
             check_choice("hardware", name, choices)
-            self.config.set_compute_capability(known[name.upper()], index)
-        return tuple(hardware)
+            self.config.set_compute_capability(known[name], index)
+        return tuple(str(capability()) if name == "current" else name for name in hardware)
 
     def configure(self, workspace_mb: int | None, version_compatible: bool, timing_cache: str | Path | None) -> None:
         """Set the rest of the builder's options."""
@@ -162,19 +161,3 @@ def _range(length: int, what: str, asked: Sequence[int] | None) -> tuple[int, in
 def _told(error: Any) -> str:
     node = f"node {error.node()} {error.node_name()!r} ({error.node_operator()})"
     return f"{node}: {error.desc()} [{error.code().name}, {error.func()} in {error.file()}:{error.line()}]"
-
-
-@cache
-def _log(trt: Any) -> Any:
-    """A log that keeps warnings and errors; one for all builds, because TensorRT keeps the first that it is given."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.messages: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.WARNING:
-                self.messages.append(f"{severity.name}: {message}")
-
-    return Log()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,13 +21,13 @@ from torch import Tensor, nn
 
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.errors import check_choice, import_optional
-from bpkd_sdk.evaluation.inference import full_size_logits, to_mask
 from bpkd_sdk.export.pooling import exact_pooling
 from bpkd_sdk.export.verify import Agreement, VerificationReport, verify
 from bpkd_sdk.models import NetworkSpec, get_spec
 from bpkd_sdk.models.checkpoint import content_hash, write_atomically
 from bpkd_sdk.output import as_output
-from bpkd_sdk.runtime import METADATA_KEY
+from bpkd_sdk.runtime.inference import full_size_logits, to_mask
+from bpkd_sdk.runtime.onnx import METADATA_KEY, OnnxRuntime
 
 Precision = Literal["fp32", "fp16"]
 
@@ -190,7 +193,7 @@ def _trace(model: _Deployable, size: tuple[int, int], axes: dict[int, str], opse
     if not model.preprocess:
         images = model.spec.normalize(images.permute(0, 3, 1, 2))
     try:
-        with exact_pooling(), torch.no_grad(), warnings.catch_warnings():
+        with exact_pooling(), _no_garbage_collection(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 model,
@@ -217,6 +220,18 @@ def _trace(model: _Deployable, size: tuple[int, int], axes: dict[int, str], opse
     if exported is None:
         raise RuntimeError("torch.onnx.export returned no program.")
     return exported.model_proto
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Tracing makes a million objects that live to its end; to search them for garbage is a fifth of its time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _reason(error: BaseException) -> str:
@@ -250,7 +265,7 @@ def _verify(content: bytes, model: nn.Module) -> VerificationReport:
         draft = Path(folder) / "draft.onnx"
         draft.write_bytes(content)
         try:
-            return verify(draft, model)
+            return verify(OnnxRuntime(draft, "cpu"), model)
         except Exception as error:  # the network's own code may raise anything at a size it was not made for
             raise RuntimeError(
                 f"The export could not be compared with torch: {_reason(error)}. If it is the size, pass a larger "

@@ -25,7 +25,7 @@ from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.export.qdq import Layer, find_layers, measured_ranges, quantized, with_ranges
 from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.progress import track
-from bpkd_sdk.runtime import METADATA_KEY, OnnxSegmenter
+from bpkd_sdk.runtime.onnx import METADATA_KEY, OnnxRuntime, open_session
 
 # One image in four is held out to judge by; so many of those are enough to rank layers.
 HELD_OUT = 4
@@ -173,10 +173,10 @@ def _described(layer: Layer, is_quantized: bool, alone: Metrics) -> QuantizedLay
     return QuantizedLayer(layer.name, layer.kind, is_quantized, 1 - alone.edge_accuracy, 1 - alone.body_accuracy)
 
 
-def _open(path: Path, target: Path) -> OnnxSegmenter:
+def _open(path: Path, target: Path) -> OnnxRuntime:
     if target.suffix != ".onnx":
         raise ValueError(f"Expected a path that ends in '.onnx', but got {str(target)!r}.")
-    source = OnnxSegmenter(path)
+    source = OnnxRuntime(path, "cpu")
     if not (source.metadata["preprocess"] and source.metadata["argmax"]):
         raise ValueError(
             f"{path} maps no uint8 image to a mask, which is what int8 is judged by; "
@@ -189,7 +189,7 @@ def _open(path: Path, target: Path) -> OnnxSegmenter:
     return source
 
 
-def _samples(data: SegmentationDataset, most: int, source: OnnxSegmenter) -> list[tuple[Tensor, Tensor]]:
+def _samples(data: SegmentationDataset, most: int, source: OnnxRuntime) -> list[tuple[Tensor, Tensor]]:
     """Images (3, H, W) and labels (H, W), spread evenly over the data set."""
     if most < HELD_OUT or len(data) < HELD_OUT:
         raise ValueError(
@@ -204,13 +204,11 @@ def _samples(data: SegmentationDataset, most: int, source: OnnxSegmenter) -> lis
         )
     indices = np.linspace(0, len(data) - 1, min(most, len(data))).round().astype(int)
     samples = [data[int(index)] for index in indices]
-    expected = source.session.get_inputs()[0].shape[1:3]
     for index, (image, _) in zip(indices, samples, strict=True):
-        found = list(image.shape[1:])
-        if any(isinstance(side, int) and side != length for side, length in zip(expected, found, strict=True)):
+        if not source.accepts.takes_size(*image.shape[1:]):
             raise ValueError(
-                f"{source.path} takes images of {expected}, but {data.sample_name(int(index))} is {found}. "
-                f"Resize the images, or export with input_size={tuple(found)}."
+                f"{source.path} takes images of {source.metadata['input_size']}, but {data.sample_name(int(index))} is "
+                f"{list(image.shape[1:])}. Resize the images, or export with input_size={tuple(image.shape[1:])}."
             )
     return samples
 
@@ -227,10 +225,7 @@ def _ranges(proto: Any, layers: Sequence[Layer], samples: Sequence[tuple[Tensor,
 
 
 def _session(proto: Any) -> Any:
-    onnxruntime = import_optional("onnxruntime", "export")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return open_session(proto.SerializeToString(), torch.device("cpu"))
 
 
 def _batch(image: Tensor) -> Any:
@@ -242,7 +237,7 @@ class _Judge:
     """Compares quantised graphs with the file that they come from, on images that they were not calibrated with."""
 
     def __init__(
-        self, source: OnnxSegmenter, data: SegmentationDataset, samples: Sequence[tuple[Tensor, Tensor]]
+        self, source: OnnxRuntime, data: SegmentationDataset, samples: Sequence[tuple[Tensor, Tensor]]
     ) -> None:
         self.data = data
         self.images = [image for image, _ in samples]

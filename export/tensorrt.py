@@ -19,16 +19,11 @@ from bpkd_sdk.doctor import driver_version
 from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.export.audit import check_engine_layers, check_network, network_layers
 from bpkd_sdk.export.compilation import Compilation, Size
-from bpkd_sdk.export.manifest import (
-    ENGINE_SUFFIXES,
-    Backend,
-    EngineManifest,
-    capability,
-    manifest_path,
-    open_backend,
-)
 from bpkd_sdk.models.checkpoint import write_atomically
-from bpkd_sdk.runtime import METADATA_KEY
+from bpkd_sdk.runtime.backend import Backend, capability, open_backend
+from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
+from bpkd_sdk.runtime.manifest import EngineManifest, manifest_path
+from bpkd_sdk.runtime.onnx import METADATA_KEY
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ def to_tensorrt(
     """Compile an ONNX file of `to_onnx` or `quantize`, and keep the engine only if its precision is the file's.
 
     Two files are written: the plan, as the builder made it, and its manifest with ``.json`` appended to the name, which
-    `bpkd_sdk.export.manifest.check_engine` reads before the plan is loaded.
+    `bpkd_sdk.runtime.manifest.check_engine` reads before the plan is loaded.
 
     Args:
         onnx_path: The file; its precision is the engine's.
@@ -73,8 +68,9 @@ def to_tensorrt(
         workspace_mb: Most device memory for scratch, in MiB; None: all there is.
         version_compatible: Let later builds of the same major version run the plan. It then carries host code.
             TensorRT only.
-        hardware: TensorRT for RTX: the GPUs to compile for, such as ``["sm86", "sm89"]``; None: every one from Ampere
-            (sm80) on. TensorRT: None for GPUs like this one, "same_compute_capability" or "ampere_plus".
+        hardware: TensorRT for RTX: the GPUs to compile for, such as ``["sm86", "sm89"]``, or "current" for the one
+            here; None: every one from Ampere (sm80) on.
+            TensorRT: None for GPUs like this one, "same_compute_capability" or "ampere_plus".
         timing_cache: A file of kernel timings, used and updated; makes later builds faster. TensorRT only.
         backend: "tensorrt" or "tensorrt_rtx"; None: the first of them that is installed.
 

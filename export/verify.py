@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from bpkd_sdk.boundary import edge_band
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.shapes import render
-from bpkd_sdk.evaluation.inference import Segmenter, to_mask, whole_logits
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.models import open_checkpoint
-from bpkd_sdk.runtime import OnnxSegmenter, open_artifact
+from bpkd_sdk.runtime import Runtime, open_runtime
+from bpkd_sdk.runtime.base import Range
+from bpkd_sdk.runtime.inference import to_mask, whole_logits
 
 EDGE_WIDTH = 7
 _SMALLEST = 33  # one more than a scene needs: an odd size
@@ -108,7 +109,7 @@ class VerificationReport:
 
 
 def verify(
-    artifact: str | Path | Segmenter,
+    artifact: str | Path | Runtime,
     model: nn.Module | str | Path,
     *,
     sizes: Sequence[tuple[int, int]] | None = None,
@@ -118,11 +119,11 @@ def verify(
     """Segment natural images with both, the network in float32 on the CPU, and compare.
 
     Args:
-        artifact: A file of `bpkd_sdk.export`, or any object that can `segment`.
+        artifact: A file of `bpkd_sdk.export`, or a runtime.
         model: The network, or a checkpoint of it; a module is not changed.
         sizes: (H, W) of the embedded scenes that both see. None: for an artifact of any size two of other aspects
             than it was traced with, with odd sides; otherwise its own.
-        batches: How many scenes at once, for every size. None: 1 and 3 for an artifact of any batch; otherwise 1, 1.
+        batches: How many scenes at once, for every size. None: 1, and 3 or as many as it takes.
         data: More images, each a run of its own at its own size; with labels, both are also scored on them.
 
     Raises:
@@ -130,23 +131,17 @@ def verify(
         ValueError: For a file that is no artifact, or images of a size that it does not take.
         RuntimeError: If the artifact cannot be run.
     """
-    segmenter = cast(Segmenter, open_artifact(artifact)) if isinstance(artifact, (str, Path)) else artifact
+    runtime = open_runtime(artifact)
     network = copy.deepcopy(model) if isinstance(model, nn.Module) else open_checkpoint(model)
     network = network.cpu().float().eval()
-    facts = getattr(segmenter, "metadata", {})
-    if sizes is None:
-        if "input_size" not in facts:
-            raise ValueError(f"{type(segmenter).__name__} does not say which images it takes. Pass `sizes`.")
-        size = (int(facts["input_size"][0]), int(facts["input_size"][1]))
-        sizes = _other_sizes(*size) if facts.get("dynamic_size", False) else [size]
-    if batches is None:
-        batches = (1, 3) if facts.get("dynamic_batch", False) else (1, 1)
-    runs = [_compare(segmenter, network, images)[0] for images in _scenes(sizes, batches)]
+    sizes = sizes or _sizes(runtime)
+    batches = batches or (1, min(3, runtime.accepts.batch[1] or 3))
+    runs = [_compare(runtime, network, images)[0] for images in _scenes(sizes, batches)]
     if data is None:
         return VerificationReport(tuple(runs))
     counts = [MetricCounts(data.class_names, ignore_index=data.ignore_index) for _ in range(2)]
     for image, label in data:
-        run, *masks = _compare(segmenter, network, image[None])
+        run, *masks = _compare(runtime, network, image[None])
         runs.append(run)
         if data.has_labels:
             for count_of, mask in zip(counts, masks, strict=True):
@@ -154,12 +149,23 @@ def verify(
     return VerificationReport(tuple(runs), *(part.compute() for part in counts if data.has_labels))
 
 
-def _other_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """One taller and narrower, one flatter and wider; all sides odd."""
-    return [
-        (height * 5 // 4 | 1, max(width * 3 // 4, _SMALLEST) | 1),
-        (max(height * 3 // 4, _SMALLEST) | 1, width * 5 // 4 | 1),
-    ]
+def _sizes(runtime: Runtime) -> list[tuple[int, int]]:
+    """The one size that it takes; or one taller and narrower than the traced one, one flatter and wider, all odd."""
+    accepts = runtime.accepts
+    if accepts.fixed_size is not None:
+        return [accepts.fixed_size]
+    if "input_size" not in runtime.metadata:
+        raise ValueError(f"{runtime.name} does not say which images it takes. Pass `sizes`.")
+    height, width = runtime.metadata["input_size"]
+    others = [(height * 5 // 4, width * 3 // 4), (height * 3 // 4, width * 5 // 4)]
+    return [(_within(tall, accepts.height), _within(wide, accepts.width)) for tall, wide in others]
+
+
+def _within(side: int, allowed: Range) -> int:
+    """The odd side nearest to this one that a scene can have, and that is taken."""
+    least, most = allowed
+    side = max(side, _SMALLEST) | 1
+    return max(least, side if most is None else min(side, most))
 
 
 def _scenes(sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> Iterator[Tensor]:
@@ -171,13 +177,13 @@ def _scenes(sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> Iterato
 
 
 @torch.inference_mode()
-def _compare(artifact: Segmenter, network: nn.Module, images: Tensor) -> tuple[Agreement, Tensor, Tensor]:
+def _compare(artifact: Runtime, network: nn.Module, images: Tensor) -> tuple[Agreement, Tensor, Tensor]:
     """Both on one batch, uint8 (N, 3, H, W): how far they agree, the network's mask, the artifact's mask."""
     logits = whole_logits(network, images)
     reference = to_mask(logits)
-    output = _output(artifact, images)
+    output = artifact.infer(artifact.prepare(images.permute(0, 2, 3, 1))).cpu()
     difference = None
-    if output.ndim == 4:
+    if not artifact.metadata["argmax"]:
         difference = ((output - logits).abs().max() / logits.abs().max()).item()
         output = to_mask(output)
     same, edge = output == reference, edge_band(reference, EDGE_WIDTH, ignore_index=-1)
@@ -191,13 +197,6 @@ def _compare(artifact: Segmenter, network: nn.Module, images: Tensor) -> tuple[A
         largest_difference=difference,
     )
     return agreement, reference, output
-
-
-def _output(artifact: Segmenter, images: Tensor) -> Tensor:
-    """Class ids (N, H, W), or logits (N, C, H, W) from a file that returns them; on the CPU."""
-    if isinstance(artifact, OnnxSegmenter):
-        return torch.from_numpy(artifact.run(images.permute(0, 2, 3, 1).contiguous().numpy()))
-    return artifact.segment(images).cpu()
 
 
 def _share(flags: Tensor) -> float | None:

@@ -16,7 +16,7 @@ import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import qdq, to_onnx
 from bpkd_sdk.export.quantize import quantize
-from bpkd_sdk.runtime import OnnxSegmenter
+from bpkd_sdk.runtime.onnx import OnnxRuntime
 
 SIZE = (64, 64)
 
@@ -119,7 +119,7 @@ def test_onnx_runtime_computes_in_int8(report, tmp_path):
 
 
 def test_masks_stay_what_they_were(path, report, data):
-    before, after = OnnxSegmenter(path), OnnxSegmenter(report.path)
+    before, after = OnnxRuntime(path), OnnxRuntime(report.path)
     images = torch.stack([image for image, _ in data])
     agreement = (before.segment(images) == after.segment(images)).double().mean().item()
     assert agreement > 0.97
@@ -152,7 +152,7 @@ def shifted(data, start, length):
 
 
 def test_the_file_describes_itself(path, report):
-    before, after = OnnxSegmenter(path), OnnxSegmenter(report.path)
+    before, after = OnnxRuntime(path), OnnxRuntime(report.path)
     facts = after.metadata
     assert after.spec == before.spec
     assert facts["precision"] == "int8"

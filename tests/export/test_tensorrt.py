@@ -15,10 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.export import audit, compilation, manifest, qdq, to_onnx
-from bpkd_sdk.export.manifest import EngineManifest, check_engine, load_manifest, manifest_path, open_backend
+from bpkd_sdk.export import audit, compilation, qdq, to_onnx
 from bpkd_sdk.export.quantize import quantize
 from bpkd_sdk.export.tensorrt import to_tensorrt
+from bpkd_sdk.runtime.backend import capability, open_backend
+from bpkd_sdk.runtime.manifest import EngineManifest, check_engine, load_manifest, manifest_path
 from tests.networks import tiny
 
 SIZE = (64, 96)
@@ -230,9 +231,9 @@ def test_tensorrt_proper_takes_the_same_path(compiler, files, tmp_path, monkeypa
         to_tensorrt(files["fp16"], tmp_path / "m.engine", hardware="sm86")
 
 
-def claim_gpu(monkeypatch, capability):
+def claim_gpu(monkeypatch, version):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: version)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
 
 
@@ -346,4 +347,4 @@ def test_engines_that_are_not_whole(here, tmp_path):
 
 def test_capability_of_this_machine(monkeypatch):
     claim_gpu(monkeypatch, (12, 0))
-    assert manifest.capability() == "sm120"
+    assert capability() == "sm120"

@@ -10,8 +10,8 @@ import bpkd_sdk
 from bpkd_sdk.boundary import edge_band
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.data.shapes import render
-from bpkd_sdk.evaluation.inference import ModuleSegmenter
 from bpkd_sdk.export import to_onnx, verify
+from bpkd_sdk.runtime import TorchRuntime
 from tests.networks import tiny
 
 
@@ -27,16 +27,17 @@ def path(model, tmp_path_factory):
     return to_onnx(model, tmp_path_factory.mktemp("onnx") / "m.onnx", input_size=(48, 64)).path
 
 
-class TopRowsWrong:
-    """The network's masks, with another class in the top rows."""
+class TopRowsWrong(TorchRuntime):
+    """The network, with another class in the top rows."""
 
     def __init__(self, model, rows):
-        self.inner, self.rows = ModuleSegmenter(model, torch.device("cpu")), rows
+        super().__init__(model)
+        self.rows = rows
 
-    def segment(self, images):
-        masks = self.inner.segment(images)
-        masks[:, : self.rows] = (masks[:, : self.rows] + 1) % 9
-        return masks
+    def infer(self, inputs):
+        logits = super().infer(inputs)
+        logits[:, :, : self.rows] = logits[:, :, : self.rows].roll(1, 1)
+        return logits
 
 
 def test_a_faithful_file_at_batches_that_were_not_traced(model, path):
@@ -60,7 +61,7 @@ def test_a_file_of_any_size_is_run_at_others_than_the_traced(model, tmp_path):
 def test_agreement_is_counted_whole_in_the_band_and_outside(model):
     report = verify(TopRowsWrong(model, 10), model, sizes=[(40, 50)], batches=[1])
     image = torch.from_numpy(render(0, "verify", 0, (40, 50))[0]).permute(2, 0, 1)[None]
-    edge = edge_band(ModuleSegmenter(model, torch.device("cpu")).segment(image), 7, ignore_index=-1)
+    edge = edge_band(TorchRuntime(model).segment(image), 7, ignore_index=-1)
     right = torch.ones(1, 40, 50, dtype=torch.bool)
     right[:, :10] = False
     (run,) = report.runs
@@ -73,7 +74,7 @@ def test_agreement_is_counted_whole_in_the_band_and_outside(model):
 def test_a_mask_without_edges_has_no_edge_agreement(model):
     flat = tiny(9, width=16).eval()
     torch.nn.init.zeros_(flat[-1].weight)
-    report = verify(ModuleSegmenter(flat, torch.device("cpu")), flat, sizes=[(40, 40)], batches=[1])
+    report = verify(TorchRuntime(flat), flat, sizes=[(40, 40)], batches=[1])
     assert (report.agreement, report.edge_agreement, report.body_agreement) == (1, None, 1)
 
 
@@ -123,13 +124,13 @@ def test_the_network_is_left_as_it_was(model, path):
 def test_a_checkpoint_stands_for_its_network(tmp_path):
     network = bpkd_sdk.create_model("smp/FPN/tu-mobilenetv3_small_050", 4).eval()
     bpkd_sdk.save_model(network, tmp_path / "m.safetensors")
-    artifact = ModuleSegmenter(network, torch.device("cpu"))
+    artifact = TorchRuntime(network)
     assert verify(artifact, tmp_path / "m.safetensors", sizes=[(64, 64)], batches=[1]).agreement == 1
 
 
 def test_sizes_must_be_given_where_nobody_knows_them(model):
-    with pytest.raises(ValueError, match="ModuleSegmenter does not say which images it takes. Pass `sizes`"):
-        verify(ModuleSegmenter(model, torch.device("cpu")), model)
+    with pytest.raises(ValueError, match="Sequential does not say which images it takes. Pass `sizes`"):
+        verify(TorchRuntime(model), model)
 
 
 def test_files_that_are_no_artifact(model, path, tmp_path):
@@ -146,7 +147,7 @@ def test_files_that_are_no_artifact(model, path, tmp_path):
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         verify(tmp_path / "renamed.safetensors", model)
     (tmp_path / "m.tflite").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"file's suffix.*'\.onnx'.*but got '\.tflite'"):
+    with pytest.raises(ValueError, match=r"ends in one of .safetensors.*but got '.*m.tflite'"):
         verify(tmp_path / "m.tflite", model)
     proto = onnx.load(path)
     del proto.metadata_props[:]
@@ -156,5 +157,5 @@ def test_files_that_are_no_artifact(model, path, tmp_path):
 
 
 def test_a_size_that_the_file_does_not_take(model, path):
-    with pytest.raises(ValueError, match=r"takes images of \[48, 64\], but got \[64, 64\].*dynamic_size=True"):
+    with pytest.raises(ValueError, match=r"takes images of 48 x 64 .*, but got 64 x 64.*dynamic_size=True"):
         verify(path, model, sizes=[(64, 64)])

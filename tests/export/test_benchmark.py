@@ -1,0 +1,311 @@
+"""Artifacts side by side: every figure is one that something else can confirm, and nothing stops the whole."""
+
+import dataclasses
+import itertools
+import json
+import time
+from html.parser import HTMLParser
+from importlib.metadata import version
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+import bpkd_sdk
+from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.export import benchmark, to_onnx
+from bpkd_sdk.export.benchmark import BenchmarkReport, Environment, Percentiles, environment, plot, subject, table
+from bpkd_sdk.export.benchmark.facts import onnx_nodes, precision_found
+from bpkd_sdk.export.benchmark.process import ArtifactError, RemoteSubject
+from bpkd_sdk.runtime import TorchRuntime, open_runtime
+from tests.export.test_tensorrt import all_int8
+from tests.networks import tiny
+
+NETWORK = "smp/FPN/tu-mobilenetv3_small_050"
+SIZE = (64, 96)
+DATA = ShapesDataset("val", length=5, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return bpkd_sdk.create_model(NETWORK, 9).eval()
+
+
+@pytest.fixture(scope="module")
+def files(network, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    bpkd_sdk.save_model(network, folder / "m.safetensors")
+    to_onnx(network, folder / "m.onnx", input_size=SIZE, dynamic_batch=False)
+    (folder / "cut <b>.onnx").write_bytes((folder / "m.onnx").read_bytes()[:-1000])
+    (folder / "m.engine").write_bytes(b"plan")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(network, files):
+    module = TorchRuntime(network, name="in this process")
+    paths = [files / name for name in ("m.safetensors", "m.onnx", "cut <b>.onnx", "m.engine", "m.pt2")]
+    return benchmark([*paths, module], DATA, duration=0.2, device="cpu")
+
+
+def test_the_table_has_a_row_for_each_with_what_it_is(report, network, files):
+    checkpoint, exported, *_, module = report.rows
+    cost = bpkd_sdk.profile(network, SIZE)
+    for row, name, format_ in ((checkpoint, "m.safetensors", "checkpoint"), (exported, "m.onnx", "ONNX")):
+        assert (row.name, row.format, row.device) == (str(files / name), format_, "cpu")
+        assert row.file_size == (files / name).stat().st_size
+        assert row.host_memory > 1e6
+    assert (module.name, module.format, module.file_size, module.host_memory) == (
+        "in this process",
+        "torch",
+        None,
+        None,
+    )
+    assert report.measured == (checkpoint, exported, module)
+    weighted = sum(isinstance(part, nn.Conv2d) for part in network.modules())
+    for row in report.measured:
+        assert (row.params, row.macs) == (cost.params, cost.macs)
+        assert row.precision == {"fp32": weighted}
+        assert row.device_memory is None
+    assert exported.executed == exported.precision
+    assert exported.placement.keys() == {"CPU"}
+    assert exported.placement["CPU"] >= weighted
+
+
+def test_the_times_belong_together(report):
+    assert report.size == SIZE
+    for row in report.measured:
+        assert 0 < row.latency.p50 <= row.latency.p90 <= row.latency.p99
+        assert row.stages.keys() == {"pre", "inference", "post"}
+        assert len(row.rounds) == report.rounds
+        assert min(row.rounds) <= row.latency.p50 <= max(row.rounds)
+        assert row.calls >= 2 * report.rounds
+        assert 500 / row.latency.p99 < row.throughput < 2000 / row.latency.p50
+        assert row.warm_up_calls >= 4 + 2 * subject.WINDOW
+
+
+def test_the_scores_are_those_of_evaluate(report, network):
+    expected = bpkd_sdk.evaluate(network, DATA)
+    assert report.data == DATA.name
+    for row in report.measured:
+        assert row.miou == pytest.approx(expected.miou, abs=1e-3)
+        assert row.boundary_iou == pytest.approx(expected.boundary_iou, abs=1e-3)
+        assert row.agreement > 0.999
+        assert row.edge_agreement > 0.999
+    assert report.rows[0].agreement == 1.0
+
+
+@pytest.mark.parametrize(
+    ("index", "format_", "reason"),
+    [
+        (2, "ONNX", "ValueError: .*cut <b>.onnx is not an ONNX file that ONNX Runtime can load"),
+        (3, "TensorRT", "ValueError: .*has no manifest beside it"),
+        (4, "other", "ValueError: Expected a file that ends in one of .safetensors"),
+    ],
+    ids=["truncated", "no manifest", "unknown format"],
+)
+def test_what_cannot_run_is_a_row_with_the_reason(report, index, format_, reason):
+    row = report.rows[index]
+    assert row.format == format_
+    assert pytest.approx(0) == row.calls
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(row.problem)
+    assert row.problem in report.to_markdown()
+
+
+def test_a_shape_that_is_not_taken_is_a_row_too(files):
+    here = [open_runtime(files / name, "cpu") for name in ("m.onnx", "m.safetensors")]
+    fixed, free = benchmark(here, batch=2, size=(32, 48), duration=0.1).rows
+    assert (fixed.format, free.format) == ("ONNX", "checkpoint")
+    assert "takes images of 64 x 96 (height x width), but got 32 x 48" in fixed.problem
+    assert free.problem is None
+    assert free.agreement == 1.0  # with itself, as the first that ran
+    assert free.miou is None
+
+
+def test_json_there_and_back(report):
+    text = report.to_json()
+    assert BenchmarkReport.from_json(text) == report
+    assert json.loads(text)["rows"][0]["latency"]["p50"] == report.rows[0].latency.p50
+    for wrong in ("[]", '{"format": "bpkd-benchmark/0"}'):
+        with pytest.raises(ValueError, match=r"Expected JSON of BenchmarkReport.to_json"):
+            BenchmarkReport.from_json(wrong)
+
+
+class Page(HTMLParser):
+    """The tags and attributes of a page; fails where they are not nested."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in ("meta",):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_needs_no_other_file_and_plots_every_artifact(report):
+    text = report.to_html()
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name in ("src", "href", "srcset")]
+    assert "url(" not in text
+    assert "@import" not in text
+    assert page.tags.count("svg") == 2
+    assert page.tags.count("circle") == 2 * len(report.measured)
+    assert page.tags.count("tr") == 1 + len(report.rows)
+    for row in report.rows:
+        assert (row.problem or "boundary IoU in %") in page.text
+    assert "cut <b>.onnx" in page.text
+    assert "prefers-color-scheme" in text or "light-dark(" in text
+
+
+def test_without_scores_agreement_is_plotted(report):
+    rows = tuple(dataclasses.replace(row, miou=None, boundary_iou=None) for row in report.rows)
+    page = Page(dataclasses.replace(report, rows=rows, data=None).to_html())
+    assert "pixels at edges as the first artifact's, in %" in page.text
+    nobody = Page(dataclasses.replace(report, rows=report.rows[2:4]).to_html())
+    assert "svg" not in nobody.tags
+
+
+def test_percentiles_are_numpys():
+    times = np.random.default_rng(0).gamma(2.0, 0.01, 137)
+    found = Percentiles.of(times.tolist())
+    assert dataclasses.astuple(found) == pytest.approx(np.percentile(times, [50, 90, 99]) * 1000)
+    assert Percentiles.of([0.001, 0.002, 0.003, 0.004, 0.005]).p50 == pytest.approx(3)
+
+
+def test_warm_up_ends_when_the_times_settle(monkeypatch):
+    durations = itertools.chain([0.06, 0.05, 0.04, 0.03, 0.025], itertools.repeat(0.02))
+    calls, stable = subject.settle(lambda: time.sleep(next(durations)))
+    assert stable
+    assert 5 + subject.WINDOW <= calls <= 20
+    monkeypatch.setattr(subject, "LONGEST_WARM_UP", 0.05)
+    growing = itertools.count(1)
+    calls, stable = subject.settle(lambda: time.sleep(0.003 * next(growing)))
+    assert not stable
+
+
+def test_a_process_that_dies_says_so(files):
+    remote = RemoteSubject(files / "m.onnx", "cpu", 1)
+    try:
+        assert remote.opened().size == SIZE
+        remote._process.kill()
+        with pytest.raises(ArtifactError, match="process ended with code -9"):
+            remote.round(0.1)
+    finally:
+        remote.close()
+
+
+@pytest.fixture(scope="module")
+def precisions(tmp_path_factory):
+    """A network of three convolutions in each precision."""
+    folder = tmp_path_factory.mktemp("precisions")
+    network = tiny(9, width=16).eval()
+    to_onnx(network, folder / "fp32.onnx", input_size=SIZE)
+    to_onnx(network, folder / "fp16.onnx", input_size=SIZE, precision="fp16")
+    all_int8(folder / "fp32.onnx", folder / "int8.onnx")
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_precision_as_found_in_a_file(precisions, precision):
+    runtime = open_runtime(precisions / f"{precision}.onnx", "cpu")
+    assert precision_found(runtime) == {precision: 3}
+    placement, executed = onnx_nodes(runtime, torch.zeros(1, *SIZE, 3, dtype=torch.uint8))
+    assert sum(placement.values()) > 3
+    # A CPU has no half precision, and no int8 for a layer that no pair stands behind.
+    assert executed == ({"int8": 2, "fp32": 1} if precision == "int8" else {"fp32": 3})
+
+
+def test_a_claim_that_the_layers_do_not_bear_out(precisions):
+    proto = onnx.load(precisions / "fp32.onnx")
+    facts = json.loads(proto.metadata_props[0].value) | {"precision": "int8"}
+    proto.metadata_props[0].value = json.dumps(facts)
+    onnx.save(proto, precisions / "claimed.onnx")
+    (row,) = benchmark(open_runtime(precisions / "claimed.onnx", "cpu"), duration=0.1).rows
+    assert row.claim == "int8"
+    assert "says that it is int8, but its layers are fp32" in row.notes
+
+
+def graph(nodes, weights):
+    ends = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, 8, 8])]
+        for name, channels in (("images", 3), ("logits", 4))
+    ]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "g", *ends, weights), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    network = bpkd_sdk.NetworkSpec(name=None, num_classes=4).to_dict()
+    facts = {"network": network, "input_size": [8, 8], "dynamic_batch": False, "preprocess": False, "argmax": False}
+    helper.set_model_props(proto, {"bpkd": json.dumps(facts)})
+    proto.ir_version = 9
+    return proto
+
+
+def test_precision_where_the_weights_are_not_at_hand(tmp_path):
+    """Integers in the file alone leave the layer in float; weights may hide behind other nodes; products have none."""
+    integers = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.int8), "w8")
+    matrix = numpy_helper.from_array(np.ones((8, 8), np.float32))
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w8", "scale"], ["w"]),
+        helper.make_node("Conv", ["images", "w"], ["a"]),
+        helper.make_node("Constant", [], ["m"], value=matrix),
+        helper.make_node("Transpose", ["m"], ["mt"], perm=[1, 0]),
+        helper.make_node("MatMul", ["a", "mt"], ["b"]),
+        helper.make_node("MatMul", ["b", "b"], ["logits"]),
+    ]
+    proto = graph(nodes, [integers, numpy_helper.from_array(np.float32(0.1), "scale")])
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert precision_found(open_runtime(tmp_path / "m.onnx", "cpu")) == {"fp32": 2}
+
+
+def test_names_in_the_plot_lie_apart():
+    crowd = [plot.Point(f"student.number{i}.onnx", "s0", 10 + 0.01 * i, 99.9, "") for i in range(8)]
+    drawn = plot.make_plot("", [*crowd, plot.Point("slow", "s1", 200, 98, "")])
+    boxes = [
+        (mark.text_x, mark.text_y - plot.TEXT_HEIGHT, mark.text_x + plot.TEXT_WIDTH * len(mark.point.name), mark.text_y)
+        for mark in drawn.marks
+    ]
+    for (left, top, right, bottom), (l2, t2, r2, b2) in itertools.combinations(boxes, 2):
+        assert right <= l2 or r2 <= left or bottom <= t2 or b2 <= top
+    assert all(plot.LEFT <= mark.x <= plot.WIDTH and 0 <= mark.y <= plot.HEIGHT - plot.BOTTOM for mark in drawn.marks)
+    by_name = {mark.point.name: mark for mark in drawn.marks}
+    assert by_name["slow"].x > by_name["student.number0.onnx"].x
+    assert by_name["slow"].y > by_name["student.number0.onnx"].y  # less is lower on the screen, where y grows downwards
+
+
+def test_the_machine_is_stated(monkeypatch, report):
+    here = report.environment
+    assert here.versions["torch"] == version("torch")
+    assert here.cores >= 1
+    assert here.cpu in table.machine(here)
+    monkeypatch.setattr(environment.os, "getloadavg", lambda: (99.0, 1.0, 1.0))
+    assert any("busy: a load of 99.0" in warning for warning in Environment.here().warnings)
+    calm = dataclasses.replace(here, load=0.0, governor="performance")
+    assert calm.warnings == ()
+
+
+def test_bad_arguments(files):
+    with pytest.raises(ValueError, match="at least one artifact"):
+        benchmark([])
+    with pytest.raises(ValueError, match="`batch` of at least 1 and `duration` above 0, but got 0 and 10.0"):
+        benchmark(files / "m.onnx", batch=0)
