@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from bpkd_sdk.models.spec import Color
 
 # Orange and blue stay apart for colour-blind eyes, and on grey.
-_EDGE_COLOR: Color = (255, 150, 20)
-_BODY_COLOR: Color = (70, 150, 255)
+EDGE_COLOR: Color = (255, 150, 20)
+BODY_COLOR: Color = (70, 150, 255)
 _LINE_COLOR: Color = (225, 225, 225)
 _PAPER_COLOR: Color = (24, 26, 32)
 _TEXT_COLOR: Color = (232, 234, 238)
@@ -65,15 +65,17 @@ def draw_overlay(
     _check_mask("mask", mask, image)
     if not 0 <= alpha <= 1:
         raise ValueError(f"Expected `alpha` to be between 0 and 1, but got {alpha}.")
-    ignored = mask == ignore_index
-    ids = _color_ids(np.where(ignored, 0, mask), len(palette))
-    picture = np.asarray(cv2.addWeighted(image, 1 - alpha, _colorize(ids, palette), alpha, 0))
+    ids, void = _color_ids(mask, len(palette), ignore_index)
+    picture = _colorize(ids, palette)
+    # Blended in place: a second array of this size costs more than the sum.
+    cv2.addWeighted(image, 1 - alpha, picture, alpha, 0, picture)
     if boundaries:
         _paint(picture, label_boundaries(mask, boundary_width, ignore_index), boundary_color)
-    cv2.copyTo(image, ignored.view(np.uint8), picture)
+    if void is not None:
+        cv2.copyTo(image, void.view(np.uint8), picture)
     if not legend:
         return picture
-    present = np.flatnonzero(np.bincount(ids[~ignored], minlength=1)).tolist()
+    present = np.flatnonzero(np.bincount((ids if void is None else ids[~void]).ravel(), minlength=1)).tolist()
     entries = {
         class_id: class_names[class_id] if class_id < len(class_names) else str(class_id) for class_id in present
     }
@@ -172,8 +174,8 @@ def draw_difference(
     dim = cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), alpha=0.45, beta=20)
     picture = np.asarray(cv2.cvtColor(dim, cv2.COLOR_GRAY2RGB))
     _paint(picture, label_boundaries(teacher, ignore_index=ignore_index), _LINE_COLOR)
-    _paint(picture, in_edge, _EDGE_COLOR)
-    _paint(picture, in_body, _BODY_COLOR)
+    _paint(picture, in_edge, EDGE_COLOR)
+    _paint(picture, in_body, BODY_COLOR)
     total = max(1, int(np.count_nonzero(compared)))
     return picture, Difference(int(np.count_nonzero(in_edge)) / total, int(np.count_nonzero(in_body)) / total)
 
@@ -197,17 +199,25 @@ def _check_mask(name: str, mask: np.ndarray, image: np.ndarray | None = None) ->
         )
 
 
-def _color_ids(ids: np.ndarray, num_colors: int) -> np.ndarray:
-    """The ids as uint8; ValueError unless each of them has a colour."""
+def _color_ids(mask: np.ndarray, num_colors: int, ignore_index: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """The ids as uint8 with 0 for void, and where void is (None if nowhere); ValueError for an id without a colour."""
     if num_colors > 256:
         raise ValueError(f"Expected `palette` to hold at most 256 colours, but got {num_colors}.")
-    if ids.size and not 0 <= ids.min() <= ids.max() < num_colors:
+    if not 0 <= ignore_index < num_colors and _within(mask, num_colors):
+        return mask.astype(np.uint8, copy=False), None
+    void = mask == ignore_index
+    ids = np.where(void, 0, mask)
+    if not _within(ids, num_colors):
         wrong = [class_id for class_id in np.unique(ids).tolist() if not 0 <= class_id < num_colors]
         raise ValueError(
             f"The mask holds ids {wrong[:10]}, but `palette` has {num_colors} colours, for ids from 0. "
             f"Add their colours, or pass the id of void as `ignore_index`."
         )
-    return ids.astype(np.uint8, copy=False)
+    return ids.astype(np.uint8, copy=False), void
+
+
+def _within(ids: np.ndarray, num_colors: int) -> bool:
+    return ids.size == 0 or bool(ids.max() < num_colors and (ids.dtype.kind == "u" or ids.min() >= 0))
 
 
 def _colorize(ids: np.ndarray, palette: Sequence[Color]) -> np.ndarray:

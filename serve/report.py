@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.evaluation.inference import ModuleSegmenter
 from bpkd_sdk.models.checkpoint import write_atomically
-from bpkd_sdk.serve.overlay import draw_difference, draw_overlay
+from bpkd_sdk.runtime import TorchRuntime
+from bpkd_sdk.serve.overlay import BODY_COLOR, EDGE_COLOR, draw_difference, draw_overlay
 from bpkd_sdk.training.loop import TrainingResult
 
 SCENES = 4
@@ -47,8 +47,12 @@ def write_report(
         columns=columns,
         scenes=[{"pictures": [_data_uri(picture) for picture in pictures], "note": note} for pictures, note in scenes],
         legend=[
-            {"name": n, "color": "rgb({}, {}, {})".format(*c)}
-            for n, c in zip(val.class_names, val.palette, strict=True)
+            {"name": name, "color": f"rgb{tuple(color)}"}
+            for name, color in (
+                *zip(val.class_names, val.palette, strict=True),
+                ("differ near an edge", EDGE_COLOR),
+                ("differ in a body", BODY_COLOR),
+            )
         ],
         losses=_svg(_draw_losses(runs)),
         scores=_svg(_draw_scores(runs)),
@@ -78,9 +82,7 @@ def _scene(runs: Mapping[str, TrainingResult], val: SegmentationDataset, index: 
 
 
 def _predict(run: TrainingResult, image: torch.Tensor) -> np.ndarray:
-    device = next(run.model.parameters()).device
-    mask = ModuleSegmenter(run.model, device).segment(image[None])[0]
-    return np.asarray(mask.to(torch.uint8).cpu().numpy())
+    return np.asarray(TorchRuntime(run.model).segment(image[None])[0].cpu().numpy())
 
 
 def _enlarge(picture: np.ndarray, *, nearest: bool = False) -> np.ndarray:

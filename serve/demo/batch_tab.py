@@ -1,0 +1,84 @@
+"""Many images at once: a zip of their masks and overlays."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from bpkd_sdk.serve.answers import mask_png, picture_png
+from bpkd_sdk.serve.demo.controls import PLAIN_ERRORS, RUNS_NETWORK, Controls, build_role, complain
+from bpkd_sdk.serve.demo.files import new_path
+from bpkd_sdk.serve.demo.lineup import Lineup
+from bpkd_sdk.serve.demo.scene import LARGEST, full_overlay
+from bpkd_sdk.serve.images import read_image
+from bpkd_sdk.serve.predictor import Predictor
+
+_ABOUT = (
+    "The zip holds, for each image, `masks/<name>.png` (a palette PNG whose values are the class ids) and "
+    "`overlays/<name>.png`, and `classes.json` with the names and colours of the ids."
+)
+
+
+def build_batch_tab(lineup: Lineup, controls: Controls) -> None:
+    """Lay the tab out and connect it."""
+    with gr.Row(equal_height=False):
+        with gr.Column(min_width=300):
+            images = gr.File(label="Images", file_count="multiple", file_types=["image"], elem_id="images")
+            role = build_role(lineup)
+            with gr.Row():
+                start = gr.Button("Segment all", variant="primary", elem_id="segment-all")
+                stop = gr.Button("Stop")
+        with gr.Column(min_width=300):
+            archive = gr.File(label="Masks and overlays", interactive=False, elem_id="archive")
+            gr.Markdown(_ABOUT)
+
+    def segment(
+        paths: list[str] | None,
+        role: int,
+        student: str,
+        alpha: float,
+        width: int,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  (Gradio finds it by its default)
+    ) -> Iterator[Any]:
+        if not paths:
+            return complain("Choose the images first.")
+        predictor = lineup.pair(student)[role].predictor
+        assert predictor is not None  # noqa: S101  (only open networks are on offer)
+        target = new_path(f"{Path(student).stem}.zip")
+        for done, problem in enumerate(write_zip(target, [Path(path) for path in paths], predictor, alpha, width)):
+            progress((done + 1, len(paths)), unit="images")
+            if problem:
+                complain(problem)
+            yield gr.skip()
+        yield str(target)
+
+    running = start.click(segment, [images, role, *controls.look], archive, **RUNS_NETWORK)
+    stop.click(None, cancels=running, api_visibility="private")
+
+
+def write_zip(
+    target: Path, images: Sequence[Path], predictor: Predictor, alpha: float, width: int
+) -> Iterator[str | None]:
+    """Segment images into a zip; after each comes None, or why it was left out."""
+    taken: set[str] = set()
+    with zipfile.ZipFile(target, "w") as archive:  # PNGs do not get smaller
+        facts = {"class_names": predictor.class_names, "palette": predictor.palette}
+        archive.writestr("classes.json", json.dumps(facts, indent=1))
+        for path in images:
+            name = path.stem if path.stem not in taken else f"{path.stem}_{len(taken)}"
+            taken.add(name)
+            try:
+                image = read_image(path.read_bytes(), largest=LARGEST)
+                prediction = predictor(image)
+            except PLAIN_ERRORS as error:
+                yield f"{path.name} is left out: {error}"
+                continue
+            picture = full_overlay(image, prediction.mask, prediction.palette, alpha, width)
+            archive.writestr(f"masks/{name}.png", mask_png(prediction))
+            archive.writestr(f"overlays/{name}.png", picture_png(picture))
+            yield None

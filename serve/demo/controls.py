@@ -1,0 +1,58 @@
+"""What all tabs share: which student, how to draw, the device that works for one visitor at a time, plain errors."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from bpkd_sdk.serve.demo.lineup import Lineup
+
+# What a visitor or a network can get wrong; the messages are written for people.
+PLAIN_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+
+# Events that run a network wait for each other; those that only draw do not wait for them.
+RUNS_NETWORK: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "network", "api_visibility": "private"}
+DRAWS: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "drawing", "api_visibility": "private"}
+
+
+class Controls(NamedTuple):
+    """Components above the tabs; `divider` is for those who cannot drag the one in a picture."""
+
+    student: gr.Dropdown
+    alpha: gr.Slider
+    width: gr.Slider
+    divider: gr.Slider
+
+    @property
+    def look(self) -> list[Any]:
+        """Those that say what is drawn, and how."""
+        return [self.student, self.alpha, self.width]
+
+
+def build_controls(lineup: Lineup) -> Controls:
+    """Lay the controls out in one row."""
+    names = list(lineup.students)
+    with gr.Row(elem_classes="controls"):
+        student = gr.Dropdown(
+            names,
+            value=names[0],
+            label="Student" if lineup.teacher else "Network",
+            interactive=len(names) > 1,
+            min_width=200,
+        )
+        alpha = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", min_width=200)
+        width = gr.Slider(0, 8, 2, step=1, label="Boundary width, pixels", min_width=200)
+        divider = gr.Slider(0, 100, 50, step=1, label="Divider", min_width=200)
+    return Controls(student, alpha, width, divider)
+
+
+def build_role(lineup: Lineup) -> gr.Radio:
+    """Which network of the pair works where only one does; its value is the index."""
+    roles = ["teacher", "student"] if lineup.teacher else ["network"]
+    return gr.Radio(roles, value=roles[-1], type="index", label="Network", visible=len(roles) > 1)
+
+
+def complain(error: Exception | str) -> None:
+    """Tell in a toast what cannot be done. Unlike a raised `gr.Error` it leaves the results where they are."""
+    gr.Warning(str(error))

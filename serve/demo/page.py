@@ -1,0 +1,109 @@
+"""The page as a whole: its parts from top to bottom, and how it looks."""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+
+from bpkd_sdk.data import shapes
+from bpkd_sdk.data.dataset import Pair
+from bpkd_sdk.serve.demo import tables
+from bpkd_sdk.serve.demo.batch_tab import build_batch_tab
+from bpkd_sdk.serve.demo.controls import build_controls
+from bpkd_sdk.serve.demo.examples import find_examples, generate_examples, write_thumbnail
+from bpkd_sdk.serve.demo.image_tab import ImageTab
+from bpkd_sdk.serve.demo.lineup import Lineup
+from bpkd_sdk.serve.demo.video_tab import build_video_tab
+from bpkd_sdk.serve.networks import Network, Source
+
+SESSIONS = 50  # visitors whose image and masks are kept, some ten megabytes each; the oldest are forgotten
+SECONDS = 900  # that files made for a visitor are kept; a picture is made for each move of a control
+COUNTED = (512, 512)  # size for which MACs are counted until there is an image
+
+# Gradio gives the pictures of examples no text for those who cannot see them.
+_NAME_EXAMPLES = """() => document.querySelectorAll('#examples button').forEach(
+    (button, index) => button.setAttribute('aria-label', `Example ${index + 1}`))"""
+
+_HERE = Path(__file__).parent
+
+
+def build_demo(
+    teacher: Source | Network | None,
+    students: Sequence[Source | Network],
+    *,
+    examples: str | Path | None = None,
+    device: str | torch.device = "auto",
+    title: str = "Teacher and student",
+) -> gr.Blocks:
+    """Build the page. A network that cannot be opened is listed with the reason; the page works with the others.
+
+    Args:
+        teacher: As `Predictor` takes it, or a `Predictor`, or a `Network`; None to show students alone.
+        students: To choose from. Their classes must be the teacher's.
+        examples: A folder of images to start with; one with ``images`` and ``labels`` below it shows labels too. None:
+            generated scenes, for networks that were trained on them.
+        device: For networks that are not open yet.
+        title: Of the page.
+
+    Returns:
+        A Gradio page. Its look is given where it is started: ``build_demo(...).launch(**page_options())``, or
+        ``gradio.mount_gradio_app(app, build_demo(...), "/", **page_options())``.
+
+    Raises:
+        ValueError: If there is neither teacher nor student.
+        FileNotFoundError: If there is no folder of examples, or no image in it.
+    """
+    lineup = Lineup.open(teacher, students, device)
+    scratch = tempfile.TemporaryDirectory(prefix="bpkd-examples-")
+    pairs = _examples(lineup, examples, Path(scratch.name))
+    thumbnails = [write_thumbnail(pair.image, Path(scratch.name)) for pair in pairs]
+    demo: gr.Blocks
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(SECONDS // 4, SECONDS)) as demo:
+        gr.HTML(tables.header(title, lineup), elem_id="header")
+        cost = gr.HTML(tables.cost_table(lineup.networks, COUNTED), elem_id="cost", render=False)
+        if lineup.students:
+            controls = build_controls(lineup)
+            with gr.Tabs():
+                with gr.Tab("Image"):
+                    ImageTab(lineup, controls, cost, pairs, thumbnails)
+                with gr.Tab("Many images"):
+                    build_batch_tab(lineup, controls)
+                with gr.Tab("Video"):
+                    build_video_tab(lineup, controls)
+        cost.render()  # type: ignore[no-untyped-call]
+        demo.load(None, js=_NAME_EXAMPLES, api_visibility="private")
+    demo.state_session_capacity = SESSIONS
+    weakref.finalize(demo, scratch.cleanup)  # the examples live as long as the page
+    return demo
+
+
+def page_options() -> dict[str, Any]:
+    """How the page looks, for ``launch`` and ``mount_gradio_app``: system fonts, nothing from other hosts."""
+    return {
+        "theme": gr.themes.Base(
+            primary_hue="teal",
+            neutral_hue="slate",
+            radius_size="md",
+            font=["system-ui", "sans-serif"],
+            font_mono=["ui-monospace", "monospace"],
+        ),
+        "css_paths": _HERE / "page.css",
+        "favicon_path": str(_HERE / "favicon.svg"),
+        "footer_links": [],
+        "enable_monitoring": False,
+    }
+
+
+def _examples(lineup: Lineup, folder: str | Path | None, scratch: Path) -> list[Pair]:
+    if folder is not None:
+        return find_examples(Path(folder))
+    knows_scenes = any(
+        network.predictor and network.predictor.class_names == shapes.CLASS_NAMES for network in lineup.networks
+    )
+    return generate_examples(scratch) if knows_scenes else []

@@ -1,0 +1,193 @@
+"""What one visitor looks at: an image, the masks of the networks, and the pictures made of them.
+
+Networks run once for each image; every picture is drawn from what is kept here. That is little: the image stays the
+file that was sent, masks are palette PNGs, and only what a moved control draws again lies ready at the page's size.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from bpkd_sdk.data.dataset import read_label
+from bpkd_sdk.models.spec import Color
+from bpkd_sdk.serve.answers import mask_png
+from bpkd_sdk.serve.images import read_image
+from bpkd_sdk.serve.networks import Network
+from bpkd_sdk.serve.overlay import Difference, draw_difference, draw_overlay
+from bpkd_sdk.serve.prediction import Prediction, Timings
+
+SIDE = 1280  # most pixels of a side of a picture on the page; smaller images are enlarged by a whole factor up to it
+LARGEST = 40_000_000  # pixels of an image that a visitor may send
+
+_LINE: Color = (255, 214, 10)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one network made of the image.
+
+    Attributes:
+        png: The mask as a palette PNG, at the image's own size.
+        shown: The mask at the page's size, uint8.
+        class_names: One per class.
+        palette: One RGB colour per class.
+        timings: Of this prediction.
+    """
+
+    png: bytes
+    shown: np.ndarray
+    class_names: tuple[str, ...]
+    palette: tuple[Color, ...]
+    timings: Timings
+
+    @classmethod
+    def keep(cls, prediction: Prediction) -> Seen:
+        """Keep what the page needs of a prediction."""
+        return cls(
+            mask_png(prediction),
+            to_page(prediction.mask, cv2.INTER_NEAREST),
+            prediction.class_names,
+            prediction.palette,
+            prediction.timings,
+        )
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Class ids, uint8 (H, W), at the image's own size."""
+        return np.asarray(Image.open(io.BytesIO(self.png)))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image on show.
+
+    Attributes:
+        name: Of its file, without the suffix.
+        content: The file.
+        size: (height, width) of the image.
+        shown: The image at the page's size, uint8 (h, w, 3) RGB.
+        label: The right classes, uint8 (H, W), 255 where not known; None without a label.
+        seen: What each network made of it, by the network's name.
+    """
+
+    name: str
+    content: bytes
+    size: tuple[int, int]
+    shown: np.ndarray
+    label: np.ndarray | None = None
+    seen: Mapping[str, Seen] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path) -> Scene:
+        """Read an image file; ValueError if it is none, or too large."""
+        content = path.read_bytes()
+        image = read_image(content, largest=LARGEST)
+        return cls(path.stem, content, (image.shape[0], image.shape[1]), to_page(image))
+
+    def with_label(self, path: Path | None) -> Scene:
+        """The same scene with the label of a file, or without; ValueError if it does not fit the image."""
+        try:
+            label = None if path is None else read_label(path)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), "The label")) from error
+        if label is not None and label.shape != self.size:
+            raise ValueError(
+                f"The label is {label.shape[1]} x {label.shape[0]} pixels and the image {self.size[1]} x "
+                f"{self.size[0]}. Both must have the same size."
+            )
+        if label is not None and label.max() > 255:
+            raise ValueError(f"Expected class ids of 0 to 255 in the label, but got {label.max()}.")
+        return replace(self, label=None if label is None else label.astype(np.uint8))
+
+    def seen_by(self, networks: Sequence[Network]) -> Scene:
+        """The same scene with the masks of these networks; those that have seen it are not run again."""
+        seen, image = dict(self.seen), self.image
+        for network in networks:
+            if network.name not in seen:
+                assert network.predictor is not None  # noqa: S101  (only open networks are on offer)
+                seen[network.name] = Seen.keep(network.predictor(image))
+        return replace(self, seen=seen)
+
+    @property
+    def image(self) -> np.ndarray:
+        """uint8 (H, W, 3) RGB, at its own size."""
+        return read_image(self.content, largest=LARGEST)
+
+    def overlay(self, network: str | None, alpha: float, width: int) -> np.ndarray:
+        """The classes of a network over the image, at the page's size; None shows the image alone."""
+        if network is None:
+            return self.shown
+        seen = self.seen[network]
+        return _draw(self.shown, seen.shown, seen.palette, alpha, width)
+
+    def boundaries(self, network: str | None, width: int) -> np.ndarray:
+        """Where the classes of a network meet, on the dimmed image, at the page's size; None shows the image alone."""
+        if network is None:
+            return self.shown
+        dim, seen = cv2.convertScaleAbs(self.shown, alpha=0.55), self.seen[network]
+        return _draw(np.asarray(dim), seen.shown, seen.palette, 0, max(width, 1), _LINE)
+
+    def full_overlay(self, network: str, alpha: float, width: int) -> np.ndarray:
+        """The overlay at the image's own size."""
+        seen = self.seen[network]
+        return full_overlay(self.image, seen.mask, seen.palette, alpha, width)
+
+    def difference(self, one: str, other: str) -> tuple[np.ndarray, Difference]:
+        """Where two networks disagree, at the page's size, and how much."""
+        picture, difference = draw_difference(self.image, self.seen[one].mask, self.seen[other].mask, label=self.label)
+        return to_page(picture), difference
+
+    def errors(self, network: str | None) -> np.ndarray:
+        """Where a network is not of the label's opinion, at the page's size; None shows the image alone."""
+        if network is None:
+            return self.shown
+        assert self.label is not None  # noqa: S101  (asked for with a label only)
+        return to_page(draw_difference(self.image, self.label, self.seen[network].mask)[0])
+
+
+def full_overlay(image: np.ndarray, mask: np.ndarray, palette: Sequence[Color], alpha: float, width: int) -> np.ndarray:
+    """An overlay at the image's own size, whose lines are as wide for their image as they are on the page."""
+    scale = _scale(image)
+    return _draw(image, mask, palette, alpha, max(1, round(width / scale)) if width else 0)
+
+
+def _draw(
+    image: np.ndarray,
+    mask: np.ndarray,
+    palette: Sequence[Color],
+    alpha: float,
+    width: int,
+    color: Color = (255, 255, 255),
+) -> np.ndarray:
+    # No id is void: networks are sure of every pixel, and 255 may be a class.
+    return draw_overlay(
+        image,
+        mask,
+        palette,
+        alpha=alpha,
+        boundaries=width > 0,
+        boundary_width=max(width, 1),
+        boundary_color=color,
+        ignore_index=-1,
+    )
+
+
+def to_page(picture: np.ndarray, way: int = cv2.INTER_CUBIC) -> np.ndarray:
+    """A picture (H, W, 3), or a mask (H, W) by cv2.INTER_NEAREST, at the size of the page."""
+    scale = _scale(picture)
+    if scale < 1 and way != cv2.INTER_NEAREST:
+        way = cv2.INTER_AREA
+    height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
+    return picture if scale == 1 else np.asarray(cv2.resize(picture, (width, height), interpolation=way))
+
+
+def _scale(picture: np.ndarray) -> float:
+    longest: int = max(picture.shape[:2])
+    return SIDE / longest if longest > SIDE else SIDE // longest

@@ -1,0 +1,60 @@
+"""A video, and the same video with its masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from bpkd_sdk.serve.demo.controls import PLAIN_ERRORS, RUNS_NETWORK, Controls, build_role, complain
+from bpkd_sdk.serve.demo.files import new_path
+from bpkd_sdk.serve.demo.lineup import Lineup
+from bpkd_sdk.serve.demo.scene import full_overlay
+from bpkd_sdk.serve.video import annotate_video
+
+_REPORT_EVERY = 5  # frames
+
+
+def build_video_tab(lineup: Lineup, controls: Controls) -> None:
+    """Lay the tab out and connect it."""
+    with gr.Row(equal_height=False):
+        with gr.Column(min_width=300):
+            video = gr.File(label="Video", file_types=["video"], elem_id="video")
+            role = build_role(lineup)
+            with gr.Row():
+                start = gr.Button("Segment the video", variant="primary", elem_id="segment-video")
+                stop = gr.Button("Stop")
+        with gr.Column(min_width=300):
+            result = gr.Video(label="With masks", interactive=False, buttons=["download"], elem_id="annotated")
+
+    def segment(
+        path: str | None,
+        role: int,
+        student: str,
+        alpha: float,
+        width: int,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  (Gradio finds it by its default)
+    ) -> Iterator[Any]:
+        if not path:
+            return complain("Choose a video first.")
+        predictor = lineup.pair(student)[role].predictor
+        assert predictor is not None  # noqa: S101  (only open networks are on offer)
+
+        def draw(image: np.ndarray) -> np.ndarray:
+            return full_overlay(image, predictor(image).mask, predictor.palette, alpha, width)
+
+        target = new_path(f"{Path(path).stem}_masks.mp4")
+        try:
+            for frame, share in enumerate(annotate_video(path, target, draw)):
+                if frame % _REPORT_EVERY == 0:
+                    progress(share, desc=f"frame {frame + 1}")
+                    yield gr.skip()
+        except PLAIN_ERRORS as error:
+            return complain(error)
+        yield str(target)
+
+    running = start.click(segment, [video, role, *controls.look], result, **RUNS_NETWORK)
+    stop.click(None, cancels=running, api_visibility="private")

@@ -1,0 +1,108 @@
+"""The networks that are shown and served: each opened, or with the reason why not; what it costs, how long it takes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from bpkd_sdk.export.benchmark.facts import count_cost
+from bpkd_sdk.runtime import Runtime
+from bpkd_sdk.serve.prediction import Timings
+from bpkd_sdk.serve.predictor import Predictor
+
+Source: TypeAlias = str | Path | nn.Module | Runtime | Predictor
+
+_count_cost = lru_cache(maxsize=64)(count_cost)
+
+RUNS, SECONDS = 7, 1.5  # a latency is the median of so many runs, or of as many as fit into the time
+
+_NAMELESS = ("last", "best", "model")  # file names that say nothing; their folder's does
+
+
+@dataclass
+class Network:
+    """One network on show.
+
+    Attributes:
+        name: As it is shown; unique among those that are shown together.
+        predictor: None if it could not be opened.
+        problem: Why not, in plain words; None if it was.
+        latency: Of the image sizes (height, width) measured so far: the medians.
+    """
+
+    name: str
+    predictor: Predictor | None
+    problem: str | None = None
+    latency: dict[tuple[int, int], Timings] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int | None:
+        """Size of its file; None if it is none."""
+        path = Path(self.predictor.runtime.name) if self.predictor else None
+        return path.stat().st_size if path and path.is_file() else None
+
+    def cost(self, size: tuple[int, int]) -> tuple[int | None, int | None]:
+        """Parameters, and MACs for an image of (height, width); None where they cannot be known."""
+        return _count_cost(self.predictor.runtime, size) if self.predictor else (None, None)
+
+    def measure(self, image: np.ndarray) -> Timings:
+        """The median times from an image, uint8 (H, W, 3), to its mask; measured once for each size."""
+        assert self.predictor is not None  # noqa: S101  (only open networks are measured)
+        size = (image.shape[0], image.shape[1])
+        if size not in self.latency:
+            runs: list[Timings] = []
+            start = time.perf_counter()
+            while not runs or (len(runs) <= RUNS and time.perf_counter() - start < SECONDS):
+                runs.append(self.predictor(image).timings)
+            counted = runs[1:] or runs  # the first warms up
+            stages = zip(*((run.pre, run.inference, run.post) for run in counted), strict=True)
+            self.latency[size] = Timings(*(statistics.median(stage) for stage in stages))
+        return self.latency[size]
+
+
+def open_networks(sources: Sequence[Source | Network], device: str | torch.device = "auto") -> list[Network]:
+    """Open networks; one that cannot be opened says why instead of stopping the others.
+
+    Args:
+        sources: As `Predictor` takes them, predictors, or networks, which stay as they are.
+        device: For those that are not open yet.
+    """
+    networks = []
+    for source, name in zip(sources, _names(sources), strict=True):
+        if isinstance(source, Network):
+            networks.append(source)
+            continue
+        try:
+            predictor = source if isinstance(source, Predictor) else Predictor(source, device)
+            networks.append(Network(name, predictor))
+        except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+            networks.append(Network(name, None, str(error)))
+    return networks
+
+
+def _names(sources: Sequence[Source | Network]) -> list[str]:
+    """Short names that tell the networks apart: of a file, or of its folder; else the whole path; else a number."""
+    titles = [_title(source) for source in sources]
+    paths = [Path(title) for title in titles]
+    short = [path.parent.name if path.stem in _NAMELESS and path.parent.name else path.name for path in paths]
+    names = [name if short.count(name) == 1 else title for name, title in zip(short, titles, strict=True)]
+    return [name if names.count(name) == 1 else f"{name} ({names[:i].count(name) + 1})" for i, name in enumerate(names)]
+
+
+def _title(source: Source | Network) -> str:
+    if isinstance(source, Network):
+        return source.name
+    if isinstance(source, Predictor):
+        return source.runtime.name
+    if isinstance(source, Runtime):
+        return source.name
+    return type(source).__name__ if isinstance(source, nn.Module) else str(source)

@@ -1,0 +1,248 @@
+"""The page as a person uses it: a real server, a real browser, the mouse, the keyboard, a phone, the dark."""
+
+import io
+import json
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from bpkd_sdk.data.shapes import render
+from bpkd_sdk.export import to_onnx
+from bpkd_sdk.serve import Predictor
+from tests.conftest import ROOT
+from tests.serve import colors
+from tests.serve.browsing import CHROMIUM, PHONE, browsing, serving, visiting
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+
+ARTIFACTS = Path(os.environ.get("BPKD_ARTIFACTS", ROOT / "tests" / "artifacts"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def photo(folder):
+    """A street of CamVid if it is there, otherwise a generated scene; with a label."""
+    source = Path(os.environ.get("BPKD_CAMVID", ROOT.parent / "shared" / "data" / "camvid"))
+    path, label = folder / "photo.png", folder / "photo_label.png"
+    if source.is_dir():
+        image = cv2.imread(str(sorted((source / "images" / "val").iterdir())[40]))
+    else:
+        image = render(0, "val", 3, (360, 480))[0][..., ::-1]
+    cv2.imwrite(str(path), image)
+    cv2.imwrite(str(label), Predictor(colors.teacher(), "cpu")(path).mask)
+    return path, label
+
+
+@pytest.fixture(scope="module")
+def url(folder, photo):
+    for name in ("teacher", "student"):
+        to_onnx(getattr(colors, name)(), folder / f"{name}.onnx", input_size=(96, 128), dynamic_size=True)
+    examples = folder / "examples"
+    examples.mkdir()
+    for index in range(3):
+        Image.fromarray(render(0, "val", index)[0]).save(examples / f"scene_{index}.png")
+    shutil.copy(folder / "teacher.onnx", folder / "twin.onnx")
+    students = [part for name in ("student.onnx", "twin.onnx", "none.engine") for part in ("--student", folder / name)]
+    with serving("--teacher", folder / "teacher.onnx", *students, "--examples", examples) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with browsing() as browser:
+        yield browser
+
+
+def choose(page, photo):
+    page.set_input_files("#photo input[type=file]", photo)
+    page.locator("#overlay img").first.wait_for()
+
+
+def keep(page, name):
+    ARTIFACTS.mkdir(exist_ok=True)
+    page.wait_for_timeout(300)  # animations
+    page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=True)
+
+
+def pictures(page, where):
+    """What an image slider shows on its left and on its right."""
+    sources = [image.get_attribute("src") for image in page.locator(f"#{where} img").all()]
+    return [np.asarray(Image.open(io.BytesIO(page.request.get(source).body()))) for source in sources]
+
+
+def download(page, button):
+    with page.expect_download() as started:
+        page.get_by_role("button", name=button).click()
+    return started.value.suggested_filename, Path(started.value.path())
+
+
+def test_a_photo_comes_back_with_masks_and_figures(browser, url, folder, photo):
+    predictors = [Predictor(folder / f"{name}.onnx", "cpu") for name in ("teacher", "student")]
+    with visiting(browser, url) as page:
+        assert page.get_by_text("Choose an image to begin").is_visible()
+        assert "There is no engine at" in page.locator("#cost").inner_text()
+        assert "No NVIDIA GPU is in reach" in page.locator("#header").inner_text()
+        keep(page, "empty")
+        choose(page, photo[0])
+        left, right = pictures(page, "overlay")
+        assert left.shape == right.shape == (720, 960, 3)
+        for index, role in enumerate(("teacher", "student")):
+            name, path = download(page, f"{role} mask")
+            assert name == f"photo_mask_{role}.png"
+            image = Image.open(path)
+            assert image.mode == "P"
+            np.testing.assert_array_equal(np.asarray(image), predictors[index](photo[0]).mask)
+        name, path = download(page, "student overlay")
+        assert (name, Image.open(path).size) == ("photo_overlay_student.png", (480, 360))
+        page.locator("#cost").get_by_text("ms").nth(1).wait_for()
+        keep(page, "overlay")
+        for tab in ("Boundaries", "Difference", "Classes"):
+            page.get_by_role("tab", name=tab).click()
+            keep(page, tab.lower())
+        assert page.get_by_role("row", name="asphalt").is_visible()
+        assert page.get_by_role("row", name="asphalt").get_by_text("100.0%").count() == 0
+        page.get_by_role("combobox", name="Student").click()
+        page.get_by_role("option", name="twin.onnx").click()
+        page.get_by_role("row", name="asphalt").get_by_text("100.0%").wait_for()
+        page.get_by_role("button", name="Compare with a label").click()
+        page.set_input_files("#label input[type=file]", photo[1])
+        page.get_by_role("tab", name="Errors").click()
+        scores = page.get_by_role("row", name="teacher.onnx").filter(has_text="100.0%").first
+        assert scores.inner_text().split()[1:] == ["100.0%"] * 5
+        keep(page, "errors")
+
+
+def test_opacity_is_drawn_without_running_a_network(browser, url, photo):
+    with visiting(browser, url) as page:
+        choose(page, photo[0])
+        before, timings = pictures(page, "overlay"), page.locator("#caption").inner_html()
+        source = page.locator("#overlay img").first.get_attribute("src")
+        page.get_by_role("slider", name="Opacity").fill("0")
+        page.wait_for_function("old => document.querySelector('#overlay img').src != old", arg=source)
+        after = pictures(page, "overlay")
+        assert not np.array_equal(before[0], after[0])
+        lines = (after[0] == 255).all(2)
+        shown = cv2.resize(cv2.imread(str(photo[0]))[..., ::-1], None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+        np.testing.assert_array_equal(after[0][~lines], shown[~lines])
+        # The times of the last runs, to a tenth of a millisecond.
+        assert page.locator("#caption").inner_html() == timings
+
+
+def test_the_divider_moves_by_mouse_and_by_keyboard(browser, url, photo):
+    def divider():
+        handle = page.locator("#overlay [data-testid=slider]").bounding_box()
+        frame = page.locator("#overlay img").first.bounding_box()
+        return handle["x"] + handle["width"] / 2, frame["x"], frame["width"], handle["y"] + handle["height"] / 2
+
+    with visiting(browser, url) as page:
+        choose(page, photo[0])
+        at, left, width, height = divider()
+        assert at == pytest.approx(left + width / 2, abs=30)
+        page.mouse.move(at, height)
+        page.mouse.down()
+        page.mouse.move(left + width / 4, height, steps=5)
+        page.mouse.up()
+        assert divider()[0] == pytest.approx(left + width / 4, abs=30)
+        page.get_by_role("slider", name="Divider").focus()
+        page.keyboard.press("End")
+        page.wait_for_timeout(500)
+        assert divider()[0] == pytest.approx(left + width, abs=30)
+
+
+def test_everything_is_reached_by_the_keyboard(browser, url):
+    with visiting(browser, url) as page:
+        page.get_by_role("button", name="Example 1").wait_for()
+        names = []
+        for _ in range(25):
+            page.keyboard.press("Tab")
+            names.append(page.evaluate("document.activeElement.ariaLabel || document.activeElement.innerText"))
+            if names[-1] == "Example 3":
+                break
+        wanted = ["Student", "slider for Opacity", "slider for Boundary width", "slider for Divider", "Image"]
+        wanted += ["Many images", "Video", "upload", "camera", "clipboard", "Example 1", "Example 2", "Example 3"]
+        places = [next((i for i, name in enumerate(names) if word in name), -1) for word in wanted]
+        assert -1 not in places, names
+        assert places == sorted(places), names
+        page.keyboard.press("Enter")
+        page.locator("#overlay img").first.wait_for()
+        page.get_by_role("slider", name="Opacity").focus()
+        source = page.locator("#overlay img").first.get_attribute("src")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("old => document.querySelector('#overlay img').src != old", arg=source)
+
+
+def test_on_a_phone_and_in_the_dark(browser, url, photo):
+    with visiting(browser, url, PHONE, dark=True) as page:
+        choose(page, photo[0])
+        page.locator("#cost").get_by_text("ms").nth(1).wait_for()
+        for tab in ("Image", "Many images", "Video"):
+            page.get_by_role("tab", name=tab, exact=True).click()
+            assert page.evaluate("document.documentElement.scrollWidth") == PHONE[0]
+        page.get_by_role("tab", name="Image", exact=True).click()
+        assert page.locator("#overlay img").first.bounding_box()["width"] > 0.8 * PHONE[0]
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert max(map(int, re.findall(r"\d+", background)[:3])) < 64
+        keep(page, "phone_dark")
+
+
+def test_what_is_no_image_is_refused_in_plain_words(browser, url, photo, folder):
+    (folder / "text.png").write_text("not an image")
+    with visiting(browser, url) as page:
+        page.set_input_files("#photo input[type=file]", folder / "text.png")
+        toast = page.get_by_test_id("toast-body")
+        toast.wait_for()
+        assert "Expected a file of the formats JPEG, PNG" in toast.inner_text()
+        assert "Traceback" not in toast.inner_text()
+        assert str(folder) not in toast.inner_text()
+        choose(page, photo[0])
+
+
+def test_many_images_and_a_video(browser, url, photo, folder):
+    source = folder / "clip.mp4"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for index in range(5):
+            image = np.roll(render(0, "val", 0, (64, 96))[0], index, 1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image))))
+        container.mux(stream.encode())
+    (folder / "text.png").write_text("not an image")
+    with visiting(browser, url) as page:
+        page.get_by_role("tab", name="Many images").click()
+        page.set_input_files("#images input[type=file]", [photo[0], folder / "text.png"])
+        page.get_by_role("button", name="Segment all").click()
+        page.get_by_text("text.png is left out").wait_for()
+        with page.expect_download() as started:
+            page.locator("#archive a").first.click()
+        keep(page, "many")
+        with zipfile.ZipFile(started.value.path()) as archive:
+            assert sorted(archive.namelist()) == ["classes.json", "masks/photo.png", "overlays/photo.png"]
+            mask = np.asarray(Image.open(archive.open("masks/photo.png")))
+            assert json.loads(archive.read("classes.json"))["class_names"] == list(colors.COLORS)
+        np.testing.assert_array_equal(mask, Predictor(folder / "student.onnx", "cpu")(photo[0]).mask)
+        page.get_by_role("tab", name="Video").click()
+        page.set_input_files("#video input[type=file]", source)
+        page.get_by_role("button", name="Segment the video").click()
+        page.locator("#annotated video").wait_for()
+        played = page.evaluate(
+            """async () => {
+                const video = document.querySelector('#annotated video');
+                await video.play();
+                await new Promise(done => video.onended = done);
+                return [video.videoWidth, video.videoHeight, video.currentTime];
+            }"""
+        )
+        assert played == [96, 64, pytest.approx(0.5, abs=0.1)]
+        keep(page, "video")

@@ -1,0 +1,85 @@
+"""`bpkd serve`, as a user types it."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+
+import bpkd_sdk
+from bpkd_sdk import cli
+from tests.serve.cases import encoded, wait_until
+
+TOKEN = "a long secret"  # noqa: S105
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("student") / "student.safetensors"
+    bpkd_sdk.save_model(bpkd_sdk.create_model("smp/Linknet/tu-test_resnet", 4), path)
+    return path
+
+
+def test_serving_until_told_to_stop(checkpoint, tmp_path):
+    command = [
+        sys.executable, "-m", "bpkd_sdk.cli", "serve", "--student", checkpoint, "--student", tmp_path / "none.engine",
+        "--teacher", checkpoint, "--no-demo", "--port", "0", "--device", "cpu", "--max-megapixels", "1",
+    ]  # fmt: skip
+    environment = os.environ | {"BPKD_TOKEN": TOKEN, "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        told = []
+        while not told or "Stop with" not in told[-1]:
+            told.append(server.stdout.readline())
+            assert told[-1], server.stderr.read()
+        url = re.search(r"http://127.0.0.1:\d+", "".join(told))[0]
+        assert "a token or a password is asked for" in "".join(told)
+        assert "left out" in "".join(told)
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        with httpx.Client(base_url=url, headers=headers, timeout=60) as client, ThreadPoolExecutor(6) as pool:
+            wait_until(lambda: client.get("/readyz").status_code == 200)
+            assert len(client.get("/v1/models").json()) == 2
+            assert client.get("/").headers["location"] == "/docs"
+            assert client.post("/v1/segment", content=encoded(np.zeros((1001, 1000), np.uint8))).status_code == 413
+            noise = encoded(np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8))
+            answers = [pool.submit(client.post, "/v1/segment", content=noise) for _ in range(6)]
+            wait_until(lambda: "bpkd_accepted_requests 6.0" in client.get("/metrics").text)
+            server.send_signal(signal.SIGTERM)
+            assert [answer.result().status_code for answer in answers] == [200] * 6
+        out, errors = server.communicate(timeout=60)
+    finally:
+        server.kill()
+    assert server.returncode == -signal.SIGTERM
+    assert "none.engine is left out: There is no engine at" in errors
+    assert "torch sees no NVIDIA GPU" in errors
+    assert "Traceback" not in errors
+    assert TOKEN not in "".join(told) + out + errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], "On 0.0.0.0 others could reach this server, and nothing keeps them out"),
+        (["--token", ""], "The token is empty, which would let anybody in"),
+        (["--user", "ann"], "A user needs a password"),
+        (["--host", "203.0.113.1", "--insecure"], "Cannot listen on 203.0.113.1, port 7860"),
+        (["--port", "{taken}"], "Choose another --port; 0 takes any that is free"),
+        (["--port", "0"], "There is no network to serve"),
+    ],
+    ids=["address", "token", "user", "address of another", "port", "network"],
+)
+def test_refuses(capfd, monkeypatch, tmp_path, options, message):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        options = [option.format(taken=taken.getsockname()[1]) for option in options]
+        monkeypatch.setattr(sys, "argv", ["bpkd", "serve", "--student", str(tmp_path / "none.onnx"), *options])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    assert stopped.value.code == 1
+    assert message in capfd.readouterr().err

@@ -1,0 +1,80 @@
+"""The container and compose files, held against what they name: files, extras, options of both servers."""
+
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from bpkd_sdk import cli
+from bpkd_sdk.runtime.triton import split_url
+from tests.tritonserver import find_server
+
+ROOT = Path(__file__).parents[2]
+CONTAINERFILE = (ROOT / "serve" / "Containerfile").read_text().replace("\\\n", "")
+
+
+@pytest.fixture(scope="module")
+def services():
+    """The services of the compose file, with every variable at its default."""
+    text = (ROOT / "serve" / "compose.yaml").read_text()
+    return yaml.safe_load(re.sub(r"\$\{\w+:[-?]([^}]*)\}", r"\1", text))["services"]
+
+
+def instructions(name):
+    return re.findall(rf"^{name} (.*)$", CONTAINERFILE, re.MULTILINE)
+
+
+def test_the_image_is_made_of_files_and_extras_that_are_there():
+    for copied in instructions("COPY"):
+        *sources, _ = shlex.split(copied)
+        assert all((ROOT / source).exists() for source in sources), copied
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extras,) = re.findall(r"^ARG EXTRAS=(.*)$", CONTAINERFILE, re.MULTILINE)
+    assert {*extras.split(",")} <= {*project["optional-dependencies"]}
+    assert '".[$EXTRAS]"' in CONTAINERFILE
+
+
+def test_the_image_runs_as_nobody_special_and_asks_itself_for_its_health():
+    (user,) = instructions("USER")
+    assert f"useradd --create-home --uid 10001 {user}" in CONTAINERFILE
+    assert CONTAINERFILE.index("USER ") < CONTAINERFILE.index("ENTRYPOINT ")
+    assert "http://127.0.0.1:7860/healthz" in CONTAINERFILE
+    assert instructions("ENTRYPOINT") == ['["bpkd", "serve", "--host", "0.0.0.0", "--port", "7860"]']
+    assert instructions("EXPOSE") == ["7860"]
+
+
+def test_compose_joins_the_two_servers(services):
+    triton, bpkd = services["triton"], services["bpkd"]
+    build = bpkd["build"]
+    assert (ROOT / "serve" / build["context"] / build["dockerfile"]).resolve() == ROOT / "serve" / "Containerfile"
+    options = dict(zip(bpkd["command"][::2], bpkd["command"][1::2], strict=True))
+    assert split_url(options["--student"]) == ("triton", 8000, "model")
+    assert bpkd["environment"]["BPKD_TOKEN"]
+    assert bpkd["depends_on"] == {"triton": {"condition": "service_healthy"}}
+    assert bpkd["ports"] == ["127.0.0.1:7860:7860"]
+    assert "ports" not in triton
+    assert triton["volumes"] == ["./models:/models:ro"]
+    assert "--model-repository=/models" in triton["command"]
+
+
+def test_bpkd_serve_knows_the_options(services):
+    command = typer.main.get_command(cli.app).commands["serve"]
+    known = {option for parameter in command.params for option in parameter.opts}
+    (entrypoint,) = instructions("ENTRYPOINT")
+    words = [*re.findall(r"--\w+", entrypoint), *services["bpkd"]["command"][::2]]
+    assert {*words} <= known
+    assert {*services["bpkd"]["environment"]} <= {parameter.envvar for parameter in command.params}
+
+
+def test_triton_knows_the_options(services):
+    program, environment = find_server()
+    usage = subprocess.run([program, "--help"], env=environment, capture_output=True, text=True).stderr
+    name, *options = services["triton"]["command"]
+    assert name == "tritonserver"
+    for option in options:
+        assert re.search(rf"^  {option.split('=')[0]}\s", usage, re.MULTILINE), option

@@ -1,0 +1,261 @@
+"""What the page is made of; the page itself is tested in a browser."""
+
+import inspect
+import io
+import re
+import zipfile
+
+import cv2
+import gradio as gr
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bpkd_sdk
+from bpkd_sdk.data import shapes
+from bpkd_sdk.serve import Predictor, build_demo, draw_overlay
+from bpkd_sdk.serve.demo import page_options, tables
+from bpkd_sdk.serve.demo.batch_tab import write_zip
+from bpkd_sdk.serve.demo.examples import MOST, find_examples, generate_examples
+from bpkd_sdk.serve.demo.lineup import Lineup
+from bpkd_sdk.serve.demo.scene import SIDE, Scene, full_overlay, to_page
+from bpkd_sdk.serve.networks import Network, open_networks
+from tests.serve import colors
+from tests.serve.cases import encoded, scene
+
+
+class Counted(Predictor):
+    """Counts its calls."""
+
+    calls = 0
+
+    def __call__(self, *arguments, **options):
+        self.calls += 1
+        return super().__call__(*arguments, **options)
+
+
+@pytest.fixture
+def networks():
+    return [Network(name, Counted(getattr(colors, name)(), "cpu")) for name in ("teacher", "student")]
+
+
+def open_scene(folder, image, label=None):
+    (folder / "street.png").write_bytes(encoded(image))
+    if label is None:
+        return Scene.open(folder / "street.png")
+    (folder / "label.png").write_bytes(encoded(label))
+    return Scene.open(folder / "street.png").with_label(folder / "label.png")
+
+
+def numbers(html):
+    """The cells of each row, by the row's name."""
+    rows = re.findall(r"<tr><th scope=row>(.*?)</th>(.*?)</tr>", html)
+    return {
+        re.sub("<.*?>", "", name): [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td.*?>(.*?)</td>", cells)]
+        for name, cells in rows
+    }
+
+
+class TestScene:
+    def test_every_network_runs_once_for_an_image(self, tmp_path, networks):
+        first = open_scene(tmp_path, scene(60, 80)).seen_by(networks[:1])
+        both = first.seen_by(networks)
+        for alpha, width in ((0.2, 0), (0.8, 3)):
+            both.overlay("teacher", alpha, width)
+            both.boundaries("student", width)
+            both.full_overlay("student", alpha, width)
+        both.difference("teacher", "student")
+        assert [network.predictor.calls for network in networks] == [1, 1]
+
+    def test_masks_are_the_predictor_s(self, tmp_path, networks):
+        image = scene(60, 80)
+        seen = open_scene(tmp_path, image).seen_by(networks).seen["student"]
+        expected = networks[1].predictor(image)
+        np.testing.assert_array_equal(seen.mask, expected.mask)
+        download = Image.open(io.BytesIO(seen.png))
+        assert download.mode == "P"
+        assert tuple(download.getpalette()[3:6]) == expected.palette[1]
+
+    def test_pictures_have_the_size_of_the_page(self, tmp_path, networks):
+        both = open_scene(tmp_path, scene(60, 80)).seen_by(networks)
+        pictures = [
+            both.overlay(None, 0.5, 1),
+            both.overlay("teacher", 0.5, 1),
+            both.boundaries("student", 1),
+            both.difference("teacher", "student")[0],
+        ]
+        assert {picture.shape for picture in pictures} == {(16 * 60, 16 * 80, 3)}
+
+    def test_an_overlay_is_draw_overlay_s(self, tmp_path, networks):
+        image = scene(60, 80)
+        both = open_scene(tmp_path, image).seen_by(networks)
+        mask = networks[0].predictor(image).mask
+        full = both.full_overlay("teacher", 0.3, 0)
+        np.testing.assert_array_equal(full, draw_overlay(image, mask, colors.PALETTE, alpha=0.3, boundaries=False))
+        large = cv2.resize(mask, None, fx=16, fy=16, interpolation=cv2.INTER_NEAREST)
+        shown = both.overlay("teacher", 1, 0)
+        np.testing.assert_array_equal(shown, np.array(colors.PALETTE, np.uint8)[large])
+
+    @pytest.mark.parametrize(("side", "lines"), [(SIDE // 8, 1), (SIDE, 3), (2 * SIDE, 6)])
+    def test_lines_are_as_wide_for_the_image_as_on_the_page(self, side, lines):
+        mask = np.repeat([0, 1], side // 2)[None].repeat(20, axis=0)
+        picture = full_overlay(np.zeros((20, side, 3), np.uint8), mask, ((0, 0, 0), (0, 0, 9)), 0.5, 3)
+        assert (picture[10] == 255).all(1).sum() == lines
+
+    def test_the_label_must_fit(self, tmp_path):
+        with pytest.raises(ValueError, match="The label is 80 x 50 pixels and the image 80 x 60"):
+            open_scene(tmp_path, scene(60, 80), np.zeros((50, 80), np.uint8))
+        with pytest.raises(ValueError, match="^The label: holds colours"):
+            open_scene(tmp_path, scene(60, 80), scene(60, 80))
+        with pytest.raises(ValueError, match="ids of 0 to 255 in the label, but got 300"):
+            open_scene(tmp_path, scene(60, 80), np.full((60, 80), 300, np.uint16))
+
+    @pytest.mark.parametrize(
+        ("size", "expected"),
+        [((48, 64), (960, 1280)), ((500, 700), (500, 700)), ((2000, 4000), (640, 1280)), ((1, 5000), (1, 1280))],
+    )
+    def test_whole_factors_enlarge_and_the_longer_side_shrinks(self, size, expected):
+        assert to_page(np.zeros(size, np.uint8), cv2.INTER_NEAREST).shape == expected
+        assert to_page(np.zeros((*size, 3), np.uint8)).shape == (*expected, 3)
+
+
+class TestTables:
+    def test_areas_and_agreement_are_counted_over_all_pixels(self, tmp_path, networks):
+        both = open_scene(tmp_path, scene(60, 80)).seen_by(networks)
+        teacher, student = (both.seen[name].mask for name in ("teacher", "student"))
+        rows = numbers(tables.classes_table(both, ["teacher", "student"]))
+        assert rows
+        for name, cells in rows.items():
+            in_teacher, in_student = (
+                teacher == list(colors.COLORS).index(name),
+                student == list(colors.COLORS).index(name),
+            )
+            agreement = (in_teacher & in_student).sum() / (in_teacher | in_student).sum()
+            assert cells == [f"{share:.1%}" for share in (in_teacher.mean(), in_student.mean(), agreement)]
+        alone = numbers(tables.classes_table(both, ["student"]))
+        assert all(len(cells) == 1 for cells in alone.values())
+
+    def test_errors_are_evaluate_s(self, tmp_path, networks):
+        image, label = scene(60, 80), shapes.render(0, "val", 0, (60, 80))[1] % 5
+        label[:10] = 255
+
+        class OneImage(bpkd_sdk.SegmentationDataset):
+            name, class_names, palette = "one", tuple(colors.COLORS), colors.PALETTE
+            __len__ = lambda self: 1  # noqa: E731
+            __getitem__ = lambda self, _: (torch.tensor(image).permute(2, 0, 1), torch.tensor(label))  # noqa: E731
+
+        seen = open_scene(tmp_path, image, label).seen_by(networks)
+        scores = bpkd_sdk.evaluate(colors.student(), OneImage(), boundary_width=3, device="cpu")
+        assert numbers(tables.errors_table(seen, ["student"]))["student"] == [
+            f"{value:.1%}"
+            for value in (
+                scores.miou, scores.boundary_iou, scores.pixel_accuracy, scores.edge_accuracy, scores.body_accuracy
+            )
+        ]  # fmt: skip
+
+    def test_what_a_label_does_not_tell_is_left_blank(self, tmp_path, networks):
+        seen = open_scene(tmp_path, scene(60, 80), np.zeros((60, 80), np.uint8)).seen_by(networks)
+        *_, pixels, edge, body = numbers(tables.errors_table(seen, ["teacher"]))["teacher"]
+        assert edge == "–"  # the label has no edge
+        assert body != "–"
+        assert pixels != "–"
+
+    def test_costs_stand_beside_the_teacher_s(self, tmp_path):
+        small, large = torch.nn.Conv2d(3, 2, 1, bias=False).eval(), torch.nn.Conv2d(3, 20, 1, bias=False).eval()
+        rows = numbers(tables.cost_table(open_networks([large, small, tmp_path / "none.onnx"], "cpu"), (100, 200)))
+        teacher, student, missing = rows.values()
+        assert teacher[:2] == ["60.0 ", "1.20 M"]
+        assert student[:2] == ["6.00 10.0× less", "120 k10.0× less"]
+        assert teacher[2:] == ["–", "–", "CPU"]
+        assert missing[0].startswith("Not available: There is no ONNX file")
+
+    def test_names_cannot_bring_html(self):
+        html = tables.cost_table([Network("<script>", None, "<img src=x>")], (8, 8))
+        assert "<script>" not in html
+        assert "<img" not in html
+
+
+class TestLineup:
+    def test_a_student_of_other_classes_is_not_compared(self, networks, model):
+        other = Network("other", Predictor(model, "cpu"))
+        lineup = Lineup.open(networks[0], [networks[1], other], "cpu")
+        assert list(lineup.students) == ["student"]
+        assert [network.name for network in lineup.pair("student")] == ["teacher", "student"]
+        assert "Its classes are 5 (a, b, c, ...), those of the teacher 5 (shadow" in lineup.networks[2].problem
+        assert other.predictor is not None
+
+    @pytest.mark.parametrize("teacher", [None, "none.onnx"])
+    def test_students_are_shown_alone_without_a_teacher(self, networks, teacher):
+        lineup = Lineup.open(teacher, networks, "cpu")
+        assert lineup.teacher is None
+        assert list(lineup.students) == ["teacher", "student"]
+        assert lineup.pair("student") == networks[1:]
+
+    def test_a_teacher_without_students_shows_itself(self, networks):
+        lineup = Lineup.open(networks[0], ["none.onnx"], "cpu")
+        assert lineup.teacher is None
+        assert list(lineup.students) == ["teacher"]
+
+    def test_nothing_to_show_is_an_error(self):
+        with pytest.raises(ValueError, match="got neither"):
+            Lineup.open(None, [], "cpu")
+
+
+class TestExamples:
+    def test_a_folder_of_images(self, tmp_path):
+        for index in range(2 * MOST + 1):
+            (tmp_path / f"{index:02}.png").write_bytes(encoded(scene(32, 32)))
+        pairs = find_examples(tmp_path)
+        assert [pair.image.stem for pair in pairs[:3]] == ["00", "03", "06"]
+        assert len(pairs) <= MOST
+        assert all(pair.label is None for pair in pairs)
+
+    def test_a_folder_with_labels(self, tmp_path):
+        for name in ("images", "labels"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "a.png").write_bytes(encoded(scene(32, 32)))
+        (pair,) = find_examples(tmp_path)
+        assert pair.label == tmp_path / "labels" / "a.png"
+
+    def test_generated_scenes_have_labels(self, tmp_path):
+        pairs = generate_examples(tmp_path)
+        assert len(pairs) == MOST
+        image, label = shapes.render(0, "val", 1)
+        np.testing.assert_array_equal(np.asarray(Image.open(pairs[1].image)), image)
+        np.testing.assert_array_equal(np.asarray(Image.open(pairs[1].label)), label)
+
+
+def test_the_zip_holds_what_could_be_read(tmp_path, networks):
+    paths = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.png", tmp_path / "b" / "text.png"]
+    for index, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encoded(scene(40, 50, index)))
+    paths[2].write_text("no image")
+    problems = list(write_zip(tmp_path / "all.zip", paths, networks[1].predictor, 0.5, 2))
+    assert problems[:2] == [None, None]
+    assert "text.png is left out" in problems[2]
+    with zipfile.ZipFile(tmp_path / "all.zip") as archive:
+        names = set(archive.namelist())
+        mask = np.asarray(Image.open(archive.open("masks/x_1.png")))
+    assert names == {"classes.json", "masks/x.png", "masks/x_1.png", "overlays/x.png", "overlays/x_1.png"}
+    np.testing.assert_array_equal(mask, networks[1].predictor(scene(40, 50, 1)).mask)
+
+
+def test_the_page_stays_when_no_network_opens(tmp_path):
+    page = build_demo(tmp_path / "teacher.onnx", [tmp_path / "student.engine"])
+    told = [block.value for block in page.blocks.values() if isinstance(block, gr.HTML)]
+    assert "No network could be opened" in told[0]
+    assert "There is no ONNX file" in told[1]
+    assert "There is no engine" in told[1]
+
+
+def test_the_look_is_taken_by_both_ways_to_start():
+    for start in (gr.Blocks.launch, gr.mount_gradio_app):
+        assert page_options().keys() <= inspect.signature(start).parameters.keys()
+
+
+def test_nothing_of_the_page_can_be_called_as_an_api(networks):
+    page = build_demo(networks[0], networks[1:])
+    assert page.state_session_capacity <= 100
+    assert all(function.api_visibility == "private" for function in page.fns.values())

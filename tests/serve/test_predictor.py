@@ -1,0 +1,254 @@
+"""One call from an image to its mask, held against the arithmetic written out in float64."""
+
+import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bpkd_sdk.runtime import Accepts, TorchRuntime
+from bpkd_sdk.serve import Predictor, draw_overlay
+from bpkd_sdk.serve.prediction import distinct_colors
+from tests.networks import tiny
+from tests.serve.cases import CLASSES, NAMES, PALETTE, SIZE, exact_logits, network, scene
+
+
+def starts(length, window):
+    step = window * 2 // 3
+    return sorted({min(start, length - window) for start in range(0, length, step)})
+
+
+def windows(image, size):
+    """The top left corner of every window, and the window."""
+    for top, left in itertools.product(starts(image.shape[0], size[0]), starts(image.shape[1], size[1])):
+        yield top, left, image[top : top + size[0], left : left + size[1]]
+
+
+def averaged_logits(model, image, size):
+    total, visits = np.zeros((CLASSES, *image.shape[:2])), np.zeros(image.shape[:2])
+    for top, left, part in windows(image, size):
+        total[:, top : top + size[0], left : left + size[1]] += exact_logits(model, part)
+        visits[top : top + size[0], left : left + size[1]] += 1
+    return total / visits
+
+
+def probabilities(logits):
+    shifted = np.exp(logits - logits.max(0))
+    return shifted / shifted.sum(0)
+
+
+def entropy(p):
+    return -(p * np.log(p)).sum(0) / np.log(len(p))
+
+
+def agreement(mask, expected):
+    assert (mask.dtype, mask.shape) == (np.uint8, expected.shape)
+    return (mask == expected).mean()
+
+
+@pytest.mark.parametrize("size", [(48, 64), (33, 7), (1, 1), (130, 257)])
+def test_masks_confidence_and_entropy(model, size):
+    image = scene(*size)
+    prediction = Predictor(model, "cpu")(image, confidence=True, entropy=True)
+    p = probabilities(exact_logits(model, image))
+    assert agreement(prediction.mask, p.argmax(0)) > 0.999
+    np.testing.assert_allclose(prediction.confidence, p.max(0), atol=1e-5)
+    np.testing.assert_allclose(prediction.entropy, entropy(p), atol=1e-5)
+    assert prediction.confidence.dtype == prediction.entropy.dtype == np.float32
+    assert (prediction.class_names, prediction.palette) == (NAMES, PALETTE)
+
+
+def test_the_network_of_these_tests_sees_every_class(model):
+    assert (np.bincount(Predictor(model, "cpu")(scene(*SIZE)).mask.ravel()) > 50).all()
+
+
+def test_probabilities_are_made_only_when_asked_for(model):
+    predict, image = Predictor(model, "cpu"), scene(*SIZE)
+    assert (predict(image).confidence, predict(image).entropy) == (None, None)
+    assert predict(image, confidence=True).entropy is None
+    assert predict(image, entropy=True).confidence is None
+
+
+def test_one_class_stands_against_its_absence():
+    model = network(1, class_names=("road",), palette=((1, 2, 3),))
+    image = scene(*SIZE)
+    prediction = Predictor(model, "cpu")(image, confidence=True, entropy=True)
+    p = 1 / (1 + np.exp(-exact_logits(model, image)[0]))
+    assert agreement(prediction.mask, p > 0.5) > 0.999
+    assert set(np.unique(prediction.mask)) == {0, 1}
+    np.testing.assert_allclose(prediction.confidence, np.maximum(p, 1 - p), atol=1e-5)
+    np.testing.assert_allclose(prediction.entropy, entropy(np.stack([p, 1 - p])), atol=1e-5)
+    assert (prediction.class_names, prediction.palette) == (("background", "road"), ((0, 0, 0), (1, 2, 3)))
+    assert draw_overlay(image, prediction.mask, prediction.palette).shape == image.shape
+
+
+def test_batches_are_like_one_by_one(model, files, tmp_path):
+    images = [scene(48, 64, 0), scene(48, 64, 1), scene(64, 48, 2), *(scene(48, 64, index) for index in range(3, 13))]
+    cv2.imwrite(str(tmp_path / "scene.png"), images[2][..., ::-1])
+    for predict in (Predictor(model, "cpu"), Predictor(files / "masks.onnx", "cpu")):
+        alone = [predict(image).mask for image in images]
+        mixed = [*images[:2], tmp_path / "scene.png", *images[3:]]
+        for together in (predict(mixed), predict(tuple(mixed))):
+            for prediction, mask in zip(together, alone, strict=True):
+                np.testing.assert_array_equal(prediction.mask, mask)
+        for prediction, mask in zip(predict(np.stack(images[3:])), alone[3:], strict=True):
+            np.testing.assert_array_equal(prediction.mask, mask)
+        assert predict([]) == []
+
+
+def test_a_video_is_read_as_its_masks_are_asked_for(model):
+    read = []
+
+    def video():
+        for index in range(3):
+            read.append(index)
+            yield scene(*SIZE, index)
+
+    predict = Predictor(model, "cpu")
+    predictions = predict(video(), confidence=True)
+    assert read == []
+    first = next(predictions)
+    assert read == [0]
+    np.testing.assert_array_equal(first.mask, predict(scene(*SIZE)).mask)
+    assert first.confidence is not None
+    assert len(list(predictions)) == 2
+
+
+@pytest.mark.parametrize("size", [(48, 150), (101, 64), (90, 131)], ids=str)
+def test_logits_of_a_fixed_size_are_averaged_over_windows(model, files, size):
+    image = scene(*size)
+    prediction = Predictor(files / "logits.onnx", "cpu")(image, confidence=True, entropy=True)
+    p = probabilities(averaged_logits(model, image, SIZE))
+    assert agreement(prediction.mask, p.argmax(0)) > 0.999
+    np.testing.assert_allclose(prediction.confidence, p.max(0), atol=1e-4)
+    np.testing.assert_allclose(prediction.entropy, entropy(p), atol=1e-4)
+
+
+def test_masks_of_a_fixed_size_come_from_the_window_whose_middle_is_nearest(model, files):
+    image = scene(101, 131)
+    masks = {(top, left): exact_logits(model, part).argmax(0) for top, left, part in windows(image, SIZE)}
+
+    def owner(place, length, window):
+        return max(starts(length, window), key=lambda start: (-abs(place + 0.5 - start - window / 2), start))
+
+    expected = np.zeros(image.shape[:2], int)
+    for row, column in np.ndindex(*expected.shape):
+        top, left = owner(row, 101, SIZE[0]), owner(column, 131, SIZE[1])
+        expected[row, column] = masks[top, left][row - top, column - left]
+    assert agreement(Predictor(files / "masks.onnx", "cpu")(image).mask, expected) > 0.999
+
+
+@pytest.mark.parametrize("name", ["masks.onnx", "logits.onnx"])
+@pytest.mark.parametrize("size", [(20, 30), (1, 1), (40, 100)], ids=str)
+def test_images_smaller_than_a_fixed_size_are_continued_by_their_edges(model, files, name, size):
+    image = scene(*size)
+    padded = np.pad(image, ((0, SIZE[0] - size[0]), (0, max(SIZE[1] - size[1], 0)), (0, 0)), mode="edge")
+    prediction = Predictor(files / name, "cpu")(image)
+    if size[1] <= SIZE[1]:
+        expected = exact_logits(model, padded).argmax(0)[: size[0], : size[1]]
+        assert agreement(prediction.mask, expected) > 0.999
+    elif name == "logits.onnx":
+        assert agreement(prediction.mask, averaged_logits(model, padded, SIZE).argmax(0)[: size[0]]) > 0.999
+    assert prediction.mask.shape == size
+
+
+@pytest.mark.parametrize("name", ["masks.onnx", "logits.onnx"])
+@pytest.mark.parametrize("size", [(90, 131), (20, 31)], ids=["larger", "smaller"])
+def test_resizing_the_whole_image(model, files, name, size):
+    image = scene(*size)
+    way = cv2.INTER_AREA if size[0] > SIZE[0] else cv2.INTER_LINEAR
+    logits = exact_logits(model, cv2.resize(image, SIZE[::-1], interpolation=way))
+    if name == "logits.onnx":
+        expected = F.interpolate(torch.from_numpy(logits)[None], size, mode="bilinear")[0].numpy().argmax(0)
+    else:
+        rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, SIZE, strict=True))
+        expected = logits.argmax(0)[rows][:, columns]
+    assert agreement(Predictor(files / name, "cpu", fit="resize")(image).mask, expected) > 0.999
+
+
+def test_large_images_go_through_in_windows_of_1024(model):
+    """4.3 million pixels; the largest that goes through in one piece has 4.2."""
+    image = cv2.resize(scene(60, 720), (7200, 600), interpolation=cv2.INTER_LINEAR)
+    expected = averaged_logits(model, image, (600, 1024)).argmax(0)
+    assert agreement(Predictor(model, "cpu")(image).mask, expected) > 0.999
+
+
+def test_windows_wherever_they_are_asked_for(model):
+    image = np.random.default_rng(0).integers(0, 256, (40, 1500, 3), np.uint8)
+    sliding = Predictor(model, "cpu", fit="slide")(image, confidence=True)
+    p = probabilities(averaged_logits(model, image, (40, 1024)))
+    np.testing.assert_allclose(sliding.confidence, p.max(0), atol=1e-5)
+    whole = Predictor(model, "cpu")(image, confidence=True)
+    np.testing.assert_allclose(whole.confidence, probabilities(exact_logits(model, image)).max(0), atol=1e-5)
+    assert np.abs(whole.confidence - sliding.confidence).max() > 0.01
+
+
+def test_a_runtime_that_takes_four_images_gets_four(model):
+    runtime = TorchRuntime(model, "cpu")
+    runtime.accepts = Accepts((4, 4), *((side, side) for side in SIZE))
+    images = [scene(*SIZE, index) for index in range(6)]
+    for prediction, image in zip(Predictor(runtime)(images), images, strict=True):
+        np.testing.assert_array_equal(prediction.mask, Predictor(model, "cpu")(image).mask)
+
+
+@pytest.mark.parametrize("name", ["module", "logits.onnx", "masks.onnx"])
+def test_threads_do_not_disturb_each_other(model, files, name):
+    predict = Predictor(model if name == "module" else files / name, "cpu")
+    images = [scene(*size, index) for index, size in enumerate([SIZE, (64, 48), (101, 131), SIZE])]
+    alone = [predict(image).mask for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda index: predict(images[index % 4]).mask, range(64)))
+    for index, mask in enumerate(together):
+        np.testing.assert_array_equal(mask, alone[index % 4])
+
+
+@pytest.mark.parametrize("size", [SIZE, (101, 131)], ids=["whole", "windows"])
+def test_timings_add_up(files, size):
+    predict = Predictor(files / "masks.onnx", "cpu")
+    predict(scene(*size))
+    start = time.perf_counter()
+    predictions = predict([scene(*size, index) for index in range(5)], confidence=False)
+    wall = 1000 * (time.perf_counter() - start)
+    assert 0 < sum(prediction.latency_ms for prediction in predictions) < wall
+    for timings in (prediction.timings for prediction in predictions):
+        assert min(timings.pre, timings.inference, timings.post) > 0
+        assert timings.total == pytest.approx(timings.pre + timings.inference + timings.post)
+
+
+def test_what_a_network_does_not_say_is_made_up():
+    classes = Predictor(tiny(3).eval(), "cpu")
+    assert (len(classes.class_names), len(classes.palette)) == (256, 256)
+    assert Predictor(network(), "cpu").class_names == ("0", "1", "2", "3", "4")
+    assert len(set(distinct_colors(256))) == 256
+
+
+def test_a_file_is_all_it_takes(files):
+    predict = Predictor(str(files / "masks.onnx"))
+    assert (predict.class_names, predict.palette) == (NAMES, PALETTE)
+    assert not predict.has_probabilities
+    assert Predictor(files / "logits.onnx").has_probabilities
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda files: Predictor(network(), fit="crop"), "`fit` to be one of {'auto', 'resize', 'slide'}, but got 'crop'"),
+        (lambda files: Predictor(network(), fit="resize"), "fit='resize' needs a network with a size of its own"),
+        (lambda files: Predictor(network().train()), r"in training mode. Call model.eval\(\) first"),
+        (lambda files: Predictor(network(300)), "at most 256 classes, but this network has 300"),
+        (
+            lambda files: Predictor(files / "masks.onnx")(scene(*SIZE), confidence=True),
+            "returns masks, so it has neither confidence nor entropy. Use the checkpoint, or export it with argmax=False",
+        ),
+        (lambda files: Predictor(network(), largest=100)(scene(*SIZE)), "at most 100 pixels, but got 48 x 64"),
+        (lambda files: Predictor(network())([scene(*SIZE), b"no image"]), "file of 8 bytes is none of them"),
+    ],
+    ids=["fit", "no size", "training mode", "classes", "masks only", "too large", "no image"],
+)  # fmt: skip
+def test_refuses(files, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(files)

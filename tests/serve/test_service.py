@@ -1,0 +1,266 @@
+"""The service, through a real server on this machine."""
+
+import io
+import json
+import logging
+import re
+import socket
+import sys
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from bpkd_sdk.serve import draw_overlay
+from bpkd_sdk.serve.server import listen
+from bpkd_sdk.serve.service import create_app
+from tests.serve.cases import NAMES, PALETTE, SIZE, Held, encoded, network, pixels, scene, served, wait_until
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_the_mask_is_the_predictors(server, student, file_format):
+    content = encoded(scene(61, 83), file_format)
+    expected = student(content).mask
+    answer = server.segment(content, params={"format": "mask"})
+    image = Image.open(io.BytesIO(answer.content))
+    np.testing.assert_array_equal(pixels(answer), expected)
+    assert image.mode == "P"
+    assert image.getpalette()[:15] == [channel for color in PALETTE for channel in color]
+    form = server.client.post("/v1/segment?format=mask", files={"image": ("photo.exe", content, "text/plain")})
+    np.testing.assert_array_equal(pixels(form), expected)
+
+
+def test_json_has_every_class_by_run_lengths(server, student):
+    content = encoded(scene(61, 83))
+    expected = student(content, confidence=True)
+    answer = server.segment(content, params={"confidence": True}).json()
+    assert answer["size"] == [61, 83]
+    assert [segment["class_id"] for segment in answer["segments"]] == np.unique(expected.mask).tolist()
+    for segment in answer["segments"]:
+        inside = expected.mask == segment["class_id"]
+        runs = coco.frPyObjects(segment["rle"], *answer["size"])
+        np.testing.assert_array_equal(coco.decode(runs), inside)
+        assert segment["area"] == inside.sum() == coco.area(runs)
+        assert segment["share"] == pytest.approx(inside.mean())
+        assert segment["confidence"] == pytest.approx(expected.confidence[inside].mean(), abs=1e-5)
+        assert segment["class_name"] == NAMES[segment["class_id"]]
+        assert segment["color"] == list(PALETTE[segment["class_id"]])
+    assert set(answer["timings_ms"]) == {"decode", "queue", "pre", "inference", "post"}
+    assert all(segment["confidence"] is None for segment in server.segment(content).json()["segments"])
+
+
+def test_overlay_and_confidence(server, student):
+    image = scene(61, 83)
+    expected = student(image, confidence=True)
+    overlay = {"format": "overlay", "alpha": 0.3, "boundary_width": 3, "legend": True}
+    np.testing.assert_array_equal(
+        pixels(server.segment(encoded(image), params=overlay)),
+        draw_overlay(image, expected.mask, PALETTE, class_names=NAMES, boundary_width=3, alpha=0.3, legend=True),
+    )
+    plain = pixels(server.segment(encoded(image), params={"format": "overlay", "boundary_width": 0}))
+    np.testing.assert_array_equal(plain, draw_overlay(image, expected.mask, PALETTE, boundaries=False))
+    grey = pixels(server.segment(encoded(image), params={"format": "confidence"}))
+    np.testing.assert_allclose(grey, 255 * expected.confidence, atol=0.51)
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", "application/json"),
+        ("", "application/json"),
+        ("application/json", "application/json"),
+        ("image/png", "image/png"),
+        ("image/*", "image/png"),
+        ("text/html, image/png;q=0.8, application/json;q=0.9", "application/json"),
+        ("application/json;q=0, image/png;q=0.1", "image/png"),
+        ("text/html", "application/problem+json"),
+        ("image/png;q=much", "application/problem+json"),
+    ],
+)
+def test_the_accept_header_chooses(server, accept, kind):
+    answer = server.segment(encoded(scene(*SIZE)), headers={"Accept": accept})
+    assert answer.headers["content-type"] == kind
+    assert answer.status_code == (406 if "problem" in kind else 200)
+
+
+def test_networks_are_chosen_by_name(server, student):
+    content = encoded(scene(*SIZE))
+    models = server.client.get("/v1/models").json()
+    first, masks, teacher = (model["name"] for model in models)
+    assert [model["has_confidence"] for model in models] == [True, False, True]
+    assert models[0]["class_names"] == list(NAMES)
+    for name, expected in ((first, student.class_names), (teacher, ("0", "1", "2", "3", "4"))):
+        answer = server.segment(content, params={"model": name}).json()
+        assert answer["model"] == name
+        assert {segment["class_name"] for segment in answer["segments"]} <= set(expected)
+    assert server.segment(content).json()["model"] == first
+    answer = server.segment(content, params={"model": masks, "format": "confidence"})
+    assert answer.status_code == 422
+    assert "returns masks without confidence" in answer.json()["detail"]
+    answer = server.segment(content, params={"model": masks[:-1]})
+    assert answer.status_code == 404
+    assert f"Did you mean '{masks}'?" in answer.json()["detail"]
+
+
+def test_every_answer_has_its_headers(server):
+    answers = [
+        server.client.get("/healthz"), server.client.get("/nothing"), server.segment(b""), server.client.get("/docs"),
+        server.segment(encoded(scene(*SIZE))), server.client.get("/v1/models", headers={"Host": "evil.example"}),
+    ]  # fmt: skip
+    assert [answer.status_code for answer in answers] == [200, 404, 400, 200, 200, 421]
+    for answer in answers:
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "SAMEORIGIN"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert "server" not in answer.headers
+    assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
+
+
+class Broken(Held):
+    """Works once, for the warm-up."""
+
+    def forward(self, images):
+        if self.started.is_set():
+            raise RuntimeError("the weights in /home/ann/secret are gone")
+        return super().forward(images)
+
+
+def test_errors_stay_here(caplog):
+    with served(Broken()) as server:
+        wait_until(lambda: server.client.get("/readyz").status_code == 200)
+        answer = server.segment(encoded(scene(*SIZE)))
+        assert answer.status_code == 500
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert "secret" not in answer.text
+        assert "Traceback" not in answer.text
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+        (record,) = (record for record in caplog.records if record.exc_info)
+        assert answer.json()["request_id"] in record.getMessage()
+        assert "secret" in str(record.exc_info[1])
+        assert server.client.get("/healthz").status_code == 200
+
+
+def test_ready_means_that_every_network_has_seen_an_image(held):
+    held.hold()
+    with served(held, network()) as server:
+        assert server.client.get("/readyz").status_code == 503
+        assert server.client.get("/healthz").status_code == 200
+        held.go.set()
+        wait_until(lambda: server.client.get("/readyz").status_code == 200)
+        assert server.metric("bpkd_batch_images_count") == 0
+
+
+def test_a_network_that_fails_at_once_is_never_ready(caplog):
+    broken = Broken()
+    broken.started.set()
+    with served(broken) as server:
+        wait_until(lambda: "failed on its first image" in caplog.text)
+        assert server.client.get("/readyz").status_code == 503
+
+
+def test_the_documentation_needs_no_other_server(server):
+    page = server.client.get("/docs").text
+    addresses = re.findall(r"""(?:src|href)=["']([^"']+)|url: '([^']+)'""", page)
+    assert len(addresses) >= 4
+    for address in (first or second for first, second in addresses):
+        assert address.startswith("/")
+        assert server.client.get(address).status_code == 200
+    paths = server.client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {"/v1/segment", "/v1/models", "/healthz", "/readyz", "/metrics"}
+    segment = paths["/v1/segment"]["post"]
+    assert set(segment["requestBody"]["content"]) == {
+        "image/jpeg", "image/png", "image/webp", "image/bmp", "multipart/form-data"
+    }  # fmt: skip
+    assert set(segment["responses"]["200"]["content"]) == {"application/json", "image/png"}
+
+
+def test_metrics_count_requests_and_stages(server):
+    before = server.metric("bpkd_http_requests_total", path="/v1/segment", status="415")
+    server.segment(b"no image")
+    server.client.get("/made/up/by/a/client")
+    server.segment(encoded(scene(*SIZE)))
+    assert server.metric("bpkd_http_requests_total", path="/v1/segment", status="415") == before + 1
+    assert server.metric("bpkd_http_requests_total", path="other", status="404") >= 1
+    images = server.metric("bpkd_batch_images_sum")
+    assert images >= 1
+    for stage in ("queue", "pre", "inference", "post"):
+        assert server.metric("bpkd_stage_seconds_count", stage=stage) == images
+        assert server.metric("bpkd_stage_seconds_sum", stage=stage) > 0
+    assert server.metric("process_resident_memory_bytes") > 1e6
+
+
+def test_the_stages_are_in_the_header(server):
+    header = server.segment(encoded(scene(*SIZE)), params={"format": "mask"}).headers["server-timing"]
+    stages = dict(re.fullmatch(r"(\w+);dur=([\d.]+)", stage).groups() for stage in header.split(", "))
+    assert list(stages) == ["decode", "queue", "pre", "inference", "post", "encode"]
+
+
+def test_the_log_has_a_line_for_each_request(server, caplog):
+    with caplog.at_level(logging.INFO, "bpkd_sdk.serve"):
+        request_id = server.segment(encoded(scene(*SIZE))).headers["x-request-id"]
+        server.client.get("/healthz")
+        server.client.get("/v1/nothing%0aFORGED")
+        wait_until(lambda: len(caplog.records) == 2)
+    lines = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(rf"{request_id} POST '/v1/segment': 200, \d+ ms", lines[0])
+    assert "GET '/v1/nothing\\nFORGED': 404" in lines[1]
+
+
+def test_a_network_that_cannot_be_opened_is_left_out(caplog, tmp_path):
+    with served(tmp_path / "none.onnx", network()) as server:
+        (model,) = server.client.get("/v1/models").json()
+        assert server.segment(encoded(scene(*SIZE))).json()["model"] == model["name"]
+    assert "none.onnx is left out: There is no ONNX file at" in caplog.text
+    with served(tmp_path / "none.onnx", teacher=network()) as server:
+        refused = server.segment(encoded(scene(*SIZE)))  # the teacher does not step in unasked
+        assert refused.status_code == 404
+        assert "No student could be opened here" in refused.json()["detail"]
+    with pytest.raises(ValueError, match="(?s)no network to serve.*none.onnx: There is no ONNX file"):
+        create_app([tmp_path / "none.onnx"])
+
+
+AUDITED = {"on": False, "events": []}
+
+
+def audit(event, arguments):
+    if AUDITED["on"] and event in ("open", "socket.connect", "pickle.find_class", "subprocess.Popen", "os.system"):
+        AUDITED["events"].append((event, str(arguments)))
+
+
+def test_nothing_is_opened_unpickled_run_or_called_home(server):
+    sys.addaudithook(audit)
+    content = encoded(scene(*SIZE))
+    path = "/etc/passwd"
+    AUDITED["on"] = True
+    try:
+        for upload in (path.encode(), json.dumps({"path": path}).encode(), b"cposix\nsystem\n(S'id'\ntR.", content):
+            server.segment(upload)
+            server.client.post("/v1/segment", files={"image": (f"../../..{path}", upload)})
+            server.client.post("/v1/segment", data={"image": path, "path": f"file://{path}"})
+        server.client.get(f"/static-offline-docs/../../../../../..{path}")
+        server.client.get(f"/static-offline-docs/%2e%2e/%2e%2e/%2e%2e{path}")
+        server.client.get("/docs")
+    finally:
+        AUDITED["on"] = False
+    events = AUDITED["events"]
+    assert not [event for event in events if path in event[1]]
+    assert {event for event, _ in events} <= {"open", "socket.connect"}
+    assert all("127.0.0.1" in arguments for event, arguments in events if event == "socket.connect")
+
+
+def test_connections_do_not_hold_small_packets_back():
+    """Otherwise each answer's body waits 40 ms behind its head."""
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_threads_end_with_the_server():
+    before = threading.active_count()
+    with served(network(), parallel=3) as server:
+        server.segment(encoded(scene(*SIZE)))
+    wait_until(lambda: threading.active_count() <= before)
