@@ -9,23 +9,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bpkd_sdk.comparison import Comparison, compare
     from bpkd_sdk.data import SegmentationDataset, open_dataset
     from bpkd_sdk.evaluation import Metrics, evaluate
     from bpkd_sdk.evaluation.profile import Profile, profile
     from bpkd_sdk.models import NetworkSpec, create_model, list_models, load_model, save_model
     from bpkd_sdk.output import SegmentationOutput
+    from bpkd_sdk.recipes import reproduce
     from bpkd_sdk.training.api import distill, train
     from bpkd_sdk.training.loop import TrainingResult
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "Metrics",
     "NetworkSpec",
     "Profile",
     "SegmentationDataset",
     "SegmentationOutput",
     "TrainingResult",
+    "compare",
     "create_model",
     "distill",
     "evaluate",
@@ -33,16 +37,19 @@ __all__ = [
     "load_model",
     "open_dataset",
     "profile",
+    "reproduce",
     "save_model",
     "train",
 ]
 
 _HOME = {
+    "bpkd_sdk.comparison": ["Comparison", "compare"],
     "bpkd_sdk.data": ["SegmentationDataset", "open_dataset"],
     "bpkd_sdk.evaluation": ["Metrics", "evaluate"],
     "bpkd_sdk.evaluation.profile": ["Profile", "profile"],
     "bpkd_sdk.models": ["NetworkSpec", "create_model", "list_models", "load_model", "save_model"],
     "bpkd_sdk.output": ["SegmentationOutput"],
+    "bpkd_sdk.recipes": ["reproduce"],
     "bpkd_sdk.training.api": ["distill", "train"],
     "bpkd_sdk.training.loop": ["TrainingResult"],
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 import time
 from collections.abc import Callable
@@ -17,13 +18,13 @@ from torch import nn
 
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.evaluation import Metrics, evaluate
-from bpkd_sdk.evaluation.inference import to_mask, whole_logits
 from bpkd_sdk.evaluation.profile import profile
 from bpkd_sdk.export import to_onnx
 from bpkd_sdk.models import create_model
 from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.progress import console as progress_console
-from bpkd_sdk.runtime import OnnxSegmenter
+from bpkd_sdk.runtime.inference import to_mask, whole_logits
+from bpkd_sdk.runtime.onnx import OnnxRuntime
 from bpkd_sdk.serve.report import write_report
 from bpkd_sdk.training.api import distill, train
 from bpkd_sdk.training.loop import TrainingResult
@@ -89,8 +90,8 @@ def quickstart(
     console.rule("4/4 Export, parity, latency", align="left")
     with progress_console.status("Exporting to ONNX and comparing with torch"):
         exported = to_onnx(student.model, folder / "student.onnx", input_size=val_set.size)
-    segmenter = OnnxSegmenter(exported.path)
-    scores = evaluate(exported.path, val_set)
+    segmenter = OnnxRuntime(exported.path, "cpu")
+    scores = evaluate(exported.path, val_set, device="cpu")
     with progress_console.status("Measuring latency"):
         image = val_set[0][0][None]
         array = image.permute(0, 2, 3, 1).contiguous().numpy()
@@ -108,7 +109,16 @@ def quickstart(
     console.print("bIoU: boundary IoU, 3 px. edge, body: accuracy inside and outside the 7 px edge band.")
     console.print(f"ONNX Runtime and torch give {exported.agreement:.2%} of the pixels the same class.")
     console.print(f"Report: {report}", soft_wrap=True)
+    command = serve_command(teacher.checkpoint, student.checkpoint, exported.path)
+    console.print(f"See them beside each other:\n{command}", soft_wrap=True, markup=False, highlight=False)
     return report
+
+
+def serve_command(teacher: Path, *students: Path) -> str:
+    """What to type to see the networks in a browser."""
+    return shlex.join(
+        ["bpkd", "serve", "--teacher", str(teacher), *(part for path in students for part in ("--student", str(path)))]
+    )
 
 
 def create_seeded(name: str, num_classes: int) -> nn.Module:

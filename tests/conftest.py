@@ -23,3 +23,20 @@ def reference() -> Path:
 def camvid() -> Path:
     """CamVid, 480x360, 11 classes."""
     return _shared("BPKD_CAMVID", "data", "camvid")
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory):
+    """A Triton server with an empty model repository."""
+    from tests.tritonserver import serving
+
+    with serving(tmp_path_factory.mktemp("triton")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tmp_path_factory):
+    """The ONNX files "batch", "any" and "bare" of `export_tiny`."""
+    from tests.tritonserver import export_tiny
+
+    return export_tiny(tmp_path_factory.mktemp("onnx"))

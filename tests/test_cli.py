@@ -1,8 +1,10 @@
 """The command, as a user types it."""
 
 import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,8 +111,12 @@ def test_doctor_names_what_is_there(capfd, monkeypatch):
         assert part in out
 
 
-def test_quickstart_in_small(tmp_path):
+def test_quickstart_in_small(tmp_path, capsys):
     report = quickstart(tmp_path, teacher_steps=2, student_steps=2)
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[::2] == ["bpkd", "--teacher", "--student", "--student"]
+    assert command[1] == "serve"
+    assert all(Path(path).is_file() for path in command[3::2])
     page = report.read_text()
     results = json.loads((tmp_path / "results.json").read_text())
     assert [row["name"] for row in results["rows"]] == [

@@ -1,12 +1,20 @@
 """The same numbers on a GPU as on the CPU; skipped where there is none."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 import torch
 
 import bpkd_sdk
 from bpkd_sdk.boundary import edge_masks
 from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.data.shapes import render
+from bpkd_sdk.export import benchmark, to_onnx, to_tensorrt
 from bpkd_sdk.losses import BPKDLoss
+from bpkd_sdk.runtime import TorchRuntime, open_runtime
+from bpkd_sdk.runtime.backend import open_backend
 from tests.networks import tiny
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
@@ -74,3 +82,79 @@ def test_resumes_on_the_gpu(precision, tmp_path):
     )
     for a, b in zip(whole.model.state_dict().values(), parts.model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return bpkd_sdk.create_model("smp/FPN/tu-mobilenetv3_small_050", 9).eval()
+
+
+SCENES = np.stack([render(0, "cuda", index, (96, 160))[0] for index in range(3)])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("kind", ["fixed", "batch", "size"])
+def test_every_runtime_segments_as_torch_on_the_cpu(network, kind, precision, tmp_path):
+    expected = TorchRuntime(network, "cpu")(SCENES)
+    path = to_onnx(
+        network, tmp_path / "m.onnx", input_size=(96, 160), precision=precision,
+        dynamic_batch=kind != "fixed", dynamic_size=kind == "size",
+    ).path  # fmt: skip
+    sizes = ((64, 96), (96, 160), (128, 160)) if kind == "size" else None
+    artifacts = [path]
+    for backend in ("tensorrt", "tensorrt_rtx"):
+        try:
+            open_backend(backend)
+        except ImportError:
+            continue
+        engine = tmp_path / f"{backend}.engine"
+        artifacts.append(to_tensorrt(path, engine, size=sizes, backend=backend, hardware=HARDWARE[backend]).path)
+    for artifact in artifacts:
+        runtime = open_runtime(artifact, "cuda")
+        assert runtime.device.type == "cuda"
+        alone = [runtime(scene[None])[0] for scene in SCENES]
+        assert (np.stack(alone) == expected).mean() > (0.99 if precision == "fp16" else 0.999)
+        with ThreadPoolExecutor(4) as pool:
+            for index, mask in enumerate(pool.map(runtime, [SCENES[i % 3][None] for i in range(24)])):
+                np.testing.assert_array_equal(mask[0], alone[index % 3])
+        if kind != "fixed":
+            assert (runtime(SCENES) == np.stack(alone)).mean() > 0.999
+
+
+HARDWARE = {"tensorrt": None, "tensorrt_rtx": "current"}
+
+
+def test_the_benchmark_on_the_gpu(network, tmp_path):
+    """Every format there is, with memory of the device, and the precision that the engine's own inspector finds."""
+    size = (96, 160)
+    bpkd_sdk.save_model(network, tmp_path / "m.safetensors")
+    artifacts = [
+        tmp_path / "m.safetensors",
+        TorchRuntime(torch.compile(copy.deepcopy(network)), "cuda", name="compiled"),
+    ]
+    for precision in ("fp32", "fp16"):
+        options = {"input_size": size, "precision": precision, "dynamic_batch": False}
+        artifacts.append(to_onnx(network, tmp_path / f"{precision}.onnx", **options).path)
+    engines = []
+    for backend in ("tensorrt", "tensorrt_rtx"):
+        try:
+            open_backend(backend)
+        except ImportError:
+            continue
+        engine = tmp_path / f"{backend}.engine"
+        engines.append(to_tensorrt(artifacts[-1], engine, backend=backend, hardware=HARDWARE[backend]))
+    report = benchmark([*artifacts, *(engine.path for engine in engines)], duration=0.5, device="cuda")
+    assert [row.problem for row in report.rows] == [None] * len(report.rows)
+    assert report.environment.gpus[0]["name"] == torch.cuda.get_device_name()
+    for row in report.rows:
+        assert row.device.startswith("cuda")
+        assert row.device_memory > 0
+        assert row.agreement > 0.98
+        assert sum(times.p50 for times in row.stages.values()) > 0.5 * row.latency.p50
+    half, *made = report.rows[3:]
+    assert half.precision.keys() == {"fp16"}
+    assert half.placement["CUDA"] > half.placement.get("CPU", 0)
+    for row, engine in zip(made, engines, strict=True):
+        assert row.precision.keys() == {"fp16"}
+        assert engine.manifest.inspected.keys() <= {"HALF"}

@@ -9,8 +9,9 @@ import pytest
 import bpkd_sdk
 
 PUBLIC = [
-    "Metrics", "NetworkSpec", "Profile", "SegmentationDataset", "SegmentationOutput", "TrainingResult", "create_model",
-    "distill", "evaluate", "list_models", "load_model", "open_dataset", "profile", "save_model", "train",
+    "Comparison", "Metrics", "NetworkSpec", "Profile", "SegmentationDataset", "SegmentationOutput", "TrainingResult",
+    "compare", "create_model", "distill", "evaluate", "list_models", "load_model", "open_dataset", "profile", "reproduce",
+    "save_model", "train",
 ]  # fmt: skip
 
 

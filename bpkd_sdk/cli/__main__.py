@@ -1,0 +1,5 @@
+"""Run the command by python -m bpkd_sdk.cli."""
+
+from bpkd_sdk.cli import main
+
+main()

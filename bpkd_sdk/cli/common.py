@@ -1,0 +1,70 @@
+"""What the commands share: the application, the consoles, options and how they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Boundary-privileged knowledge distillation for semantic segmentation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Data = Annotated[
+    str,
+    typer.Option(help="shapes, folder, camvid, cityscapes, ade20k or pascal_context_59; or the path of a folder."),
+]
+Root = Annotated[Path | None, typer.Option(help="Where a named data set lies.")]
+Output = Annotated[Path | None, typer.Option(help="Folder of the run; by default a new one below runs/.")]
+Resume = Annotated[bool, typer.Option(help="Go on with the run in the output folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def open_splits(data: str, root: Path | None) -> Any:
+    """The training and validation split of a data set."""
+    import bpkd_sdk
+
+    return tuple(bpkd_sdk.open_dataset(data, root, split) for split in ("train", "val"))
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of a text like 512x1024; None stays None, anything else is a ValueError."""
+    if text is None:
+        return None
+    height, cross, width = text.partition("x")
+    if not (cross and height.isdigit() and width.isdigit()):
+        raise ValueError(f"Expected a size like 512x1024 (height x width), but got {text!r}.")
+    return int(height), int(width)
+
+
+def print_metrics(metrics: Any) -> None:
+    """Print the scores of a `bpkd_sdk.Metrics`."""
+    scores = {
+        "mIoU": metrics.miou,
+        "mAcc": metrics.macc,
+        "pixel accuracy": metrics.pixel_accuracy,
+        "boundary IoU": metrics.boundary_iou,
+        "boundary F1": metrics.boundary_f1,
+        "edge accuracy": metrics.edge_accuracy,
+        "body accuracy": metrics.body_accuracy,
+    }
+    table = Table("score", "value", title=f"{metrics.images} images", title_justify="left")
+    for name, score in scores.items():
+        table.add_row(name, f"{score:.4f}")
+    console.print(table)
+
+
+def print_classes(metrics: Any) -> None:
+    """Print the scores of a `bpkd_sdk.Metrics` class by class."""
+    table = Table("class", "IoU", "accuracy", "boundary IoU")
+    columns = (metrics.per_class_iou, metrics.per_class_accuracy, metrics.per_class_boundary_iou)
+    for name, *scores in zip(metrics.class_names, *columns, strict=True):
+        table.add_row(name, *(f"{score:.3f}" for score in scores))
+    console.print(table)

@@ -1,0 +1,160 @@
+"""bpkd export, formats, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from bpkd_sdk.cli.common import Root, app, console, errors, parse_size
+
+Sizes = tuple[tuple[int, int], ...]
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A checkpoint, or an ONNX file to quantise or compile.")],
+    output: Annotated[Path, typer.Argument(help="The file to write; its suffix says the format (see bpkd formats).")],
+    precision: Annotated[
+        str | None, typer.Option(help="'fp32', 'fp16' or 'int8'; by default that of an ONNX file, otherwise fp32.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the images. Needed for a checkpoint.")] = None,
+    dynamic_batch: Annotated[bool | None, typer.Option(help="ONNX: take any number of images at once.")] = None,
+    dynamic_size: Annotated[bool | None, typer.Option(help="ONNX: take images of any size.")] = None,
+    preprocess: Annotated[bool | None, typer.Option(help="ONNX: take uint8 RGB images and normalise inside.")] = None,
+    argmax: Annotated[bool | None, typer.Option(help="ONNX: return masks instead of logits.")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX: operator set.")] = None,
+    force: Annotated[bool | None, typer.Option("--force", help="ONNX: keep a file that disagrees with torch.")] = None,
+    data: Annotated[str | None, typer.Option(help="int8: the images to calibrate with; a data set or folder.")] = None,
+    root: Root = None,
+    images: Annotated[int | None, typer.Option(help="int8: how many of them, at most.")] = None,
+    max_boundary_loss: Annotated[float | None, typer.Option(help="int8: most boundary IoU to lose, 0 to 1.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Engine: LEAST,BEST,MOST images at a time.")] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Engine of a file of any size: LEAST,BEST,LARGEST, each HEIGHTxWIDTH.")
+    ] = None,
+    workspace_mb: Annotated[int | None, typer.Option(help="Engine: most device memory for scratch.")] = None,
+    version_compatible: Annotated[
+        bool | None, typer.Option("--version-compatible", help="Engine: later builds of TensorRT may run it.")
+    ] = None,
+    hardware: Annotated[
+        list[str] | None, typer.Option(help="Engine: a GPU to compile for, such as sm86; may be given several times.")
+    ] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="Engine: a file of kernel timings, used and kept.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Engine: 'tensorrt' or 'tensorrt_rtx'.")] = None,
+) -> None:
+    """Write an ONNX file or a TensorRT engine, and keep it only if it is what was asked for.
+
+    An ONNX file must agree with torch, an int8 file must keep its boundaries, an engine must have the precision asked
+    for. On the way from a checkpoint to an engine all of these are checked.
+    """
+    import bpkd_sdk
+    from bpkd_sdk.export.conversion import convert
+
+    given = {
+        "input_size": parse_size(size),
+        "dynamic_batch": dynamic_batch,
+        "dynamic_size": dynamic_size,
+        "preprocess": preprocess,
+        "argmax": argmax,
+        "opset": opset,
+        "force": force,
+        "calibration_data": data and bpkd_sdk.open_dataset(data, root, "train"),
+        "images": images,
+        "max_boundary_loss": max_boundary_loss,
+        "batch": parse_batch(batch),
+        "size": parse_sizes(sizes),
+        "workspace_mb": workspace_mb,
+        "version_compatible": version_compatible,
+        "hardware": hardware or None,
+        "timing_cache": timing_cache,
+        "backend": backend,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    with errors.status("Exporting, and checking what came out"):
+        reports = convert(model, output, precision=precision, **options)
+    for report in reports:
+        console.print(f"{_found(report)}", soft_wrap=True)
+    console.print(f"{reports[-1].path}: {reports[-1].size / 1e6:.2f} MB", soft_wrap=True)
+
+
+def parse_batch(text: str | None) -> tuple[int, ...] | None:
+    """(least, best, most) of a text like 1,4,8; None stays None, anything else is a ValueError."""
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        raise ValueError(f"Expected a range like 1,4,8 (least, best, most), but got {text!r}.")
+    return tuple(map(int, parts))
+
+
+def parse_sizes(text: str | None) -> Sizes | None:
+    """Three sizes of a text like 256x512,512x1024,1024x2048; None stays None, anything else is a ValueError."""
+    if text is None:
+        return None
+    sizes = tuple(size for part in text.split(",") if (size := parse_size(part)) is not None)
+    if len(sizes) != 3:
+        raise ValueError(f"Expected three sizes like 256x512,512x1024,1024x2048, but got {text!r}.")
+    return sizes
+
+
+def _found(report: Any) -> str:
+    """What a step has checked, in a line."""
+    from bpkd_sdk.export import ExportReport, QuantizationReport
+
+    if isinstance(report, ExportReport):
+        return f"ONNX: {report.agreement:.4%} of the pixels as in torch"
+    if isinstance(report, QuantizationReport):
+        quantized = sum(layer.quantized for layer in report.layers)
+        return (
+            f"int8: {quantized} of {len(report.layers)} layers; {report.boundary_loss:.4f} boundary IoU lost, "
+            f"{report.agreement:.4%} of the pixels as before ({report.edge_agreement:.4%} at edges)"
+        )
+    layers = ", ".join(f"{n} {type_}" for types in report.manifest.layers.values() for type_, n in types.items())
+    return f"Engine: layers {layers}; for {', '.join(report.manifest.targets)}; compiled in {report.seconds:.1f} s"
+
+
+@app.command()
+def formats(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as in docs/formats.md.")] = False,
+) -> None:
+    """Show the table of formats: what a network can be kept as, what writes it, and where it runs."""
+    from bpkd_sdk.runtime import FORMATS
+
+    headings = ("format", "suffix", "precision", "runs on", "written by", "extra")
+    rows = [
+        (
+            format_.name,
+            ", ".join(format_.suffixes),
+            ", ".join(format_.precisions) or "as it comes",
+            ", ".join(format_.devices),
+            format_.exporter.rpartition(":")[2] if format_.exporter else "-",
+            format_.extra or "-",
+        )
+        for format_ in FORMATS
+    ]
+    if markdown:
+        for cells in (headings, ["---"] * len(headings), *rows):
+            print(f"| {' | '.join(cells)} |")  # noqa: T201
+        return
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    for heading in headings:
+        table.add_column(heading, no_wrap=heading in ("format", "suffix", "written by"))
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: torch, CUDA, ONNX Runtime, TensorRT; and what to install for what is missing."""
+    from bpkd_sdk.doctor import examine
+
+    table = Table("part", "found", "what to do")
+    for finding in examine():
+        table.add_row(finding.part, finding.found, finding.advice)
+    console.print(table)

@@ -1,0 +1,177 @@
+"""bpkd evaluate, profile, inspect, models, import."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from bpkd_sdk.cli.common import AsJson, Data, Root, app, console, errors, parse_size, print_classes, print_metrics
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A checkpoint or an exported ONNX file.")],
+    data: Data = "shapes",
+    root: Root = None,
+    split: Annotated[str, typer.Option(help="Of the data set.")] = "val",
+    boundary_width: Annotated[float, typer.Option(help="Pixels, or a share of the diagonal below 1.")] = 3,
+    window: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH of a sliding window; by default whole images.")
+    ] = None,
+    stride: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH step of it; by default two thirds.")] = None,
+    base_size: Annotated[
+        tuple[int, int] | None, typer.Option(help="Longer and shorter side that images are fitted into first.")
+    ] = None,
+    scales: Annotated[list[float], typer.Option(help="Factors on the size; of several, the mean.")] = [1.0],  # noqa: B006  (typer's way to say a default)
+    flip: Annotated[bool, typer.Option(help="Average with the mirror images.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Most images, or windows, at once.")] = 1,
+    device: Annotated[str, typer.Option(help="'cpu', 'cuda', ...")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Score a network on a data set: regions, boundaries, edges and bodies apart, class by class."""
+    import bpkd_sdk
+
+    metrics = bpkd_sdk.evaluate(
+        model,
+        bpkd_sdk.open_dataset(data, root, split),
+        mode="slide" if window else "whole",
+        crop_size=parse_size(window),
+        stride=parse_size(stride),
+        base_size=base_size,
+        scales=scales,
+        flip=flip,
+        batch_size=batch_size,
+        boundary_width=boundary_width,
+        device=device,
+    )
+    if as_json:
+        print(json.dumps(metrics.to_dict(), indent=1))  # noqa: T201
+        return
+    print_metrics(metrics)
+    print_classes(metrics)
+
+
+Model = Annotated[str, typer.Argument(help="A name or a checkpoint.")]
+Classes = Annotated[int, typer.Option(help="For a name.")]
+Size = Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input.")]
+
+
+def _open(model: str, classes: int) -> Any:
+    import bpkd_sdk
+    from bpkd_sdk.models import CHECKPOINT_SUFFIXES, open_checkpoint
+
+    is_file = Path(model).suffix in CHECKPOINT_SUFFIXES
+    return open_checkpoint(model) if is_file else bpkd_sdk.create_model(model, classes)
+
+
+@app.command()
+def profile(model: Model, classes: Classes = 19, size: Size = "512x512", as_json: AsJson = False) -> None:
+    """Count parameters, multiply-accumulates and activations of a network."""
+    import bpkd_sdk
+
+    cost = bpkd_sdk.profile(_open(model, classes), parse_size(size) or (512, 512))
+    facts = {
+        "params": cost.params,
+        "macs": cost.macs,
+        "flops": cost.flops,
+        "paper_macs": cost.paper_macs,
+        "activations": cost.activations,
+        "activation_bytes": cost.activation_bytes,
+    }
+    if as_json:
+        print(json.dumps(facts | {"by_operator": cost.by_operator, "not_counted": cost.not_counted}))  # noqa: T201
+        return
+    table = Table("count", "value", title=f"{model} at {size}", title_justify="left")
+    for name, value in facts.items():
+        table.add_row(name, f"{value:,}")
+    console.print(table)
+    console.print(
+        f"macs: convolutions, linear layers and matrix products. Not counted: {', '.join(cost.not_counted)}.",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def inspect(
+    model: Model,
+    classes: Classes = 19,
+    size: Size = "512x512",
+    every: Annotated[bool, typer.Option("--all", help="Also the paths more than two levels deep.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a network's facts, and the paths of its feature maps for --student-feature and --teacher-feature."""
+    from bpkd_sdk.features import list_features
+    from bpkd_sdk.models import get_spec
+
+    network, (height, width) = _open(model, classes), parse_size(size) or (512, 512)
+    spec, rows = get_spec(network), list_features(network, (height, width))
+    logits = rows[-1].shape
+    facts = {
+        "network": spec.name,
+        "classes": spec.num_classes,
+        "class names": ", ".join(spec.class_names) or "not known",
+        "mean": spec.mean,
+        "std": spec.std,
+        "sides must be multiples of": spec.size_divisor,
+        "auxiliary head": "yes" if spec.aux_head else "no",
+        "stride of the logits": height // logits[2],
+    }
+    if as_json:
+        print(json.dumps(facts | {"features": [row._asdict() for row in rows]}, indent=1))  # noqa: T201
+        return
+    table = Table("fact", "value", title=model, title_justify="left")
+    for name, value in facts.items():
+        table.add_row(name, str(value))
+    console.print(table)
+    table = Table("path", "shape", "", title=f"feature maps of an image of {size}", title_justify="left")
+    shown = [row for row in rows if every or row.is_default or row.path.count(".") < 2]
+    for row in shown:
+        table.add_row(row.path, " x ".join(map(str, row.shape)), "taken by default" if row.is_default else "")
+    console.print(table)
+    if len(shown) < len(rows):
+        console.print(f"{len(rows) - len(shown)} deeper paths: add --all.")
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the paper's networks, with their cost counted from the networks and the paper's own figures."""
+    from bpkd_sdk.evaluation.zoo_table import measured_zoo
+
+    with errors.status("Counting"):
+        rows = list(measured_zoo())
+    if as_json:
+        print(json.dumps([vars(row) for row in rows], indent=1))  # noqa: T201
+        return
+    table = Table(title="150 classes, 512x512, counted as in the paper (BPKD, table 1)", title_justify="left")
+    table.add_column("network", no_wrap=True)
+    for heading in ("params", "paper", "GFLOPs", "paper", "plain GMACs", "stride"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        paper = ("-", "-") if row.paper_params is None else (f"{row.paper_params:.2f} M", f"{row.paper_gflops:.2f}")
+        params, gflops = f"{row.params / 1e6:.2f} M", f"{row.paper_macs / 1e9:.2f}"
+        table.add_row(row.name, params, paper[0], gflops, paper[1], f"{row.macs / 1e9:.2f}", str(row.stride))
+    console.print(table)
+    console.print("All architectures and encoders of segmentation-models-pytorch go by smp/<Architecture>/<encoder>.")
+
+
+@app.command("import")
+def import_(
+    official: Annotated[Path, typer.Argument(help="An OpenMMLab .pth, also of a distilled student.")],
+    path: Annotated[Path, typer.Argument(help="Of the checkpoint to write, ending in .safetensors.")],
+) -> None:
+    """Turn an OpenMMLab checkpoint into one of ours; its pickle is read without executing anything."""
+    import bpkd_sdk
+    from bpkd_sdk.models.openmmlab import load_openmmlab, read_openmmlab
+
+    content = read_openmmlab(official)
+    network = load_openmmlab(official, aux_head=content.has_aux_head)
+    bpkd_sdk.save_model(network, path, training={"imported_from": official.name})
+    console.print(f"{path}: {network.spec.name}, {network.spec.num_classes} classes", soft_wrap=True)
+    if content.left_out:
+        console.print(f"Left out, as they belong to no network: {len(content.left_out)} entries")
+        for key in content.left_out[:10]:
+            console.print(f"  {key}", markup=False, highlight=False)

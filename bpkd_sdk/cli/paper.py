@@ -1,0 +1,154 @@
+"""bpkd data check, data convert, reproduce."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from bpkd_sdk.cli.common import Output, Resume, app, console, errors, parse_size, print_classes, print_metrics
+
+data_app = typer.Typer(
+    help="Is a copy of a data set whole? And what it takes to make one usable.", no_args_is_help=True
+)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("check")
+def check(
+    name: Annotated[str, typer.Argument(help="camvid, cityscapes, ade20k, pascal_context_59 or folder.")],
+    root: Annotated[Path, typer.Argument(help="Where it lies.")],
+) -> None:
+    """Read every file of a data set once: counts, sizes, labels; the exit code is 1 if anything is wrong."""
+    from bpkd_sdk.data import check_dataset
+    from bpkd_sdk.errors import listed
+
+    reports = check_dataset(name, root)
+    table = Table("split", "images", "of", "smallest", "largest", "classes in no label", "problems")
+    for report in reports:
+        sizes = ("-" if size is None else f"{size[0]}x{size[1]}" for size in (report.smallest, report.largest))
+        found, expected = ("-" if count is None else str(count) for count in (report.images, report.expected))
+        absent = ", ".join(report.absent_classes[:3]) + (", ..." if len(report.absent_classes) > 3 else "")
+        table.add_row(report.split, found, expected, *sizes, absent, str(len(report.problems)))
+    console.print(table)
+    for report in reports:
+        if report.problems:
+            console.print(f"{report.split}:\n{listed(report.problems)}", markup=False, highlight=False, soft_wrap=True)
+    if any(report.problems for report in reports):
+        raise typer.Exit(1)
+
+
+@data_app.command("convert")
+def convert(
+    root: Annotated[Path, typer.Argument(help="VOC2010 with trainval_merged.json in it, or what holds VOCdevkit.")],
+) -> None:
+    """Write the label PNGs and lists of PASCAL Context from its release; run again, it goes on where it stopped."""
+    from bpkd_sdk.data import convert_pascal_context
+
+    console.print(f"Labels and lists are in {convert_pascal_context(root)}", soft_wrap=True)
+
+
+@app.command()
+def reproduce(
+    row: Annotated[str, typer.Argument(help="DATASET/STUDENT, for example cityscapes/pspnet_r18.")],
+    root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    method: Annotated[
+        str, typer.Option(help="bpkd, bpkd_paper, cwd, skds, ifvd, cirkd, canonical; or none: no teacher.")
+    ] = "bpkd",
+    teacher: Annotated[Path | None, typer.Option(help="The teacher's checkpoint; --dry-run says where it is.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="File of the student's ImageNet backbone, or 'imagenet': timm's.")
+    ] = None,
+    output: Output = None,
+    resume: Resume = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it will cost.")] = False,
+    limit_steps: Annotated[int | None, typer.Option(help="A smoke run of so many steps.")] = None,
+    evaluate: Annotated[
+        str | None, typer.Option(help="Train nothing; score this checkpoint or exported file by the row's protocol.")
+    ] = None,
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="NAME=VALUE", help="An option of `bpkd distill`, as often as needed.")
+    ] = [],  # noqa: B006  (typer's way to say a default)
+) -> None:
+    """Reproduce a figure of the paper's table: train the student, score it, print it beside the paper's."""
+    from bpkd_sdk import recipes
+
+    options = dict(map(_setting, set_))
+    plan = recipes.make_plan(row, method, limit_steps=limit_steps, **options)
+    if dry_run:
+        _print_plan(plan)
+        return
+    if root is None:
+        raise ValueError(f"{row} needs --root, the folder of {plan.recipe.dataset}.")
+    if evaluate is not None:
+        metrics = recipes.score_checkpoint(
+            row, root, evaluate, device=plan.config.device, base_size=plan.evaluation.base_size
+        )
+        print_classes(metrics)
+        print_metrics(metrics)
+        _print_scores(plan, recipes.Score(100 * metrics.miou, 100 * metrics.macc), None)
+        return
+    done = recipes.reproduce(
+        row,
+        root,
+        method=method,
+        teacher=teacher,
+        backbone=backbone,
+        limit_steps=limit_steps,
+        output_dir=output,
+        resume=resume,
+        **options,
+    )
+    print_classes(done.metrics)
+    print_metrics(done.metrics)
+    _print_scores(plan, done.ours, done.seconds_per_step)
+    console.print(f"Everything is in {done.output_dir}", soft_wrap=True)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"Expected --set NAME=VALUE, but got {text!r}.")
+    name = name.replace("-", "_")
+    if name == "crop_size":
+        return name, parse_size(value)
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _print_plan(plan: Any) -> None:
+    from bpkd_sdk.recipes import describe, estimate
+
+    table = Table("what", title=f"{plan.recipe.name}, {plan.method}", title_justify="left")
+    table.add_column("how", overflow="fold")  # addresses are to be copied whole
+    for name, text in describe(plan).items():
+        table.add_row(name, text)
+    with errors.status("Counting the networks, and timing a small step"):
+        cost = estimate(plan)
+    hours = cost.seconds_per_step * plan.config.steps / 3600
+    table.add_row("arithmetic", f"{cost.step_macs / 1e12:.2f} T multiply-accumulates a step")
+    table.add_row(
+        "memory",
+        f"{cost.weight_bytes / 2**30:.1f} GiB weights, gradients and momentum, and about "
+        f"{cost.activation_bytes / 2**30:.1f} GiB activations in float32 (counted, without the method's own terms)",
+    )
+    table.add_row("time", f"{cost.seconds_per_step:.2f} s a step, {hours:.1f} h in all: {cost.timed}")
+    console.print(table)
+
+
+def _print_scores(plan: Any, ours: Any, seconds_per_step: float | None) -> None:
+    smoke = plan.limit_steps is not None and seconds_per_step is not None
+    table = Table("", "mIoU", "mAcc", title=f"{plan.recipe.name}, percent", title_justify="left")
+    for name, score in plan.recipe.paper.items():
+        table.add_row(f"paper, {name}", f"{score.miou:.2f}", f"{score.macc:.2f}")
+    label = f"ours, {plan.method}" if seconds_per_step is not None else "this network"
+    table.add_row(f"{label} (smoke run: no result)" if smoke else label, f"{ours.miou:.2f}", f"{ours.macc:.2f}")
+    console.print(table)
+    if smoke and seconds_per_step is not None:
+        hours = seconds_per_step * plan.recipe.steps / 3600
+        console.print(f"{seconds_per_step:.2f} s a step: all {plan.recipe.steps} take {hours:.1f} h at this speed.")
