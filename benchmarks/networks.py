@@ -1,0 +1,79 @@
+"""Networks that nobody trained and that behave as if: settled batch norms, a classifier fitted to generated scenes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bpkd_sdk
+from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.models.backbones.mobilenet_v2 import InvertedResidual
+from bpkd_sdk.models.backbones.resnet import BasicBlock, Bottleneck
+from bpkd_sdk.runtime.inference import whole_logits
+
+SCENES = 32
+RIDGE = 0.01  # of the features' mean square
+
+
+def settled(name: str, num_classes: int, size: tuple[int, int]) -> nn.Module:
+    """Random weights, batch norms that know the scenes, and small residuals: activations as in a trained network.
+
+    Args:
+        name: What `create_model` takes.
+        num_classes: Channels of its logits.
+        size: (height, width) of the scenes.
+    """
+    torch.manual_seed(0)
+    network = bpkd_sdk.create_model(name, num_classes)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over all images
+        if (last := _last_norm(module)) is not None:
+            nn.init.constant_(last.weight, 0.2)
+    scenes = ShapesDataset("settle", length=4, size=size)
+    with torch.no_grad():
+        whole_logits(network, torch.stack([image for image, _ in scenes]))
+    return network.eval()
+
+
+def _last_norm(module: nn.Module) -> nn.BatchNorm2d | None:
+    """Of a block that adds its input to what it makes of it."""
+    if isinstance(module, InvertedResidual):
+        return module.conv[-1].bn if module.residual else None
+    if isinstance(module, BasicBlock):
+        return module.bn2
+    return module.bn3 if isinstance(module, Bottleneck) else None
+
+
+def fitted(name: str, size: tuple[int, int]) -> nn.Module:
+    """`settled`, and its classifier is the ridge regression of the scenes' nine classes: logits that seldom tie."""
+    data = ShapesDataset("fit", length=SCENES, size=size)
+    network = settled(name, data.num_classes, size)
+    (classifier,) = (m for m in network.modules() if isinstance(m, nn.Conv2d) and m.out_channels == data.num_classes)
+    features: list[Tensor] = []
+    with torch.inference_mode(), classifier.register_forward_hook(lambda _, inputs, __: features.append(inputs[0])):
+        for image, _ in data:
+            whole_logits(network, image[None])
+    shares = [_shares(label, data.num_classes, features[0].shape[2:]) for _, label in data]
+    inputs, targets = (torch.cat([_rows(part) for part in parts]) for parts in (features, shares))
+    weight = (targets / targets.mean(0) ** 0.2).sum(1, keepdim=True)
+    weight /= weight.sum()
+    mean_input, mean_target = (weight * inputs).sum(0), (weight * targets).sum(0)
+    inputs, targets = weight.sqrt() * (inputs - mean_input), weight.sqrt() * (targets - mean_target)
+    products = inputs.T @ inputs
+    products += RIDGE * products.diagonal().mean() * torch.eye(len(products), dtype=torch.double)
+    weights = torch.linalg.solve(products, inputs.T @ targets)
+    with torch.no_grad():
+        classifier.weight.copy_(weights.T[:, :, None, None])
+        classifier.bias.copy_(mean_target - mean_input @ weights)
+    return network
+
+
+def _shares(label: Tensor, num_classes: int, size: tuple[int, int]) -> Tensor:
+    """(1, C, h, w): how much of each cell is of which class; void is of none."""
+    known = F.one_hot(label.long().clamp(max=num_classes), num_classes + 1)[..., :num_classes]
+    return F.adaptive_avg_pool2d(known.permute(2, 0, 1)[None].double(), size)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """(1, C, h, w) -> (h w, C)."""
+    return maps[0].flatten(1).T.double()

@@ -1,0 +1,169 @@
+"""draw_overlay beside OpenCV, supervision and torchvision, at 1920x1080, in one run.
+
+    pip install 'bpkd-sdk[bench]'
+    python benchmarks/overlay.py --output benchmarks/results/overlay.json
+
+Everyone starts from an RGB image and a map of class ids and ends with a new picture, once with colours only and once
+with white lines around the classes too (torchvision draws none). supervision and torchvision want a binary mask for
+each class; what they take when those are there already is measured as well, as "masks given". In every round each call
+runs five times in a row, of which the fastest counts (the first pays for memory that the one before gave back to the
+system); the result is the median of the rounds.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import cv2
+import numpy as np
+import supervision
+import torch
+from torchvision.utils import draw_segmentation_masks
+
+from bpkd_sdk.data import shapes
+from bpkd_sdk.serve import draw_overlay
+
+ALPHA, WHITE = 0.5, (255, 255, 255)
+Call = Callable[[], object]
+
+
+class Alternatives:
+    """The same picture by other libraries.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        mask: uint8 (H, W), class ids.
+        palette: One RGB colour per class.
+    """
+
+    def __init__(self, image: np.ndarray, mask: np.ndarray, palette: tuple[tuple[int, int, int], ...]) -> None:
+        self.image, self.mask, self.palette = image, mask, palette
+        self.classes = np.unique(mask)
+        self.colors = np.array(palette, np.uint8)
+        self.table = np.zeros((256, 1, 3), np.uint8)
+        self.table[: len(palette), 0] = palette
+        self.tensor, self.mask_tensor = torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)
+        colors = supervision.ColorPalette([supervision.Color(*color) for color in palette])
+        self.fill = supervision.MaskAnnotator(colors, opacity=ALPHA)
+        self.outline = supervision.PolygonAnnotator(supervision.Color.WHITE, thickness=1)
+
+    def opencv_lookup(self) -> np.ndarray:
+        return cv2.addWeighted(self.image, 1 - ALPHA, self.colors[self.mask], ALPHA, 0)
+
+    def opencv_color_map(self) -> np.ndarray:
+        return cv2.addWeighted(self.image, 1 - ALPHA, cv2.applyColorMap(self.mask, self.table), ALPHA, 0)
+
+    def opencv_contours(self) -> np.ndarray:
+        picture = self.opencv_color_map()
+        for class_id in self.classes:
+            area = (self.mask == class_id).view(np.uint8)
+            lines, _ = cv2.findContours(area, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(picture, lines, -1, WHITE, 1)
+        return picture
+
+    def detections(self) -> supervision.Detections:
+        masks = np.stack([self.mask == class_id for class_id in self.classes])
+        return supervision.Detections(supervision.mask_to_xyxy(masks), masks, class_id=self.classes.astype(int))
+
+    def supervision_fill(self, detections: supervision.Detections | None = None) -> np.ndarray:
+        return self.fill.annotate(self.image.copy(), detections or self.detections())
+
+    def supervision_outlines(self, detections: supervision.Detections | None = None) -> np.ndarray:
+        detections = detections or self.detections()
+        return self.outline.annotate(self.fill.annotate(self.image.copy(), detections), detections)
+
+    def masks(self) -> torch.Tensor:
+        return torch.stack([self.mask_tensor == class_id for class_id in self.classes.tolist()])
+
+    def torchvision_fill(self, masks: torch.Tensor | None = None) -> torch.Tensor:
+        masks = self.masks() if masks is None else masks
+        colors = [self.palette[class_id] for class_id in self.classes]
+        return draw_segmentation_masks(self.tensor, masks, alpha=ALPHA, colors=colors)
+
+
+def median_ms(calls: dict[str, Call], rounds: int) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(1 + rounds):
+        for name, call in calls.items():
+            times[name].append(min(timed_ms(call) for _ in range(5)))
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def timed_ms(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - start)
+
+
+def compare(title: str, ours: Call, others: dict[str, Call], rounds: int) -> dict[str, object]:
+    times = median_ms({"draw_overlay": ours, **others}, rounds)
+    own = times["draw_overlay"]
+    print(title)
+    for name, ms in times.items():
+        print(f"  {name:36} {ms:8.2f} ms {ms / own:8.2f} times ours")
+    best = min(others, key=lambda name: times[name])
+    return {"task": title, "ms": times, "best_other": best, "best_other_over_ours": times[best] / own}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="where the JSON goes")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1, help="of OpenCV and torch")
+    parser.add_argument("--size", type=int, nargs=2, default=(1080, 1920), metavar=("HEIGHT", "WIDTH"))
+    options = parser.parse_args(arguments)
+    cv2.setNumThreads(options.threads)
+    torch.set_num_threads(options.threads)
+    image, mask = shapes.render(0, "val", 0, tuple(options.size))
+    image, palette = np.ascontiguousarray(image), shapes.PALETTE
+    other = Alternatives(image, mask, palette)
+    detections, masks = other.detections(), other.masks()
+    same = draw_overlay(image, mask, palette, boundaries=False, alpha=ALPHA)
+    if not np.array_equal(same, other.opencv_color_map()):
+        raise SystemExit("The pictures differ, so their times cannot be compared.")
+    tasks = [
+        compare(
+            "colours",
+            lambda: draw_overlay(image, mask, palette, boundaries=False, alpha=ALPHA),
+            {
+                "OpenCV, palette[mask]": other.opencv_lookup,
+                "OpenCV, applyColorMap": other.opencv_color_map,
+                "supervision": other.supervision_fill,
+                "supervision, masks given": lambda: other.supervision_fill(detections),
+                "torchvision": other.torchvision_fill,
+                "torchvision, masks given": lambda: other.torchvision_fill(masks),
+            },
+            options.rounds,
+        ),
+        compare(
+            "colours and lines",
+            lambda: draw_overlay(image, mask, palette, alpha=ALPHA),
+            {
+                "OpenCV, drawContours": other.opencv_contours,
+                "supervision": other.supervision_outlines,
+                "supervision, masks given": lambda: other.supervision_outlines(detections),
+            },
+            options.rounds,
+        ),
+    ]
+    report = {
+        "size": list(options.size),
+        "classes": len(other.classes),
+        "rounds": options.rounds,
+        "threads": options.threads,
+        "machine": platform.processor() or platform.machine(),
+        "versions": {name: version(name) for name in ("opencv-python", "supervision", "torchvision", "numpy")},
+        "tasks": tasks,
+    }
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
