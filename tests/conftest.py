@@ -5,6 +5,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+os.environ["COLUMNS"] = "200"  # what is printed wraps the same everywhere, whatever the paths' lengths
+
 
 def _shared(variable: str, *below: str) -> Path:
     path = Path(os.environ[variable]) if variable in os.environ else ROOT.parent.joinpath("shared", *below)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from bpkd_sdk.comparison.budget import LOG_EVERY, Budget, time_per_step
 from bpkd_sdk.comparison.contest import Contest, Student, Teacher
 from bpkd_sdk.comparison.methods import Methods, named_methods
 from bpkd_sdk.comparison.report import Comparison
-from bpkd_sdk.comparison.run import RESULT_FILE, SCORES, perform, read_run, write_json
+from bpkd_sdk.comparison.run import RESULT_FILE, SCORES, Run, perform, read_run, write_json
 from bpkd_sdk.data import SegmentationDataset, open_dataset
 from bpkd_sdk.errors import import_optional, listed
 from bpkd_sdk.evaluation import evaluate
@@ -23,6 +27,7 @@ from bpkd_sdk.training.accelerator import create_accelerator
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.networks import default_crop
 
+LOCK_FILE = "lock"  # held by the process that is at work in its folder
 SET_HERE = {"steps": "budget", "seed": "seeds"}  # options of a run, and what they follow from
 
 
@@ -40,7 +45,8 @@ def compare(
     """Distill one student by several methods, and train it alone, on equal terms.
 
     With one seed all methods start from the same weights of the student and see the same crops in the same order.
-    Called again with the same arguments, it goes on where it was stopped; methods and seeds can be added.
+    Called again with the same arguments, it goes on where it was stopped; methods and seeds can be added. Called by
+    several processes at the same time, each with a GPU or cores of its own, these share the runs.
 
     Args:
         teacher: A module in eval mode, its checkpoint, or an exported file that `distill` takes.
@@ -69,32 +75,61 @@ def compare(
         raise ValueError(f"Expected `seeds` to be at least 1, but got {seeds}.")
     contest = _contest(teacher, student, data, Budget.parse(budget), options)
     chosen = named_methods(methods, contest.train.num_classes, contest.train.ignore_index)
-    folder = Path(output_dir)
-    settings = _settle(folder / "settings.json", contest.settings())
-    own = {name: _settle(folder / name / "method.json", describe(method)) for name, method in chosen.items()}
     if options.get("check_data", True):
         contest.train.check()
         contest.val.check()
-    comparison = Comparison(settings, _teacher_scores(contest, folder / "teacher.json"), [], folder)
-    order = list(product(range(seeds), chosen))
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    places = {(seed, name): folder / name / f"seed{seed}" for seed, name in product(range(seeds), chosen)}
+    with FileLock(folder / LOCK_FILE):
+        settings = _settle(folder / "settings.json", contest.settings())
+        own = {name: _settle(folder / name / "method.json", describe(method)) for name, method in chosen.items()}
+        comparison = Comparison(settings, _teacher_scores(contest, folder / "teacher.json"), [], folder)
     try:
-        plans = {name: _plan(contest, name, method, folder) for name, method in chosen.items()}
-        for number, (seed, name) in enumerate(order, 1):
-            place = folder / name / f"seed{seed}"
-            if not (place / RESULT_FILE).is_file():
-                title = f"Run {number} of {len(order)}: {name}, seed {seed}, {plans[name]['steps']} steps"
+        with FileLock(folder / LOCK_FILE):
+            plans = {name: _plan(contest, name, method, folder) for name, method in chosen.items()}
+        with closing(_claimed(places)) as claimed:
+            for (seed, name), place in claimed:
+                number = 1 + list(places).index((seed, name))
+                title = f"Run {number} of {len(places)}: {name}, seed {seed}, {plans[name]['steps']} steps"
                 console.print(title, highlight=False)
                 facts = settings | {"method": own[name], "plan": plans[name]}
                 perform(contest, name, chosen[name], seed=seed, folder=place, settings=facts)
-            comparison.runs.append(read_run(place))
     except KeyboardInterrupt:
+        finished = len(_finished(places))
         raise KeyboardInterrupt(
-            f"{len(comparison.runs)} of {len(order)} runs are finished in {folder}; the same call goes on with the rest"
+            f"{finished} of {len(places)} runs are finished in {folder}; the same call goes on with the rest"
         ) from None
     finally:
+        comparison.runs.extend(_finished(places))
         if comparison.runs:
             comparison.write()
     return comparison
+
+
+Places = Mapping[tuple[int, str], Path]  # the folder of each run, by seed and method
+
+
+def _claimed(places: Places) -> Generator[tuple[tuple[int, str], Path]]:
+    """The unfinished runs, each closed to other processes while it is done.
+
+    What another process is doing comes last, and is waited for: it may have given up.
+    """
+    left = dict(places)
+    for timeout in (0, -1):
+        for run, place in list(left.items()):
+            place.mkdir(parents=True, exist_ok=True)
+            try:
+                with FileLock(place / LOCK_FILE, timeout=timeout):
+                    if not (place / RESULT_FILE).is_file():
+                        yield run, place
+            except Timeout:
+                continue
+            del left[run]
+
+
+def _finished(places: Places) -> list[Run]:
+    return [read_run(place) for place in places.values() if (place / RESULT_FILE).is_file()]
 
 
 def _contest(

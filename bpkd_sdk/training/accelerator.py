@@ -8,6 +8,7 @@ mini-batch term compares the images that one process has at a time.
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import TypeVar
 
@@ -55,6 +56,8 @@ def create_accelerator(config: TrainingConfig) -> Accelerator:
         # A network may have weights that it never uses; the graph is the same at every step.
         kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True, gradient_as_bucket_view=True)],
     )
+    atexit.unregister(_leave_processes)
+    atexit.register(_leave_processes)
     parts = accelerator.num_processes * config.accumulate
     if config.batch_size % parts:
         raise ValueError(
@@ -63,6 +66,12 @@ def create_accelerator(config: TrainingConfig) -> Accelerator:
         )
     progress.console.quiet = not accelerator.is_main_process
     return accelerator
+
+
+def _leave_processes() -> None:
+    """Close the connections to the other processes; torch aborts a process that ends with them open."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _mixed_precision(precision: str, *, on_cuda: bool) -> str:

