@@ -2,10 +2,10 @@
 
     python -m benchmarks.term_sizes --data path/to/camvid --weights lite0.pth --teacher A --student B
 
-A and B are checkpoints: the teacher and the student trained alone of `benchmarks/camvid_study.py`, which also says where the
-weights come from. Distills a few steps, once into a fresh student, once into the one trained alone. The last steps show
-what a critic, a projection or a memory has made of the terms since the first. Methods that are in the output file
-already are not repeated.
+A and B are checkpoints: the teacher and the student trained alone of `benchmarks/camvid_study.py`, which also says
+where the weights come from. Distills a few steps, once into a fresh student, once into the one trained alone. The last
+steps show what a critic, a projection or a memory has made of the terms since the first. Methods that are in the output
+file already are not repeated.
 """
 
 import argparse

@@ -52,14 +52,14 @@ def bpkd_edge(
     Returns:
         Scalar; 0 with zero gradient where no image has an edge.
     """
-    z_student, z_teacher = ((z * masks).flatten(2) for z in (student, teacher))
-    phi = softmax_kl(z_student, z_teacher, dim=1, temperature=temperature)
+    z_student, z_teacher, m = (x.flatten(2) for x in (student, teacher, masks))
+    phi = softmax_kl(z_student, z_teacher, dim=1, temperature=temperature, mask=m)
     positions = (masks > 0).sum((2, 3))
     count = positions if edge_count == "positions" else masks.sum((2, 3))
     class_weight = torch.as_tensor(alpha, dtype=masks.dtype, device=masks.device) / count.clamp(min=1)
     if class_reduction == "mean":
         class_weight = class_weight / (positions > 0).sum(1, keepdim=True).clamp(min=1)
-    position_weight = torch.einsum("nc,nci->ni", class_weight, masks.flatten(2))
+    position_weight = torch.einsum("nc,nci->ni", class_weight, m)
     return (phi * position_weight).sum() / len(student)
 
 
@@ -68,8 +68,7 @@ def bpkd_body(student: Tensor, teacher: Tensor, masks: Tensor, *, temperature: f
 
     Arguments as `bpkd_edge`. Edge positions stay in the softmax with their logits pulled towards 0.
     """
-    body = 1 - masks
-    return channel_kl(student * body, teacher * body, temperature=temperature)
+    return channel_kl(student, teacher, temperature=temperature, mask=1 - masks)
 
 
 class BPKDLoss(WeightedTerms):

@@ -12,18 +12,20 @@ from bpkd_sdk.losses.divergence import softmax_kl
 from bpkd_sdk.losses.method import Outputs, Terms, WeightedTerms, built, check_positive, projection
 
 
-def channel_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+def channel_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, mask: Tensor | None = None) -> Tensor:
     """KL between the spatial distributions of each channel: T^2 / (N C) sum_{n,c} KL(softmax_i(t/T) || softmax_i(s/T)).
 
     Args:
         student: (N, C, h, w), float32 or float64.
         teacher: (N, C, h, w), constant.
         temperature: T, above 0.
+        mask: (N, C, h, w), constant: what s and t are multiplied with first; None: 1.
 
     Returns:
         Scalar, 0 or above.
     """
-    divergence = softmax_kl(student.flatten(2), teacher.flatten(2), dim=2, temperature=temperature)
+    mask = None if mask is None else mask.flatten(2)
+    divergence = softmax_kl(student.flatten(2), teacher.flatten(2), dim=2, temperature=temperature, mask=mask)
     return temperature**2 * divergence.mean()
 
 

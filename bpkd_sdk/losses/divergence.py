@@ -6,6 +6,7 @@ the logits' size for its backward pass, which for 150 classes is most of what su
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch.autograd.function import once_differentiable
 _CHUNK = 1 << 19  # elements at a time
 
 
-def softmax_kl(student: Tensor, teacher: Tensor, *, dim: int, temperature: float = 1.0) -> Tensor:
+def softmax_kl(
+    student: Tensor, teacher: Tensor, *, dim: int, temperature: float = 1.0, mask: Tensor | None = None
+) -> Tensor:
     """KL(softmax(t / T) || softmax(s / T)) of every distribution along one dimension; not multiplied by T^2.
 
     Args:
@@ -23,6 +26,7 @@ def softmax_kl(student: Tensor, teacher: Tensor, *, dim: int, temperature: float
         teacher: (A, B, P), constant.
         dim: 1 or 2, the dimension that the softmax is over.
         temperature: T, above 0.
+        mask: (A, B, P), constant: what s and t are multiplied with first; None: 1.
 
     Returns:
         (A, P) for dim=1, (A, B) for dim=2; 0 or above.
@@ -31,30 +35,34 @@ def softmax_kl(student: Tensor, teacher: Tensor, *, dim: int, temperature: float
         >>> softmax_kl(torch.zeros(1, 2, 2), torch.tensor([[[0.0, 0.0], [2.0, 0.0]]]), dim=2)
         tensor([[0.0000, 0.3278]])
     """
-    value: Tensor = _SoftmaxKL.apply(student, teacher, dim, temperature)
+    value: Tensor = _SoftmaxKL.apply(student, teacher, dim, temperature, mask)
     return value
 
 
 class _SoftmaxKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, dim: int, temperature: float) -> Tensor:
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, dim: int, temperature: float, mask: Tensor | None
+    ) -> Tensor:
         own, other = dim - 1, 2 - dim
         gradient = torch.empty_like(student)
         value = student.new_empty(len(student), student.shape[3 - dim])
         size = max(1, _CHUNK // student.shape[dim])
-        for s, t, slope, divergence in zip(student, teacher, gradient, value, strict=True):
-            chunks = (*(x.split(size, other) for x in (s, t, slope)), divergence.split(size))
-            for s_part, t_part, slope_part, divergence_part in zip(*chunks, strict=True):
-                log_q, log_p = ((x / temperature).log_softmax(own) for x in (s_part, t_part))
+        masks = repeat(None, len(student)) if mask is None else iter(mask)
+        for s, t, slope, divergence, m in zip(student, teacher, gradient, value, masks, strict=True):
+            chunks = [*(x.split(size, other) for x in (s, t, slope)), divergence.split(size)]
+            factors = [1 / temperature] * len(chunks[0]) if m is None else (m / temperature).split(size, other)
+            for s_part, t_part, slope_part, divergence_part, factor in zip(*chunks, factors, strict=True):
+                log_q, log_p = ((x * factor).log_softmax(own) for x in (s_part, t_part))
                 p = log_p.exp()
                 torch.sum(log_p.sub_(log_q).mul_(p), own, out=divergence_part)
-                slope_part.copy_(log_q.exp_().sub_(p).div_(temperature))
+                slope_part.copy_(log_q.exp_().sub_(p).mul_(factor))
         ctx.save_for_backward(gradient)
         ctx.dim = dim
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * slope.unsqueeze(ctx.dim), None, None, None
+        return gradient * slope.unsqueeze(ctx.dim), None, None, None, None
