@@ -178,8 +178,10 @@ class _Trainer:
                     if saving or interrupted:
                         self._save()
                     window = Window(step)
-                if interrupted and step < config.steps:
-                    raise KeyboardInterrupt(f"stopped after step {step}; go on with resume=True")
+                if interrupted:
+                    break
+            if self._agree_to_stop(requested, at_record=True):
+                raise KeyboardInterrupt(f"stopped after step {self.position.step}; go on with resume=True")
         return self.metrics if self.metrics is not None else self._score()
 
     def _steps(self) -> Iterator[list[Batch]]:

@@ -124,6 +124,27 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     assert first.metrics == again.metrics
 
 
+def test_ctrl_c_during_the_last_validation_is_not_lost(tmp_path):
+    history = tmp_path / "run" / "history.jsonl"
+
+    class Interrupting(ShapesDataset):
+        left = 1
+
+        def __getitem__(self, index):
+            if self.left and history.exists() and history.read_text():
+                self.left -= 1
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().__getitem__(index)
+
+    val = Interrupting("val", length=len(VAL), size=(48, 40))
+    options = OPTIONS | {"steps": 2, "check_data": False, "output_dir": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 2"):
+        bpkd_sdk.train(tiny(9), (TRAIN, val), **options)
+    result = bpkd_sdk.train(tiny(9), (TRAIN, val), resume=True, **options)
+    assert [record["step"] for record in result.history if "metrics" in record][-1:] == [2]
+    assert result.metrics == bpkd_sdk.evaluate(result.model, VAL)
+
+
 def test_same_seed_same_weights_other_seed_other_weights(tmp_path):
     runs = [
         bpkd_sdk.train(tiny(9), (TRAIN, None), steps=3, seed=seed, output_dir=tmp_path / str(i), **OPTIONS)
