@@ -22,10 +22,10 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 from matplotlib.figure import Figure
@@ -37,6 +37,7 @@ from torch import Tensor, nn
 import bpkd_sdk
 from bpkd_sdk import Comparison
 from bpkd_sdk.boundary import edge_band
+from bpkd_sdk.comparison.bootstrap import paired_bootstrap
 from bpkd_sdk.comparison.run import PER_IMAGE_FILE, read_run
 from bpkd_sdk.comparison.summary import statistic
 from bpkd_sdk.data import FileDataset
@@ -71,7 +72,7 @@ STUDENT_RECIPE = RECIPE | {"crop_size": (192, 256), "teacher_precision": "bf16"}
 
 # Tried by all methods alike: the paper's setting, where it has one of its own, this package's defaults, and others.
 HELD_OUT = 72  # of the training images, the last in order: the end of a drive
-TUNING_STEPS = 80
+TUNING_STEPS = 60
 CANDIDATES: dict[str, dict[str, DistillationLoss]] = {
     "bpkd": {
         "paper": BPKDLoss.paper(),
@@ -94,10 +95,9 @@ CANDIDATES: dict[str, dict[str, DistillationLoss]] = {
     },
 }
 
-BUDGETS = {"steps": "steps=200", "seconds": "seconds=200"}
+BUDGETS = {"steps": "steps=150", "seconds": "seconds=150"}
 SEEDS = 3
 EDGE_WIDTHS = (3, 5, 9)  # pixels
-DRAWS = 10_000  # of the bootstrap
 IMAGE_SIZE = (360, 480)
 
 
@@ -163,7 +163,9 @@ def tune(arguments: argparse.Namespace) -> None:
         for name, pairs in (("camvid/fitted", train.pairs[:-HELD_OUT]), ("camvid/held out", train.pairs[-HELD_OUT:]))
     )
     candidates = {f"{method} {name}": loss for method, tried in CANDIDATES.items() for name, loss in tried.items()}
-    comparison = compare(arguments, data, candidates, f"steps={TUNING_STEPS}", "tune", seeds=1)
+    comparison = compare(
+        arguments, data, candidates, f"steps={TUNING_STEPS}", "tune", seeds=1, evaluate_every=TUNING_STEPS
+    )
     found = {run.method: run.metrics.get("miou", 0.0) for run in comparison.runs}
     best = {method: max(tried, key=lambda name: found[f"{method} {name}"]) for method, tried in CANDIDATES.items()}
     write(RESULTS / "tune" / "best.json", best)
@@ -176,7 +178,9 @@ def contest(unit: str, arguments: argparse.Namespace) -> None:
     methods["bpkd no edges"] = without("edge", methods["bpkd"])
     methods["bpkd no bodies"] = without("body", methods["bpkd"])
     budget = BUDGETS[unit]
-    compare(arguments, camvid(arguments.data), methods, budget, budget.replace("=", "-"), seeds=SEEDS)
+    compare(
+        arguments, camvid(arguments.data), methods, budget, budget.replace("=", "-"), seeds=SEEDS, evaluate_every=75
+    )
 
 
 def without(term: str, method: DistillationLoss) -> DistillationLoss:
@@ -193,6 +197,7 @@ def compare(
     place: str,
     *,
     seeds: int,
+    evaluate_every: int,
 ) -> Comparison:
     teacher = arguments.runs / "teacher" / "last.safetensors"
     student = new_student(arguments)
@@ -205,7 +210,7 @@ def compare(
         budget=budget,
         seeds=seeds,
         output_dir=folder,
-        evaluate_every=None,
+        evaluate_every=evaluate_every,
         **STUDENT_RECIPE,
     )
     for run in comparison.runs:
@@ -228,10 +233,14 @@ def report(arguments: argparse.Namespace) -> None:
         widths = {"teacher": [accuracies(teacher, val)]}
         for method, folders in runs.items():
             widths[method] = [accuracies(open_student(arguments, folder), val) for folder in folders]
-        counts = {
-            method: [load_file(folder / PER_IMAGE_FILE) for folder in folders] for method, folders in runs.items()
+        counts = {method: [folder / PER_IMAGE_FILE for folder in folders] for method, folders in runs.items()}
+        pairs = [(method, "alone") for method in runs if method != "alone"]
+        pairs += [("bpkd", method) for method in runs if method not in ("bpkd", "alone")]
+        intervals = {
+            f"{one} - {other}": {name: asdict(found) for name, found in scores.items()}
+            for (one, other), scores in paired_bootstrap(counts, pairs).items()
         }
-        facts = {"edge_widths": widths, "bootstrap": bootstrap(counts)}
+        facts = {"edge_widths": widths, "bootstrap": intervals}
         write(place / "report.json", facts)
         write_atomically(place / "report.md", "\n".join(report_lines(**facts)).encode())
         shown = {name: open_student(arguments, runs[name][0]) for name in runs if name in ("alone", "cwd", "bpkd")}
@@ -267,46 +276,6 @@ def accuracies(network: nn.Module, data: FileDataset) -> dict[int, list[float]]:
     return {width: (found[:, 0] / found[:, 1]).tolist() for width, found in counts.items()}
 
 
-def bootstrap(counts: dict[str, list[dict[str, Tensor]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Differences of scores with their 95 % intervals: each method to the student alone, and BPKD to each method.
-
-    Images are drawn with replacement, the same for all methods and seeds; a score is the mean over the seeds.
-    """
-    images = len(next(iter(counts.values()))[0]["region"])
-    draws = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=DRAWS)
-    drawn = torch.from_numpy(np.concatenate([np.ones((1, images)), draws]))  # first all images, once
-    found = {method: mean_scores(seeds, drawn) for method, seeds in counts.items()}
-    pairs = [(method, "alone") for method in found if method != "alone"]
-    pairs += [("bpkd", method) for method in found if method not in ("bpkd", "alone")]
-    return {
-        f"{one} - {other}": {name: interval(found[one][name] - found[other][name]) for name in found[one]}
-        for one, other in pairs
-    }
-
-
-def mean_scores(seeds: list[dict[str, Tensor]], drawn: Tensor) -> dict[str, Tensor]:
-    each = [scores({name: torch.tensordot(drawn, n.double(), 1) for name, n in counts.items()}) for counts in seeds]
-    return {name: torch.stack([one[name] for one in each]).mean(0) for name in each[0]}
-
-
-def scores(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    def iou(right: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        return (right / (first + second - right)).nanmean(1)
-
-    edge, body = (sums["band"][:, row, 0] / sums["band"][:, row, 1] for row in (0, 1))
-    return {
-        "miou": iou(*sums["region"].unbind(1)),
-        "boundary_iou": iou(*sums["boundary"].unbind(1)),
-        "edge_accuracy": edge,
-        "body_accuracy": body,
-    }
-
-
-def interval(differences: Tensor) -> dict[str, float]:
-    low, high = differences[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return {"difference": differences[0].item(), "low": low, "high": high}
-
-
 def report_lines(edge_widths: dict[str, list], bootstrap: dict[str, dict]) -> Iterator[str]:
     """Both tables, as Markdown."""
     yield f"| method | {' | '.join(f'edge {width} px | body {width} px' for width in EDGE_WIDTHS)} |"
@@ -330,11 +299,11 @@ def mean_and_deviation(values: list[float]) -> str:
     return f"{100 * found.mean:.1f}" + (f" ±{100 * found.deviation:.1f}" if found.deviation is not None else "")
 
 
-def gains_and_losses(counts: dict[str, list[dict[str, Tensor]]]) -> list[int]:
+def gains_and_losses(counts: dict[str, list[Path]]) -> list[int]:
     """The two images that gain most by BPKD over the student alone, and the two that lose most."""
 
     def accuracy(method: str) -> Tensor:
-        right, known = torch.stack([seed["band"] for seed in counts[method]]).sum((0, 2)).unbind(1)
+        right, known = torch.stack([load_file(path)["band"] for path in counts[method]]).sum((0, 2)).unbind(1)
         return right / known
 
     order = (accuracy("bpkd") - accuracy("alone")).argsort().tolist()
