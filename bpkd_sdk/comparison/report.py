@@ -46,7 +46,8 @@ class Comparison:
         teacher: Scores of the teacher, fractions in 0..1.
         runs: One for each method and seed.
         output_dir: Holds ``table.md``, ``table.json``, ``miou_over_time.png``; and for each run a folder
-            ``<method>/seed<k>`` with its checkpoints, ``result.json``, and ``per_image.safetensors`` for `paired_bootstrap`.
+            ``<method>/seed<k>`` with its checkpoints, ``result.json``, and ``per_image.safetensors`` for
+            `paired_bootstrap`.
     """
 
     settings: dict[str, Any]
