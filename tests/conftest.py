@@ -1,7 +1,10 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+from bpkd_sdk import cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,6 +28,19 @@ def reference() -> Path:
 def camvid() -> Path:
     """CamVid, 480x360, 11 classes."""
     return _shared("BPKD_CAMVID", "data", "camvid")
+
+
+@pytest.fixture
+def bpkd(capfd, monkeypatch):
+    """The command, as a user types it: from arguments to exit code, output and errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bpkd", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return stopped.value.code, *capfd.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

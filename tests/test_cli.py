@@ -10,20 +10,11 @@ import pytest
 import torch
 
 import bpkd_sdk
-from bpkd_sdk import cli
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.models.zoo import build
 from bpkd_sdk.quickstart import quickstart
 
 NETWORK = "smp/FPN/tu-mobilenetv3_small_050"
-
-
-def bpkd(capfd, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["bpkd", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    out, err = capfd.readouterr()
-    return stopped.value.code, out, err
 
 
 @pytest.fixture(scope="module")
@@ -43,53 +34,53 @@ def test_every_command_has_help():
         assert command in result.stdout
 
 
-def test_distill_evaluate_export_and_evaluate_again(capfd, monkeypatch, teacher, tmp_path):
+def test_distill_evaluate_export_and_evaluate_again(bpkd, teacher, tmp_path):
     run = tmp_path / "run"
     code, out, err = bpkd(
-        capfd, monkeypatch, "distill", teacher, NETWORK, "--steps", 2, "--batch-size", 2, "--crop-size", "64x64",
+        "distill", teacher, NETWORK, "--steps", 2, "--batch-size", 2, "--crop-size", "64x64",
         "--output", run, "--device", "cpu",
     )  # fmt: skip
     assert code == 0, err
     assert "boundary IoU" in out
-    code, out, _ = bpkd(capfd, monkeypatch, "evaluate", run / "last.safetensors", "--json")
+    code, out, _ = bpkd("evaluate", run / "last.safetensors", "--json")
     scores = json.loads(out)
     assert scores["images"] == 100
     assert code == 0
-    code, out, _ = bpkd(capfd, monkeypatch, "export", run / "last.safetensors", run / "s.onnx", "--size", "128x128")
+    code, out, _ = bpkd("export", run / "last.safetensors", run / "s.onnx", "--size", "128x128")
     assert code == 0
     assert "of the pixels as in torch" in out
-    code, out, _ = bpkd(capfd, monkeypatch, "evaluate", run / "s.onnx", "--json")
+    code, out, _ = bpkd("evaluate", run / "s.onnx", "--json")
     assert json.loads(out)["miou"] == pytest.approx(scores["miou"], abs=1e-3)
 
 
-def test_errors_are_one_message_and_a_code(capfd, monkeypatch, tmp_path):
-    code, _, err = bpkd(capfd, monkeypatch, "evaluate", tmp_path / "none.safetensors")
+def test_errors_are_one_message_and_a_code(bpkd, tmp_path):
+    code, _, err = bpkd("evaluate", tmp_path / "none.safetensors")
     assert code == 1
     assert "no checkpoint at" in err
     assert "Traceback" not in err
-    code, _, err = bpkd(capfd, monkeypatch, "train", NETWORK, "--crop-size", "64")
+    code, _, err = bpkd("train", NETWORK, "--crop-size", "64")
     assert code == 1
     assert "a size like 512x1024" in err
 
 
-def test_models_prints_the_papers_sixteen_figures(capfd, monkeypatch):
-    code, out, _ = bpkd(capfd, monkeypatch, "models", "--json")
+def test_models_prints_the_papers_sixteen_figures(bpkd):
+    code, out, _ = bpkd("models", "--json")
     assert code == 0
     rows = [row for row in json.loads(out) if row["paper_params"] is not None]
     assert len(rows) == 8
     for row in rows:
         assert round(row["params"] / 1e6, 2) == row["paper_params"]
         assert round(row["paper_macs"] / 1e9, 2) == row["paper_gflops"]
-    code, out, _ = bpkd(capfd, monkeypatch, "models")
+    code, out, _ = bpkd("models")
     assert all(f"{row['paper_gflops']:.2f}" in out and row["name"] in out for row in rows)
 
 
-def test_import_of_a_distilled_student(capfd, monkeypatch, tmp_path):
+def test_import_of_a_distilled_student(bpkd, tmp_path):
     network = build("pspnet_r18", 7, aux_head=True).eval()
     state = {f"architecture.model.{key}": value for key, value in network.state_dict().items()}
     state["teacher.backbone.conv1.weight"] = torch.zeros(1)
     torch.save({"meta": {"CLASSES": list("abcdefg")}, "state_dict": state}, tmp_path / "official.pth")
-    code, out, err = bpkd(capfd, monkeypatch, "import", tmp_path / "official.pth", tmp_path / "student.safetensors")
+    code, out, err = bpkd("import", tmp_path / "official.pth", tmp_path / "student.safetensors")
     assert code == 0, err
     assert "pspnet_r18, 7 classes" in out
     assert "teacher.backbone.conv1.weight" in out
@@ -98,14 +89,14 @@ def test_import_of_a_distilled_student(capfd, monkeypatch, tmp_path):
     assert torch.equal(imported(images), network(images))
     assert imported.spec.class_names == tuple("abcdefg")
     assert imported.spec.aux_head
-    code, out, _ = bpkd(capfd, monkeypatch, "profile", tmp_path / "official.pth", "--size", "64x64", "--json")
+    code, out, _ = bpkd("profile", tmp_path / "official.pth", "--size", "64x64", "--json")
     assert json.loads(out)["params"] == sum(p.numel() for p in network.parameters()) - sum(
         p.numel() for p in network.auxiliary_head.parameters()
     )
 
 
-def test_doctor_names_what_is_there(capfd, monkeypatch):
-    code, out, _ = bpkd(capfd, monkeypatch, "doctor")
+def test_doctor_names_what_is_there(bpkd):
+    code, out, _ = bpkd("doctor")
     assert code == 0
     for part in ("torch", "CUDA", "ONNX Runtime", "TensorRT", "CPU"):
         assert part in out

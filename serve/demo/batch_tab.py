@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from bpkd_sdk.serve.answers import mask_png, picture_png
-from bpkd_sdk.serve.demo.controls import PLAIN_ERRORS, RUNS_NETWORK, Controls, build_role, complain
+from bpkd_sdk.serve.demo.controls import PLAIN_ERRORS, Controls, Job, complain
 from bpkd_sdk.serve.demo.files import new_path
 from bpkd_sdk.serve.demo.lineup import Lineup
 from bpkd_sdk.serve.demo.scene import LARGEST, full_overlay
@@ -29,10 +29,7 @@ def build_batch_tab(lineup: Lineup, controls: Controls) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
             images = gr.File(label="Images", file_count="multiple", file_types=["image"], elem_id="images")
-            role = build_role(lineup)
-            with gr.Row():
-                start = gr.Button("Segment all", variant="primary", elem_id="segment-all")
-                stop = gr.Button("Stop")
+            job = Job.build(lineup, "Segment all", "segment-all")
         with gr.Column(min_width=300):
             archive = gr.File(label="Masks and overlays", interactive=False, elem_id="archive")
             gr.Markdown(_ABOUT)
@@ -57,8 +54,7 @@ def build_batch_tab(lineup: Lineup, controls: Controls) -> None:
             yield gr.skip()
         yield str(target)
 
-    running = start.click(segment, [images, role, *controls.look], archive, **RUNS_NETWORK)
-    stop.click(None, cancels=running, api_visibility="private")
+    job.connect(segment, [images, job.role, *controls.look], archive)
 
 
 def write_zip(

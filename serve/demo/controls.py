@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.components import Component
 
 from bpkd_sdk.serve.demo.lineup import Lineup
 
@@ -47,10 +49,31 @@ def build_controls(lineup: Lineup) -> Controls:
     return Controls(student, alpha, width, divider)
 
 
-def build_role(lineup: Lineup) -> gr.Radio:
-    """Which network of the pair works where only one does; its value is the index."""
-    roles = ["teacher", "student"] if lineup.teacher else ["network"]
-    return gr.Radio(roles, value=roles[-1], type="index", label="Network", visible=len(roles) > 1)
+class Job(NamedTuple):
+    """Long work of one network, which can be stopped.
+
+    Attributes:
+        role: Which network of the pair works; its value is the index.
+        start: Button.
+        stop: Button.
+    """
+
+    role: gr.Radio
+    start: gr.Button
+    stop: gr.Button
+
+    @classmethod
+    def build(cls, lineup: Lineup, label: str, elem_id: str) -> Job:
+        """Lay it out where the caller is."""
+        roles = ["teacher", "student"] if lineup.teacher else ["network"]
+        role = gr.Radio(roles, value=roles[-1], type="index", label="Network", visible=len(roles) > 1)
+        with gr.Row():
+            return cls(role, gr.Button(label, variant="primary", elem_id=elem_id), gr.Button("Stop"))
+
+    def connect(self, work: Callable[..., Any], inputs: Sequence[Component], output: Component) -> None:
+        """Start the work by one button, and stop it by the other."""
+        running = self.start.click(work, [*inputs], output, **RUNS_NETWORK)
+        self.stop.click(None, cancels=running, api_visibility="private")
 
 
 def complain(error: Exception | str) -> None:

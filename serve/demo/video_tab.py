@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from bpkd_sdk.serve.demo.controls import PLAIN_ERRORS, RUNS_NETWORK, Controls, build_role, complain
+from bpkd_sdk.serve.demo.controls import PLAIN_ERRORS, Controls, Job, complain
 from bpkd_sdk.serve.demo.files import new_path
 from bpkd_sdk.serve.demo.lineup import Lineup
 from bpkd_sdk.serve.demo.scene import full_overlay
@@ -23,10 +23,7 @@ def build_video_tab(lineup: Lineup, controls: Controls) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
             video = gr.File(label="Video", file_types=["video"], elem_id="video")
-            role = build_role(lineup)
-            with gr.Row():
-                start = gr.Button("Segment the video", variant="primary", elem_id="segment-video")
-                stop = gr.Button("Stop")
+            job = Job.build(lineup, "Segment the video", "segment-video")
         with gr.Column(min_width=300):
             result = gr.Video(label="With masks", interactive=False, buttons=["download"], elem_id="annotated")
 
@@ -56,5 +53,4 @@ def build_video_tab(lineup: Lineup, controls: Controls) -> None:
             return complain(error)
         yield str(target)
 
-    running = start.click(segment, [video, role, *controls.look], result, **RUNS_NETWORK)
-    stop.click(None, cancels=running, api_visibility="private")
+    job.connect(segment, [video, job.role, *controls.look], result)

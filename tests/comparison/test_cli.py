@@ -3,13 +3,11 @@
 import json
 import os
 import signal
-import sys
 
 import pytest
 from PIL import Image
 
 import bpkd_sdk
-from bpkd_sdk import cli
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.losses import METHODS, CWDLoss
 
@@ -31,13 +29,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-def bpkd(capfd, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["bpkd", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return stopped.value.code, *capfd.readouterr()
-
-
 def command(folder):
     return [
         "compare", "--data", folder / "data", "--teacher", folder / "teacher.safetensors", "--student", NETWORK,
@@ -46,23 +37,23 @@ def command(folder):
     ]  # fmt: skip
 
 
-def test_compare_prints_the_table_and_goes_on(capfd, monkeypatch, folder):
+def test_compare_prints_the_table_and_goes_on(bpkd, folder):
     compare = command(folder)
-    code, out, err = bpkd(capfd, monkeypatch, *compare, "--methods", "cwd")
+    code, out, err = bpkd(*compare, "--methods", "cwd")
     assert code == 0, err
     assert "Run 2 of 2: cwd, seed 0, 2 steps" in err
     for text in ("alone", "cwd", "mIoU", "ms/step", "1 seed"):
         assert text in out
-    code, out, err = bpkd(capfd, monkeypatch, *compare, "--methods", "cwd,bpkd+cwd")
+    code, out, err = bpkd(*compare, "--methods", "cwd,bpkd+cwd")
     assert code == 0, err
     assert "Run 2 of 3" not in err
     assert "Run 3 of 3: bpkd+cwd" in err
-    code, _, err = bpkd(capfd, monkeypatch, *compare, "--methods", "cwd", "--optimizer", "adamw")
+    code, _, err = bpkd(*compare, "--methods", "cwd", "--optimizer", "adamw")
     assert code == 1
     assert "options.optimizer: was 'sgd', is 'adamw'" in err
 
 
-def test_ctrl_c_says_what_is_done(capfd, monkeypatch, folder):
+def test_ctrl_c_says_what_is_done(bpkd, monkeypatch, folder):
     class Stopping(CWDLoss):
         calls = 0
 
@@ -73,9 +64,9 @@ def test_ctrl_c_says_what_is_done(capfd, monkeypatch, folder):
             return super().forward(*inputs)
 
     monkeypatch.setitem(METHODS, "stopping", Stopping)
-    code, _, err = bpkd(capfd, monkeypatch, *command(folder), "--methods", "stopping")
+    code, _, err = bpkd(*command(folder), "--methods", "stopping")
     assert code == 130
     assert f"Interrupted: 1 of 2 runs are finished in {folder / 'out'}; the same call goes on" in " ".join(err.split())
-    code, out, err = bpkd(capfd, monkeypatch, *command(folder), "--methods", "stopping")
+    code, out, err = bpkd(*command(folder), "--methods", "stopping")
     assert code == 0, err
     assert "stopping" in out

@@ -1,14 +1,12 @@
 """bpkd export, benchmark and formats: whatever goes in, what comes out is what the suffix and the precision say."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import bpkd_sdk
-from bpkd_sdk import cli
 from bpkd_sdk.cli.deployment import parse_batch, parse_sizes
 from bpkd_sdk.export import to_onnx
 from bpkd_sdk.export.benchmark import BenchmarkReport
@@ -27,17 +25,6 @@ def folder(tmp_path_factory):
     model = bpkd_sdk.create_model("smp/FPN/tu-mobilenetv3_small_050", 9).eval()
     bpkd_sdk.save_model(model, folder / "m.safetensors")
     return folder
-
-
-@pytest.fixture
-def bpkd(capfd, monkeypatch):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bpkd", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return stopped.value.code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -307,15 +307,10 @@ def test_a_missing_package_is_named(tiny_onnx, tmp_path, monkeypatch):
         to_triton(tiny_onnx["batch"], tmp_path / "models")
 
 
-def test_the_command(tiny_onnx, tmp_path, monkeypatch, capfd):
-    from bpkd_sdk import cli
-
-    arguments = ["triton", tiny_onnx["batch"], tmp_path / "models", "--name", "m", "--preferred-batch-size", 2]
-    monkeypatch.setattr(sys, "argv", ["bpkd", *map(str, arguments), "--preferred-batch-size", "4"])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 0
-    out = capfd.readouterr().out
+def test_the_command(bpkd, tiny_onnx, tmp_path):
+    preferred = ("--preferred-batch-size", 2, "--preferred-batch-size", 4)
+    code, out, err = bpkd("triton", tiny_onnx["batch"], tmp_path / "models", "--name", "m", *preferred)
+    assert code == 0, err
     assert "version 1, backend onnxruntime" in out
     assert f"tritonserver --model-repository={tmp_path / 'models'}" in out
     assert "triton://localhost:8000/m" in out

@@ -1,12 +1,10 @@
 """bpkd reproduce and bpkd data, as a user types them."""
 
 import json
-import sys
 
 import pytest
 
 import bpkd_sdk
-from bpkd_sdk import cli
 from tests import trees
 
 SMALL = ["--set", "batch_size=2", "--set", "crop_size=32x32", "--set", "base_size=[48, 32]", "--set", "device=cpu"]
@@ -14,18 +12,10 @@ SMALL = ["--set", "batch_size=2", "--set", "crop_size=32x32", "--set", "base_siz
 pytestmark = pytest.mark.filterwarnings("ignore:The student's backbone has random weights")
 
 
-def bpkd(capfd, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["bpkd", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    out, err = capfd.readouterr()
-    return stopped.value.code, out, err
-
-
-def test_dry_run_says_everything_and_writes_nothing(capfd, monkeypatch, tmp_path):
+def test_dry_run_says_everything_and_writes_nothing(bpkd, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     code, out, err = bpkd(
-        capfd, monkeypatch, "reproduce", "pascal_context_59/hrnetv2p_w18s", "--dry-run", "--set", "device=cpu",
+        "reproduce", "pascal_context_59/hrnetv2p_w18s", "--dry-run", "--set", "device=cpu",
         "--set", "crop_size=64x64",
     )  # fmt: skip
     assert code == 0, err
@@ -40,10 +30,10 @@ def test_dry_run_says_everything_and_writes_nothing(capfd, monkeypatch, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_smoke_run_and_evaluation(capfd, monkeypatch, tmp_path):
+def test_smoke_run_and_evaluation(bpkd, tmp_path):
     root = trees.cityscapes(tmp_path / "data", size=(32, 64))
     row = ["reproduce", "cityscapes/hrnetv2p_w18s", "--root", root, "--method", "none", *SMALL]
-    code, out, err = bpkd(capfd, monkeypatch, *row, "--limit-steps", 1, "--output", tmp_path / "run")
+    code, out, err = bpkd(*row, "--limit-steps", 1, "--output", tmp_path / "run")
     assert code == 0, err
     assert "ours, none (smoke run: no result)" in out
     assert "75.31" in out
@@ -51,11 +41,11 @@ def test_smoke_run_and_evaluation(capfd, monkeypatch, tmp_path):
     assert "all 80000 take" in out
     ours = json.loads((tmp_path / "run/reproduction.json").read_text())["ours"]
     assert f"{ours['miou']:.2f}" in out
-    code, out, err = bpkd(capfd, monkeypatch, *row, "--evaluate", tmp_path / "run/last.safetensors")
+    code, out, err = bpkd(*row, "--evaluate", tmp_path / "run/last.safetensors")
     assert code == 0, err
     assert "this network" in out
     code, out, err = bpkd(
-        capfd, monkeypatch, "evaluate", tmp_path / "run/last.safetensors", "--data", "cityscapes", "--root", root, "--json",
+        "evaluate", tmp_path / "run/last.safetensors", "--data", "cityscapes", "--root", root, "--json",
         "--window", "32x32", "--stride", "16x32", "--base-size", 48, 32, "--scales", 0.5, "--scales", 1, "--flip", "--batch-size", 4,
     )  # fmt: skip
     assert code == 0, err
@@ -66,26 +56,26 @@ def test_smoke_run_and_evaluation(capfd, monkeypatch, tmp_path):
     assert json.loads(out)["miou"] == pytest.approx(expected.miou, abs=1e-6)
 
 
-def test_what_a_run_needs_is_said(capfd, monkeypatch, tmp_path):
-    code, _, err = bpkd(capfd, monkeypatch, "reproduce", "cityscapes/pspnet_r18")
+def test_what_a_run_needs_is_said(bpkd, tmp_path):
+    code, _, err = bpkd("reproduce", "cityscapes/pspnet_r18")
     assert (code, "needs --root" in err) == (1, True)
-    code, _, err = bpkd(capfd, monkeypatch, "reproduce", "cityscapes/pspnet_r18", "--set", "batch")
+    code, _, err = bpkd("reproduce", "cityscapes/pspnet_r18", "--set", "batch")
     assert (code, "NAME=VALUE" in err) == (1, True)
-    code, _, err = bpkd(capfd, monkeypatch, "reproduce", "cityscapes/pspnet_r18", "--root", tmp_path)
+    code, _, err = bpkd("reproduce", "cityscapes/pspnet_r18", "--root", tmp_path)
     assert (code, "cityscapes-dataset.com" in err) == (1, True)
 
 
-def test_data_commands(capfd, monkeypatch, tmp_path):
+def test_data_commands(bpkd, tmp_path):
     trees.pascal_release(tmp_path)
-    code, out, err = bpkd(capfd, monkeypatch, "data", "convert", tmp_path)
+    code, out, err = bpkd("data", "convert", tmp_path)
     assert (code, "VOC2010" in out) == (0, True), err
-    code, out, _ = bpkd(capfd, monkeypatch, "data", "check", "pascal_context_59", tmp_path)
+    code, out, _ = bpkd("data", "check", "pascal_context_59", tmp_path)
     assert code == 1
     assert "2 images, but a whole copy has 4996" in out
     assert "64x96" in out
 
 
-def test_data_check_of_sound_data(capfd, monkeypatch, camvid):
-    code, out, _ = bpkd(capfd, monkeypatch, "data", "check", "camvid", camvid)
+def test_data_check_of_sound_data(bpkd, camvid):
+    code, out, _ = bpkd("data", "check", "camvid", camvid)
     assert code == 0
     assert "367" in out

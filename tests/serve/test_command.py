@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import bpkd_sdk
-from bpkd_sdk import cli
 from tests.serve.cases import encoded, wait_until
 
 TOKEN = "a long secret"  # noqa: S105
@@ -75,11 +74,9 @@ def test_serving_until_told_to_stop(checkpoint, tmp_path):
     ],
     ids=["address", "token", "user", "address of another", "port", "network"],
 )
-def test_refuses(capfd, monkeypatch, tmp_path, options, message):
+def test_refuses(bpkd, tmp_path, options, message):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         options = [option.format(taken=taken.getsockname()[1]) for option in options]
-        monkeypatch.setattr(sys, "argv", ["bpkd", "serve", "--student", str(tmp_path / "none.onnx"), *options])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-    assert stopped.value.code == 1
-    assert message in capfd.readouterr().err
+        code, _, err = bpkd("serve", "--student", tmp_path / "none.onnx", *options)
+    assert code == 1
+    assert message in err
