@@ -79,8 +79,15 @@ CANDIDATES: dict[str, dict[str, DistillationLoss]] = {
         "edge 10 body 5": BPKDLoss(edge_weight=10, body_weight=5),
         "edge 50 body 20": BPKDLoss(edge_weight=50, body_weight=20),
         "edge 20 body 1": BPKDLoss(edge_weight=20, body_weight=1),
+        "edge 2 body 1": BPKDLoss(edge_weight=2, body_weight=1),
+        "edge 1 body 2": BPKDLoss(edge_weight=1, body_weight=2),
     },
-    "cwd": {"paper": CWDLoss.paper(), "logit 5": CWDLoss(weight=5), "logit 20": CWDLoss(weight=20)},
+    "cwd": {
+        "paper": CWDLoss.paper(),
+        "logit 5": CWDLoss(weight=5),
+        "logit 20": CWDLoss(weight=20),
+        "logit 1": CWDLoss(weight=1),
+    },
     "skds": {"paper": SKDSLoss.paper(), "pixel 5": SKDSLoss(pixel_weight=5), "pixel 15": SKDSLoss(pixel_weight=15)},
     "ifvd": {"paper": IFVDLoss.paper(len(CLASSES)), "kd 5": IFVDLoss(kd_weight=5), "kd 15": IFVDLoss(kd_weight=15)},
     "cirkd": {
@@ -95,7 +102,7 @@ CANDIDATES: dict[str, dict[str, DistillationLoss]] = {
     },
 }
 
-BUDGETS = {"steps": "steps=150", "seconds": "seconds=150"}
+BUDGETS = {"steps": "steps=100", "seconds": "seconds=100"}
 SEEDS = 3
 EDGE_WIDTHS = (3, 5, 9)  # pixels
 IMAGE_SIZE = (360, 480)
@@ -179,7 +186,7 @@ def contest(unit: str, arguments: argparse.Namespace) -> None:
     methods["bpkd no bodies"] = without("body", methods["bpkd"])
     budget = BUDGETS[unit]
     compare(
-        arguments, camvid(arguments.data), methods, budget, budget.replace("=", "-"), seeds=SEEDS, evaluate_every=75
+        arguments, camvid(arguments.data), methods, budget, budget.replace("=", "-"), seeds=SEEDS, evaluate_every=50
     )
 
 

@@ -1,4 +1,4 @@
-"""The public fixtures, and what every comparison with them or with plain loops needs."""
+"""The public fixtures, and what every comparison with them or with plain loops needs; a step of a method."""
 
 import numpy as np
 import torch
@@ -38,3 +38,26 @@ def random_labels(images, classes, size, *, seed=0, void=255):
     labels = blocks.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, : size[0], : size[1]].clone()
     labels[:, : size[0] // 4, : size[1] // 4] = void
     return labels
+
+
+STUDENT, TEACHER = (3, 4, (9, 12)), (3, 6, (18, 24))  # classes, channels, size
+LABELS = random_labels(2, 3, (36, 48))
+
+
+def outputs(seed=0):
+    return random_output(2, *STUDENT, seed=seed), random_output(2, *TEACHER, seed=seed + 100)
+
+
+def prepared(method, seed=0):
+    torch.manual_seed(seed)
+    method.prepare(*outputs())
+    return method
+
+
+def step(method, seed):
+    """One forward and backward pass: terms, and the outputs with the gradients."""
+    student, teacher = outputs(seed)
+    torch.manual_seed(seed)
+    terms = method(student, teacher, LABELS)
+    torch.stack(list(terms.values())).sum().backward()
+    return terms, student, teacher

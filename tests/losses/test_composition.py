@@ -8,40 +8,20 @@ import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.losses import BPKDLoss, CanonicalKDLoss, CIRKDLoss, Composition, CWDLoss, SKDSLoss, create_method
 from bpkd_sdk.losses.method import DistillationLoss
-from tests.losses.cases import random_labels, random_output
+from tests.losses.cases import LABELS, outputs, prepared, step
 from tests.networks import tiny
-
-LABELS = random_labels(2, 3, (36, 48))
-
-
-def outputs(seed=0):
-    return random_output(2, 3, 4, (9, 12), seed=seed), random_output(2, 3, 6, (18, 24), seed=seed + 100)
-
-
-def prepared(method, seed=0):
-    torch.manual_seed(seed)
-    method.prepare(*outputs())
-    return method
-
-
-def step(method, seed):
-    student, teacher = outputs(seed)
-    torch.manual_seed(seed)
-    terms = method(student, teacher, LABELS)
-    torch.stack(list(terms.values())).sum().backward()
-    return terms, student.logits.grad
 
 
 def test_terms_and_gradient_are_those_of_the_single_methods():
     singles = {"bpkd": create_method("bpkd", 3), "cwd": CWDLoss(weight=3), "canonical": CanonicalKDLoss()}
     composed = prepared(create_method(["bpkd", CWDLoss(weight=3), CanonicalKDLoss()], 3))
     prepared(singles["canonical"]).load_state_dict(composed.methods["canonical"].state_dict())
-    terms, gradient = step(composed, 1)
+    terms, student, _ = step(composed, 1)
     results = {name: step(method, 1) for name, method in singles.items()}
-    expected = {f"{name}/{term}": value for name, (own, _) in results.items() for term, value in own.items()}
+    expected = {f"{name}/{term}": value for name, (own, *_) in results.items() for term, value in own.items()}
     assert terms == expected
     assert list(terms) == ["bpkd/edge", "bpkd/body", "cwd/logit", "canonical/logit", "canonical/feature"]
-    torch.testing.assert_close(gradient, sum(own for _, own in results.values()))
+    torch.testing.assert_close(student.logits.grad, sum(own.logits.grad for _, own, _ in results.values()))
     assert composed.weights["cwd/logit"] == 3
     assert composed.weights.keys() >= terms.keys()
 

@@ -15,11 +15,9 @@ from bpkd_sdk.losses import (
     create_method,
 )
 from bpkd_sdk.output import SegmentationOutput
-from tests.losses.cases import random_labels, random_output
+from tests.losses.cases import LABELS, STUDENT, TEACHER, outputs, prepared, random_output, step
 
 EVERY = {**METHODS, **{f"{cls.__name__}.paper": cls.paper for cls in (CWDLoss, SKDSLoss, IFVDLoss, CIRKDLoss)}}
-STUDENT, TEACHER = (3, 4, (9, 12)), (3, 6, (18, 24))  # classes, channels, size
-LABELS = random_labels(2, 3, (36, 48))
 
 
 @pytest.fixture(params=EVERY)
@@ -27,27 +25,8 @@ def make(request):
     return lambda: EVERY[request.param](3, ignore_index=255)
 
 
-def outputs(seed=0):
-    return random_output(2, *STUDENT, seed=seed), random_output(2, *TEACHER, seed=seed + 100)
-
-
-def prepared(make, seed=0):
-    torch.manual_seed(seed)
-    method = make()
-    method.prepare(*outputs())
-    return method
-
-
-def step(method, seed):
-    student, teacher = outputs(seed)
-    torch.manual_seed(seed)
-    terms = method(student, teacher, LABELS)
-    torch.stack(list(terms.values())).sum().backward()
-    return terms, student, teacher
-
-
 def test_terms_are_finite_scalars_and_reach_the_student_only(make):
-    method = prepared(make)
+    method = prepared(make())
     terms, student, teacher = step(method, 1)
     assert all(term.shape == () and torch.isfinite(term) for term in terms.values())
     assert student.logits.grad.abs().max() > 0
@@ -61,9 +40,9 @@ def test_same_seed_gives_the_same_run_and_a_resumed_run_goes_on_alike(make):
     def run(method, seeds):
         return [{name: term.item() for name, term in step(method, seed)[0].items()} for seed in seeds]
 
-    first, second = prepared(make), prepared(make)
+    first, second = prepared(make()), prepared(make())
     assert run(first, (1, 2)) == run(second, (1, 2))
-    resumed = prepared(make, seed=5)
+    resumed = prepared(make(), seed=5)
     state = {name: value.clone() for name, value in first.state_dict().items()}
     assert all(isinstance(value, torch.Tensor) for value in state.values())
     resumed.load_state_dict(state)
@@ -72,7 +51,7 @@ def test_same_seed_gives_the_same_run_and_a_resumed_run_goes_on_alike(make):
 
 @pytest.mark.parametrize("cls", [BPKDLoss, CWDLoss, SKDSLoss, IFVDLoss, CIRKDLoss, CanonicalKDLoss])
 def test_number_of_classes_is_that_of_the_first_logits(cls):
-    told, untold = prepared(lambda: cls(3)), prepared(cls)
+    told, untold = prepared(cls(3)), prepared(cls())
     assert untold.num_classes == 3
     assert step(told, 1)[0] == step(untold, 1)[0]
     with pytest.raises(ValueError, match="logits of 3 classes, but got 4"):
@@ -113,7 +92,7 @@ def test_half_precision_is_computed_in_float32(make, dtype):
 
     results = []
     for back in (True, False):
-        method = prepared(make)
+        method = prepared(make())
         student, teacher = (halved(output, back) for output in outputs())
         torch.manual_seed(0)
         with torch.autocast("cpu", dtype=dtype, enabled=not back):
@@ -140,7 +119,7 @@ def test_batch_of_one_with_one_label(make, labels):
 
 def test_trainable_parts_are_trained_with_the_student(make):
     """A feature map that the teacher's is a linear map of can be matched; the projection alone brings a term down."""
-    method = prepared(make)
+    method = prepared(make())
     trainable = [weight for weight in method.parameters() if weight.requires_grad]
     if not trainable:
         return
