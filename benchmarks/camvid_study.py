@@ -405,7 +405,7 @@ def draw(indices: list[int], data: FileDataset, networks: dict[str, nn.Module]) 
         pictures = {"image": photo} | {name: draw_overlay(photo, mask, data.palette) for name, mask in masks.items()}
         for axes, (name, picture) in zip(row, pictures.items(), strict=True):
             axes.imshow(picture)
-            axes.set_title(data.sample_name(index) if name == "image" else name, fontsize=9)
+            axes.set_title(Path(data.sample_name(index)).stem if name == "image" else name, fontsize=9)
             axes.set_axis_off()
     drawn = io.BytesIO()
     figure.savefig(drawn)
