@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from types import ModuleType
+from typing import Any
 
 
 def check_choice(argument: str, value: object, choices: Iterable[object]) -> None:
@@ -41,3 +42,18 @@ def listed(items: Iterable[object], limit: int = 10) -> str:
     lines = [f"  {item}" for item in items]
     more = [f"  ... and {len(lines) - limit} more"] if len(lines) > limit else []
     return "\n".join(lines[:limit] + more)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two sets of plain values, "key: was x, is y" for each; nested keys are joined by dots."""
+    old, new = flattened(before), flattened(now)
+    return [f"{key}: was {old.get(key)!r}, is {new.get(key)!r}" for key in old | new if old.get(key) != new.get(key)]
+
+
+def flattened(facts: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Nested values on one level, under their keys joined by the separator."""
+    flat: dict[str, Any] = {}
+    for key, value in facts.items():
+        name = f"{prefix}{key}"
+        flat |= flattened(value, separator, name + separator) if isinstance(value, Mapping) else {name: value}
+    return flat

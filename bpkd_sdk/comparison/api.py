@@ -18,7 +18,7 @@ from bpkd_sdk.comparison.methods import Methods, named_methods
 from bpkd_sdk.comparison.report import Comparison
 from bpkd_sdk.comparison.run import RESULT_FILE, SCORES, Run, perform, read_run, write_json
 from bpkd_sdk.data import SegmentationDataset, open_dataset
-from bpkd_sdk.errors import import_optional, listed
+from bpkd_sdk.errors import differences, import_optional, listed
 from bpkd_sdk.evaluation import evaluate
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.arguments import describe
@@ -169,25 +169,12 @@ def _settle(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         write_json(path, now)
         return now
-    before, after = (_flat(facts) for facts in (json.loads(path.read_text()), now))
-    changed = [
-        f"{key}: was {before.get(key)!r}, is {after.get(key)!r}"
-        for key in before | after
-        if before.get(key) != after.get(key)
-    ]
-    if changed:
+    if changed := differences(json.loads(path.read_text()), now):
         raise ValueError(
             f"{path.parent} holds runs of other settings, which cannot stand in one table with these:\n"
             f"{listed(changed)}\nPass the same settings, or another output_dir."
         )
     return now
-
-
-def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in facts.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _teacher_scores(contest: Contest, path: Path) -> dict[str, float]:

@@ -116,6 +116,7 @@ class IFVDLoss(WeightedTerms):
     ) -> None:
         weights = {"kd": kd_weight, "variation": variation_weight, "adversarial": adversarial_weight}
         super().__init__(num_classes, ignore_index, weights)
+        self.critic_loss: CriticLoss = critic_loss
         self.adversary = Adversary(critic_loss)
 
     @classmethod

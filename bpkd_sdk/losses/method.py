@@ -142,7 +142,7 @@ class WeightedTerms(DistillationLoss):
         feature_terms: The terms that compare feature maps.
 
     Raises:
-        ValueError: For a weight below 0.
+        ValueError: For a weight below 0, or if all are 0.
     """
 
     feature_terms: tuple[str, ...] = ()
@@ -152,6 +152,11 @@ class WeightedTerms(DistillationLoss):
         for name, weight in weights.items():
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"Expected the weight of {name!r} to be a number, 0 or above, but got {weight}.")
+        if not any(weights.values()):
+            raise ValueError(
+                f"Expected one weight of {type(self).__name__} to be above 0, but {', '.join(weights)} have none: it "
+                "would teach nothing. Call train() for a student alone."
+            )
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.weights = weights

@@ -14,10 +14,11 @@ def process_count() -> int:
 
 def mean_over_processes(x: Tensor) -> Tensor:
     """The mean of a tensor of the same shape on every process."""
-    if process_count() > 1:
-        dist.all_reduce(x)
-        x = x / process_count()
-    return x
+    if process_count() == 1:
+        return x
+    total = x.clone()
+    dist.all_reduce(total)
+    return total / process_count()
 
 
 def rows_of_all_processes(x: Tensor) -> Tensor:

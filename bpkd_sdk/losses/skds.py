@@ -132,6 +132,7 @@ class SKDSLoss(WeightedTerms):
         self.pixel_loss: PixelLoss = pixel_loss
         self.pair_pool = pair_pool
         self.pair_constant_norm = pair_constant_norm
+        self.critic_loss: CriticLoss = critic_loss
         self.adversary = Adversary(critic_loss)
 
     @classmethod

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from bpkd_sdk.errors import listed
+from bpkd_sdk.features import unwrapped
 from bpkd_sdk.models.spec import NetworkSpec, get_spec
 
 FORMAT = "bpkd-sdk/1"
@@ -81,7 +82,8 @@ def save_model(model: nn.Module, path: str | Path, *, training: Mapping[str, Any
     """Save weights together with all that `load_model` needs to build the network again.
 
     Args:
-        model: A network of `create_model`, or any module; one of your own may carry a `NetworkSpec` as `model.spec`.
+        model: A network of `create_model`, or any module; one of your own may carry a `NetworkSpec` as `model.spec`. Of
+            one that torch.compile or DistributedDataParallel wraps, what is inside.
         path: Ends in ``.safetensors``. Written to a temporary name first, then renamed.
         training: How it was trained (plain JSON values), kept in the header.
 
@@ -91,11 +93,12 @@ def save_model(model: nn.Module, path: str | Path, *, training: Mapping[str, Any
     target = Path(path)
     if target.suffix != SUFFIX:
         raise ValueError(f"Expected a path that ends in {SUFFIX!r}, but got {str(path)!r}.")
-    state = model.state_dict()
+    network = unwrapped(model)
+    state = network.state_dict()
     header = {
         "format": FORMAT,
         "network": get_spec(model).to_dict(),
-        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "class": f"{type(network).__module__}.{type(network).__qualname__}",
         "training": dict(training or {}),
         "versions": {package: version(package) for package in ("torch", "bpkd-sdk")},
         "sha256": content_hash(state),

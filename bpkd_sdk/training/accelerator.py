@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, broadcast_object_list
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from bpkd_sdk import progress
 from bpkd_sdk.errors import check_choice
@@ -102,11 +102,11 @@ def synchronize_batch_norm(module: nn.Module) -> None:
 
 @torch.no_grad()
 def share_statistics(module: nn.Module, accelerator: Accelerator) -> None:
-    """Give all processes the mean of their floating-point buffers: the running statistics of batch norm."""
+    """Give all processes the mean of their running statistics of batch norm; no other buffer differs between them."""
     if accelerator.num_processes > 1:
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
-                buffer.copy_(accelerator.reduce(buffer, "mean"))
+        norms = (part for part in module.modules() if isinstance(part, _NormBase))
+        for buffer in (buffer for norm in norms for buffer in norm.buffers() if buffer.is_floating_point()):
+            buffer.copy_(accelerator.reduce(buffer, "mean"))
 
 
 def agreed(value: Value) -> Value:

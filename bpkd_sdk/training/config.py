@@ -35,7 +35,8 @@ class TrainingConfig:
         steps: Optimiser steps.
         batch_size: Images a step, of all processes together.
         accumulate: Parts that a step's images go through the networks in, one after the other, to save memory. Only
-            what compares the images of a batch notices: batch norm, and CIRKD's mini-batch term.
+            what compares the images of a batch notices: batch norm, CIRKD's mini-batch term, and the critics of SKDS
+            and IFVD, which make a step with each part.
         crop_size: (height, width) of the training crops; None: the first image's size, at most 512 a side.
         learning_rate: At the first step, without warm-up; None: 0.01 for SGD, 6e-4 for AdamW.
         optimizer: "sgd" (momentum 0.9, as in the paper) or "adamw".

@@ -33,6 +33,7 @@ from bpkd_sdk.training.state import (
     append_history,
     read_history,
     restore_state,
+    run_settings,
     save_state,
     truncate_history,
 )
@@ -114,6 +115,7 @@ class _Trainer:
     def __init__(self, task: Task, stack: ExitStack) -> None:
         self.task = task
         self.config = config = task.config
+        self.settings = run_settings(config, task.method)
         self.accelerator = task.accelerator
         device = self.accelerator.device
         if self.accelerator.num_processes > 1 and device.type == "cuda":  # torch has none for the CPU
@@ -145,7 +147,7 @@ class _Trainer:
     def _restore(self, optimizer: torch.optim.Optimizer) -> Position:
         position, scaler = Position(), dict[str, Any]()
         if (self.task.output_dir / RESUME_FILE).is_file():
-            position, scaler = restore_state(self.task.output_dir, self.config, self.state, optimizer)
+            position, scaler = restore_state(self.task.output_dir, self.settings, self.state, optimizer)
         if agreed(position.step) != position.step:
             raise ValueError(
                 f"The main process goes on from another step than this one, which found step {position.step} in "
@@ -288,7 +290,7 @@ class _Trainer:
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         try:
             self._save_model(LAST)
-            save_state(folder, self.position, self.config, self.state, self.optimizer.optimizer, scaler)
+            save_state(folder, self.position, self.settings, self.state, self.optimizer.optimizer, scaler)
         except OSError as error:
             raise OSError(
                 error.errno,

@@ -14,7 +14,7 @@ from torch import nn
 
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.errors import listed
-from bpkd_sdk.features import Capture, evaluating, feature_path
+from bpkd_sdk.features import Capture, evaluating, feature_path, find_module
 from bpkd_sdk.losses import METHODS, DistillationLoss, create_method
 from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, get_spec, open_checkpoint
 from bpkd_sdk.output import SegmentationOutput, as_output
@@ -89,8 +89,11 @@ def feature_paths(
     """The paths of both feature maps, or None where the method needs none.
 
     Raises:
-        ValueError: If it needs them and the teacher is a file.
+        ValueError: If it needs them and the teacher is a file; for a configured path that does not exist.
     """
+    for network, path in ((student, config.student_feature), (teacher, config.teacher_feature)):
+        if path is not None and isinstance(network, nn.Module):
+            find_module(network, path)
     if teacher is None or method is None or not method.needs_features:
         return None, None
     if isinstance(teacher, Runtime):

@@ -11,7 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bpkd_sdk.errors import listed
+from bpkd_sdk.errors import differences, listed
+from bpkd_sdk.losses import DistillationLoss
+from bpkd_sdk.losses.arguments import describe
 from bpkd_sdk.models.checkpoint import FORMAT, load_state, read_tensors, write_atomically, write_tensors
 from bpkd_sdk.training.config import TrainingConfig
 
@@ -37,10 +39,15 @@ class Position:
     best_miou: float = -1.0
 
 
+def run_settings(config: TrainingConfig, method: DistillationLoss | None) -> dict[str, Any]:
+    """What the parts of one run must agree in, but for `FREE_OPTIONS`."""
+    return config.to_dict() | {"method": describe(method)}
+
+
 def save_state(
     folder: Path,
     position: Position,
-    config: TrainingConfig,
+    settings: Mapping[str, Any],
     module: nn.Module,
     optimizer: Optimizer,
     scaler: Mapping[str, Any],
@@ -58,7 +65,7 @@ def save_state(
     header = {
         "format": FORMAT,
         "position": vars(position),
-        "config": config.to_dict(),
+        "settings": dict(settings),
         "param_groups": state["param_groups"],
         "optimizer_scalars": scalars,
         "scaler": dict(scaler),
@@ -67,7 +74,7 @@ def save_state(
 
 
 def restore_state(
-    folder: Path, config: TrainingConfig, module: nn.Module, optimizer: Optimizer
+    folder: Path, settings: Mapping[str, Any], module: nn.Module, optimizer: Optimizer
 ) -> tuple[Position, dict[str, Any]]:
     """Load what `save_state` wrote.
 
@@ -75,11 +82,11 @@ def restore_state(
         The position, and the state of the gradient scaler.
 
     Raises:
-        ValueError: If the run was started with other options, or with other networks.
+        ValueError: If the run was started with other settings, or with other networks.
     """
     path = folder / RESUME_FILE
     header, tensors = read_tensors(path)
-    _check_same_run(path, header["config"], config.to_dict())
+    _check_same_run(path, header["settings"], settings)
     load_state(module, _below(tensors, "module"), source=str(path))
     slots: dict[int, dict[str, Any]] = {
         int(index): dict(values) for index, values in header["optimizer_scalars"].items()
@@ -97,12 +104,8 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _check_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     before = TrainingConfig().to_dict() | dict(before)  # an option that is newer than the run had its default
-    changed = [
-        f"{key}: was {before[key]!r}, is {value!r}"
-        for key, value in now.items()
-        if key not in FREE_OPTIONS and before[key] != value
-    ]
-    if changed:
+    plain = json.loads(json.dumps(now))
+    if changed := differences(*({key: facts[key] for key in facts.keys() - FREE_OPTIONS} for facts in (before, plain))):
         raise ValueError(
             f"The run in {path.parent} was started with other options, so it cannot be resumed with these:\n"
             f"{listed(changed)}\nPass the same options, or another output_dir."

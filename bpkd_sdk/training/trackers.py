@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
 
-from bpkd_sdk.errors import check_choice
+from bpkd_sdk.errors import check_choice, flattened
 from bpkd_sdk.training.config import TrainingConfig
 
 PROJECT = "bpkd-sdk"
@@ -43,7 +43,7 @@ class Trackers:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Send one record of history.jsonl; nested values get names like "terms/edge"."""
-        values = {key: value for key, value in _flat(record).items() if isinstance(value, (int, float))}
+        values = {key: value for key, value in flattened(record, "/").items() if isinstance(value, (int, float))}
         self.accelerator.log(values, step=values.pop("step"))
 
     def __enter__(self) -> Trackers:
@@ -54,16 +54,6 @@ class Trackers:
     ) -> None:
         for tracker in self.accelerator.trackers:
             tracker.finish()
-
-
-def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}/{below}": item for below, item in _flat(value).items()}
-        else:
-            flat[key] = value
-    return flat
 
 
 def _plain(value: object) -> object:

@@ -28,14 +28,15 @@ class TermWatch:
     def __init__(self, features: tuple[str | None, str | None]) -> None:
         self.features = features
         self.silent_since: dict[str, int] = {}
-        self.reported: set[str] = set()
+        self.reported: set[tuple[str, type[UserWarning]]] = set()
 
     def look(self, record: Mapping[str, Any], first_step: int) -> None:
         """Look at the record of the steps after `first_step`."""
         reference = record["terms"]["ce"]
         for name, value in record["terms"].items():
             if reference > 0 and value > DROWNING * reference:
-                _warn(
+                self._warn_once(
+                    name,
                     f"At step {record['step']} the term {name!r} is {value:.3g}, {value / reference:.0f} times the "
                     f"cross-entropy ({reference:.3g}). It drowns the labels: lower its weight.",
                     LoudTermWarning,
@@ -43,12 +44,9 @@ class TermWatch:
             if value != 0:
                 self.silent_since.pop(name, None)
             elif record["step"] - self.silent_since.setdefault(name, first_step) >= SILENT:
-                self._report(name, record["step"])
+                self._report_silence(name, record["step"])
 
-    def _report(self, name: str, step: int) -> None:
-        if name in self.reported:
-            return
-        self.reported.add(name)
+    def _report_silence(self, name: str, step: int) -> None:
         checks = ["whether the labels are all void (the data set's ignore_index)"]
         if name != "ce":
             checks += [
@@ -60,12 +58,14 @@ class TermWatch:
                 f"the feature maps, if the term compares them: {self.features[0]!r} of the student and "
                 f"{self.features[1]!r} of the teacher (`bpkd inspect` lists others)"
             )
-        _warn(
+        self._warn_once(
+            name,
             f"The term {name!r} has been exactly 0 for {step - self.silent_since[name]} steps, so it teaches nothing. "
             f"Check {'; '.join(checks)}.",
             SilentTermWarning,
         )
 
-
-def _warn(message: str, category: type[UserWarning]) -> None:
-    warnings.warn(message, category, stacklevel=4)
+    def _warn_once(self, name: str, message: str, category: type[UserWarning]) -> None:
+        if (name, category) not in self.reported:
+            self.reported.add((name, category))
+            warnings.warn(message, category, stacklevel=4)

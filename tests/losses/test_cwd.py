@@ -68,7 +68,7 @@ def test_needs_features_only_when_a_term_uses_them():
     assert not CWDLoss(3).needs_features
     assert CWDLoss.paper(3).needs_features
     student = random_output(2, 3, 4, (4, 4))
-    assert list(CWDLoss(3, weight=0)(student, student, LABELS)) == []
+    assert list(CWDLoss(3)(student, student, LABELS)) == ["logit"]
     with pytest.raises(RuntimeError, match=r"method\.prepare"):
         CWDLoss(3, feature_weight=1)(student, student, LABELS)
 

@@ -117,12 +117,12 @@ def test_batch_of_one_with_one_label(make, labels):
     assert torch.isfinite(student.logits.grad).all()
 
 
+@pytest.mark.parametrize("make", [CWDLoss.paper, CanonicalKDLoss], ids=["cwd", "canonical"])
 def test_trainable_parts_are_trained_with_the_student(make):
     """A feature map that the teacher's is a linear map of can be matched; the projection alone brings a term down."""
-    method = prepared(make())
+    method = prepared(make(3))
     trainable = [weight for weight in method.parameters() if weight.requires_grad]
-    if not trainable:
-        return
+    assert trainable
     optimizer = torch.optim.Adam(trainable, lr=1e-2)
     totals = []
     for _ in range(15):
@@ -130,6 +130,11 @@ def test_trainable_parts_are_trained_with_the_student(make):
         totals.append(torch.stack(list(step(method, 1)[0].values())).sum().item())
         optimizer.step()
     assert totals[-1] < totals[0]
+
+
+def test_a_method_without_a_weight_is_refused():
+    with pytest.raises(ValueError, match="one weight of CWDLoss to be above 0, but logit, feature have none"):
+        CWDLoss(3, weight=0)
 
 
 def test_names():

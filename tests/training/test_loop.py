@@ -245,10 +245,11 @@ def test_unlabelled_images_with_the_teachers_labels(tmp_path):
 
 def test_a_loud_term_is_warned_of(tmp_path):
     method = BPKDLoss(9, edge_weight=1e5)
-    with pytest.warns(LoudTermWarning, match="'edge' is .* times the cross-entropy"):
+    with pytest.warns(LoudTermWarning, match="'edge' is .* times the cross-entropy") as caught:
         bpkd_sdk.distill(
-            tiny(9, seed=1).eval(), tiny(9), (TRAIN, None), method=method, steps=2, output_dir=tmp_path, **OPTIONS
+            tiny(9, seed=1).eval(), tiny(9), (TRAIN, None), method=method, steps=4, output_dir=tmp_path, **OPTIONS
         )
+    assert sum(warning.category is LoudTermWarning for warning in caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error", LoudTermWarning)
         bpkd_sdk.distill(tiny(9, seed=1).eval(), tiny(9), (TRAIN, None), steps=2, output_dir=tmp_path / "2", **OPTIONS)

@@ -6,7 +6,7 @@ from safetensors import safe_open
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.losses import METHODS, CanonicalKDLoss, create_method
+from bpkd_sdk.losses import METHODS, CanonicalKDLoss, CWDLoss, SKDSLoss, create_method
 from tests.networks import tiny
 
 TRAIN = ShapesDataset("train", length=8, size=(48, 48))
@@ -61,23 +61,48 @@ def test_the_methods_own_parts_learn_and_are_resumed(name, tmp_path):
     assert own
 
 
-def test_a_learned_projection_moves(tmp_path):
-    method = CanonicalKDLoss(9)
-    torch.manual_seed(0)
+def test_a_learned_projection_moves_and_is_saved(tmp_path):
+    method, starts = CanonicalKDLoss(9), []
+    build = method.build
+    method.build = lambda outputs: (build(outputs), starts.append(method.projection.weight.detach().clone()))
     result = bpkd_sdk.distill(teacher(), tiny(9), (TRAIN, None), method=method, steps=4, output_dir=tmp_path, **OPTIONS)
-    torch.manual_seed(0)
     with safe_open(result.output_dir / "resume.safetensors", framework="pt") as file:
         saved = file.get_tensor("module/method.projection.weight")
     assert torch.equal(saved, method.projection.weight.cpu())
-    assert result.history[0]["terms"]["feature"] > 0
+    assert (saved - starts[0]).abs().max() > 1e-4
 
 
-def test_an_unknown_feature_path_lists_those_that_exist(tmp_path):
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        (CWDLoss(weight=3), CWDLoss(weight=5), "method.weights.logit: was 3, is 5"),
+        ("bpkd", "cwd", "method.class: was 'BPKDLoss', is 'CWDLoss'"),
+        (SKDSLoss(critic_loss="hinge"), SKDSLoss(critic_loss="wgan-gp"), "critic_loss: was 'hinge', is 'wgan-gp'"),
+    ],
+    ids=["weight", "class", "critic"],
+)
+def test_another_method_does_not_go_on_with_a_run(first, second, told, tmp_path):
+    options = OPTIONS | {"steps": 1, "output_dir": tmp_path}
+    bpkd_sdk.distill(teacher(), tiny(9), (TRAIN, None), method=first, **options)
+    with pytest.raises(ValueError, match=told):
+        bpkd_sdk.distill(teacher(), tiny(9), (TRAIN, None), method=second, resume=True, **options)
+
+
+def test_a_compiled_student_is_saved_as_what_it_is(tmp_path):
+    student = torch.compile(tiny(9), backend="eager")
+    result = bpkd_sdk.distill(teacher(), student, (TRAIN, None), steps=2, output_dir=tmp_path, **OPTIONS)
+    loaded = bpkd_sdk.load_model(result.checkpoint, model=tiny(9))
+    images = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), result.model(images))
+
+
+@pytest.mark.parametrize("network", ["student", "teacher"])
+@pytest.mark.parametrize("method", ["canonical", "bpkd"], ids=["with-features", "logits-only"])
+def test_an_unknown_feature_path_lists_those_that_exist(method, network, tmp_path):
+    options = OPTIONS | {"steps": 1, "output_dir": tmp_path, f"{network}_feature": "9"}
     with pytest.raises(ValueError, match="no module at '9'"):
-        bpkd_sdk.distill(
-            teacher(), tiny(9), (TRAIN, None), method="canonical", steps=1, student_feature="9", output_dir=tmp_path,
-            **OPTIONS,
-        )  # fmt: skip
+        bpkd_sdk.distill(teacher(), tiny(9), (TRAIN, None), method=method, **options)
 
 
 def test_the_zoo_and_segmentation_models_pytorch_need_no_paths(tmp_path):
