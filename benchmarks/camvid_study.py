@@ -131,10 +131,7 @@ def student_network(weights: Path, num_classes: int) -> nn.Module:
 
 
 def from_imagenet(encoder: str, weights: Path, num_classes: int, *, pyramid: int, segmentation: int) -> nn.Module:
-    """A network of one's own, as far as the SDK is concerned.
-
-    The packages' weights list the same tensors as the encoder, in the same order.
-    """
+    """A network of one's own, as far as the SDK is concerned."""
     network = smp.FPN(
         encoder,
         encoder_weights=None,
@@ -143,12 +140,17 @@ def from_imagenet(encoder: str, weights: Path, num_classes: int, *, pyramid: int
         classes=num_classes,
         upsampling=1,
     )
-    content = list(torch.load(weights, weights_only=True).values())[:-2]  # without the classifier
-    network.encoder.load_state_dict(dict(zip(network.encoder.state_dict(), content, strict=True)))
+    load_encoder(network, weights)
     network.spec = bpkd_sdk.NetworkSpec(
         name=None, num_classes=num_classes, size_divisor=32, mean=(0.5,) * 3, std=(0.5,) * 3
     )
     return network
+
+
+def load_encoder(network: nn.Module, weights: Path) -> None:
+    """Fill the encoder from the packages' weights, which list the same tensors in the same order."""
+    content = list(torch.load(weights, weights_only=True).values())[:-2]  # without the classifier
+    network.encoder.load_state_dict(dict(zip(network.encoder.state_dict(), content, strict=True)))
 
 
 def cost(network: nn.Module) -> dict[str, int]:

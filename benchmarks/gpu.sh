@@ -36,7 +36,7 @@ part boundary 60 python3 benchmarks/boundary.py --output "$output/boundary.json"
 part losses 100 python3 -c '
 import sys, pathlib
 from benchmarks import losses
-print(losses.table(losses.run("cuda", losses.all_cases((19,)), pathlib.Path(sys.argv[1]), quick=False)))' "$output"
+print(losses.table(losses.run("cuda", losses.all_cases(losses.CLASSES), pathlib.Path(sys.argv[1]), quick=False)))' "$output"
 part engines 240 python3 -m benchmarks.engines --output "$output"
 
 echo "Results: $output"

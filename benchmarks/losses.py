@@ -6,9 +6,9 @@ Two images, labels of 512x1024, logits and features of 64x128 (stride 8), 128 ch
 teacher, 19 and 150 classes; on the CPU, and on CUDA if there is any. Each device has a JSON file of its own, written
 after every measurement; what is in it is not measured again. The table made from it lies beside it.
 
-Every measurement has a process of its own. Its peak memory is the most that tensors made in one pass held at a time,
-inputs not counted: on the CPU added up from the profiler's record of allocations (the resident set would depend on what
-the C library keeps), on CUDA as torch's allocator says. Time is the median of up to five passes after a first.
+On the CPU every measurement has a process of its own. Its peak memory is the most that tensors made in one pass held at
+a time, inputs not counted: on the CPU added up from the profiler's record of allocations (the resident set would depend
+on what the C library keeps), on CUDA as torch's allocator says. Time is the median of up to five passes after a first.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import losses_originals as originals
+from bpkd_sdk.errors import differences, listed
 from bpkd_sdk.losses import METHODS, BPKDLoss, CanonicalKDLoss, CIRKDLoss, CWDLoss, IFVDLoss, SKDSLoss
 from bpkd_sdk.models.checkpoint import write_atomically
 
@@ -120,26 +121,32 @@ def peak_memory(once: Callable[[], float], device: str) -> int:
 
 
 def measure_alone(case: Case, device: str, *, quick: bool) -> dict[str, float]:
-    """`measure` in a process of its own; a quick one, whose figures mean nothing, in this one."""
-    if quick:
-        return measure(case, device, quick=True)
+    """`measure` in a process of its own on the CPU; a quick one, whose figures mean nothing, in this one."""
+    if quick or device == "cuda":
+        return measure(case, device, quick=quick)
     command = [sys.executable, "-m", "benchmarks.losses", "--measure", case.side, case.name, str(case.classes), device]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def run(device: str, cases: list[Case], folder: Path, *, quick: bool) -> dict[str, dict[str, float]]:
-    """Measure what is not in the device's file yet; all results by key."""
+    """Measure what is not in the device's file yet; all results by key.
+
+    Stops where that file is of another machine or other versions.
+    """
     path = folder / f"losses-{device}.json"
-    done = json.loads(path.read_text())["cases"] if path.is_file() else {}
-    content = {
+    setting = {
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "quick": quick,
-        "cases": done,
     }
+    content = json.loads(path.read_text()) if path.is_file() else setting | {"cases": {}}
+    done = content.pop("cases")
+    if changed := differences(content, setting):
+        raise SystemExit(f"{path} is of another setting; delete it to measure anew:\n{listed(changed)}")
+    content["cases"] = done
     folder.mkdir(parents=True, exist_ok=True)
     for case in cases:
         if case.key not in done:

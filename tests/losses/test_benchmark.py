@@ -48,6 +48,14 @@ def test_what_is_measured_is_not_measured_again(tmp_path, monkeypatch):
     assert [case.side for case in measured] == ["ours", "original", "method", "method"]
 
 
+def test_results_of_another_setting_are_not_mixed_in(tmp_path, monkeypatch):
+    run = ["--quick", "--output", str(tmp_path), "--only", "cwd", "--classes", "19"]
+    losses.main(run)
+    monkeypatch.setattr(losses.torch, "__version__", "1.0")
+    with pytest.raises(SystemExit, match=r"delete it to measure anew:\n  torch: was '.*', is '1.0'"):
+        losses.main(run)
+
+
 def test_another_value_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(losses.TERMS, "cwd", (losses.TERMS["cwd"][0], lambda _: losses.originals.skds_pair))
     with pytest.raises(SystemExit, match="cwd at 19 classes: .* is not the original's"):
