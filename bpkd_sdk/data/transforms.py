@@ -13,15 +13,6 @@ from bpkd_sdk.data.sizes import scaled_size
 
 IMAGE_FILL = (124, 116, 104)  # ImageNet's mean colour, so that padding is near 0 after normalisation
 
-# OpenMMLab's photometric distortion, each with probability 0.5. torchvision's RandomPhotometricDistort also swaps the
-# colour channels, which no segmentation recipe does: skies turn green.
-PHOTOMETRIC: tuple[dict[str, float], ...] = (
-    {"brightness": 0.125},
-    {"contrast": 0.5},
-    {"saturation": 0.5},
-    {"hue": 0.05},
-)
-
 
 class RandomScale(v2.Transform):  # type: ignore[misc]
     """Resize image and label by one random factor, keeping the ratio of the sides.
@@ -47,25 +38,26 @@ class RandomScale(v2.Transform):  # type: ignore[misc]
         return v2.functional.resize(inpt, params["size"], antialias=True)
 
 
-class VariedCrop(v2.RandomCrop):  # type: ignore[misc]
+class VariedCrop(v2.Transform):  # type: ignore[misc]
     """A random crop in which no class fills more than a share of what is not void, as far as ten draws can find one.
 
     Args:
-        crop_size: (height, width); where the image is smaller, it is padded.
-        ignore_index: The void label, and what labels are padded with.
+        crop_size: (height, width); a side on which the image is smaller stays as it is.
+        ignore_index: The void label.
         max_class_share: The share, up to 1, where any crop will do.
     """
 
     def __init__(self, crop_size: tuple[int, int], ignore_index: int, max_class_share: float) -> None:
-        fill = {tv_tensors.Image: IMAGE_FILL, tv_tensors.Mask: ignore_index}
-        super().__init__(crop_size, pad_if_needed=True, fill=fill)
+        super().__init__()
+        self.crop_size = crop_size
         self.ignore_index = ignore_index
         self.max_class_share = max_class_share
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the place."""
         label = next((inpt for inpt in flat_inputs if isinstance(inpt, tv_tensors.Mask)), None)
-        params: dict[str, Any] = super().make_params(flat_inputs)
+        size = v2.functional.get_size(flat_inputs[0])
+        params = self._place(size)
         if label is None or self.max_class_share >= 1:
             return params
         for _ in range(9):
@@ -73,8 +65,88 @@ class VariedCrop(v2.RandomCrop):  # type: ignore[misc]
             counts = torch.bincount(crop[crop != self.ignore_index].flatten())
             if counts.any() and counts.max() < self.max_class_share * counts.sum():
                 break
-            params = super().make_params(flat_inputs)
+            params = self._place(size)
         return params
+
+    def _place(self, size: list[int]) -> dict[str, int]:
+        height, width = map(min, size, self.crop_size)
+        top, left = (
+            int(torch.randint(whole - part + 1, ())) for whole, part in zip(size, (height, width), strict=True)
+        )
+        return {"top": top, "left": left, "height": height, "width": width}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Cut out."""
+        return v2.functional.crop(inpt, **params)
+
+
+class PhotometricDistortion(v2.Transform):  # type: ignore[misc]
+    """OpenMMLab's change of colours, on uint8 RGB images; each of its parts is left out half of the time.
+
+    Brightness is added (up to 32 of 255), contrast multiplies all values, saturation that of the HSV colour (both by
+    0.5 to 1.5), and the hue is turned by up to a tenth of its circle. Contrast comes second or last. torchvision's own
+    RandomPhotometricDistort multiplies for brightness, contrasts with the mean, and swaps channels.
+    """
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the parts, in their order, and how much of each."""
+        contrast = (adjust_contrast, (0.5, 1.5))
+        parts = [
+            (adjust_brightness, (-32, 32)),
+            (adjust_saturation, (0.5, 1.5)),
+            (v2.functional.adjust_hue, (-0.1, 0.1)),
+        ]
+        parts.insert(1 if _heads() else 3, contrast)
+        return {"parts": [(part, float(torch.empty(()).uniform_(*limits))) for part, limits in parts if _heads()]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Images only."""
+        if isinstance(inpt, tv_tensors.Image):
+            for part, amount in params["parts"]:
+                inpt = tv_tensors.wrap(part(inpt.as_subclass(Tensor), amount), like=inpt)
+        return inpt
+
+
+def _heads() -> bool:
+    return bool(torch.rand(()) < 0.5)
+
+
+def adjust_brightness(image: Tensor, amount: float) -> Tensor:
+    """Add to all values of a uint8 image."""
+    return (image.float() + amount).clamp(0, 255).to(torch.uint8)
+
+
+def adjust_contrast(image: Tensor, factor: float) -> Tensor:
+    """Multiply all values of a uint8 image."""
+    return (image.float() * factor).clamp(0, 255).to(torch.uint8)
+
+
+def adjust_saturation(image: Tensor, factor: float) -> Tensor:
+    """Multiply the S of the HSV colours of a uint8 image (3, H, W), up to its largest value; H and V stay."""
+    value, chroma = image.amax(0).float(), (image.amax(0) - image.amin(0)).float()
+    # The other channels move away from the largest, or towards it, until the smallest is 0.
+    factors = (value / chroma.clamp(min=1)).clamp(max=factor)
+    return (value - factors * (value - image)).round().clamp(0, 255).to(torch.uint8)
+
+
+class PadTo(v2.Transform):  # type: ignore[misc]
+    """Append rows below and columns at the right, of ImageNet's mean colour and the void label, up to a size.
+
+    Args:
+        size: (height, width).
+        ignore_index: The void label.
+    """
+
+    def __init__(self, size: tuple[int, int], ignore_index: int) -> None:
+        super().__init__()
+        self.size = size
+        self.fills = {tv_tensors.Image: IMAGE_FILL, tv_tensors.Mask: ignore_index}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Images and labels."""
+        height, width = v2.functional.get_size(inpt)
+        missing = [0, 0, self.size[1] - width, self.size[0] - height]
+        return v2.functional.pad(inpt, missing, fill=self.fills[type(inpt)]) if any(missing) else inpt
 
 
 def training_transform(
@@ -85,13 +157,14 @@ def training_transform(
     base_size: tuple[int, int] | None = None,
     max_class_share: float = 1.0,
 ) -> v2.Transform:
-    """Scale, crop (padded with void where the image is smaller), flip, photometric distortion: all on uint8."""
+    """Scale, crop, flip, change the colours, pad with void where the image is smaller: OpenMMLab's order, on uint8."""
     return v2.Compose(
         [
             RandomScale(scale, base_size),
             VariedCrop(crop_size, ignore_index, max_class_share),
             v2.RandomHorizontalFlip(),
-            *(v2.RandomApply([v2.ColorJitter(**jitter)], p=0.5) for jitter in PHOTOMETRIC),
+            PhotometricDistortion(),
+            PadTo(crop_size, ignore_index),
         ]
     )
 

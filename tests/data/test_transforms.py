@@ -1,9 +1,20 @@
 """Image and label move together, and a draw depends on nothing but the seed and its number."""
 
+import colorsys
+
+import pytest
 import torch
+from torchvision import tv_tensors
 
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.data.transforms import augment, training_transform
+from bpkd_sdk.data.transforms import (
+    PhotometricDistortion,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_saturation,
+    augment,
+    training_transform,
+)
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.loader import training_loader
 
@@ -13,7 +24,7 @@ def test_image_and_label_stay_aligned():
     torch.manual_seed(0)
     label = torch.randint(0, 5, (4, 6), dtype=torch.uint8).repeat_interleave(16, 0).repeat_interleave(16, 1)
     transform = training_transform((48, 64), ignore_index=255)
-    del transform.transforms[3:]  # photometric distortion
+    transform.transforms = [part for part in transform.transforms if not isinstance(part, PhotometricDistortion)]
     kept = []
     for _ in range(20):
         image, moved = augment(transform, (label * 50).expand(3, -1, -1), label)
@@ -29,8 +40,69 @@ def test_what_is_outside_the_image_is_void():
     torch.manual_seed(0)
     transform = training_transform((64, 64), ignore_index=255, scale=(0.5, 0.5))
     _, label = augment(transform, torch.zeros(3, 32, 32, dtype=torch.uint8), torch.ones(32, 32, dtype=torch.uint8))
-    assert (label == 1).sum() == 16 * 16
+    assert (label[:16, :16] == 1).all()
     assert (label == 255).sum() == 64 * 64 - 16 * 16
+
+
+def colors():
+    """Corners of the colour cube and what lies between, grey and black included: (3, 6, 36)."""
+    values = torch.tensor([0, 1, 90, 128, 200, 255], dtype=torch.uint8)
+    return torch.cartesian_prod(values, values, values).T.reshape(3, 6, 36)
+
+
+def saturated(red, green, blue, factor):
+    hue, saturation, value = colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255)
+    return [255 * channel for channel in colorsys.hsv_to_rgb(hue, min(1.0, factor * saturation), value)]
+
+
+@pytest.mark.parametrize(
+    ("adjust", "amount", "expected"),
+    [
+        pytest.param(adjust_brightness, -32, lambda *color: [max(0, x - 32) for x in color], id="darker"),
+        pytest.param(adjust_brightness, 20.5, lambda *color: [min(255, int(x + 20.5)) for x in color], id="brighter"),
+        pytest.param(adjust_contrast, 0.5, lambda *color: [x // 2 for x in color], id="less-contrast"),
+        pytest.param(adjust_contrast, 1.5, lambda *color: [min(255, int(1.5 * x)) for x in color], id="more-contrast"),
+        pytest.param(adjust_saturation, 0.5, lambda *color: saturated(*color, 0.5), id="paler"),
+        pytest.param(adjust_saturation, 1.5, lambda *color: saturated(*color, 1.5), id="stronger"),
+    ],
+)
+def test_colours_change_as_in_openmmlab(adjust, amount, expected):
+    image = colors()
+    adjusted = adjust(image, amount)
+    assert adjusted.dtype == torch.uint8
+    by_hand = torch.tensor([expected(*color) for color in image.flatten(1).T.tolist()])
+    assert (adjusted.flatten(1).T - by_hand).abs().max() <= 0.51  # both round, if to different sides
+
+
+def test_each_change_of_colours_is_left_out_half_of_the_time():
+    torch.manual_seed(0)
+    draws = [PhotometricDistortion().make_params([])["parts"] for _ in range(2000)]
+    for name, lowest, highest in (
+        ("adjust_brightness", -32, 32), ("adjust_contrast", 0.5, 1.5), ("adjust_saturation", 0.5, 1.5),
+        ("adjust_hue", -0.1, 0.1),
+    ):  # fmt: skip
+        amounts = torch.tensor([amount for parts in draws for part, amount in parts if part.__name__ == name])
+        assert 900 < len(amounts) < 1100
+        assert (amounts.min().item(), amounts.max().item()) == pytest.approx((lowest, highest), rel=0.02)
+    orders = [[part.__name__ for part, _ in parts] for parts in draws if len(parts) == 4]
+    last = sum(order[-1] == "adjust_contrast" for order in orders)
+    assert all(
+        order[0] == "adjust_brightness" and order[-2:] != ["adjust_hue", "adjust_saturation"] for order in orders
+    )
+    assert 0.3 < last / len(orders) < 0.7
+
+
+def test_labels_and_padding_keep_their_colours():
+    torch.manual_seed(0)
+    transform = training_transform((32, 32), ignore_index=255, scale=(0.5, 0.5))
+    image, label = torch.full((3, 32, 32), 60, dtype=torch.uint8), torch.ones(32, 32, dtype=torch.uint8)
+    seen = [augment(transform, image, label) for _ in range(20)]
+    assert len({image[:, 0, 0].sum().item() for image, _ in seen}) > 5
+    padding = torch.tensor([124, 116, 104], dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16)
+    assert all(torch.equal(image[:, 16:, 16:], padding) for image, _ in seen)
+    assert all((label[:16, :16] == 1).all() for _, label in seen)
+    mask = tv_tensors.Mask(label)
+    assert torch.equal(PhotometricDistortion()(mask), mask)
 
 
 def batches(workers, first_step=0):
