@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import uuid
 from http import HTTPStatus
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bpkd_sdk.serve.access import Access
-from bpkd_sdk.serve.limits import bounded
+from bpkd_sdk.serve.limits import bounded, too_long
 from bpkd_sdk.serve.metrics import Metrics
 from bpkd_sdk.serve.problem import Problem, problem_response
 
 log = logging.getLogger("bpkd_sdk.serve")
 
+_FETCHES = re.compile(r"/gradio_api/(file[=/]\s*https?:|proxy=)", re.IGNORECASE)  # Gradio would, for anybody who asks
 OPEN_PATHS = ("/healthz", "/readyz")  # those who ask for health have no secrets, and learn none
 HEADERS = {
     # Everything comes from this server, nothing from elsewhere. Gradio's pages need the inline scripts.
@@ -33,9 +36,9 @@ HEADERS = {
 class Guard:
     """ASGI middleware: refuses who may not come in, names every request, keeps tracebacks on this side.
 
-    Each request gets an id, which its answer carries as ``X-Request-ID`` and the log names. There are no CORS headers,
-    so a browser lets no page of another origin read an answer; what such a page sends is refused. No request may have
-    more bytes than the `largest`.
+    Each request gets an id, which its answer carries as ``X-Request-ID`` and the log names. No answer has CORS headers,
+    those that Gradio gives are taken off, so a browser lets no page of another origin read an answer; what such a page
+    sends is refused. No request may have more bytes than the `largest`.
     """
 
     def __init__(self, app: ASGIApp, access: Access, metrics: Metrics, largest: int) -> None:
@@ -52,25 +55,45 @@ class Guard:
             return
         request_id = scope.setdefault("state", {})["request_id"] = uuid.uuid4().hex
         start, status = time.perf_counter(), 0
+        refusal: Problem | None = None
+        body = bounded(receive, self.largest)
+
+        async def take() -> Message:
+            nonlocal refusal
+            try:
+                return await body()
+            except Problem as problem:
+                refusal = problem
+                raise
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update(HEADERS | {"X-Request-ID": request_id})
+                headers = MutableHeaders(scope=message)
+                for name in [name for name in headers if name.startswith("access-control-")]:
+                    del headers[name]
+                headers.update(HEADERS | {"X-Request-ID": request_id})
             await send(message)
 
+        async def answer_unless_refused(message: Message) -> None:
+            if refusal is None:  # otherwise whoever was reading has his own idea of what went wrong
+                await answer(message)
+
         try:
-            self._check(scope)
-            await self.app(scope, bounded(receive, self.largest), answer)
-        except Problem as problem:
-            await problem_response(problem, request_id)(scope, receive, answer)
-        except ClientDisconnect:
-            pass  # nobody is there to be answered
-        except Exception:
-            log.exception("request %s failed: %s %r", request_id, scope["method"], scope["path"])
-            if status == 0:
-                await problem_response(_unexpected(), request_id)(scope, receive, answer)
+            try:
+                self._check(scope)
+                await self.app(scope, take, answer_unless_refused)
+            except Problem as problem:
+                refusal = problem
+            except ClientDisconnect:
+                pass  # nobody is there to be answered
+            except Exception:
+                if refusal is None:
+                    log.exception("request %s failed: %s %r", request_id, scope["method"], scope["path"])
+                    refusal = _unexpected()
+            if refusal is not None and status == 0:
+                await problem_response(refusal, request_id)(scope, receive, answer)
         finally:
             self._note(request_id, scope, status, time.perf_counter() - start)
 
@@ -96,8 +119,13 @@ class Guard:
                 "This server wants a token (Authorization: Bearer ...) or a user and password.",
                 WWW_Authenticate='Basic realm="bpkd", charset="UTF-8"',
             )
-        if scope["method"] not in ("GET", "HEAD") and headers.get("sec-fetch-site") == "cross-site":
+        own = headers.get("origin") is None or urlsplit(headers["origin"]).netloc == headers.get("host")
+        if not own or (scope["method"] not in ("GET", "HEAD") and headers.get("sec-fetch-site") == "cross-site"):
             raise Problem(HTTPStatus.FORBIDDEN, "This server takes nothing from pages of other sites.")
+        if _FETCHES.match(scope["path"]):
+            raise Problem(HTTPStatus.FORBIDDEN, "This server fetches nothing from elsewhere.")
+        if int(headers.get("content-length", 0)) > self.largest:
+            raise too_long(self.largest)
 
 
 def _unexpected() -> Problem:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 
 import numpy as np
 from starlette.datastructures import UploadFile
@@ -29,7 +30,8 @@ class Limits:
     Attributes:
         body: Most bytes of a request to segment an image.
         any_body: Most bytes of any other request; the page for people takes videos.
-        pixels: Most pixels of an image, checked before it is decoded.
+        pixels: Most pixels of an image or a frame, checked before it is decoded.
+        frames: Most frames of a video.
         requests: Most requests that are accepted and not answered yet; more get 503.
         largest: Room for the pixels of so many images of the largest size, decoded and not answered yet; more get 503.
         seconds: For an upload, and again for its answer.
@@ -38,6 +40,7 @@ class Limits:
     body: int = 20_000_000
     any_body: int = 200_000_000
     pixels: int = 4096 * 4096
+    frames: int = 20_000
     requests: int = 64
     largest: int = 8
     seconds: float = 30.0
@@ -86,7 +89,7 @@ async def read_upload(request: Request, limits: Limits) -> bytes:
         Problem: If there is none, there is more than allowed, or it comes too slowly.
     """
     if int(request.headers.get("content-length", 0)) > limits.body:
-        raise _too_long(limits.body)
+        raise too_long(limits.body)
     request = Request(request.scope, bounded(request.receive, limits.body))
     try:
         async with asyncio.timeout(limits.seconds):
@@ -112,7 +115,7 @@ def bounded(receive: Receive, most: int) -> Receive:
         message = await receive()
         received += len(message.get("body", b""))
         if received > most:
-            raise _too_long(most)
+            raise too_long(most)
         return message
 
     return counted
@@ -124,25 +127,40 @@ async def _from_form(request: Request) -> bytes:
         return await file.read() if isinstance(file, UploadFile) else b""
 
 
-def _too_long(most: int) -> Problem:
+def too_long(most: int) -> Problem:
+    """A request has more bytes than allowed."""
     return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A request may have {most:,} bytes at most.")
 
 
-def decode(content: bytes, limits: Limits) -> np.ndarray:
+def read_bounded(path: Path, most: int) -> bytes:
+    """A file that a stranger sent; TooLargeError if it has more bytes than allowed."""
+    if (size := path.stat().st_size) > most:
+        raise TooLargeError(f"Expected a file of at most {most:,} bytes, but got {size:,}.")
+    return path.read_bytes()
+
+
+def read_stranger(content: bytes, limits: Limits) -> np.ndarray:
     """The image in a file that a stranger sent, uint8 (H, W, 3) RGB.
 
     Raises:
-        Problem: If it is of another format, damaged, or too large; the details say so, and name no path.
+        UnknownFormatError: If it is none of the `FORMATS`.
+        TooLargeError: If it has too many pixels, or too many in a row.
+        ValueError: If it is damaged. No message names a path.
     """
+    image = read_image(content, largest=limits.pixels, formats=FORMATS)
+    height, width, _ = image.shape
+    if max(height, width) > _LONGEST * limits.pixels**0.5:
+        raise TooLargeError(f"An image of {height} x {width} is too long and thin.")
+    return image
+
+
+def decode(content: bytes, limits: Limits) -> np.ndarray:
+    """As `read_stranger`, but every error is a `Problem`."""
     try:
-        image = read_image(content, largest=limits.pixels, formats=FORMATS)
+        return read_stranger(content, limits)
     except UnknownFormatError as error:
         raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, str(error)) from error
     except TooLargeError as error:
         raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from error
     except ValueError as error:
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
-    if max(image.shape) > _LONGEST * limits.pixels**0.5:
-        height, width, _ = image.shape
-        raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"An image of {height} x {width} is too long and thin.")
-    return image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from bpkd_sdk.serve.networks import Source
+from bpkd_sdk.serve.limits import Limits
+from bpkd_sdk.serve.networks import Network, Source
 
 _GRACE = 5.0  # seconds beyond the time limit of a request, for what is left open when the server stops
 
@@ -42,7 +44,12 @@ def url_of(listening: socket.socket) -> str:
 
 
 def mount_demo(
-    app: FastAPI, teacher: Source | None, students: Sequence[Source], *, examples: Path | None, largest: int
+    app: FastAPI,
+    teacher: Source | Network | None,
+    students: Sequence[Source | Network],
+    *,
+    examples: Path | None,
+    limits: Limits,
 ) -> None:
     """Put the page for people on the root of the application, behind the same door.
 
@@ -51,14 +58,14 @@ def mount_demo(
         teacher: As `build_demo` takes it.
         students: Likewise.
         examples: Likewise.
-        largest: Most bytes of a file that the page takes.
+        limits: Likewise.
     """
     import gradio
 
     from bpkd_sdk.serve.demo import build_demo, page_options
 
-    page = build_demo(teacher, students, examples=examples)
-    safe = {"max_file_size": largest, "show_error": False, "run_history": False, "ssr_mode": False}
+    page = build_demo(teacher, students, examples=examples, limits=limits)
+    safe = {"max_file_size": page.largest_file, "show_error": False, "run_history": False, "ssr_mode": False}
     gradio.mount_gradio_app(app, page, "/", **(page_options() | safe))
 
 
@@ -98,5 +105,7 @@ def run(app: FastAPI, listening: socket.socket, *, seconds: float) -> None:
         listening: Of `listen`.
         seconds: The time limit of a request.
     """
+    # When all is finished, uvicorn raises the signal that has stopped it again: it must not end what comes after.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         make_server(app, seconds=seconds).run(sockets=[listening])

@@ -15,32 +15,44 @@ from typing import Any
 import numpy as np
 
 from bpkd_sdk.errors import import_optional
+from bpkd_sdk.serve.images import LARGEST
 
 # FFmpeg also reads play lists, which name further files and addresses; these containers hold all they need.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
 
 
-def annotate_video(source: str | Path, target: str | Path, draw: Callable[[np.ndarray], np.ndarray]) -> Iterator[float]:
+def annotate_video(
+    source: str | Path,
+    target: str | Path,
+    draw: Callable[[np.ndarray], np.ndarray],
+    *,
+    most_pixels: int = LARGEST,
+    most_frames: int | None = None,
+) -> Iterator[float]:
     """Draw over a video frame by frame. Nothing happens until the result is iterated over.
 
     Args:
         source: A video of one of the `CONTAINERS`.
         target: Of the MP4 to write; it appears when the last frame is done, and not at all if the iteration stops.
         draw: Maps a frame, uint8 (H, W, 3) RGB, to the picture that takes its place, of the same size.
+        most_pixels: Of a frame.
+        most_frames: Of the video; None for any number.
 
     Yields:
         After each frame, the share (0..1) of the video that is done, as far as the file tells its length.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a video that can be read.
+        ValueError: If it is not a video that can be read, or larger or longer than allowed.
         ImportError: If PyAV is missing.
     """
     target = Path(target)
     unfinished = target.with_name(f".{target.name}.part")
-    with _open_video(source) as (container, stream), _open_output(unfinished) as output:
+    with _open_video(source, most_pixels) as (container, stream), _open_output(unfinished) as output:
         encoder = None
-        for frame in container.decode(stream):
+        for number, frame in enumerate(container.decode(stream)):
+            if number == most_frames:
+                raise ValueError(f"Expected a video of at most {most_frames:,} frames, but got a longer one.")
             image = _upright(frame)
             if encoder is None:
                 encoder = _encoder(output, stream, image)
@@ -54,7 +66,7 @@ def annotate_video(source: str | Path, target: str | Path, draw: Callable[[np.nd
 
 
 @contextmanager
-def _open_video(source: str | Path) -> Iterator[tuple[Any, Any]]:
+def _open_video(source: str | Path, most_pixels: int) -> Iterator[tuple[Any, Any]]:
     """The container and its first video stream."""
     av = import_optional("av", "serve")
     if not Path(source).is_file():
@@ -64,7 +76,11 @@ def _open_video(source: str | Path) -> Iterator[tuple[Any, Any]]:
             if not container.streams.video:
                 raise ValueError(f"{Path(source).name} has no picture, only sound.")
             stream = container.streams.video[0]
+            if (size := (stream.width, stream.height))[0] * size[1] > most_pixels:
+                raise ValueError(f"Expected frames of at most {most_pixels:,} pixels, but got {size[0]} x {size[1]}.")
             stream.thread_type = "AUTO"
+            # The size may grow on the way; FFmpeg then refuses before it decodes.
+            stream.codec_context.options = {"max_pixels": str(most_pixels)}
             yield container, stream
     except av.FFmpegError as error:
         raise ValueError(f"{Path(source).name} cannot be read as a video: {error.strerror}.") from error

@@ -91,7 +91,7 @@ def serve(
             parallel=parallel,
         )
         if demo:
-            mount_demo(service, guide, pupils, examples=examples, largest=limits.any_body)
+            mount_demo(service, guide, pupils, examples=examples, limits=limits)
         else:
             service.add_route("/", lambda _: RedirectResponse("/docs"))
         _tell(networks, host, url_of(listening), access, demo=demo)

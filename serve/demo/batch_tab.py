@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,10 @@ import gradio as gr
 
 from bpkd_sdk.serve.answers import mask_png, picture_png
 from bpkd_sdk.serve.demo.controls import PLAIN_ERRORS, Controls, Job, complain
-from bpkd_sdk.serve.demo.files import new_path
+from bpkd_sdk.serve.demo.files import new_file
 from bpkd_sdk.serve.demo.lineup import Lineup
-from bpkd_sdk.serve.demo.scene import LARGEST, full_overlay
-from bpkd_sdk.serve.images import read_image
+from bpkd_sdk.serve.demo.scene import full_overlay
+from bpkd_sdk.serve.limits import Limits, read_bounded, read_stranger
 from bpkd_sdk.serve.predictor import Predictor
 
 _ABOUT = (
@@ -24,11 +25,11 @@ _ABOUT = (
 )
 
 
-def build_batch_tab(lineup: Lineup, controls: Controls) -> None:
+def build_batch_tab(lineup: Lineup, controls: Controls, limits: Limits) -> None:
     """Lay the tab out and connect it."""
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            images = gr.File(label="Images", file_count="multiple", file_types=["image"], elem_id="images")
+            files = gr.File(label="Images", file_count="multiple", file_types=["image"], elem_id="images")
             job = Job.build(lineup, "Segment all", "segment-all")
         with gr.Column(min_width=300):
             archive = gr.File(label="Masks and overlays", interactive=False, elem_id="archive")
@@ -46,19 +47,20 @@ def build_batch_tab(lineup: Lineup, controls: Controls) -> None:
             return complain("Choose the images first.")
         predictor = lineup.pair(student)[role].predictor
         assert predictor is not None  # noqa: S101  (only open networks are on offer)
-        target = new_path(f"{Path(student).stem}.zip")
-        for done, problem in enumerate(write_zip(target, [Path(path) for path in paths], predictor, alpha, width)):
-            progress((done + 1, len(paths)), unit="images")
-            if problem:
-                complain(problem)
-            yield gr.skip()
+        images = [Path(path) for path in paths]
+        with new_file(f"{Path(student).stem}.zip") as target:
+            for done, problem in enumerate(write_zip(target, images, predictor, alpha, width, limits)):
+                progress((done + 1, len(paths)), unit="images")
+                if problem:
+                    complain(problem)
+                yield gr.skip()
         yield str(target)
 
-    job.connect(segment, [images, job.role, *controls.look], archive)
+    job.connect(segment, [files, job.role, *controls.look], archive)
 
 
 def write_zip(
-    target: Path, images: Sequence[Path], predictor: Predictor, alpha: float, width: int
+    target: Path, images: Sequence[Path], predictor: Predictor, alpha: float, width: int, limits: Limits
 ) -> Iterator[str | None]:
     """Segment images into a zip; after each comes None, or why it was left out."""
     taken: set[str] = set()
@@ -66,10 +68,11 @@ def write_zip(
         facts = {"class_names": predictor.class_names, "palette": predictor.palette}
         archive.writestr("classes.json", json.dumps(facts, indent=1))
         for path in images:
-            name = path.stem if path.stem not in taken else f"{path.stem}_{len(taken)}"
+            others = (f"{path.stem}_{number}" for number in itertools.count(1))
+            name = next(name for name in itertools.chain([path.stem], others) if name not in taken)
             taken.add(name)
             try:
-                image = read_image(path.read_bytes(), largest=LARGEST)
+                image = read_stranger(read_bounded(path, limits.body), limits)
                 prediction = predictor(image)
             except PLAIN_ERRORS as error:
                 yield f"{path.name} is left out: {error}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,9 +13,10 @@ import numpy as np
 from bpkd_sdk.data.dataset import Pair
 from bpkd_sdk.serve.demo import tables
 from bpkd_sdk.serve.demo.controls import DRAWS, PLAIN_ERRORS, RUNS_NETWORK, Controls, complain
-from bpkd_sdk.serve.demo.files import new_path, write_picture
+from bpkd_sdk.serve.demo.files import copy_file, new_file, write_picture
 from bpkd_sdk.serve.demo.lineup import Lineup
 from bpkd_sdk.serve.demo.scene import Scene
+from bpkd_sdk.serve.limits import Limits
 
 _MOVE_DIVIDERS = "position => Array(3).fill({__type__: 'update', slider_position: position})"
 # On a phone the results lie below the screen.
@@ -41,12 +41,19 @@ class ImageTab:
         cost: The table of costs, which latencies join as they are measured.
         examples: Images to start with.
         thumbnails: A small picture of each.
+        limits: Of what visitors send.
     """
 
     def __init__(
-        self, lineup: Lineup, controls: Controls, cost: gr.HTML, examples: Sequence[Pair], thumbnails: Sequence[str]
+        self,
+        lineup: Lineup,
+        controls: Controls,
+        cost: gr.HTML,
+        examples: Sequence[Pair],
+        thumbnails: Sequence[str],
+        limits: Limits,
     ) -> None:
-        self.lineup, self.controls, self.cost, self.examples = lineup, controls, cost, examples
+        self.lineup, self.controls, self.cost, self.examples, self.limits = lineup, controls, cost, examples, limits
         self.roles = ("teacher", "student") if lineup.teacher else ("network",)
         self.scene = gr.State()
         with gr.Row(equal_height=False):
@@ -142,7 +149,7 @@ class ImageTab:
         if path is None:
             return nothing
         try:
-            return self._see(Scene.open(Path(path)), student, alpha, width) | {self.label: None}
+            return self._see(Scene.open(Path(path), self.limits), student, alpha, width) | {self.label: None}
         except PLAIN_ERRORS as error:
             complain(error)
             return nothing | {self.photo: None}
@@ -150,10 +157,9 @@ class ImageTab:
     def _open_example(self, index: int, student: str, alpha: float, width: int) -> Any:
         pair = self.examples[index]
         # The page gets copies: Gradio serves only what lies in its own folder.
-        image = shutil.copyfile(pair.image, new_path(pair.image.name))
-        label = pair.label and shutil.copyfile(pair.label, new_path(pair.label.name))
+        image, label = copy_file(pair.image), pair.label and copy_file(pair.label)
         try:
-            update = self._see(Scene.open(image).with_label(label), student, alpha, width)
+            update = self._see(Scene.open(image, self.limits).with_label(label), student, alpha, width)
             return update | {self.photo: str(image), self.label: label and str(label)}
         except PLAIN_ERRORS as error:
             complain(error)
@@ -230,6 +236,6 @@ class ImageTab:
         name = f"{scene.name}_{kind}_{self.roles[index]}.png"
         if kind == "overlay":
             return write_picture(scene.full_overlay(network, alpha, width), name)
-        path = new_path(name)
-        path.write_bytes(scene.seen[network].png)
+        with new_file(name) as path:
+            path.write_bytes(scene.seen[network].png)
         return str(path)

@@ -15,15 +15,15 @@ from bpkd_sdk.data import shapes
 from bpkd_sdk.data.dataset import Pair
 from bpkd_sdk.serve.demo import tables
 from bpkd_sdk.serve.demo.batch_tab import build_batch_tab
+from bpkd_sdk.serve.demo.closed import ClosedBlocks
 from bpkd_sdk.serve.demo.controls import build_controls
 from bpkd_sdk.serve.demo.examples import find_examples, generate_examples, write_thumbnail
 from bpkd_sdk.serve.demo.image_tab import ImageTab
 from bpkd_sdk.serve.demo.lineup import Lineup
 from bpkd_sdk.serve.demo.video_tab import build_video_tab
+from bpkd_sdk.serve.limits import Limits
 from bpkd_sdk.serve.networks import Network, Source
 
-SESSIONS = 50  # visitors whose image and masks are kept, some ten megabytes each; the oldest are forgotten
-SECONDS = 900  # that files made for a visitor are kept; a picture is made for each move of a control
 COUNTED = (512, 512)  # size for which MACs are counted until there is an image
 
 # Gradio gives the pictures of examples no text for those who cannot see them.
@@ -40,7 +40,8 @@ def build_demo(
     examples: str | Path | None = None,
     device: str | torch.device = "auto",
     title: str = "Teacher and student",
-) -> gr.Blocks:
+    limits: Limits | None = None,
+) -> ClosedBlocks:
     """Build the page. A network that cannot be opened is listed with the reason; the page works with the others.
 
     Args:
@@ -50,6 +51,7 @@ def build_demo(
             generated scenes, for networks that were trained on them.
         device: For networks that are not open yet.
         title: Of the page.
+        limits: Of what visitors send; None: the defaults.
 
     Returns:
         A Gradio page. Its look is given where it is started: ``build_demo(...).launch(**page_options())``, or
@@ -63,22 +65,22 @@ def build_demo(
     scratch = tempfile.TemporaryDirectory(prefix="bpkd-examples-")
     pairs = _examples(lineup, examples, Path(scratch.name))
     thumbnails = [write_thumbnail(pair.image, Path(scratch.name)) for pair in pairs]
-    demo: gr.Blocks
-    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(SECONDS // 4, SECONDS)) as demo:
+    limits = limits or Limits()
+    demo = ClosedBlocks(limits, title=title, fill_width=True)
+    with demo:
         gr.HTML(tables.header(title, lineup), elem_id="header")
         cost = gr.HTML(tables.cost_table(lineup.networks, COUNTED), elem_id="cost", render=False)
         if lineup.students:
             controls = build_controls(lineup)
             with gr.Tabs():
                 with gr.Tab("Image"):
-                    ImageTab(lineup, controls, cost, pairs, thumbnails)
+                    ImageTab(lineup, controls, cost, pairs, thumbnails, limits)
                 with gr.Tab("Many images"):
-                    build_batch_tab(lineup, controls)
+                    build_batch_tab(lineup, controls, limits)
                 with gr.Tab("Video"):
-                    build_video_tab(lineup, controls)
+                    build_video_tab(lineup, controls, limits)
         cost.render()  # type: ignore[no-untyped-call]
         demo.load(None, js=_NAME_EXAMPLES, api_visibility="private")
-    demo.state_session_capacity = SESSIONS
     weakref.finalize(demo, scratch.cleanup)  # the examples live as long as the page
     return demo
 

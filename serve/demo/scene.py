@@ -13,18 +13,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from bpkd_sdk.data.dataset import read_label
 from bpkd_sdk.models.spec import Color
 from bpkd_sdk.serve.answers import mask_png
 from bpkd_sdk.serve.images import read_image
+from bpkd_sdk.serve.limits import Limits, read_bounded, read_stranger
 from bpkd_sdk.serve.networks import Network
 from bpkd_sdk.serve.overlay import Difference, draw_difference, draw_overlay
 from bpkd_sdk.serve.prediction import Prediction, Timings
 
 SIDE = 1280  # most pixels of a side of a picture on the page; smaller images are enlarged by a whole factor up to it
-LARGEST = 40_000_000  # pixels of an image that a visitor may send
 
 _LINE: Color = (255, 214, 10)
 
@@ -85,26 +85,29 @@ class Scene:
     seen: Mapping[str, Seen] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path) -> Scene:
+    def open(cls, path: Path, limits: Limits) -> Scene:
         """Read an image file; ValueError if it is none, or too large."""
-        content = path.read_bytes()
-        image = read_image(content, largest=LARGEST)
+        content = read_bounded(path, limits.body)
+        image = read_stranger(content, limits)
         return cls(path.stem, content, (image.shape[0], image.shape[1]), to_page(image))
 
     def with_label(self, path: Path | None) -> Scene:
         """The same scene with the label of a file, or without; ValueError if it does not fit the image."""
+        if path is None:
+            return replace(self, label=None)
+        width, height = _png_size(path)  # before a single pixel is decoded
+        if (height, width) != self.size:
+            raise ValueError(
+                f"The label is {width} x {height} pixels and the image {self.size[1]} x {self.size[0]}. "
+                "Both must have the same size."
+            )
         try:
-            label = None if path is None else read_label(path)
+            label = read_label(path)
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), "The label")) from error
-        if label is not None and label.shape != self.size:
-            raise ValueError(
-                f"The label is {label.shape[1]} x {label.shape[0]} pixels and the image {self.size[1]} x "
-                f"{self.size[0]}. Both must have the same size."
-            )
-        if label is not None and label.max() > 255:
+        if label.max() > 255:
             raise ValueError(f"Expected class ids of 0 to 255 in the label, but got {label.max()}.")
-        return replace(self, label=None if label is None else label.astype(np.uint8))
+        return replace(self, label=label.astype(np.uint8))
 
     def seen_by(self, networks: Sequence[Network]) -> Scene:
         """The same scene with the masks of these networks; those that have seen it are not run again."""
@@ -118,7 +121,7 @@ class Scene:
     @property
     def image(self) -> np.ndarray:
         """uint8 (H, W, 3) RGB, at its own size."""
-        return read_image(self.content, largest=LARGEST)
+        return read_image(self.content)
 
     def overlay(self, network: str | None, alpha: float, width: int) -> np.ndarray:
         """The classes of a network over the image, at the page's size; None shows the image alone."""
@@ -150,6 +153,17 @@ class Scene:
             return self.shown
         assert self.label is not None  # noqa: S101  (asked for with a label only)
         return to_page(draw_difference(self.image, self.label, self.seen[network].mask)[0])
+
+
+def _png_size(path: Path) -> tuple[int, int]:
+    """Width and height of a PNG that a stranger sent."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return image.size
+    except UnidentifiedImageError as error:
+        raise ValueError("The label is no PNG.") from error
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"The label cannot be read: {error}") from error
 
 
 def full_overlay(image: np.ndarray, mask: np.ndarray, palette: Sequence[Color], alpha: float, width: int) -> np.ndarray:

@@ -10,15 +10,16 @@ import gradio as gr
 import numpy as np
 
 from bpkd_sdk.serve.demo.controls import PLAIN_ERRORS, Controls, Job, complain
-from bpkd_sdk.serve.demo.files import new_path
+from bpkd_sdk.serve.demo.files import new_file
 from bpkd_sdk.serve.demo.lineup import Lineup
 from bpkd_sdk.serve.demo.scene import full_overlay
+from bpkd_sdk.serve.limits import Limits
 from bpkd_sdk.serve.video import annotate_video
 
 _REPORT_EVERY = 5  # frames
 
 
-def build_video_tab(lineup: Lineup, controls: Controls) -> None:
+def build_video_tab(lineup: Lineup, controls: Controls, limits: Limits) -> None:
     """Lay the tab out and connect it."""
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
@@ -43,12 +44,13 @@ def build_video_tab(lineup: Lineup, controls: Controls) -> None:
         def draw(image: np.ndarray) -> np.ndarray:
             return full_overlay(image, predictor(image).mask, predictor.palette, alpha, width)
 
-        target = new_path(f"{Path(path).stem}_masks.mp4")
+        bounds = {"most_pixels": limits.pixels, "most_frames": limits.frames}
         try:
-            for frame, share in enumerate(annotate_video(path, target, draw)):
-                if frame % _REPORT_EVERY == 0:
-                    progress(share, desc=f"frame {frame + 1}")
-                    yield gr.skip()
+            with new_file(f"{Path(path).stem}_masks.mp4") as target:
+                for frame, share in enumerate(annotate_video(path, target, draw, **bounds)):
+                    if frame % _REPORT_EVERY == 0:
+                        progress(share, desc=f"frame {frame + 1}")
+                        yield gr.skip()
         except PLAIN_ERRORS as error:
             return complain(error)
         yield str(target)

@@ -3,26 +3,42 @@
 import inspect
 import io
 import re
+import struct
 import zipfile
+import zlib
+from pathlib import Path
 
 import cv2
 import gradio as gr
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from fastapi import FastAPI
+from PIL import Image, PngImagePlugin
 
 import bpkd_sdk
 from bpkd_sdk.data import shapes
 from bpkd_sdk.serve import Predictor, build_demo, draw_overlay
-from bpkd_sdk.serve.demo import page_options, tables
+from bpkd_sdk.serve.demo import files, page_options, tables
 from bpkd_sdk.serve.demo.batch_tab import write_zip
+from bpkd_sdk.serve.demo.closed import MEMORY
 from bpkd_sdk.serve.demo.examples import MOST, find_examples, generate_examples
 from bpkd_sdk.serve.demo.lineup import Lineup
 from bpkd_sdk.serve.demo.scene import SIDE, Scene, full_overlay, to_page
+from bpkd_sdk.serve.limits import Limits
 from bpkd_sdk.serve.networks import Network, open_networks
 from tests.serve import colors
 from tests.serve.cases import encoded, scene
+
+LIMITS = Limits(body=200_000, pixels=1_000_000)
+
+
+def bomb(side):
+    """A PNG that says it is this large."""
+    png = bytearray(encoded(Image.new("L", (1, 1))))
+    struct.pack_into(">II", png, 16, side, side)
+    struct.pack_into(">I", png, 29, zlib.crc32(png[12:29]))
+    return bytes(png)
 
 
 class Counted(Predictor):
@@ -43,9 +59,9 @@ def networks():
 def open_scene(folder, image, label=None):
     (folder / "street.png").write_bytes(encoded(image))
     if label is None:
-        return Scene.open(folder / "street.png")
+        return Scene.open(folder / "street.png", LIMITS)
     (folder / "label.png").write_bytes(encoded(label))
-    return Scene.open(folder / "street.png").with_label(folder / "label.png")
+    return Scene.open(folder / "street.png", LIMITS).with_label(folder / "label.png")
 
 
 def numbers(html):
@@ -110,6 +126,36 @@ class TestScene:
             open_scene(tmp_path, scene(60, 80), scene(60, 80))
         with pytest.raises(ValueError, match="ids of 0 to 255 in the label, but got 300"):
             open_scene(tmp_path, scene(60, 80), np.full((60, 80), 300, np.uint16))
+
+    def test_a_label_is_a_png_of_the_image_s_size_before_it_is_decoded(self, tmp_path, monkeypatch):
+        street = open_scene(tmp_path, scene(60, 80))
+        path = tmp_path / "label.png"
+        monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("it was decoded"))
+        for content, message in [
+            (encoded(Image.new("L", (9000, 9000))), "The label is 9000 x 9000 pixels and the image 80 x 60"),
+            (bomb(100_000), "The label cannot be read: Image size .* exceeds limit"),
+            (encoded(Image.new("L", (80, 60)), "TIFF"), "^The label is no PNG.$"),
+            (b"no image", "^The label is no PNG.$"),
+            (encoded(scene(60, 80))[:20], "^The label "),
+        ]:
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=message):
+                street.with_label(path)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (encoded(Image.new("1", (1001, 1000))), "at most 1,000,000 pixels"),
+            (encoded(Image.new("1", (10_000, 1))), "1 x 10000 is too long and thin"),
+            (bytes(200_001), "at most 200,000 bytes, but got 200,001"),
+            (encoded(Image.new("L", (8, 8)), "TIFF"), "formats JPEG, PNG, WEBP, BMP"),
+        ],
+        ids=["pixels", "thin", "bytes", "format"],
+    )
+    def test_the_limits_are_the_service_s(self, tmp_path, content, message):
+        (tmp_path / "image.png").write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            Scene.open(tmp_path / "image.png", LIMITS)
 
     @pytest.mark.parametrize(
         ("size", "expected"),
@@ -227,19 +273,63 @@ class TestExamples:
 
 
 def test_the_zip_holds_what_could_be_read(tmp_path, networks):
-    paths = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.png", tmp_path / "b" / "text.png"]
+    names = ["a/x.png", "b/x.png", "b/x_1.png", "c/x.png", "b/text.png", "b/large.png"]
+    paths = [tmp_path / name for name in names]
     for index, path in enumerate(paths):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(encoded(scene(40, 50, index)))
-    paths[2].write_text("no image")
-    problems = list(write_zip(tmp_path / "all.zip", paths, networks[1].predictor, 0.5, 2))
-    assert problems[:2] == [None, None]
-    assert "text.png is left out" in problems[2]
+    paths[4].write_text("no image")
+    paths[5].write_bytes(encoded(Image.new("1", (1001, 1000))))
+    problems = list(write_zip(tmp_path / "all.zip", paths, networks[1].predictor, 0.5, 2, LIMITS))
+    assert problems[:4] == [None] * 4
+    assert "text.png is left out: Expected a file of the formats" in problems[4]
+    assert "large.png is left out: Expected an image of at most 1,000,000 pixels" in problems[5]
+    written = ["x", "x_1", "x_1_1", "x_2"]  # in the order of the images; no two of one name
     with zipfile.ZipFile(tmp_path / "all.zip") as archive:
-        names = set(archive.namelist())
-        mask = np.asarray(Image.open(archive.open("masks/x_1.png")))
-    assert names == {"classes.json", "masks/x.png", "masks/x_1.png", "overlays/x.png", "overlays/x_1.png"}
-    np.testing.assert_array_equal(mask, networks[1].predictor(scene(40, 50, 1)).mask)
+        masks = {name: np.asarray(Image.open(archive.open(f"masks/{name}.png"))) for name in written}
+        assert sorted(archive.namelist()) == sorted(
+            ["classes.json", *(f"{folder}/{name}.png" for folder in ("masks", "overlays") for name in written)]
+        )
+    for index, mask in enumerate(masks.values()):
+        np.testing.assert_array_equal(mask, networks[1].predictor(scene(40, 50, index)).mask)
+
+
+class TestFiles:
+    @pytest.fixture(autouse=True)
+    def uploads(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+        return tmp_path
+
+    def test_what_is_old_goes_with_its_folder(self, uploads):
+        first, second = (Path(files.write_picture(scene(32, 32))) for _ in range(2))
+        assert first != second
+        files.remove_old(60)
+        assert first.is_file()
+        files.remove_old()
+        assert list(uploads.iterdir()) == []
+
+    def test_making_a_new_one_removes_the_old(self, uploads, monkeypatch):
+        old = Path(files.write_picture(scene(32, 32)))
+        monkeypatch.setattr(files, "SECONDS", 0)
+        files.write_picture(scene(32, 32))
+        assert not old.exists()
+
+    @pytest.mark.parametrize("how", ["stopped", "failed"])
+    def test_what_is_not_finished_leaves_nothing(self, uploads, how):
+        def job():
+            with files.new_file("all.zip") as path:
+                path.write_text("half")
+                yield
+                raise OSError("no space")
+
+        work = job()
+        next(work)
+        if how == "stopped":
+            work.close()
+        else:
+            with pytest.raises(OSError, match="no space"):
+                next(work)
+        assert list(uploads.iterdir()) == []
 
 
 def test_the_page_stays_when_no_network_opens(tmp_path):
@@ -257,5 +347,16 @@ def test_the_look_is_taken_by_both_ways_to_start():
 
 def test_nothing_of_the_page_can_be_called_as_an_api(networks):
     page = build_demo(networks[0], networks[1:])
-    assert page.state_session_capacity <= 100
     assert all(function.api_visibility == "private" for function in page.fns.values())
+
+
+def test_the_visitors_that_are_kept_fit_into_the_memory(networks):
+    limits = Limits(requests=7)
+    page = build_demo(networks[0], networks[1:], limits=limits)
+    mounted = FastAPI()
+    gr.mount_gradio_app(mounted, page, "/", **page_options())
+    for app in (mounted.routes[-1].app, page.launch(prevent_thread_lock=True, quiet=True, **page_options())[0]):
+        assert 2 <= app.state_holder.capacity <= MEMORY / (limits.body + limits.pixels)
+    page.close()
+    assert page.max_file_size < limits.any_body
+    assert page._queue.max_size == 7

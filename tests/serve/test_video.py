@@ -100,6 +100,35 @@ def test_what_is_no_video_is_refused(clip, tmp_path, content):
     assert not (tmp_path / "out.mp4").exists()
 
 
+def test_the_size_of_frames_and_their_number_are_bounded(clip, tmp_path):
+    frames = len(read_video(clip)[2])
+    list(annotate_video(clip, tmp_path / "out.mp4", same, most_pixels=48 * 64, most_frames=frames))
+    with pytest.raises(ValueError, match="frames of at most 3,071 pixels, but got 64 x 48"):
+        list(annotate_video(clip, tmp_path / "large.mp4", same, most_pixels=48 * 64 - 1))
+    with pytest.raises(ValueError, match=f"at most {frames - 1} frames"):
+        list(annotate_video(clip, tmp_path / "long.mp4", same, most_frames=frames - 1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "out.mp4"]
+
+
+def test_frames_that_grow_on_the_way_are_not_decoded(tmp_path):
+    small, large = (
+        write_video(tmp_path / f"{side}.ts", [scene(side, side)] * 30, range(0, 1200, 40), "libx264")
+        for side in (64, 512)
+    )
+    (tmp_path / "grows.ts").write_bytes(small.read_bytes() + large.read_bytes())
+    sides = set()
+    with pytest.raises(ValueError, match="cannot be read as a video"):
+        list(
+            annotate_video(
+                tmp_path / "grows.ts",
+                tmp_path / "out.mp4",
+                lambda image: sides.add(image.shape[0]) or image,
+                most_pixels=100 * 100,
+            )
+        )
+    assert sides == {64}
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no video at .*none\.mp4"):
         list(annotate_video(tmp_path / "none.mp4", tmp_path / "out.mp4", same))
