@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bpkd_sdk.runtime.triton import UnreachableError
 from bpkd_sdk.serve.prediction import Prediction
 from bpkd_sdk.serve.predictor import Predictor
 
 log = logging.getLogger("bpkd_sdk.serve")
 
+_RETRY = 3.0  # seconds between two attempts with a network that does not work
 _WARM_UP = (256, 256)  # for a network that names no size of its own
 
 
@@ -82,7 +84,7 @@ class Batcher:
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(parallel)]
 
     def start(self) -> None:
-        """Start the threads; `ready` is set when the network has seen its first image."""
+        """Start the threads; `ready` is set while the network works: from its first image on."""
         for thread in self._threads:
             thread.start()
 
@@ -110,29 +112,39 @@ class Batcher:
         return job.future
 
     def _work(self) -> None:
-        self._warm_up()
-        while batch := self._next():
-            self._run(batch)
+        self._try()
+        while (batch := self._next()) is not None:
+            if batch:
+                self._run(batch)
+            else:
+                self._try()
 
-    def _warm_up(self) -> None:
+    def _try(self) -> None:
         # The first image pays for what is set up once: kernels chosen, memory taken. No client should.
         height, width = self.predictor.runtime.metadata.get("input_size", _WARM_UP)
         try:
             self.predictor(np.zeros((height, width, 3), np.uint8))
-        except Exception:
-            log.exception("%s failed on its first image; the server is not ready", self.predictor.runtime.name)
+        except Exception as error:
+            log.warning(
+                "%s fails on a black image, so the server is not ready; it is tried again every %g s: %s",
+                self.predictor.runtime.name, _RETRY, error, exc_info=not isinstance(error, UnreachableError),
+            )  # fmt: skip
             return
         self.ready.set()
 
-    def _next(self) -> list[_Job]:
-        """The next batch: the oldest's, once that has waited long enough, otherwise a full one; empty at the end."""
+    def _next(self) -> list[_Job] | None:
+        """The next batch: the oldest's, once that has waited long enough, otherwise a full one; None at the end.
+
+        Empty if nothing has come for a while and the network does not work, or not yet: time to try it again.
+        """
         with self._changed:
             while True:
                 self._waiting = [job for job in self._waiting if not job.future.cancelled()]
                 if not self._waiting:
                     if self._closing:
+                        return None
+                    if not self._changed.wait(None if self.ready.is_set() else _RETRY):
                         return []
-                    self._changed.wait()
                     continue
                 left = self._waiting[0].arrived + self.wait - time.monotonic()
                 batch = self._together(due=left <= 0 or self._closing)
@@ -158,6 +170,8 @@ class Batcher:
         try:
             predictions = self.predictor([job.image for job in jobs], confidence=jobs[0].confidence)
         except Exception as error:
+            if isinstance(error, UnreachableError):
+                self.ready.clear()
             for job in jobs:
                 job.future.set_exception(error)
             return
@@ -165,6 +179,7 @@ class Batcher:
             Batched(prediction, 1000 * (started - job.arrived))
             for job, prediction in zip(jobs, predictions, strict=True)
         ]
+        self.ready.set()
         self._observe(done)
         for job, result in zip(jobs, done, strict=True):
             job.future.set_result(result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from starlette.requests import ClientDisconnect, Request
 
 from bpkd_sdk.errors import did_you_mean
+from bpkd_sdk.runtime.triton import UnreachableError
 from bpkd_sdk.serve import answers
 from bpkd_sdk.serve.batching import Batcher
 from bpkd_sdk.serve.limits import Gate, Limits, decode, read_upload
@@ -24,6 +26,8 @@ from bpkd_sdk.serve.networks import Network
 from bpkd_sdk.serve.overlay import draw_overlay
 from bpkd_sdk.serve.prediction import Prediction
 from bpkd_sdk.serve.problem import Problem
+
+log = logging.getLogger("bpkd_sdk.serve")
 
 T = TypeVar("T")
 
@@ -100,7 +104,7 @@ class Segmenter:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every network has seen its first image."""
+        """Whether every network has seen its first image, and can be reached."""
         return all(batcher.ready.is_set() for batcher in self.batchers.values())
 
     @property
@@ -124,6 +128,13 @@ class Segmenter:
                 raise Problem(
                     HTTPStatus.GATEWAY_TIMEOUT, f"The answer took more than {self.limits.seconds:g} s; too many wait."
                 ) from None
+            except UnreachableError as error:
+                log.warning("%s: %s", wish.model, error)
+                raise Problem(
+                    HTTPStatus.SERVICE_UNAVAILABLE,
+                    f"What runs {wish.model!r} cannot be reached, or does not answer; try again in some seconds.",
+                    Retry_After="5",
+                ) from error
 
     def _find(self, wish: Wish) -> Batcher:
         if wish.model not in self.batchers:

@@ -83,7 +83,7 @@ def create_app(
     )
     app.state.stopping = asyncio.Event()
     app.add_middleware(EndStreams, stopping=app.state.stopping)
-    app.add_middleware(Guard, access=access or Access(), metrics=metrics, largest=limits.any_body)
+    app.add_middleware(Guard, access=access or Access(), metrics=metrics, largest=max(limits.body, limits.any_body))
     _explain_problems(app)
     _add_segment(app, segmenter, default)
     _add_models(app, networks)
@@ -159,7 +159,7 @@ def _add_health(app: FastAPI, segmenter: Segmenter, metrics: Metrics) -> None:
 
     @app.get("/readyz", response_class=Response)
     async def readyz() -> Response:
-        """Whether requests may be sent: every network has seen its first image."""
+        """Whether requests may be sent: every network has seen its first image, and can be reached."""
         return told(segmenter.is_ready, "ready")
 
     @app.get("/metrics", response_class=Response)
@@ -215,6 +215,6 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     413: {"description": "Too many bytes or pixels."},
     415: {"description": f"None of {', '.join(FORMATS)}, by its content."},
     422: {"description": "A damaged file, a wrong parameter, or confidence of a network that has none."},
-    503: {"description": "The queue is full; `Retry-After` says when to come again."},
+    503: {"description": "The queue is full, or the network out of reach; `Retry-After` says when to come again."},
     504: {"description": "The answer took too long."},
 }

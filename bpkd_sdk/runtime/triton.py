@@ -24,6 +24,10 @@ _PORT = 8000  # of Triton's HTTP, unless it is told otherwise
 _HEADER = "Inference-Header-Content-Length"
 
 
+class UnreachableError(RuntimeError):
+    """The server cannot be reached, or does not answer in time."""
+
+
 class TritonRuntime(Runtime):
     """A model that `bpkd_sdk.export.to_triton` wrote, on a server that answers.
 
@@ -37,7 +41,8 @@ class TritonRuntime(Runtime):
     Raises:
         ImportError: If tritonclient is missing.
         ValueError: If the URL is of another form, or the server has no such model, or not one of ours.
-        RuntimeError: If the server cannot be reached, does not answer in time, or has not loaded the model.
+        UnreachableError: If the server cannot be reached, or does not answer in time.
+        RuntimeError: If it has not loaded the model.
     """
 
     def __init__(self, url: str, device: str | torch.device = "auto", *, timeout: float = 30.0) -> None:
@@ -96,18 +101,18 @@ class TritonRuntime(Runtime):
     def _ask(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, bytes, Any]:
-        """Status, body and headers of the server's answer; RuntimeError if there is none."""
+        """Status, body and headers of the server's answer; UnreachableError if there is none."""
         import urllib3
 
         try:
             answer = self._pool.request(method, f"{self._address}/{path}", body=body, headers=headers)
         except urllib3.exceptions.ReadTimeoutError as error:
-            raise RuntimeError(
+            raise UnreachableError(
                 f"The Triton server at {self._address} did not answer within {self._timeout} s. It may be overloaded: "
                 "look at its queue in its metrics, give it more `instances`, or wait longer with `timeout`."
             ) from error
         except urllib3.exceptions.HTTPError as error:
-            raise RuntimeError(
+            raise UnreachableError(
                 f"The Triton server at {self._address} cannot be reached ({error}). Is it running, and is this the "
                 "port of its HTTP service?"
             ) from error

@@ -13,7 +13,7 @@ import torch
 from bpkd_sdk.data.shapes import PALETTE, render
 from bpkd_sdk.export import to_triton
 from bpkd_sdk.runtime import open_runtime
-from bpkd_sdk.runtime.triton import TritonRuntime
+from bpkd_sdk.runtime.triton import TritonRuntime, UnreachableError
 from bpkd_sdk.serve import Predictor
 from tests.tritonserver import scenes
 
@@ -121,9 +121,9 @@ def test_nobody_listens():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    with pytest.raises(RuntimeError, match=rf"server at http://127.0.0.1:{port}/v2 cannot be reached.*refused"):
+    with pytest.raises(UnreachableError, match=rf"server at http://127.0.0.1:{port}/v2 cannot be reached.*refused"):
         open_runtime(f"triton://127.0.0.1:{port}/m")
-    with pytest.raises(RuntimeError, match="cannot be reached.*Is it running"):
+    with pytest.raises(UnreachableError, match="cannot be reached.*Is it running"):
         open_runtime("triton://no-such-host.invalid/m")
 
 
@@ -131,7 +131,7 @@ def test_nobody_answers():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        with pytest.raises(RuntimeError, match=r"did not answer within 0.2 s.*wait longer with `timeout`"):
+        with pytest.raises(UnreachableError, match=r"did not answer within 0.2 s.*wait longer with `timeout`"):
             TritonRuntime(f"triton://127.0.0.1:{listener.getsockname()[1]}/m", timeout=0.2)
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from bpkd_sdk.runtime.triton import UnreachableError
 from bpkd_sdk.serve import draw_overlay
 from bpkd_sdk.serve.server import listen
 from bpkd_sdk.serve.service import create_app
@@ -153,12 +154,45 @@ def test_ready_means_that_every_network_has_seen_an_image(held):
         assert server.metric("bpkd_batch_images_count") == 0
 
 
-def test_a_network_that_fails_at_once_is_never_ready(caplog):
+def test_a_network_that_fails_at_once_is_not_ready_until_it_works(caplog):
     broken = Broken()
     broken.started.set()
     with served(broken) as server:
-        wait_until(lambda: "failed on its first image" in caplog.text)
+        wait_until(lambda: "fails on a black image" in caplog.text)
         assert server.client.get("/readyz").status_code == 503
+        broken.started.clear()
+        wait_until(lambda: server.client.get("/readyz").status_code == 200)
+
+
+class OutOfReach(Held):
+    """Works while it can be reached."""
+
+    is_reached = True
+
+    def forward(self, images):
+        if not self.is_reached:
+            raise UnreachableError("the server at 10.0.0.1 cannot be reached")
+        return super().forward(images)
+
+
+def test_a_server_that_is_gone_is_waited_for():
+    away = OutOfReach()
+    with served(away) as server:
+        wait_until(lambda: server.client.get("/readyz").status_code == 200)
+        away.is_reached = False
+        answer = server.segment(encoded(scene(*SIZE)))
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) > 0
+        assert "cannot be reached" in answer.json()["detail"]
+        assert "10.0.0.1" not in answer.text
+        assert server.client.get("/readyz").status_code == 503
+        away.is_reached = True
+        assert server.segment(encoded(scene(*SIZE))).status_code == 200
+        assert server.client.get("/readyz").status_code == 200
+        away.is_reached = False
+        assert server.segment(encoded(scene(*SIZE))).status_code == 503
+        away.is_reached = True  # nobody asks: it is tried all the same
+        wait_until(lambda: server.client.get("/readyz").status_code == 200)
 
 
 def test_the_documentation_needs_no_other_server(server):
