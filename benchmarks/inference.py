@@ -24,19 +24,16 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 
-from benchmarks.networks import settled
-from bpkd_sdk.data.shapes import render
+from benchmarks.networks import settled, to_int8
 from bpkd_sdk.export import benchmark, to_onnx
-from bpkd_sdk.export.benchmark import BenchmarkReport
-from bpkd_sdk.export.qdq import find_layers, measured_ranges, quantized, with_ranges
+from bpkd_sdk.export.benchmark import BenchmarkReport, Environment
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.runtime import Accepts, Runtime, TorchRuntime
-from bpkd_sdk.runtime.onnx import METADATA_KEY, open_session
+from bpkd_sdk.runtime.onnx import open_session
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = ("pspnet_r18", "deeplabv3plus_mv2", "hrnetv2p_w18s", "isanet_r18", "smp/FPN/tu-mobilenetv3_small_050")
@@ -82,26 +79,11 @@ def make_ways(name: str, size: tuple[int, int], work: Path) -> list[Runtime | Pa
     if not whole.is_file():
         to_onnx(network, whole, input_size=size, dynamic_batch=False)
     if not integer.is_file():
-        write_atomically(integer, to_int8(whole).SerializeToString())
+        to_int8(whole, integer)
     if not bare.is_file():
         image = torch.zeros(1, 3, *size)
         torch.onnx.export(network, (image,), dynamo=True, verbose=False).save(bare, external_data=False)
     return [TorchRuntime(network, "cpu", name="torch"), whole, integer, UsualRuntime(bare, network)]
-
-
-def to_int8(path: Path) -> onnx.ModelProto:
-    """All layers but the first and the last, without `quantize`'s search for those that hurt."""
-    proto = onnx.load(path)
-    layers = find_layers(proto)[1:-1]
-    tensors = measured_ranges(layers)
-    session = open_session(with_ranges(proto, tensors).SerializeToString(), torch.device("cpu"))
-    facts = json.loads(proto.metadata_props[0].value)
-    image = render(0, "calibration", 0, facts["input_size"])[0][None]
-    found = session.run(None, {session.get_inputs()[0].name: image})
-    result = quantized(proto, layers, dict(zip(tensors, map(float, found), strict=True)))
-    facts |= {"precision": "int8", "quantization": {"quantized": len(layers)}}
-    onnx.helper.set_model_props(result, {METADATA_KEY: json.dumps(facts)})
-    return result
 
 
 def ratios(report: BenchmarkReport) -> dict[str, dict[str, float]]:
@@ -137,7 +119,7 @@ def run(path: Path, names: list[str], size: tuple[int, int], duration: float, wo
 
 
 def table(done: dict[str, Any]) -> str:
-    """Markdown: milliseconds of each way, then the ratios."""
+    """Markdown: milliseconds of each way, then the ratios; below, what was wrong with the machine meanwhile."""
     lines = [
         f"| network | {' ms | '.join(WAYS)} ms | {' | '.join(RATIOS)} | share of pre and post in the usual way |",
         f"|---|{'---:|' * (len(WAYS) + len(RATIOS) + 1)}",
@@ -148,7 +130,10 @@ def table(done: dict[str, Any]) -> str:
         figures = [f"{r['ratio']:.2f} ({r['lowest']:.2f} to {r['highest']:.2f}; {r['target']} asked)" for r in told]
         figures.append(f"{share['ratio']:.1%}")
         lines.append(f"| {name} | {' | '.join([*times, *figures])} |")
-    return "\n".join(lines) + "\n"
+    lines.append("")
+    for name, found in done.items():
+        lines += [f"- {name}: {told}" for told in Environment.from_dict(found["report"]["environment"]).warnings]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def main(arguments: list[str] | None = None) -> None:

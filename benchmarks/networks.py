@@ -1,13 +1,24 @@
-"""Networks that nobody trained and that behave as if: settled batch norms, a classifier fitted to generated scenes."""
+"""Networks that nobody trained and that behave as if: settled batch norms, a classifier fitted to generated scenes.
 
+And their int8 files, for what is not about the damage of int8.
+"""
+
+from pathlib import Path
+
+import onnx
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.export.onnx import sealed
+from bpkd_sdk.export.qdq import find_layers, quantized
+from bpkd_sdk.export.quantize import find_ranges, int8_facts
 from bpkd_sdk.models.backbones.mobilenet_v2 import InvertedResidual
 from bpkd_sdk.models.backbones.resnet import BasicBlock, Bottleneck
+from bpkd_sdk.models.checkpoint import write_atomically
+from bpkd_sdk.runtime import open_runtime
 from bpkd_sdk.runtime.inference import whole_logits
 
 SCENES = 32
@@ -77,3 +88,19 @@ def _shares(label: Tensor, num_classes: int, size: tuple[int, int]) -> Tensor:
 def _rows(maps: Tensor) -> Tensor:
     """(1, C, h, w) -> (h w, C)."""
     return maps[0].flatten(1).T.double()
+
+
+def to_int8(source: Path, target: Path, *, ends: bool = False) -> int:
+    """A float32 file in int8, without `quantize`'s search for the layers that hurt; how many layers that are.
+
+    Args:
+        source: Of `to_onnx`, from image to mask.
+        target: The file to write.
+        ends: The first and the last layer, too.
+    """
+    proto, facts = onnx.load(source), open_runtime(source, "cpu").metadata
+    layers = find_layers(proto)[slice(None) if ends else slice(1, -1)]
+    image, _ = ShapesDataset("calibration", length=1, size=tuple(facts["input_size"]))[0]
+    result = quantized(proto, layers, find_ranges(proto, layers, [image]))
+    write_atomically(target, sealed(result, int8_facts(facts, quantized=len(layers))))
+    return len(layers)

@@ -7,7 +7,7 @@ limit is therefore stated in boundary IoU.
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +22,11 @@ from torch import Tensor
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.errors import import_optional
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
+from bpkd_sdk.export.onnx import sealed
 from bpkd_sdk.export.qdq import Layer, find_layers, measured_ranges, quantized, with_ranges
 from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.progress import track
-from bpkd_sdk.runtime.onnx import METADATA_KEY, OnnxRuntime, open_session
+from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session
 
 # One image in four is held out to judge by; so many of those are enough to rank layers.
 HELD_OUT = 4
@@ -43,15 +44,16 @@ class QuantizedLayer:
         name: The module's path in the network, for files of `to_onnx`.
         kind: The ONNX operator.
         quantized: Whether it is int8 in the file.
-        edge_damage: Share of the pixels in the edge band (7 pixels wide) that change their class.
-        body_damage: The same outside the band.
+        edge_damage: Share of the pixels in the edge band (7 pixels wide) that change their class; None where the masks
+            of the images that it was measured on have no edge.
+        body_damage: The same outside the band; None where the band covers all.
     """
 
     name: str
     kind: str
     quantized: bool
-    edge_damage: float
-    body_damage: float
+    edge_damage: float | None
+    body_damage: float | None
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class QuantizationReport:
             the masks of the file that was quantised.
         boundary_loss_of_all: The same with every layer but the first and the last in int8.
         labelled: Whether there were labels.
-        edge_agreement: Share of edge-band pixels with the same class as before, on the images held out.
-        body_agreement: The same outside the band.
+        edge_agreement: Share of edge-band pixels with the same class as before, on the images held out; None where the
+            masks have no edge.
+        body_agreement: The same outside the band; None where the band covers all.
         agreement: The same for all pixels.
         calibration_images: Number of images that the ranges come from.
         held_out_images: Number of images that the rest was measured on.
@@ -79,11 +82,16 @@ class QuantizationReport:
     boundary_loss: float
     boundary_loss_of_all: float
     labelled: bool
-    edge_agreement: float
-    body_agreement: float
+    edge_agreement: float | None
+    body_agreement: float | None
     agreement: float
     calibration_images: int
     held_out_images: int
+
+    @property
+    def worst(self) -> tuple[QuantizedLayer, ...]:
+        """The layers by the damage that they do, to edges first."""
+        return tuple(sorted(self.layers, key=_damage, reverse=True))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -109,10 +117,12 @@ def quantize(
     75 convolutions at 360x480.
 
     Args:
-        onnx_path: Written by `to_onnx` with precision="fp32", preprocess=True and argmax=True.
-        path: Ends in ``.onnx``. The metadata is that of the other file, with precision "int8" and a summary.
+        onnx_path: Written by `to_onnx` with precision="fp32", preprocess=True and argmax=True; not one that disagrees
+            with torch and was kept by force.
+        path: Ends in ``.onnx``. The metadata is that of the other file but for what was found of it: precision "int8",
+            and under "quantization" what the report says.
         calibration_data: Images like those the network will see, of the size that the file takes. Labels are used if
-            there are any.
+            there are any; without, the classes need not be the network's.
         images: How many of them, at most.
         max_boundary_loss: Most boundary IoU (0..1) that may be lost. None: 0.01; or 0.1 without labels, where the
             float32 file's own masks stand in, so that every pixel that moves counts.
@@ -120,7 +130,8 @@ def quantize(
     Raises:
         FileNotFoundError: If there is no such ONNX file.
         ImportError: If onnx or onnxruntime is missing.
-        ValueError: For an argument out of its range, or a file or data that do not fit.
+        ValueError: For an argument out of its range, a file or data that do not fit, or images without edges, by which
+            nothing can be judged.
         RuntimeError: If no layer can be quantised within the limit; no file is written then.
     """
     onnx = import_optional("onnx", "export")
@@ -132,13 +143,13 @@ def quantize(
     if len(layers) < 3:
         raise ValueError(f"{onnx_path} has {len(layers)} layers; with the first and the last left out, none remains.")
     split = len(samples) - max(1, len(samples) // HELD_OUT)
-    ranges = _ranges(proto, layers, samples[:split])
+    ranges = find_ranges(proto, layers, [image for image, _ in samples[:split]])
     judge = _Judge(source, calibration_data, samples[split:])
-    damages = {
-        layer: judge.agreement(judge.masks(quantized(proto, [layer], ranges), RANKING_IMAGES))
+    alone = {
+        layer: judge.layer(layer, quantized(proto, [layer], ranges))
         for layer in track(layers, total=len(layers), description="Measuring layers")
     }
-    ranked = sorted(layers[1:-1], key=lambda layer: damages[layer].edge_accuracy)
+    ranked = sorted(layers[1:-1], key=lambda layer: _damage(alone[layer]), reverse=True)
 
     @cache
     def boundary_loss(left_out: int) -> float:
@@ -150,27 +161,58 @@ def quantize(
     chosen = set(ranked[left_out:])
     result = quantized(proto, ranked[left_out:], ranges)
     agreement = judge.agreement(judge.masks(result))
-    report = QuantizationReport(
-        path=target,
-        size=result.ByteSize(),
-        layers=tuple(_described(layer, layer in chosen, damages[layer]) for layer in layers),
-        boundary_loss=boundary_loss(left_out),
-        boundary_loss_of_all=boundary_loss(0),
-        labelled=calibration_data.has_labels,
-        edge_agreement=agreement.edge_accuracy,
-        body_agreement=agreement.body_accuracy,
-        agreement=agreement.pixel_accuracy,
-        calibration_images=split,
-        held_out_images=len(samples) - split,
-    )
-    _describe(result, source.metadata, report, calibration_data.name, max_boundary_loss)
+    found: dict[str, Any] = {
+        "boundary_loss": boundary_loss(left_out),
+        "boundary_loss_of_all": boundary_loss(0),
+        "labelled": calibration_data.has_labels,
+        "edge_agreement": _known(agreement.edge_accuracy),
+        "body_agreement": _known(agreement.body_accuracy),
+        "agreement": agreement.pixel_accuracy,
+        "calibration_images": split,
+        "held_out_images": len(samples) - split,
+    }
+    described = tuple(dataclasses.replace(alone[layer], quantized=layer in chosen) for layer in layers)
     onnx.checker.check_model(result)
-    write_atomically(target, result.SerializeToString())
-    return dataclasses.replace(report, size=target.stat().st_size)
+    facts = int8_facts(
+        source.metadata,
+        quantized=len(chosen),
+        layers=[dataclasses.asdict(layer) for layer in described],
+        data=calibration_data.name,
+        max_boundary_loss=max_boundary_loss,
+        agreement_before=source.metadata["parity"]["agreement"],
+        **found,
+    )
+    content = sealed(result, facts)
+    write_atomically(target, content)
+    return QuantizationReport(target, len(content), described, **found)
 
 
-def _described(layer: Layer, is_quantized: bool, alone: Metrics) -> QuantizedLayer:
-    return QuantizedLayer(layer.name, layer.kind, is_quantized, 1 - alone.edge_accuracy, 1 - alone.body_accuracy)
+def find_ranges(proto: Any, layers: Sequence[Layer], images: Sequence[Tensor]) -> dict[str, float]:
+    """Largest absolute value over all images, uint8 (3, H, W), of every tensor of a graph that may be quantised."""
+    tensors = measured_ranges(layers)
+    session = _session(with_ranges(proto, tensors))
+    name = session.get_inputs()[0].name
+    found = [
+        session.run(None, {name: _batch(image)})
+        for image in track(images, total=len(images), description="Calibrating")
+    ]
+    return dict(zip(tensors, np.max(np.array(found), axis=0).tolist(), strict=True))
+
+
+def int8_facts(facts: Mapping[str, Any], **quantization: Any) -> dict[str, Any]:
+    """The metadata of a file in int8: that of the float32 file, but not how far that one agreed with torch."""
+    kept = {key: value for key, value in facts.items() if key not in ("parity", "verified")}
+    return kept | {"precision": "int8", "quantization": quantization}
+
+
+def _known(share: float) -> float | None:
+    """None for a share of nothing."""
+    return None if math.isnan(share) else share
+
+
+def _damage(layer: QuantizedLayer) -> tuple[float, float]:
+    """What to rank a layer by."""
+    return layer.edge_damage or 0.0, layer.body_damage or 0.0
 
 
 def _open(path: Path, target: Path) -> OnnxRuntime:
@@ -186,7 +228,17 @@ def _open(path: Path, target: Path) -> OnnxRuntime:
         raise ValueError(
             f"{path} is {source.metadata['precision']} already; quantize the float32 file: to_onnx(precision='fp32')."
         )
+    if not source.metadata["verified"]:
+        raise ValueError(
+            f"{path} disagrees with torch and was kept by force; an int8 file of it would hide that. "
+            "Quantize a file that to_onnx wrote without force=True."
+        )
     return source
+
+
+def _classes(source: OnnxRuntime) -> int:
+    """How many classes its masks tell apart; 0 if that is not known."""
+    return source.spec.num_classes and max(source.spec.num_classes, 2)
 
 
 def _samples(data: SegmentationDataset, most: int, source: OnnxRuntime) -> list[tuple[Tensor, Tensor]]:
@@ -196,7 +248,7 @@ def _samples(data: SegmentationDataset, most: int, source: OnnxRuntime) -> list[
             f"Expected at least {HELD_OUT} images, {HELD_OUT - 1} to calibrate with and one to judge by, "
             f"but got images={most} of {data.name}, which has {len(data)}."
         )
-    classes = max(source.spec.num_classes, 2) if source.spec.num_classes else data.num_classes
+    classes = _classes(source) or data.num_classes
     if data.has_labels and data.num_classes != classes:
         raise ValueError(
             f"{source.path} tells {classes} classes apart, but {data.name} has {data.num_classes}. "
@@ -211,17 +263,6 @@ def _samples(data: SegmentationDataset, most: int, source: OnnxRuntime) -> list[
                 f"{list(image.shape[1:])}. Resize the images, or export with input_size={tuple(image.shape[1:])}."
             )
     return samples
-
-
-def _ranges(proto: Any, layers: Sequence[Layer], samples: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Largest absolute value over all images, of every tensor that may be quantised."""
-    tensors = measured_ranges(layers)
-    session = _session(with_ranges(proto, tensors))
-    found = [
-        session.run(None, {session.get_inputs()[0].name: _batch(image)})
-        for image, _ in track(samples, total=len(samples), description="Calibrating")
-    ]
-    return dict(zip(tensors, np.max(np.array(found), axis=0).tolist(), strict=True))
 
 
 def _session(proto: Any) -> Any:
@@ -239,15 +280,29 @@ class _Judge:
     def __init__(
         self, source: OnnxRuntime, data: SegmentationDataset, samples: Sequence[tuple[Tensor, Tensor]]
     ) -> None:
-        self.data = data
         self.images = [image for image, _ in samples]
-        self.labels = [label for _, label in samples]
         self.own_masks = self._run(source.session, self.images)
-        self.boundary_iou = self._score(self.own_masks, self.labels).boundary_iou if data.has_labels else 1.0
+        self.references = [label for _, label in samples] if data.has_labels else self.own_masks
+        self.class_names, self.ignore_index = data.class_names, data.ignore_index
+        if not data.has_labels:  # then its classes may be others than the network's
+            self.class_names, self.ignore_index = tuple(map(str, range(_classes(source) or 256))), -1
+        before = self._score(self.own_masks, self.references)
+        self.boundary_iou = before.boundary_iou
+        if math.isnan(before.edge_accuracy):
+            raise ValueError(
+                f"The {len(samples)} image(s) of {data.name} that were held out to judge by have no edges, in the "
+                f"{'labels' if data.has_labels else 'masks'}. Pass images that show several classes, or more of them."
+            )
 
     def masks(self, proto: Any, most: int | None = None) -> list[Tensor]:
         """The masks (H, W) that a graph makes of the first images."""
         return self._run(_session(proto), self.images[:most])
+
+    def layer(self, layer: Layer, proto: Any) -> QuantizedLayer:
+        """What a layer does, by a graph in which it alone is in int8."""
+        found = self.agreement(self.masks(proto, RANKING_IMAGES))
+        edge, body = _known(1 - found.edge_accuracy), _known(1 - found.body_accuracy)
+        return QuantizedLayer(layer.name, layer.kind, False, edge, body)
 
     def agreement(self, masks: Sequence[Tensor]) -> Metrics:
         """How well masks agree with those of the file that is quantised."""
@@ -255,15 +310,14 @@ class _Judge:
 
     def boundary_loss(self, masks: Sequence[Tensor]) -> float:
         """Boundary IoU lost against the labels, or against the file's own masks."""
-        references = self.labels if self.data.has_labels else self.own_masks
-        return self.boundary_iou - self._score(masks, references).boundary_iou
+        return self.boundary_iou - self._score(masks, self.references).boundary_iou
 
     def _run(self, session: Any, images: Sequence[Tensor]) -> list[Tensor]:
         name = session.get_inputs()[0].name
         return [torch.from_numpy(session.run(None, {name: _batch(image)})[0])[0] for image in images]
 
     def _score(self, masks: Sequence[Tensor], references: Sequence[Tensor]) -> Metrics:
-        counts = MetricCounts(self.data.class_names, ignore_index=self.data.ignore_index)
+        counts = MetricCounts(self.class_names, ignore_index=self.ignore_index)
         for mask, reference in zip(masks, references, strict=False):
             counts.update(mask[None], reference[None])
         return counts.compute()
@@ -285,30 +339,3 @@ def _fewest(boundary_loss: Callable[[int], float], most: int, limit: float) -> i
             "calibrate with more images, or stay with fp16."
         )
     return count
-
-
-def _describe(
-    proto: Any, facts: Mapping[str, Any], report: QuantizationReport, data: str, max_boundary_loss: float
-) -> None:
-    """Carry the metadata over, with what has become of it."""
-    summary = report.to_dict()
-    layers = summary.pop("layers")
-    summary["left_out"] = [layer["name"] for layer in layers if not layer["quantized"]]
-    summary["quantized"] = len(layers) - len(summary["left_out"])
-    for key in ("path", "size"):
-        del summary[key]
-    facts = {
-        **{key: value for key, value in facts.items() if key != "parity"},  # that of the other file
-        "precision": "int8",
-        "agreement": report.agreement,
-        "largest_difference": None,
-        "quantization": {
-            **summary,
-            "data": data,
-            "max_boundary_loss": max_boundary_loss,
-            "agreement_before": facts["agreement"],
-        },
-    }
-    for entry in proto.metadata_props:
-        if entry.key == METADATA_KEY:
-            entry.value = json.dumps(facts)

@@ -123,7 +123,7 @@ def verify(
         model: The network, or a checkpoint of it; a module is not changed.
         sizes: (H, W) of the embedded scenes that both see. None: for an artifact of any size two of other aspects
             than it was traced with, with odd sides; otherwise its own.
-        batches: How many scenes at once, for every size. None: 1, and 3 or as many as it takes.
+        batches: How many scenes at once, for every size. None: as few as it takes, and two more or as many as it takes.
         data: More images, each a run of its own at its own size; with labels, both are also scored on them.
 
     Raises:
@@ -135,7 +135,8 @@ def verify(
     network = copy.deepcopy(model) if isinstance(model, nn.Module) else open_checkpoint(model)
     network = network.cpu().float().eval()
     sizes = sizes or _sizes(runtime)
-    batches = batches or (1, min(3, runtime.accepts.batch[1] or 3))
+    least, most = runtime.accepts.batch
+    batches = batches or (least, min(least + 2, most or least + 2))
     runs = [_compare(runtime, network, images)[0] for images in _scenes(sizes, batches)]
     if data is None:
         return VerificationReport(tuple(runs))

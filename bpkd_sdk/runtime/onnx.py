@@ -5,6 +5,7 @@ Inputs and outputs are bound where they lie and shared with torch, so nothing is
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from bpkd_sdk.errors import import_optional
+from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.models.spec import NetworkSpec
 from bpkd_sdk.runtime.base import Accepts, Runtime
 from bpkd_sdk.runtime.device import choose_device
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 METADATA_KEY = "bpkd"
-_NEEDED = ("network", "input_size", "dynamic_batch", "preprocess", "argmax")
+SEAL_KEY = "bpkd_sha256"
+SEAL_LENGTH = 64
+_NEEDED = ("network", "input_size", "dynamic_batch", "preprocess", "argmax", "precision")
 
 
 class OnnxRuntime(Runtime):
@@ -54,6 +57,7 @@ class OnnxRuntime(Runtime):
             warnings.warn(f"{problem} It runs on the CPU.", stacklevel=2)
             where = torch.device("cpu")
         facts = parse_facts(self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
+        check_seal(self.path)
         super().__init__(str(path), NetworkSpec.from_dict(facts["network"]), facts, where, accepted(facts))
 
     def infer(self, inputs: Tensor) -> Tensor:
@@ -91,13 +95,36 @@ def parse_facts(raw: str | None, name: object) -> dict[str, Any]:
     if raw is None:
         raise ValueError(f"{name} has no metadata of bpkd-sdk; write it with the functions of bpkd_sdk.export.")
     try:
-        facts: dict[str, Any] = json.loads(raw)
-        missing = [key for key in _NEEDED if key not in facts]
-    except (json.JSONDecodeError, TypeError) as error:
+        return check_facts(json.loads(raw))
+    except ValueError as error:
         raise ValueError(f"The metadata of bpkd-sdk in {name} is not readable ({error}); export it again.") from error
-    if missing:
-        raise ValueError(f"The metadata of bpkd-sdk in {name} lacks {', '.join(missing)}; export it again.")
+
+
+def check_facts(facts: Any) -> dict[str, Any]:
+    """The metadata of an artifact; ValueError if it is no such thing, or lacks something."""
+    if not isinstance(facts, dict):
+        raise ValueError(f"it is {facts!r:.40}, not an object")
+    if missing := [key for key in _NEEDED if key not in facts]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    check_choice("precision", facts["precision"], ("fp32", "fp16", "int8"))
+    if facts["precision"] == "int8" and not isinstance(facts.get("quantization"), dict):
+        raise ValueError("it lacks quantization")
     return facts
+
+
+def check_seal(path: Path) -> None:
+    """Raise ValueError for a file that was altered: its last 64 bytes are the SHA-256, in hex, of all before them."""
+    digest, left = hashlib.sha256(), path.stat().st_size - SEAL_LENGTH
+    with path.open("rb") as file:
+        while left > 0 and (part := file.read(min(left, 1 << 20))):
+            digest.update(part)
+            left -= len(part)
+        told = file.read()
+    if told != digest.hexdigest().encode():
+        raise ValueError(
+            f"{path} has been altered since bpkd-sdk wrote it: its content does not match the hash at its end. "
+            "Export it again, or get the file anew from where it came from."
+        )
 
 
 def open_session(source: Path | bytes, device: torch.device, threads: int | None = None) -> InferenceSession:

@@ -8,6 +8,7 @@ import torch
 
 import bpkd_sdk
 from benchmarks import export_table, inference
+from benchmarks.networks import to_int8
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.export import to_onnx
 from bpkd_sdk.export.benchmark import BenchmarkReport, BenchmarkRow, Environment, Percentiles
@@ -22,8 +23,7 @@ def test_all_ways_give_the_same_mask(tmp_path):
     network = tiny(9, width=16, stride=8).eval()
     network.spec = bpkd_sdk.NetworkSpec(name=None, num_classes=9)
     to_onnx(network, tmp_path / "whole.onnx", input_size=SIZE)
-    integer = inference.to_int8(tmp_path / "whole.onnx")
-    (tmp_path / "int8.onnx").write_bytes(integer.SerializeToString())
+    assert to_int8(tmp_path / "whole.onnx", tmp_path / "int8.onnx") == 1
     program = torch.onnx.export(network, (torch.zeros(1, 3, *SIZE),), dynamo=True, verbose=False)
     program.save(tmp_path / "bare.onnx", external_data=False)
     images = render(0, "ways", 0, SIZE)[0][None]
@@ -34,6 +34,7 @@ def test_all_ways_give_the_same_mask(tmp_path):
         assert (runtime(images) == expected).mean() >= least
     in_int8 = open_runtime(tmp_path / "int8.onnx", "cpu")
     assert in_int8.metadata["quantization"] == {"quantized": 1}
+    assert not {"verified", "parity"} & in_int8.metadata.keys()  # nobody compared it with torch
     assert (in_int8(images) == expected).mean() > 0.9
 
 
@@ -66,13 +67,21 @@ def test_ratios_of_known_times():
     assert inside["ratio"] == pytest.approx(25 / 20)
     share = found["share of pre- and post-processing in the usual way"]["ratio"]
     assert share == pytest.approx(2 / 25)
-    done = {"net": {"ratios": found, "report": {"rows": [{"latency": {"p50": 42.0}}] * 4}}}
-    assert "| net | 42 | 42 | 42 | 42 | 2.10 (2.00 to 2.50; 2.0 asked) |" in inference.table(done)
+    calm = json.loads(report(times).to_json())["environment"] | {"load": 0.0, "governor": "performance"}
+    done = {
+        name: {"ratios": found, "report": {"rows": [{"latency": {"p50": 42.0}}] * 4, "environment": calm | changes}}
+        for name, changes in (("net", {}), ("other", {"load": 99.0}))
+    }
+    table = inference.table(done)
+    assert "| net | 42 | 42 | 42 | 42 | 2.10 (2.00 to 2.50; 2.0 asked) |" in table
+    assert table.splitlines()[-1].startswith("- other: The machine was busy: a load of 99.0")
+    assert "- net" not in table
 
 
 def test_nothing_is_measured_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "benchmark", None)  # would fail if it were called
-    found = {"ratios": inference.ratios(report(dict.fromkeys(inference.WAYS, (1.0, 2.0)))), "report": {"rows": []}}
+    measured = report(dict.fromkeys(inference.WAYS, (1.0, 2.0)))
+    found = {"ratios": inference.ratios(measured), "report": json.loads(measured.to_json()) | {"rows": []}}
     (tmp_path / "i.json").write_text(json.dumps({"pspnet_r18": found}))
     assert inference.run(tmp_path / "i.json", ["pspnet_r18"], SIZE, 1.0, tmp_path).keys() == {"pspnet_r18"}
     made = []

@@ -124,7 +124,7 @@ def test_the_file_describes_itself(model, path):
     facts = facts_of(path)
     assert facts["input_size"] == [44, 61]
     assert facts["network"]["class_names"] == list(model.spec.class_names)
-    assert facts["agreement"] >= 0.9999
+    assert facts["parity"]["agreement"] >= 0.9999
     assert {entry.version for entry in onnx.load(path).opset_import if entry.domain == ""} == {18}
     assert OnnxRuntime(path).spec == model.spec
     assert list(path.parent.iterdir()) == [path]
@@ -204,7 +204,10 @@ def test_the_files_history_is_in_it(model, path, tmp_path):
 
 @pytest.mark.usefixtures("lying")
 def test_disagreement_leaves_no_file(model, tmp_path):
-    with pytest.raises(RuntimeError, match=r"disagrees with torch.*99.99% are required. No file was written; force="):
+    with pytest.raises(
+        RuntimeError,
+        match=r"disagrees with torch.*99.99% are required; at edges .*99.90%.* No file was written; force=",
+    ):
         to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48))
     assert list(tmp_path.iterdir()) == []
 
@@ -216,6 +219,24 @@ def test_disagreement_kept_by_force_is_marked(model, tmp_path):
     assert list(tmp_path.iterdir()) == [report.path]
     assert report.path.name == "m.UNVERIFIED.onnx"
     assert (report.verified, facts_of(report.path)["verified"]) == (False, False)
+
+
+def test_disagreement_at_edges_alone_is_disagreement(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(onnx_export.LEAST_EDGE_AGREEMENT, "fp16", 1.01)
+    with pytest.raises(RuntimeError, match=r"with torch: at edges \d+\.\d+% have, 101.00% are required. No file was"):
+        to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48), precision="fp16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_ones_own_verify_too(model, tmp_path):
+    data = ShapesDataset("val", length=2, size=(40, 48))
+    report = to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48), data=data)
+    assert len(report.verification.runs) == 2 + 2
+    assert report.verification.miou_change == pytest.approx(0, abs=1e-3)
+    assert len(facts_of(report.path)["parity"]["runs"]) == 4
+    with pytest.raises(RuntimeError, match=r"could not be compared with torch.*takes images of 40 x 48.*got 48 x 48"):
+        to_onnx(model, tmp_path / "n.onnx", input_size=(40, 48), data=ShapesDataset("val", length=1, size=(48, 48)))
+    assert list(tmp_path.iterdir()) == [report.path]
 
 
 @pytest.mark.parametrize("step", ["pathlib.Path.write_bytes", "os.fsync"])
@@ -272,6 +293,24 @@ def test_files_that_cannot_be_run(path, tmp_path):
         onnx.save(proto, tmp_path / "damaged.onnx")
         with pytest.raises(ValueError, match=f"metadata of bpkd-sdk in .*damaged.onnx.*{problem}.*export it again"):
             OnnxRuntime(tmp_path / "damaged.onnx")
+
+
+def test_an_altered_file_is_refused(path, tmp_path):
+    content = path.read_bytes()
+    weights = onnx.load(path).graph.initializer[0].raw_data
+    other = bytes([weights[0] ^ 1]) + weights[1:]
+    resaved = onnx.load(path)
+    onnx.helper.set_model_props(resaved, {"bpkd": json.dumps(facts_of(path) | {"verified": False})})
+    for altered in (
+        content.replace(weights, other),
+        content.replace(b'"input_size": [44, 61]', b'"input_size": [61, 44]'),
+        content[:-1] + bytes([content[-1] ^ 1]),
+        resaved.SerializeToString(),
+    ):
+        assert altered != content
+        (tmp_path / "altered.onnx").write_bytes(altered)
+        with pytest.raises(ValueError, match=r"altered.onnx has been altered since bpkd-sdk wrote it.*Export it again"):
+            OnnxRuntime(tmp_path / "altered.onnx")
 
 
 def test_what_a_file_leaves_out_is_done_around_it(model, path, tmp_path):

@@ -1,6 +1,7 @@
 """INT8 as explicit Q/DQ: where it is, what it costs, and that what it would destroy is left alone."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import qdq, to_onnx
+from bpkd_sdk.export.onnx import sealed
 from bpkd_sdk.export.quantize import quantize
 from bpkd_sdk.runtime.onnx import OnnxRuntime
 
@@ -23,6 +25,14 @@ SIZE = (64, 64)
 
 class Unlabelled(ShapesDataset):
     has_labels = False
+
+
+class Flat(Unlabelled):
+    """Images of one colour, but for the one at number 19."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return (image if index == 19 else torch.full_like(image, 90)), label
 
 
 def network(width=16):
@@ -156,11 +166,20 @@ def test_the_file_describes_itself(path, report):
     facts = after.metadata
     assert after.spec == before.spec
     assert facts["precision"] == "int8"
-    assert facts["agreement"] == report.agreement
-    assert facts["sha256"] == before.metadata["sha256"]
+    assert not {"verified", "parity"} & facts.keys()  # those of the float32 file
+    assert facts["weights_sha256"] == before.metadata["weights_sha256"]
     summary = facts["quantization"]
-    assert (summary["quantized"], len(summary["left_out"]), summary["data"]) == (4, 2, "shapes/val")
-    assert summary["boundary_loss"] == report.boundary_loss
+    assert (summary["quantized"], summary["data"]) == (4, "shapes/val")
+    assert (summary["boundary_loss"], summary["agreement"]) == (report.boundary_loss, report.agreement)
+    assert summary["layers"] == [dataclasses.asdict(layer) for layer in report.layers]
+    assert summary["agreement_before"] == before.metadata["parity"]["agreement"]
+
+
+def test_the_worst_layers_come_first(report):
+    damages = [(layer.edge_damage, layer.body_damage) for layer in report.worst]
+    assert damages == sorted(damages, reverse=True)
+    assert damages[0] > damages[-1]
+    assert set(report.worst) == set(report.layers)
 
 
 def test_a_layer_that_int8_destroys_is_left_out(trained, data, tmp_path):
@@ -187,6 +206,22 @@ def test_without_labels_the_networks_own_masks_judge(path, tmp_path):
     assert not report.labelled
     assert (report.calibration_images, report.held_out_images) == (3, 1)
     assert 0 < report.boundary_loss < 0.5
+
+
+def test_without_labels_the_classes_may_be_others(path, tmp_path):
+    data = Unlabelled("val", length=4, size=SIZE)
+    data.class_names = ("thing", "other")
+    assert quantize(path, tmp_path / "q.onnx", data, max_boundary_loss=1).agreement > 0.9
+
+
+def test_images_without_edges_to_rank_by(path, tmp_path):
+    """The first four of the five that judge, by which layers are ranked, are flat."""
+    report = quantize(path, tmp_path / "q.onnx", Flat("val", length=20, size=SIZE), max_boundary_loss=1)
+    assert report.held_out_images == 5
+    assert {layer.edge_damage for layer in report.layers} == {None}
+    assert all(layer.body_damage is not None for layer in report.layers)
+    json.dumps(report.to_dict(), allow_nan=False)
+    json.dumps(OnnxRuntime(report.path).metadata, allow_nan=False)
 
 
 def test_a_dead_channel_does_no_harm(trained, data, tmp_path):
@@ -250,9 +285,16 @@ def test_bad_input(path, report, trained, data, tmp_path):
     with pytest.raises(ValueError, match="no metadata of bpkd-sdk"):
         quantize(tmp_path / "foreign.onnx", tmp_path / "q.onnx", data)
     proto = onnx.load(path)
-    facts = json.loads(proto.metadata_props[0].value) | {"argmax": False}
-    proto.metadata_props[0].value = json.dumps(facts)
-    onnx.save(proto, tmp_path / "logits.onnx")
-    with pytest.raises(ValueError, match="preprocess=True and argmax=True"):
-        quantize(tmp_path / "logits.onnx", tmp_path / "q.onnx", data)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["foreign.onnx", "logits.onnx"]
+    facts = json.loads(proto.metadata_props[0].value)
+    for change, problem in (
+        ({"argmax": False}, "preprocess=True and argmax=True"),
+        ({"verified": False}, "disagrees with torch and was kept by force.*without force=True"),
+    ):
+        (tmp_path / "changed.onnx").write_bytes(sealed(proto, facts | change))
+        with pytest.raises(ValueError, match=problem):
+            quantize(tmp_path / "changed.onnx", tmp_path / "q.onnx", data)
+    with pytest.raises(
+        ValueError, match=r"2 image\(s\) of shapes/val .*have no edges, in the masks. Pass images that show"
+    ):
+        quantize(path, tmp_path / "q.onnx", Flat("val", length=8, size=SIZE))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["changed.onnx", "foreign.onnx"]

@@ -11,7 +11,7 @@ from bpkd_sdk.boundary import edge_band
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.export import to_onnx, verify
-from bpkd_sdk.runtime import TorchRuntime
+from bpkd_sdk.runtime import Accepts, TorchRuntime
 from tests.networks import tiny
 
 
@@ -56,6 +56,12 @@ def test_a_file_of_any_size_is_run_at_others_than_the_traced(model, tmp_path):
     asked = verify(tmp_path / "m.onnx", model, sizes=[(33, 90)], batches=[2])
     assert [(run.size, run.batch) for run in asked.runs] == [((33, 90), 2)]
     assert asked.agreement >= 0.9999
+
+
+def test_an_artifact_that_takes_several_images_only(model):
+    artifact = TorchRuntime(model)
+    artifact.accepts = Accepts((2, 3), (40, 40), (48, 48))
+    assert [run.batch for run in verify(artifact, model).runs] == [2, 3]
 
 
 def test_agreement_is_counted_whole_in_the_band_and_outside(model):
