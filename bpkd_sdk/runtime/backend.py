@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections import deque
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -15,12 +16,21 @@ Backend = Literal["tensorrt", "tensorrt_rtx"]
 EXTRAS: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 
 
-def capability() -> str | None:
-    """The compute capability of the current GPU as "sm86", or None without one."""
+def capability(device: torch.device | None = None) -> str | None:
+    """The compute capability of a GPU (None: the current one) as "sm86", or None without one."""
     if not torch.cuda.is_available():
         return None
-    major, minor = torch.cuda.get_device_capability()
+    major, minor = torch.cuda.get_device_capability(device)
     return f"sm{major}{minor}"
+
+
+def covers(targets: Iterable[str], here: str) -> bool:
+    """Whether an engine for these compute capabilities ("sm86", or "sm80+" for that one and later) runs on this one."""
+    return any(target == here or (target.endswith("+") and _number(here) >= _number(target)) for target in targets)
+
+
+def _number(capability: str) -> int:
+    return int(capability.removeprefix("sm").removesuffix("+"))
 
 
 def open_backend(name: str | None) -> tuple[str, Any]:

@@ -150,6 +150,9 @@ class Runtime(ABC):
         return outputs if self.metadata["argmax"] else to_mask(outputs).to(torch.uint8)
 
     def synchronize(self) -> None:
-        """Wait until the device has done all that was asked of it."""
+        """Wait until the device has done what this thread asked of it: the results of all stages are on its stream.
+
+        Waiting for the whole device would break the CUDA graph that another thread may be recording.
+        """
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()

@@ -19,6 +19,10 @@ from bpkd_sdk.runtime.base import Accepts, Runtime
 from bpkd_sdk.runtime.device import choose_device
 from bpkd_sdk.runtime.manifest import EngineManifest, check_engine
 
+# Held while an engine is loaded, a context is made or a graph is recorded: the first two may, and the last does, wait
+# for the whole device, which breaks a recording that is under way; and torch records one graph at a time.
+_SETTING_UP = threading.Lock()
+
 
 class EngineRuntime(Runtime):
     """An engine of `bpkd_sdk.export.to_tensorrt`, checked against its manifest before it is loaded.
@@ -35,11 +39,10 @@ class EngineRuntime(Runtime):
     """
 
     def __init__(self, path: str | Path, device: str | torch.device = "auto", *, trusted: bool = False) -> None:
-        self.manifest = check_engine(path, trusted=trusted)
         where = choose_device(device)
+        self.manifest = check_engine(path, trusted=trusted, device=where if where.type == "cuda" else None)
         if where.type != "cuda":
             raise ValueError(f"{path} is an engine and runs on an NVIDIA GPU only, but got device={str(device)!r}.")
-        where = torch.device("cuda", torch.cuda.current_device() if where.index is None else where.index)
         _, self._trt = open_backend(self.manifest.backend)
         facts, accepts = self.manifest.facts, accepted(self.manifest)
         super().__init__(str(path), NetworkSpec.from_dict(facts["network"]), facts, where, accepts)
@@ -47,7 +50,7 @@ class EngineRuntime(Runtime):
         self._threads = threading.local()
 
     def _load(self, path: Path, trusted: bool) -> Any:
-        with torch.cuda.device(self.device):
+        with _SETTING_UP, torch.cuda.device(self.device):
             self._runtime = self._trt.Runtime(trt_log(self._trt))  # must outlive the engine
             self._runtime.engine_host_code_allowed = trusted and self.manifest.version_compatible
             engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -60,7 +63,8 @@ class EngineRuntime(Runtime):
         """What the engine returns: uint8 masks (N, H, W), or float32 logits (N, C, H, W)."""
         with torch.cuda.device(self.device):
             if not hasattr(self._threads, "lane"):
-                self._threads.lane = _Lane(self._trt, self._engine, self.manifest, static=self.accepts.is_static)
+                with _SETTING_UP:
+                    self._threads.lane = _Lane(self._trt, self._engine, self.manifest, static=self.accepts.is_static)
             lane: _Lane = self._threads.lane
             return lane.run(inputs)
 
@@ -99,7 +103,9 @@ class _Lane:
 
     def _replay(self, inputs: Tensor) -> Tensor:
         if self.recording is None:
-            self.recording = self._record(inputs)
+            # Tensors made in inference mode could not be written to by calls outside of it.
+            with _SETTING_UP, torch.inference_mode(False):
+                self.recording = self._record(inputs)
         self.recording.inputs.copy_(inputs)
         self.recording.graph.replay()
         return self.recording.output.clone()

@@ -11,13 +11,17 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bpkd_sdk.errors import listed
-from bpkd_sdk.runtime.backend import EXTRAS, capability
+import torch
+
+from bpkd_sdk.errors import check_choice, listed
+from bpkd_sdk.runtime.backend import EXTRAS, capability, covers
+from bpkd_sdk.runtime.onnx import check_facts
 
 FORMAT = "bpkd-engine/1"
 
@@ -36,7 +40,8 @@ class EngineManifest:
         outputs: For each output its type and shape, -1 where it follows the input's.
         precision: As asked for by the ONNX file, and found.
         layers: Number of layers with weights by kind and type, in the network that was compiled.
-        inspected: The same layers by type, in the finished engine; empty where no GPU could load it.
+        inspected: The same layers by type, in the finished engine, as far as its inspector names them; empty where no
+            GPU could load it.
         plan_bytes: Size of the plan.
         plan_sha256: Hash of the plan.
         onnx_sha256: Hash of the ONNX file.
@@ -64,14 +69,34 @@ class EngineManifest:
 
     @classmethod
     def from_json(cls, text: str) -> EngineManifest:
-        """The inverse of `to_json`; ValueError for anything else."""
+        """The inverse of `to_json`; ValueError or TypeError for anything else."""
         values = json.loads(text)
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise ValueError(f"it is not of format {FORMAT!r}")
         names = {field.name for field in dataclasses.fields(cls)}
         if values.keys() != names:
             raise ValueError(f"missing keys {sorted(names - values.keys())}, unknown {sorted(values.keys() - names)}")
-        return cls(**{**values, "targets": tuple(values["targets"])})
+        manifest = cls(**{**values, "targets": tuple(values["targets"])})
+        check_choice("backend", manifest.backend, EXTRAS)  # it is imported by this name
+        check_facts(manifest.facts)
+        if not re.match(r"\d+\.", manifest.build):
+            raise ValueError(f"its build is {manifest.build!r}, not a version such as '11.4.0.1'")
+        if not all(re.fullmatch(r"sm\d+\+?", target) for target in manifest.targets):
+            raise ValueError(f"its targets are {manifest.targets}, not compute capabilities such as 'sm86'")
+        _check_tensors("inputs", manifest.inputs, ("min", "opt", "max"), {4})
+        _check_tensors("outputs", manifest.outputs, ("shape",), {3, 4})
+        return manifest
+
+
+def _check_tensors(what: str, tensors: Any, shapes: tuple[str, ...], axes: set[int]) -> None:
+    """Raise ValueError or TypeError unless there is one tensor, with a type and those shapes."""
+    (described,) = tensors.values() if isinstance(tensors, dict) and len(tensors) == 1 else ({},)
+    if set(described) != {"dtype", *shapes} or not all(_is_shape(described[name], axes) for name in shapes):
+        raise ValueError(f"its {what} are {tensors!r:.80}, not one tensor with dtype, {', '.join(shapes)}")
+
+
+def _is_shape(lengths: Any, axes: set[int]) -> bool:
+    return isinstance(lengths, list) and len(lengths) in axes and all(isinstance(length, int) for length in lengths)
 
 
 def manifest_path(path: str | Path) -> Path:
@@ -106,13 +131,14 @@ def load_manifest(path: str | Path) -> EngineManifest:
         ) from error
 
 
-def check_engine(path: str | Path, *, trusted: bool = False) -> EngineManifest:
+def check_engine(path: str | Path, *, trusted: bool = False, device: torch.device | None = None) -> EngineManifest:
     """Decide whether an engine can run here, before any runtime sees it.
 
     Args:
         path: The engine's.
         trusted: Allow a version-compatible plan, which carries code that runs on this machine's processor. The manifest
             can be forged: whoever loads the plan should let the runtime run host code only if this was set.
+        device: The GPU that shall run it; None: the current one.
 
     Returns:
         Its manifest.
@@ -124,7 +150,7 @@ def check_engine(path: str | Path, *, trusted: bool = False) -> EngineManifest:
     """
     manifest = load_manifest(path)
     check_plan(Path(path), manifest)
-    if reasons := list(_obstacles(manifest, trusted)):
+    if reasons := list(_obstacles(manifest, trusted, capability(device))):
         raise RuntimeError(f"{path} cannot run here:\n{listed(reasons)}")
     return manifest
 
@@ -141,13 +167,14 @@ def check_plan(path: Path, manifest: EngineManifest) -> None:
         )
 
 
-def _obstacles(manifest: EngineManifest, trusted: bool) -> Iterator[str]:
+def _obstacles(manifest: EngineManifest, trusted: bool, here: str | None) -> Iterator[str]:
     yield from _build_obstacle(manifest)
-    yield from _device_obstacle(manifest.targets)
+    yield from _device_obstacle(manifest, here)
     if manifest.version_compatible and not trusted:
         yield (
             "It is version compatible, so it carries code for this machine's processor. If it comes from a place that "
-            "you trust, pass trusted=True; otherwise build it here from the ONNX file."
+            "you trust, open it with bpkd_sdk.runtime.engine.EngineRuntime(path, trusted=True), which Predictor, "
+            "evaluate and benchmark take in the path's place; otherwise build it here from the ONNX file."
         )
 
 
@@ -155,10 +182,9 @@ def _build_obstacle(manifest: EngineManifest) -> Iterator[str]:
     try:
         installed = str(importlib.import_module(manifest.backend).__version__)
     except ImportError as error:
-        extra = EXTRAS.get(manifest.backend, manifest.backend)
         yield (
             f"It needs the package {manifest.backend!r}, which could not be imported ({error}). "
-            f"Install it with: pip install 'bpkd-sdk[{extra}]'"
+            f"Install it with: pip install 'bpkd-sdk[{EXTRAS[manifest.backend]}]'"
         )
         return
     if installed == manifest.build:
@@ -179,16 +205,10 @@ def _numbers(build: str) -> tuple[int, ...]:
     return tuple(int(part) for part in build.split(".") if part.isdigit())
 
 
-def _device_obstacle(targets: tuple[str, ...]) -> Iterator[str]:
-    here = capability()
-    built = f"It was built for {', '.join(targets)} (NVIDIA compute capabilities)"
+def _device_obstacle(manifest: EngineManifest, here: str | None) -> Iterator[str]:
+    built = f"It was built for {', '.join(manifest.targets)} (NVIDIA compute capabilities)"
     if here is None:
         yield f"{built}, and torch sees no NVIDIA GPU here. Use the ONNX file on this machine."
-    elif not any(_covers(target, here) for target in targets):
-        yield f"{built}, and the GPU here is {here}. Build it again with hardware=[{here!r}], or here without."
-
-
-def _covers(target: str, here: str) -> bool:
-    if target.endswith("+"):
-        return int(here.removeprefix("sm")) >= int(target.removeprefix("sm").removesuffix("+"))
-    return target == here
+    elif not covers(manifest.targets, here):
+        advice = f"with hardware=[{here!r}]" if manifest.backend == "tensorrt_rtx" else "on this GPU"
+        yield f"{built}, and the GPU here is {here}. Build it again {advice}."

@@ -2,6 +2,7 @@
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -136,13 +137,36 @@ def test_devices_that_are_not_there(device, error, message):
         choose_device(device)
 
 
+def test_a_gpu_without_an_index_is_the_current_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    for device in ("auto", "cuda", torch.device("cuda")):
+        assert choose_device(device) == torch.device("cuda", 1)
+    assert choose_device("cuda:0") == torch.device("cuda", 0)
+
+
+def test_one_thread_does_not_wait_for_the_others(monkeypatch, network):
+    """The stream of this thread alone: a wait for the whole device breaks a CUDA graph that another thread records."""
+    stream = Mock()
+    monkeypatch.setattr(torch.cuda, "current_stream", {torch.device("cuda", 1): stream}.get)
+    monkeypatch.setattr(torch.cuda, "synchronize", None)
+    runtime = TorchRuntime(network, "cpu")
+    runtime.synchronize()
+    assert not stream.synchronize.called
+    runtime.device = torch.device("cuda", 1)
+    runtime.synchronize()
+    stream.synchronize.assert_called_once_with()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_an_engine_says_why_it_cannot_run_here(tmp_path, files):
     plan = b"plan"
     facts = OnnxRuntime(files / "m.onnx", "cpu").metadata
     described = {"dtype": "UINT8", "min": [1, 64, 96, 3], "opt": [1, 64, 96, 3], "max": [8, 64, 96, 3]}
+    described_masks = {"dtype": "UINT8", "shape": [-1, 64, 96]}
     manifest = EngineManifest(
-        "tensorrt_rtx", "0.1", False, ("sm86",), None, {"images": described}, {"masks": {"dtype": "UINT8"}}, "fp32",
+        "tensorrt_rtx", "0.1", False, ("sm86",), None, {"images": described}, {"masks": described_masks}, "fp32",
         {}, {}, 4, hashlib.sha256(plan).hexdigest(), "", facts,
     )  # fmt: skip
     (tmp_path / "m.engine").write_bytes(plan)
