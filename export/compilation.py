@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bpkd_sdk.errors import check_choice, listed
-from bpkd_sdk.export.audit import engine_layers, weighted_names
+from bpkd_sdk.export.audit import check_engine_layers, engine_layers, network_types
 from bpkd_sdk.runtime.backend import capability, trt_log
 
 Size = tuple[int, int]
@@ -69,19 +69,23 @@ class Compilation:
         self.config.add_optimization_profile(profile)
         return inputs
 
-    def aim(self, hardware: Sequence[str] | None) -> tuple[str, ...]:
-        """Choose the GPUs; returned as the manifest names them."""
+    def aim(self, hardware: Sequence[str]) -> tuple[str, ...]:
+        """Choose the GPUs (none named: the compiler's own default); returned as the manifest names them."""
         if self.name == "tensorrt_rtx":
             return self._aim_rtx(hardware)
-        levels = self.trt.HardwareCompatibilityLevel.__members__
-        (level,) = hardware or ("none",)
-        check_choice("hardware", level, [name.lower() for name in levels])
-        self.config.hardware_compatibility_level = levels[level.upper()]
+        levels = {name.lower(): value for name, value in self.trt.HardwareCompatibilityLevel.__members__.items()}
+        level = ", ".join(hardware) if hardware else "none"
+        if level not in levels:
+            raise ValueError(
+                f"TensorRT builds on the GPU here; its `hardware` is one of {', '.join(levels)}, but got {level}. "
+                "For GPUs by name, compile with backend='tensorrt_rtx'."
+            )
+        self.config.hardware_compatibility_level = levels[level]
         return ("sm80+",) if level == "ampere_plus" else (str(capability()),)
 
-    def _aim_rtx(self, hardware: Sequence[str] | None) -> tuple[str, ...]:
-        if hardware is None:
-            return ("sm80+",)  # the compiler's own default
+    def _aim_rtx(self, hardware: Sequence[str]) -> tuple[str, ...]:
+        if not hardware:
+            return ("sm80+",)
         known = {name.lower(): value for name, value in self.trt.ComputeCapability.__members__.items()}
         choices = [name for name in known if name.startswith("sm") or (name == "current" and capability())]
         self.config.num_compute_capabilities = len(hardware)
@@ -124,14 +128,23 @@ class Compilation:
             raise RuntimeError(f"{self.name} {self.trt.__version__} could not compile {source}:\n{told}")
         return bytes(plan), time.perf_counter() - start
 
-    def inspect(self, plan: bytes) -> dict[str, str]:
-        """Load the plan on this machine's GPU, and read the types of its layers."""
-        engine = self.trt.Runtime(self.log).deserialize_cuda_engine(plan)
+    def inspect(self, plan: bytes, precision: str) -> dict[str, str]:
+        """Load the plan on this machine's GPU, read the types of its layers, and check them."""
+        runtime = self.trt.Runtime(self.log)
+        runtime.engine_host_code_allowed = True  # what a version-compatible plan carries was built here just now
+        engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            # Compiled for other GPUs than this one; the parsed network has been audited all the same.
-            return {}
+            told = listed(self.log.messages, len(self.log.messages))
+            raise RuntimeError(
+                f"{self.name} {self.trt.__version__} cannot load the engine that it has built for this GPU, so its "
+                f"precision could not be checked; no engine was written:\n{told}"
+            )
         text = engine.create_engine_inspector().get_engine_information(self.trt.LayerInformationFormat.JSON)
-        return engine_layers(text, weighted_names(self.network))
+        parsed = network_types(self.network)
+        found = engine_layers(text, parsed)
+        if found or self.name == "tensorrt":  # TensorRT for RTX makes its kernels later, and need not name any
+            check_engine_layers(found, parsed, precision)
+        return found
 
     def outputs(self) -> list[Any]:
         """The network's output tensors."""

@@ -6,7 +6,7 @@ TensorRT builds on the GPU that will run the engine. TensorRT for RTX compiles a
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ import torch
 
 from bpkd_sdk.doctor import driver_version
 from bpkd_sdk.errors import check_choice, import_optional
-from bpkd_sdk.export.audit import check_engine_layers, check_network, network_layers
+from bpkd_sdk.export.audit import check_network, network_layers
 from bpkd_sdk.export.compilation import Compilation, Size
 from bpkd_sdk.models.checkpoint import write_atomically
-from bpkd_sdk.runtime.backend import Backend, capability, open_backend
+from bpkd_sdk.runtime.backend import Backend, capability, covers, open_backend
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.manifest import EngineManifest, manifest_path
-from bpkd_sdk.runtime.onnx import METADATA_KEY
+from bpkd_sdk.runtime.onnx import METADATA_KEY, check_seal, parse_facts
 
 
 @dataclass(frozen=True)
@@ -72,28 +72,32 @@ def to_tensorrt(
             here; None: every one from Ampere (sm80) on.
             TensorRT: None for GPUs like this one, "same_compute_capability" or "ampere_plus".
         timing_cache: A file of kernel timings, used and updated; makes later builds faster. TensorRT only.
-        backend: "tensorrt" or "tensorrt_rtx"; None: the first of them that is installed.
+        backend: "tensorrt" or "tensorrt_rtx"; None: "tensorrt_rtx" if `hardware` names GPUs, otherwise the first of
+            them that is installed.
 
     Raises:
         FileNotFoundError: If there is no such ONNX file.
         ImportError: If no compiler is installed.
-        ValueError: For an argument out of its range, or a file that is not one of ours.
+        ValueError: For an argument out of its range, or a file that is not one of ours or does not agree with torch.
         RuntimeError: If the compiler refuses the file (all its errors, with their nodes, are listed), or the engine is
-            not of the precision asked for. Nothing is left then.
+            not of the precision asked for. What lay at `path` before stays.
     """
     target = Path(path)
     check_choice("the engine's suffix", target.suffix, ENGINE_SUFFIXES)
     raw, facts = _read(Path(onnx_path))
+    named = [hardware] if isinstance(hardware, str) else list(hardware or ())
+    if backend is None and any(name == "current" or re.fullmatch(r"sm\d+", name) for name in named):
+        backend = "tensorrt_rtx"
     job = Compilation(*open_backend(backend))
     job.parse(raw, str(onnx_path))
     layers = network_layers(job.network)
     check_network(layers, facts)
     inputs = job.add_profile(1 if facts["preprocess"] else 2, batch, size)
-    targets = job.aim([hardware] if isinstance(hardware, str) else hardware)
+    targets = job.aim(named)
     job.configure(workspace_mb, version_compatible, timing_cache)
     plan, seconds = job.build(str(onnx_path))
-    inspected = {} if capability() is None or version_compatible else job.inspect(plan)
-    check_engine_layers(inspected, facts["precision"])
+    here = capability()
+    inspected = job.inspect(plan, facts["precision"]) if here is not None and covers(targets, here) else {}
     manifest = EngineManifest(
         backend=job.name,
         build=str(job.trt.__version__),
@@ -110,9 +114,9 @@ def to_tensorrt(
         onnx_sha256=hashlib.sha256(raw).hexdigest(),
         facts=facts,
     )
-    _write(target, plan, manifest)
     if timing_cache is not None:
         write_atomically(Path(timing_cache), job.timings())
+    _write(target, plan, manifest)
     return EngineReport(target, len(plan), seconds, manifest)
 
 
@@ -126,12 +130,14 @@ def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
         properties = {entry.key: entry.value for entry in onnx.load_from_string(raw).metadata_props}
     except Exception as error:  # protobuf's errors share no public base class
         raise ValueError(f"{path} is not a readable ONNX file ({error}). It may be truncated.") from error
-    if METADATA_KEY not in properties:
+    facts = parse_facts(properties.get(METADATA_KEY), path)
+    check_seal(path)
+    if facts.get("verified") is False:
         raise ValueError(
-            f"{path} has no metadata of bpkd-sdk, so the engine's precision could not be checked against it; "
-            "export the network with bpkd_sdk.export.to_onnx."
+            f"{path} does not agree with torch and was kept by force=True, so no engine is made of it. Export the "
+            "network so that it agrees, for example with another opset or in fp32."
         )
-    return raw, json.loads(properties[METADATA_KEY])
+    return raw, facts
 
 
 def _described(tensor: Any) -> dict[str, Any]:
@@ -146,10 +152,12 @@ def _device() -> dict[str, str] | None:
 
 
 def _write(path: Path, plan: bytes, manifest: EngineManifest) -> None:
-    """The plan, then its manifest; a plan without one is not left behind."""
-    write_atomically(path, plan)
+    """Both files or none. Should it be killed between them, the manifest's hash tells that the plan is another."""
+    beside = manifest_path(path)
+    before = beside.read_bytes() if beside.is_file() else None
+    write_atomically(beside, manifest.to_json().encode())
     try:
-        write_atomically(manifest_path(path), manifest.to_json().encode())
-    except OSError:
-        path.unlink()
+        write_atomically(path, plan)
+    except BaseException:
+        beside.unlink() if before is None else write_atomically(beside, before)
         raise

@@ -12,19 +12,13 @@ import torch
 from torch import nn
 
 import bpkd_sdk
-from benchmarks.networks import fitted, settled
+from benchmarks.networks import fitted, settled, to_int8
 from bpkd_sdk.export import to_onnx, to_tensorrt
 from bpkd_sdk.models import ZOO
-from tests.export.test_tensorrt import all_int8
 
 ANY_SIZE = ["pspnet_r18", "isanet_r18", "hrnetv2p_w18s", "deeplabv3plus_mv2"]
 LARGE = ["pspnet_r101", "isanet_r101", "hrnetv2p_w48", "deeplabv3plus_r101"]
 TYPES = {"fp32": "FLOAT", "fp16": "HALF", "int8": "INT8"}
-
-
-@pytest.fixture(scope="module")
-def compiler():
-    return pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is made for Linux on x86-64 only")
 
 
 def check_engine(path, precision, network, **ranges):
@@ -44,9 +38,9 @@ def test_any_size_and_batch(name, compiler, tmp_path):
     assert report.verified
     assert {run.batch for run in report.verification.runs} == {1, 3}
     assert size not in {run.size for run in report.verification.runs}
-    (entry,) = onnx.load(report.path).metadata_props
+    entry, _ = onnx.load(report.path).metadata_props
     assert json.loads(entry.value)["network"]["name"] == name
-    all_int8(report.path, tmp_path / "int8.onnx")
+    to_int8(report.path, tmp_path / "int8.onnx", ends=True)
     for path, precision in ((report.path, "fp32"), (tmp_path / "int8.onnx", "int8")):
         check_engine(path, precision, network, batch=(1, 2, 4), size=((96, 96), size, (192, 256)))
 
@@ -58,7 +52,7 @@ def test_large_networks(name, compiler, tmp_path):
     paths = {precision: tmp_path / f"{precision}.onnx" for precision in TYPES}
     for precision in ("fp32", "fp16"):
         assert to_onnx(network, paths[precision], input_size=size, dynamic_batch=False, precision=precision).verified
-    all_int8(paths["fp32"], paths["int8"])
+    to_int8(paths["fp32"], paths["int8"], ends=True)
     for precision, path in paths.items():
         check_engine(path, precision, network)
 
