@@ -169,7 +169,7 @@ def test_the_benchmark_on_the_gpu(network, tmp_path):
     assert report.environment.gpus[0]["name"] == torch.cuda.get_device_name()
     for row in report.rows:
         assert row.device.startswith("cuda")
-        assert row.device_memory > 0
+        assert (row.device_memory is None) if row.name == "compiled" else (row.device_memory > 0)
         assert row.agreement > 0.98
         assert sum(times.p50 for times in row.stages.values()) > 0.5 * row.latency.p50
     half, *made = report.rows[3:]

@@ -34,12 +34,12 @@ def benchmark(
 ) -> BenchmarkReport:
     """Measure artifacts side by side: what they are, how fast they are, what they need, how good they are.
 
-    Each file is opened in a process of its own, so that its memory is told apart and a crash is its own; modules and
-    runtimes are measured in this process. All are opened and warmed up first: until the median of the last three calls
-    differs by at most 5 % from that of the three before, for 20 seconds at most. Then the artifacts take turns in
-    `ROUNDS` rounds, every second one in the opposite order, so that a machine that grows hot or busy hurts them alike;
-    `GAP` seconds are idle between them. Two thirds of the time go to calls from host to host, the rest to calls that
-    wait for the device after each stage.
+    Each file is opened, timed and scored in a process of its own, so that its memory is told apart and a crash is its
+    own; modules and runtimes are measured in this process. One after the other is opened, then warmed up: until the
+    median of the last three calls differs by at most 5 % from that of the three before, for 20 seconds at most. Then
+    the artifacts take turns in `ROUNDS` rounds, every second one in the opposite order, so that a machine that grows
+    hot or busy hurts them alike; `GAP` seconds are idle between them. Two thirds of the time go to calls from host to
+    host, the rest to calls that wait for the device after each stage.
 
     Args:
         artifacts: Paths or URLs of any of `bpkd_sdk.runtime.FORMATS`, modules in eval mode, or runtimes; such as
@@ -74,9 +74,12 @@ def benchmark(
         clocks = tuple(gpus())
         for entry in track(entries, total=len(entries), description="Looking into"):
             entry.look()
+        if data is not None and data.has_labels:
+            for entry in track(entries, total=len(entries), description="Scoring"):
+                entry.score(data)
     reference = next((entry.warm.masks for entry in entries if entry.warm and entry.problem is None), None)
     return BenchmarkReport(
-        rows=tuple(entry.row(data, reference) for entry in entries),
+        rows=tuple(entry.row(reference) for entry in entries),
         batch=batch,
         size=size,
         images=data.name if data is not None else "generated scenes",

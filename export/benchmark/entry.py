@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bpkd_sdk.boundary import edge_band
 from bpkd_sdk.data import SegmentationDataset
@@ -38,6 +38,7 @@ class Entry:
 
     Attributes:
         problem: Why it could not be measured.
+        not_scored: Why it has no scores, where it should.
     """
 
     def __init__(self, source: Artifact, device: str, batch: int) -> None:
@@ -47,6 +48,8 @@ class Entry:
         self.warm: WarmUp | None = None
         self.facts: Facts | None = None
         self.host_memory: int | None = None
+        self.scores: Metrics | None = None
+        self.not_scored: str | None = None
         self._parts: list[Times] = []
         self._remote: RemoteSubject | None = None
         if isinstance(source, (str, Path)):
@@ -74,20 +77,28 @@ class Entry:
             self.facts, host_memory = found
             self.host_memory = host_memory if self._remote else None
 
+    def score(self, data: SegmentationDataset) -> None:
+        """Score it on labelled data, in its own process, if it could be measured."""
+        if self.problem is not None or self.opened is None:
+            return
+        try:
+            self.scores = evaluate(_Scored(self._open(), self.opened), data, batch_size=self.batch)
+        except (ValueError, RuntimeError, ArtifactError) as error:
+            self.not_scored = str(error)
+
     def close(self) -> None:
         """End its process."""
         if self._remote:
             self._remote.close()
 
-    def row(self, data: SegmentationDataset | None, reference: np.ndarray | None) -> BenchmarkRow:
-        """All that was found, with its scores on the data, and its agreement with masks of the first artifact."""
+    def row(self, reference: np.ndarray | None) -> BenchmarkRow:
+        """All that was found, with its agreement with masks of the first artifact."""
         name, format_, size = self._name()
         if self.problem is not None or not (self.opened and self.warm and self.facts and self._parts):
             return BenchmarkRow(name, format_, problem=self.problem, file_size=size)
         whole = [seconds for part in self._parts for seconds in part.whole]
         stages = {stage: [seconds for part in self._parts for seconds in getattr(part, stage)] for stage in STAGES}
         rounds = tuple(Percentiles.of(part.whole).p50 for part in self._parts)
-        scores, score_notes = self._score(data)
         agreement, edge_agreement = _agreement(self.warm.masks, reference)
         return BenchmarkRow(
             name=name,
@@ -108,12 +119,12 @@ class Entry:
             warm_up_calls=self.warm.calls,
             settled=self.warm.stable,
             host_memory=self.host_memory,
-            device_memory=self.warm.device_memory,
-            miou=_known(scores.miou) if scores else None,
-            boundary_iou=_known(scores.boundary_iou) if scores else None,
+            device_memory=self.warm.device_memory if self._remote else None,
+            miou=_known(self.scores.miou) if self.scores else None,
+            boundary_iou=_known(self.scores.boundary_iou) if self.scores else None,
             agreement=agreement,
             edge_agreement=edge_agreement,
-            notes=(*_notes(self.opened, self.warm, self.facts, rounds), *score_notes),
+            notes=tuple(_notes(self.opened, self.warm, self.facts, rounds, self.not_scored)),
         )
 
     def _open(self) -> RemoteSubject | Subject:
@@ -143,14 +154,17 @@ class Entry:
             format_ = "torch" if isinstance(self.source, TorchRuntime) else "other"
         return name, format_, Path(name).stat().st_size if Path(name).is_file() else None
 
-    def _score(self, data: SegmentationDataset | None) -> tuple[Metrics | None, tuple[str, ...]]:
-        if data is None or not data.has_labels:
-            return None, ()
-        device: str | torch.device | None = self.device if self._remote else None
-        try:
-            return evaluate(self.source, data, device=device, batch_size=self.batch), ()
-        except (ValueError, RuntimeError) as error:
-            return None, (f"not scored: {error}",)
+
+class _Scored(Runtime):
+    """A subject as `evaluate` takes it: the images go to its process, the masks come back."""
+
+    def __init__(self, subject: RemoteSubject | Subject, opened: Opened) -> None:
+        whole = {"preprocess": True, "argmax": True}
+        super().__init__(opened.name, opened.spec, whole, torch.device("cpu"), opened.accepts)
+        self.subject = subject
+
+    def infer(self, inputs: Tensor) -> Tensor:
+        return torch.from_numpy(self.subject.segment(inputs.numpy()))
 
 
 def _known(score: float) -> float | None:
@@ -167,7 +181,7 @@ def _agreement(masks: np.ndarray, reference: np.ndarray | None) -> tuple[float |
     return same.double().mean().item(), same[edge].double().mean().item() if edge.any() else None
 
 
-def _notes(opened: Opened, warm: WarmUp, facts: Facts, rounds: tuple[float, ...]) -> list[str]:
+def _notes(opened: Opened, warm: WarmUp, facts: Facts, rounds: tuple[float, ...], not_scored: str | None) -> list[str]:
     notes = list(opened.warnings)
     if opened.claim and facts.precision and opened.claim not in facts.precision:
         notes.append(f"says that it is {opened.claim}, but its layers are {', '.join(facts.precision)}")
@@ -183,4 +197,6 @@ def _notes(opened: Opened, warm: WarmUp, facts: Facts, rounds: tuple[float, ...]
     if len(facts.placement) > 1:
         told = ", ".join(f"{count} on {provider}" for provider, count in facts.placement.items())
         notes.append(f"ONNX Runtime runs it in parts: nodes {told}")
+    if not_scored is not None:
+        notes.append(f"not scored: {not_scored}")
     return notes

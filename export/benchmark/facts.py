@@ -148,11 +148,11 @@ class _GraphTypes:
 
     def _layer(self, layer: Any) -> str | None:
         weights = self._origin(layer.input[_WEIGHTED[layer.op_type]])
-        scaled = self._made_by(weights, "DequantizeLinear")
-        if scaled is not None and self._made_by(self._origin(layer.input[0]), "DequantizeLinear") is None:
-            # Integers in the file alone: the layer computes in the type that they are scaled to.
-            return self._type(scaled.input[1])
-        return self._type(weights)
+        type_, scaled = self._type(weights), self._made_by(weights, "DequantizeLinear")
+        if type_ is None or scaled is None or self._made_by(self._origin(layer.input[0]), "DequantizeLinear"):
+            return type_
+        # Integers in the file alone: the layer computes in the type that they are scaled to.
+        return self._type(scaled.input[1])
 
     def _type(self, tensor: str) -> str | None:
         """Of a constant, and of what a cast or a dequantisation makes of one; None for an activation."""

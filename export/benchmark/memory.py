@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Self
 
 import torch
 
@@ -24,37 +25,51 @@ def _bytes(told: str) -> int:
 
 
 class DeviceMemory:
-    """From when it is made until it is stopped, watches how full a GPU is.
+    """How full a GPU is while a block runs.
 
-    All processes count, as the driver cannot always tell them apart.
+    All processes count, as the driver cannot always tell them apart, so nothing else should run meanwhile.
 
     Args:
         device: Where; nothing is watched on others than CUDA's.
+
+    Attributes:
+        peak: Most bytes that were in use, beyond those in use before the block; None without a GPU.
+        kept: Bytes in use at the block's end, beyond those before; None without a GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._peak: int | None = None
-        if device.type == "cuda":
+        self.peak: int | None = None
+        self.kept: int | None = None
+
+    def __enter__(self) -> Self:
+        if self._device.type == "cuda":
             self._used()  # sets up torch's own context, which is no artifact's cost
             self._before = self._used()
             self._done = threading.Event()
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
+        return self
 
-    def stop(self) -> int | None:
-        """Most bytes that were in use, less those in use at the start; None without a GPU."""
+    def __exit__(self, *_: object) -> None:
         if self._device.type == "cuda":
             self._done.set()
             self._thread.join()
-        return self._peak
 
     def _watch(self) -> None:
         last = False
         while not last:
             last = self._done.wait(_EVERY)
-            self._peak = max(self._peak or 0, self._used() - self._before)
+            self.kept = self._used() - self._before
+            self.peak = max(self.peak or 0, self.kept)
 
     def _used(self) -> int:
         free, total = torch.cuda.mem_get_info(self._device)
         return total - free
+
+
+def most_used(first: DeviceMemory, then: DeviceMemory) -> int | None:
+    """Bytes at the peak of two blocks, whatever others took between them; None without a GPU."""
+    if first.peak is None or first.kept is None or then.peak is None:
+        return None
+    return max(first.peak, first.kept + then.peak)

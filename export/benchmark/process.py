@@ -63,6 +63,11 @@ class RemoteSubject:
         times: Times = self._ask("round", seconds)
         return times
 
+    def segment(self, images: np.ndarray) -> np.ndarray:
+        """As `Subject.segment`."""
+        masks: np.ndarray = self._ask("segment", images)
+        return masks
+
     def look(self) -> tuple[Facts, int | None]:
         """As `Subject.look`."""
         found: tuple[Facts, int | None] = self._ask("look")

@@ -60,7 +60,8 @@ class BenchmarkRow:
         settled: Whether the times were steady after them.
         host_memory: Bytes of its process at the peak, beyond those before it was opened; None for a module, which runs
             in the caller's process, or where the system does not tell.
-        device_memory: Bytes of the GPU at the peak, of opening and warming up, its code included.
+        device_memory: Bytes of the GPU at the peak, of opening and warming up, its code included; None without a GPU,
+            and for a module or runtime, which may have been there before.
         miou: On the data, as a fraction.
         boundary_iou: On the data, as a fraction.
         agreement: Share of pixels with the class that the first artifact gives them, on the images of the timing.

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from bpkd_sdk.export.benchmark.facts import Facts, find_facts
-from bpkd_sdk.export.benchmark.memory import DeviceMemory, host_memory
-from bpkd_sdk.runtime import Runtime, TorchRuntime, open_runtime
+from bpkd_sdk.export.benchmark.memory import DeviceMemory, host_memory, most_used
+from bpkd_sdk.models import NetworkSpec
+from bpkd_sdk.runtime import Accepts, Runtime, TorchRuntime, open_runtime
 from bpkd_sdk.runtime.device import choose_device
 
 T = TypeVar("T")
@@ -36,6 +37,8 @@ class Opened:
 
     Attributes:
         name: A path or URL, or a module's network.
+        spec: The network's facts.
+        accepts: The images that it takes.
         device: Where it runs.
         size: (height, width) of the images that it takes, or was traced with; None if it does not say.
         claim: The precision in its metadata; None for a module, which has none.
@@ -43,6 +46,8 @@ class Opened:
     """
 
     name: str
+    spec: NetworkSpec
+    accepts: Accepts
     device: str
     size: tuple[int, int] | None
     claim: str | None
@@ -57,7 +62,8 @@ class WarmUp:
         calls: Until the times had settled.
         stable: Whether they had, in the time allowed.
         masks: uint8 (N, H, W), of all the images.
-        device_memory: Bytes of the GPU at the peak, of opening and warming up; None without one.
+        device_memory: Bytes of the GPU at the peak, of opening and warming up, if nothing else ran on it meanwhile;
+            None without one.
     """
 
     calls: int
@@ -88,8 +94,8 @@ class Subject:
     def __init__(self, source: str | Path | torch.nn.Module | Runtime, device: str, batch: int) -> None:
         self.batch = batch
         self._host = host_memory()
-        self._device_memory = DeviceMemory(source.device if isinstance(source, Runtime) else choose_device(device))
-        with warnings.catch_warnings(record=True) as self._warnings:
+        where = source.device if isinstance(source, Runtime) else choose_device(device)
+        with DeviceMemory(where) as self._opening, warnings.catch_warnings(record=True) as self._warnings:
             warnings.simplefilter("always")
             self.runtime = open_runtime(source, device)
 
@@ -99,17 +105,19 @@ class Subject:
         size = runtime.accepts.fixed_size or facts.get("input_size")
         claim = None if isinstance(runtime, TorchRuntime) else facts.get("precision")
         told = tuple(str(warning.message) for warning in self._warnings if warning.category is UserWarning)
-        return Opened(runtime.name, str(runtime.device), size and (int(size[0]), int(size[1])), claim, told)
+        size = size and (int(size[0]), int(size[1]))
+        return Opened(runtime.name, runtime.spec, runtime.accepts, str(runtime.device), size, claim, told)
 
     def warm_up(self, images: np.ndarray) -> WarmUp:
         """Segment all images (N, H, W, 3), then go on until the times settle."""
         self.images = images
         batches = np.split(images, len(images) // self.batch)
         self._batches = cycle(batches)
-        masks = np.concatenate([self.runtime(batch) for batch in batches])
-        calls, stable = settle(self._whole)
+        with DeviceMemory(self.runtime.device) as warming:
+            masks = np.concatenate([self.runtime(batch) for batch in batches])
+            calls, stable = settle(self._whole)
         gc.collect()
-        return WarmUp(len(batches) + calls, stable, masks, self._device_memory.stop())
+        return WarmUp(len(batches) + calls, stable, masks, most_used(self._opening, warming))
 
     def round(self, seconds: float) -> Times:
         """Time calls for so long, but two as a whole and one in stages at least."""
@@ -123,6 +131,10 @@ class Subject:
         for stage, values in zip((times.pre, times.inference, times.post), zip(*staged, strict=True), strict=True):
             stage.extend(values)
         return times
+
+    def segment(self, images: np.ndarray) -> np.ndarray:
+        """Masks (N, H, W) of images (N, H, W, 3)."""
+        return self.runtime(images)
 
     def look(self) -> tuple[Facts, int | None]:
         """What it is, and the bytes of host memory at the peak beyond those before it was opened (None: not known)."""

@@ -3,9 +3,11 @@
 import dataclasses
 import itertools
 import json
+import threading
 import time
 from html.parser import HTMLParser
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,13 +17,15 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import bpkd_sdk
+from benchmarks.networks import to_int8
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import benchmark, to_onnx
 from bpkd_sdk.export.benchmark import BenchmarkReport, Environment, Percentiles, environment, plot, subject, table
+from bpkd_sdk.export.benchmark.entry import Entry
 from bpkd_sdk.export.benchmark.facts import onnx_nodes, precision_found
 from bpkd_sdk.export.benchmark.process import ArtifactError, RemoteSubject
-from bpkd_sdk.runtime import TorchRuntime, open_runtime
-from tests.export.test_tensorrt import all_int8
+from bpkd_sdk.export.onnx import sealed
+from bpkd_sdk.runtime import Accepts, Runtime, TorchRuntime, open_runtime
 from tests.networks import tiny
 
 NETWORK = "smp/FPN/tu-mobilenetv3_small_050"
@@ -222,7 +226,7 @@ def precisions(tmp_path_factory):
     network = tiny(9, width=16).eval()
     to_onnx(network, folder / "fp32.onnx", input_size=SIZE)
     to_onnx(network, folder / "fp16.onnx", input_size=SIZE, precision="fp16")
-    all_int8(folder / "fp32.onnx", folder / "int8.onnx")
+    to_int8(folder / "fp32.onnx", folder / "int8.onnx", ends=True)
     return folder
 
 
@@ -238,9 +242,8 @@ def test_precision_as_found_in_a_file(precisions, precision):
 
 def test_a_claim_that_the_layers_do_not_bear_out(precisions):
     proto = onnx.load(precisions / "fp32.onnx")
-    facts = json.loads(proto.metadata_props[0].value) | {"precision": "int8"}
-    proto.metadata_props[0].value = json.dumps(facts)
-    onnx.save(proto, precisions / "claimed.onnx")
+    facts = json.loads(proto.metadata_props[0].value) | {"precision": "int8", "quantization": {}}
+    (precisions / "claimed.onnx").write_bytes(sealed(proto, facts))
     (row,) = benchmark(open_runtime(precisions / "claimed.onnx", "cpu"), duration=0.1).rows
     assert row.claim == "int8"
     assert "says that it is int8, but its layers are fp32" in row.notes
@@ -255,10 +258,10 @@ def graph(nodes, weights):
         helper.make_graph(nodes, "g", *ends, weights), opset_imports=[helper.make_opsetid("", 18)]
     )
     network = bpkd_sdk.NetworkSpec(name=None, num_classes=4).to_dict()
-    facts = {"network": network, "input_size": [8, 8], "dynamic_batch": False, "preprocess": False, "argmax": False}
-    helper.set_model_props(proto, {"bpkd": json.dumps(facts)})
+    facts = {"network": network, "input_size": [8, 8], "precision": "fp32"}
+    facts |= dict.fromkeys(("dynamic_batch", "preprocess", "argmax"), False)
     proto.ir_version = 9
-    return proto
+    return sealed(proto, facts)
 
 
 def test_precision_where_the_weights_are_not_at_hand(tmp_path):
@@ -273,9 +276,86 @@ def test_precision_where_the_weights_are_not_at_hand(tmp_path):
         helper.make_node("MatMul", ["a", "mt"], ["b"]),
         helper.make_node("MatMul", ["b", "b"], ["logits"]),
     ]
-    proto = graph(nodes, [integers, numpy_helper.from_array(np.float32(0.1), "scale")])
-    onnx.save(proto, tmp_path / "m.onnx")
+    scale = numpy_helper.from_array(np.float32(0.1), "scale")
+    (tmp_path / "m.onnx").write_bytes(graph(nodes, [integers, scale]))
     assert precision_found(open_runtime(tmp_path / "m.onnx", "cpu")) == {"fp32": 2}
+
+
+def test_products_of_two_activations_are_no_layers(tmp_path):
+    """Also where one of them, or both, went through int8."""
+    weights = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "w")
+    nodes = [
+        helper.make_node("Conv", ["images", "w"], ["a"]),
+        helper.make_node("QuantizeLinear", ["a", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        helper.make_node("MatMul", ["a", "d"], ["b"]),
+        helper.make_node("MatMul", ["d", "d"], ["c"]),
+        helper.make_node("Add", ["b", "c"], ["logits"]),
+    ]
+    scale, zero = (numpy_helper.from_array(*pair) for pair in ((np.float32(0.1), "scale"), (np.int8(0), "zero")))
+    (tmp_path / "m.onnx").write_bytes(graph(nodes, [weights, scale, zero]))
+    assert precision_found(open_runtime(tmp_path / "m.onnx", "cpu")) == {"fp32": 1}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU of which nothing is there but a count of the bytes in use."""
+    used = SimpleNamespace(bytes=500)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1_000_000 - used.bytes, 1_000_000))
+    return used
+
+
+class Hungry(Runtime):
+    """Takes memory of the GPU for its weights, and more while it runs."""
+
+    def __init__(self, gpu, weights, scratch):
+        spec, facts = bpkd_sdk.NetworkSpec(name=None, num_classes=9), {"preprocess": True, "argmax": True}
+        super().__init__("hungry", spec, facts, torch.device("cuda"), Accepts())
+        gpu.bytes += weights
+        self.gpu, self.scratch = gpu, scratch
+
+    def prepare(self, images):
+        return images
+
+    def infer(self, inputs):
+        self.gpu.bytes += self.scratch
+        time.sleep(0.02)
+        self.gpu.bytes -= self.scratch
+        return inputs[..., 0]
+
+
+def test_memory_of_the_gpu_is_each_artifacts_own(gpu, monkeypatch):
+    """All are open before the first is warmed up, and still each is told its own weights and scratch alone."""
+    sizes = {"small": (100, 10), "large": (3000, 500)}
+    monkeypatch.setattr(subject, "choose_device", torch.device)
+    monkeypatch.setattr(subject, "open_runtime", lambda name, _: Hungry(gpu, *sizes[name]))
+    subjects = [subject.Subject(name, "cuda", 1) for name in sizes]
+    images = np.zeros((1, *SIZE, 3), np.uint8)
+    assert [opened.warm_up(images).device_memory for opened in subjects] == [110, 3500]
+
+
+def test_nothing_is_watched_after_a_failure(gpu, monkeypatch):
+    def fail(*_):
+        raise ValueError("It does not open.")
+
+    monkeypatch.setattr(subject, "choose_device", torch.device)
+    monkeypatch.setattr(subject, "open_runtime", fail)
+    threads = threading.active_count()
+    with pytest.raises(ValueError, match="It does not open"):
+        subject.Subject("m.onnx", "cuda", 1)
+    assert threading.active_count() == threads
+
+
+def test_an_artifact_that_crashes_while_it_is_scored_takes_nobody_along(files):
+    entry = Entry(files / "m.onnx", "cpu", 1)
+    try:
+        entry.open()
+        entry._remote._process.kill()
+        entry.score(DATA)
+        assert entry.problem is None
+        assert "process ended with code -9" in entry.not_scored
+    finally:
+        entry.close()
 
 
 def test_names_in_the_plot_lie_apart():
