@@ -60,8 +60,9 @@ def write_version(
 ) -> None:
     """Write a version of a model, and what lies around the versions.
 
-    A new model appears by one rename. A further version does, too; then the configuration is replaced, which fits the
-    earlier versions as well.
+    All is written beside its place first, where the disk may be full. A new model then appears by one rename. For a
+    further version the configuration is replaced, which fits the earlier versions as well, and what belongs to it; the
+    version itself appears last, so that none is served by a configuration that was not made for it.
 
     Args:
         model: The model's folder.
@@ -76,20 +77,17 @@ def write_version(
     around = {CONFIG: text_format.MessageToString(config).encode(), f"warmup/{IMAGE}": image}
     if labels:
         around[LABELS] = "".join(f"{name}\n" for name in labels).encode()
-    if not model.exists():
-        _appear(model, around | {f"{version}/{name}": content for name, content in files.items()})
-        return
-    _appear(model / str(version), files)
-    for name, content in around.items():
-        write_atomically(model / name, content)
-
-
-def _appear(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder so that it is there with all its files, or not at all."""
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    own = {f"{version}/{name}": content for name, content in files.items()}
+    draft = model.with_name(f".{model.name}.{os.getpid()}.tmp")
     try:
-        for name, content in files.items():
+        for name, content in (around | own).items():
             write_atomically(draft / name, content)
-        draft.rename(folder)
+        if not model.exists():
+            draft.rename(model)
+            return
+        (model / "warmup").mkdir(exist_ok=True)
+        for name in around:
+            (draft / name).replace(model / name)
+        (draft / str(version)).rename(model / str(version))
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -50,6 +51,10 @@ def config_of(model):
 
 def files_below(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def contents_below(folder):
+    return {name: (folder / name).read_bytes() for name in files_below(folder)}
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
@@ -214,10 +219,11 @@ def test_the_server_understands_configurations_for_backends_it_lacks(tiny_onnx, 
         triton.load(backend)
 
 
+@pytest.mark.parametrize("name", ["new", "old"])
 @pytest.mark.parametrize("written", range(5))
-def test_a_full_disk_leaves_the_repository_as_it_was(tiny_onnx, tmp_path, monkeypatch, written):
+def test_a_full_disk_leaves_the_repository_as_it_was(tiny_onnx, tmp_path, monkeypatch, name, written):
     to_triton(tiny_onnx["batch"], tmp_path, name="old", backend="python")
-    before = files_below(tmp_path)
+    before = contents_below(tmp_path)
     room = iter(range(written))
 
     def fsync(_):
@@ -226,12 +232,25 @@ def test_a_full_disk_leaves_the_repository_as_it_was(tiny_onnx, tmp_path, monkey
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match="No space left"):
-        to_triton(tiny_onnx["batch"], tmp_path, name="new", backend="python")
-    assert files_below(tmp_path) == before
-    room = iter(range(written % 2))
-    with pytest.raises(OSError, match="No space left"):
-        to_triton(tiny_onnx["batch"], tmp_path, name="old", backend="python")
-    assert files_below(tmp_path) == before
+        to_triton(tiny_onnx["batch"], tmp_path, name=name, backend="python", max_batch_size=2)
+    assert contents_below(tmp_path) == before
+    room = iter(range(5))
+    assert to_triton(tiny_onnx["batch"], tmp_path, name=name, backend="python", max_batch_size=2).path.is_dir()
+
+
+def test_a_version_appears_after_its_configuration(tiny_onnx, tmp_path, monkeypatch):
+    first = to_triton(tiny_onnx["batch"], tmp_path, name="m")
+
+    def rename(self, target):
+        assert target == first.path / "2"
+        assert config_of(first.path).max_batch_size == 2
+        raise OSError("Killed.")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Killed"):
+        to_triton(tiny_onnx["batch"], tmp_path, name="m", max_batch_size=2)
+    assert {path.name for path in first.path.iterdir()} == {"1", "config.pbtxt", "labels.txt", "warmup"}
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_artifacts_that_triton_cannot_run(tiny_onnx, tmp_path):
