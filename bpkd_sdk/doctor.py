@@ -46,12 +46,20 @@ def _cuda() -> Finding:
 
 def driver_version() -> str:
     """The NVIDIA driver's version as nvidia-smi states it, or "unknown"."""
+    return next((version for (version,) in query_gpus("driver_version")), "unknown")
+
+
+def query_gpus(*fields: str) -> list[tuple[str, ...]]:
+    """What nvidia-smi says of each GPU, one text for each field; empty where it is missing, fails or hangs."""
     command = shutil.which("nvidia-smi")
     if command is None:
-        return "unknown"
-    query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
-    result = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)  # noqa: S603
-    return result.stdout.strip().splitlines()[0] if result.stdout.strip() else "unknown"
+        return []
+    query = [command, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [tuple(part.strip() for part in line.split(",")) for line in told.stdout.strip().splitlines()]
 
 
 def _package(part: str, module: str, distribution: str, advice: str) -> Finding:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from bpkd_sdk.doctor import query_gpus
 
 # Above this load per core, somebody else's work would be measured as well.
 BUSY = 0.3
@@ -124,13 +124,9 @@ def _mhz(path: Path) -> float | None:
 
 def gpus() -> list[dict[str, str]]:
     """As nvidia-smi tells them; without it, what torch knows."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return [{"name": torch.cuda.get_device_name(index)} for index in range(torch.cuda.device_count())]
-    query = [command, f"--query-gpu={','.join(_GPU_FACTS.values())}", "--format=csv,noheader,nounits"]
-    told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)  # noqa: S603
-    lines = told.stdout.strip().splitlines() if told.returncode == 0 else []
-    return [dict(zip(_GPU_FACTS, (part.strip() for part in line.split(",")), strict=False)) for line in lines]
+    if told := query_gpus(*_GPU_FACTS.values()):
+        return [dict(zip(_GPU_FACTS, facts, strict=False)) for facts in told]
+    return [{"name": torch.cuda.get_device_name(index)} for index in range(torch.cuda.device_count())]
 
 
 def _versions() -> dict[str, str]:
