@@ -90,7 +90,7 @@ def plan(source: Path, target: str, precision: str | None) -> list[Step]:
 
 
 def _check(steps: list[Step], options: dict[str, Any], what: str) -> None:
-    """Raise ValueError for an option that no step takes, or one that a step needs and that is not there."""
+    """Raise ValueError for an option that no step takes, or that helps none, or one that is needed and not there."""
     names = ", then ".join(step.__name__ for step in steps)
     taken: dict[str, inspect.Parameter] = {}
     for step in steps:
@@ -100,3 +100,8 @@ def _check(steps: list[Step], options: dict[str, Any], what: str) -> None:
     needed = [name for name, p in taken.items() if p.default is p.empty and name != "onnx_path"]
     if missing := [name for name in needed if name not in options]:
         raise ValueError(f"The way {what} is {names}, which needs {', '.join(f'`{name}`' for name in missing)}.")
+    if options.get("force") and len(steps) > 1:
+        raise ValueError(
+            f"The way {what} is {names}. force=True keeps an ONNX file that disagrees with torch, of which nothing "
+            "more is made. Leave `force` out, or export to an ONNX file in fp32 or fp16."
+        )

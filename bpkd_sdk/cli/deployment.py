@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -12,7 +12,11 @@ from rich.table import Table
 
 from bpkd_sdk.cli.common import Root, app, console, errors, parse_size
 
+if TYPE_CHECKING:
+    from bpkd_sdk.export import QuantizationReport
+
 Sizes = tuple[tuple[int, int], ...]
+SHOWN_LAYERS = 12
 
 
 @app.command()
@@ -53,6 +57,7 @@ def export(
     for. On the way from a checkpoint to an engine all of these are checked.
     """
     import bpkd_sdk
+    from bpkd_sdk.export import QuantizationReport
     from bpkd_sdk.export.conversion import convert
 
     given = {
@@ -79,6 +84,8 @@ def export(
         reports = convert(model, output, precision=precision, **options)
     for report in reports:
         console.print(f"{_found(report)}", soft_wrap=True)
+        if isinstance(report, QuantizationReport):
+            console.print(_layers(report))
     console.print(f"{reports[-1].path}: {reports[-1].size / 1e6:.2f} MB", soft_wrap=True)
 
 
@@ -112,10 +119,24 @@ def _found(report: Any) -> str:
         quantized = sum(layer.quantized for layer in report.layers)
         return (
             f"int8: {quantized} of {len(report.layers)} layers; {report.boundary_loss:.4f} boundary IoU lost, "
-            f"{report.agreement:.4%} of the pixels as before ({report.edge_agreement:.4%} at edges)"
+            f"{report.agreement:.4%} of the pixels as before ({_percent(report.edge_agreement)} at edges)"
         )
     layers = ", ".join(f"{n} {type_}" for types in report.manifest.layers.values() for type_, n in types.items())
     return f"Engine: layers {layers}; for {', '.join(report.manifest.targets)}; compiled in {report.seconds:.1f} s"
+
+
+def _layers(report: QuantizationReport) -> Table:
+    """The layers that change most when each alone is in int8, edges first."""
+    table = Table("layer", "kind", "edges changed", "bodies changed", "kept in", box=SIMPLE_HEAD, padding=(0, 1))
+    for layer in report.worst[:SHOWN_LAYERS]:
+        damages = _percent(layer.edge_damage), _percent(layer.body_damage)
+        table.add_row(escape(layer.name), layer.kind, *damages, "int8" if layer.quantized else "fp32")
+    table.caption = f"The worst of {len(report.layers)}; the file's metadata lists all."
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.4%}"
 
 
 @app.command()
@@ -133,7 +154,7 @@ def formats(
             ", ".join(format_.precisions) or "as it comes",
             ", ".join(format_.devices),
             format_.exporter.rpartition(":")[2] if format_.exporter else "-",
-            format_.extra or "-",
+            " or ".join(format_.extras) or "-",
         )
         for format_ in FORMATS
     ]

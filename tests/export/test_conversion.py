@@ -57,8 +57,14 @@ def test_an_onnx_file_becomes_an_engine_of_int8(bpkd, compiler, tmp_path):
     )  # fmt: skip
     assert code == 0, err
     assert "int8: 1 of 3 layers" in out
+    rows = [line.split() for line in out.splitlines() if " Conv " in line]
+    assert {row[0]: row[-1] for row in rows} == {"0": "fp32", "3": "int8", "6": "fp32"}
+    edges = [float(row[2].rstrip("%")) for row in rows]
+    assert edges == sorted(edges, reverse=True)
+    assert edges[0] > 0
     manifest = load_manifest(tmp_path / "m.plan")
     assert manifest.layers == {"CONVOLUTION": {"FLOAT": 2, "INT8": 1}}
+    assert {layer["name"] for layer in manifest.facts["quantization"]["layers"]} == {"0", "3", "6"}
     assert manifest.inputs["images"]["opt"] == [2, *SIZE, 3]
     assert manifest.targets == ("sm86", "sm89")
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "m.plan", "m.plan.json"}
@@ -74,6 +80,11 @@ def test_an_onnx_file_becomes_an_engine_of_int8(bpkd, compiler, tmp_path):
         ("m.onnx", {}, "to_onnx, which needs `input_size`"),
         ("m.onnx", {"input_size": SIZE, "workspace_mb": 8}, "to_onnx, which takes no `workspace_mb`"),
         ("m.onnx", {"input_size": SIZE, "precision": "int8"}, "to_onnx, then quantize, which needs `calibration_data`"),
+        (
+            "m.plan",
+            {"input_size": SIZE, "force": True},
+            "force=True keeps an ONNX file .* of which nothing more is made",
+        ),
         ("m.plan", {"input_size": SIZE, "images": 8}, "to_onnx, then to_tensorrt, which takes no `images`"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
