@@ -14,9 +14,10 @@ from torch import Tensor
 from bpkd_sdk.data.sizes import scaled_size
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.runtime import Runtime
-from bpkd_sdk.runtime.inference import sliding_bands, sliding_logits, to_mask
+from bpkd_sdk.runtime.inference import resized_bands, sliding_bands, to_mask
 
 Mode = Literal["whole", "slide"]
+BAND = 64  # rows of a whole image's logits that are resized at a time
 
 
 @dataclass(frozen=True)
@@ -75,40 +76,39 @@ class Protocol:
         Raises:
             ValueError: If the runtime returns masks and the protocol needs logits.
         """
-        if self._one_view and self.base_size is None:
-            if self.mode == "whole":
+        size = (images.shape[2], images.shape[3])
+        views = self._views(runtime, images, batch_size)
+        if self.scales == (1.0,) and not self.flip:
+            if self.mode == "whole" and scaled_size(size, 1.0, self.base_size) == size:
                 return runtime.segment(images)
-            bands = sliding_bands(runtime.logits, images, self._window, self.stride, batch_size)
-            return torch.cat([to_mask(band) for band in bands], dim=1)
-        views = self._logits(runtime, images, batch_size)
-        if self._one_view:
-            return to_mask(next(views))
-        total = _probabilities(next(views))
-        for logits in views:
-            total += _probabilities(logits)
+            return torch.cat([to_mask(band) for band in next(views)], dim=1)
+        total: Tensor | None = None
+        for bands in views:
+            top = 0
+            for band in bands:
+                if total is None:
+                    total = band.new_zeros(*band.shape[:2], *size)
+                total[:, :, top : top + band.shape[2]] += _probabilities(band)
+                top += band.shape[2]
+        assert total is not None  # noqa: S101  (there is a view)
         return to_mask(total)
 
-    @property
-    def _one_view(self) -> bool:
-        return self.scales == (1.0,) and not self.flip
-
-    @property
-    def _window(self) -> tuple[int, int]:
-        assert self.crop_size is not None  # noqa: S101  (checked when it was made)
-        return self.crop_size
-
-    def _logits(self, runtime: Runtime, images: Tensor, batch_size: int) -> Iterator[Tensor]:
-        height, width = images.shape[2:]
+    def _views(self, runtime: Runtime, images: Tensor, batch_size: int) -> Iterator[Iterator[Tensor]]:
+        """Of each view its logits at the images' own size, in bands of rows, from the top to the bottom."""
+        size = (images.shape[2], images.shape[3])
         for scale in self.scales:
-            view = _resized(images, scaled_size((height, width), scale, self.base_size))
-            for mirrored in (False, True) if self.flip else (False,):
-                inputs = view.flip(3) if mirrored else view
-                if self.mode == "whole":
-                    logits = runtime.logits(inputs)
-                else:
-                    logits = sliding_logits(runtime.logits, inputs, self._window, self.stride, batch_size)
-                logits = logits.flip(3) if mirrored else logits
-                yield F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+            view = _resized(images, scaled_size(size, scale, self.base_size))
+            yield self._bands(runtime, view, size, batch_size)
+            if self.flip:
+                yield (band.flip(3) for band in self._bands(runtime, view.flip(3), size, batch_size))
+
+    def _bands(self, runtime: Runtime, view: Tensor, size: tuple[int, int], batch_size: int) -> Iterator[Tensor]:
+        if self.mode == "whole":
+            bands = iter(torch.split(runtime.logits(view), BAND, dim=2))
+        else:
+            assert self.crop_size is not None  # noqa: S101  (checked when it was made)
+            bands = sliding_bands(runtime.logits, view, self.crop_size, self.stride, batch_size)
+        return bands if view.shape[2:] == size else resized_bands(bands, view.shape[2], size)
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:

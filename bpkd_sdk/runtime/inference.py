@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise, product
 
 import torch
@@ -58,17 +58,6 @@ def pad_to_multiple(images: Tensor, divisor: int) -> Tensor:
     return F.pad(images, (0, -width % divisor, 0, -height % divisor))
 
 
-def sliding_logits(
-    logits_of: Callable[[Tensor], Tensor],
-    images: Tensor,
-    crop_size: tuple[int, int],
-    stride: tuple[int, int] | None,
-    batch_size: int = 1,
-) -> Tensor:
-    """Logits averaged over overlapping windows, (N, C, H, W) float32; arguments as `sliding_bands`."""
-    return torch.cat(list(sliding_bands(logits_of, images, crop_size, stride, batch_size)), dim=2)
-
-
 def sliding_bands(
     logits_of: Callable[[Tensor], Tensor],
     images: Tensor,
@@ -80,7 +69,8 @@ def sliding_bands(
 
     Windows start at multiples of the stride; the last of a row or column is shifted back inside the image, and where
     the image is smaller than the window, the window is the image. A band is put out as soon as no further window
-    touches it, so no more is held at a time than the windows of one row, however tall the images.
+    touches it, so no more is held at a time than some bands as high as a window, and one batch of windows, however tall
+    the images.
 
     Args:
         logits_of: Maps the images of some windows to their logits, (n, C, h, w) at the windows' size.
@@ -98,19 +88,52 @@ def sliding_bands(
     tops = _window_starts(height, window_height, stride[0])
     lefts = _window_starts(width, window_width, stride[1])
     visits = _visits(height, window_height, tops)[:, None] * _visits(width, window_width, lefts)
+    places = list(product(lefts, range(len(images))))
     carried: Tensor | None = None
     for top, following in zip(tops, [*tops[1:], height], strict=True):
         row = images[:, :, top : top + window_height]
-        windows = torch.cat([row[..., left : left + window_width] for left in lefts])
-        logits = torch.cat([logits_of(part) for part in torch.split(windows, batch_size)])
-        band = logits.new_zeros(len(images), logits.shape[1], window_height, width)
-        for left, part in zip(lefts, torch.split(logits, len(images)), strict=True):
-            band[..., left : left + window_width] += part
+        band: Tensor | None = None
+        for some in (places[i : i + batch_size] for i in range(0, len(places), batch_size)):
+            logits = logits_of(torch.stack([row[index, :, :, left : left + window_width] for left, index in some]))
+            if band is None:
+                band = logits.new_zeros(len(images), logits.shape[1], window_height, width)
+            for (left, index), window in zip(some, logits, strict=True):
+                band[index, :, :, left : left + window_width] += window
+        assert band is not None  # noqa: S101  (there is a window)
         if carried is not None:
             band[:, :, : carried.shape[2]] += carried
         done = following - top
-        yield band[:, :, :done] / visits[top:following].to(band.device)
-        carried = band[:, :, done:]
+        carried = band[:, :, done:].clone()
+        yield band[:, :, :done].div_(visits[top:following].to(band.device))
+
+
+def resized_bands(bands: Iterable[Tensor], height: int, size: tuple[int, int]) -> Iterator[Tensor]:
+    """Resize what comes in bands of rows, bilinearly (align_corners False), without putting it together.
+
+    Args:
+        bands: (N, C, rows, W) from the top to the bottom.
+        height: Rows of all bands together.
+        size: (height, width) to resize to.
+
+    Yields:
+        (N, C, rows, width), as soon as the bands that they depend on are there.
+    """
+    places = ((torch.arange(size[0]) + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)
+    above = places.long()
+    below = (above + 1).clamp(max=height - 1)
+    known: Tensor | None = None  # rows from `first` on, already of the new width
+    first = done = 0
+    for band in bands:
+        wide = F.interpolate(band, (band.shape[2], size[1]), mode="bilinear", align_corners=False)
+        known = wide if known is None else torch.cat([known, wide], dim=2)
+        end = first + known.shape[2]
+        ready = int((below < end).sum())
+        if ready > done:
+            rows, weights = slice(done, ready), (places - above)[done:ready, None].to(known.device)
+            yield torch.lerp(known[:, :, above[rows] - first], known[:, :, below[rows] - first], weights)
+            done = ready
+        needed = min(end, int(above[done])) if done < size[0] else end
+        known, first = known[:, :, needed - first :].clone(), needed
 
 
 def sliding_masks(

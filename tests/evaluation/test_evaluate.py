@@ -7,8 +7,7 @@ from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.runtime import TorchRuntime
-from bpkd_sdk.runtime.inference import sliding_logits, to_mask, whole_logits
+from bpkd_sdk.runtime.inference import to_mask, whole_logits
 from tests.networks import tiny
 
 
@@ -51,27 +50,6 @@ def test_whole_pads_to_the_divisor_and_resizes_logits_before_the_mask():
     padded = F.pad((images.float() / 255 - 0.5) / 0.25, (0, 7, 0, 2))
     expected = F.interpolate(model(padded), (32, 48), mode="bilinear", align_corners=False)[:, :, :30, :41]
     torch.testing.assert_close(whole_logits(model, images), expected)
-
-
-def test_windows_are_averaged_by_visits():
-    model = tiny(4).eval()
-    images = torch.randint(0, 256, (1, 3, 37, 50), dtype=torch.uint8)
-    total, visits = torch.zeros(1, 4, 37, 50), torch.zeros(37, 50)
-    for top in (0, 12, 13):  # 24 + 12 = 36 leaves one row, so the last window is shifted back to 13
-        for left in (0, 12, 24, 26):
-            total[..., top : top + 24, left : left + 24] += whole_logits(
-                model, images[..., top : top + 24, left : left + 24]
-            )
-            visits[top : top + 24, left : left + 24] += 1
-    torch.testing.assert_close(sliding_logits(TorchRuntime(model).logits, images, (24, 24), (12, 12)), total / visits)
-
-
-def test_a_window_larger_than_the_image_is_the_whole_image():
-    model = tiny(4).eval()
-    images = torch.randint(0, 256, (1, 3, 20, 20), dtype=torch.uint8)
-    torch.testing.assert_close(
-        sliding_logits(TorchRuntime(model).logits, images, (64, 64), (32, 32)), whole_logits(model, images)
-    )
 
 
 def test_one_class_is_thresholded_at_zero():

@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.data.sizes import scaled_size
 from bpkd_sdk.evaluation.protocol import Protocol
 from bpkd_sdk.runtime import TorchRuntime
-from bpkd_sdk.runtime.inference import sliding_bands, sliding_logits
+from bpkd_sdk.runtime.inference import resized_bands, sliding_bands
 from tests.networks import tiny
 
 
@@ -54,36 +55,74 @@ def slid(model, images, crop, stride):
 def test_windows_in_any_batches_are_summed_and_divided_by_visits(size, crop, stride, batch_size):
     model, images = tiny(5).eval(), images_of(2, 3, *size)
     expected = slid(model, images, crop, stride)
-    actual = sliding_logits(TorchRuntime(model).logits, images, crop, stride, batch_size)
+    actual = torch.cat(list(sliding_bands(TorchRuntime(model).logits, images, crop, stride, batch_size)), dim=2)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
     masks = Protocol("slide", crop, stride).segment(TorchRuntime(model), images, batch_size)
     assert (masks == expected.argmax(1)).float().mean() > 0.999  # ties apart
 
 
-class LargestTensor(TorchDispatchMode):
-    elements = 0
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of floating point tensors that are alive at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.peak = WeakTensorKeyDictionary(), 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        sizes = [
-            leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor) and leaf.dtype.is_floating_point
-        ]
-        self.elements = max(self.elements, *sizes, 0)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor) and leaf.dtype.is_floating_point:
+                self.alive[leaf] = True
+        storages = {leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes() for leaf in self.alive}
+        self.peak = max(self.peak, sum(storages.values()))
         return out
 
 
-def test_memory_does_not_grow_with_the_height_of_the_image():
-    runtime, largest = TorchRuntime(tiny(19).eval()), {}
-    for height in (128, 512):
-        with LargestTensor() as seen:
-            Protocol("slide", (32, 32), (21, 21)).segment(runtime, images_of(1, 3, height, 64), batch_size=8)
-        largest[height] = seen.elements
-    assert largest[128] == largest[512] < 19 * 128 * 64
+def peak_bytes(height, width, *, images=1, **settings):
+    protocol = Protocol("slide", (32, 32), (16, 16), **settings)
+    with LiveBytes() as seen:
+        protocol.segment(TorchRuntime(tiny(19).eval()), images_of(images, 3, height, width), batch_size=4)
+    return seen.peak
+
+
+WINDOWS = 4 * 4 * (19 + 3 + 5 * 8) * 32 * 32  # what four windows take inside of the network and out of it, at most
+
+
+@pytest.mark.parametrize(
+    "base_size",
+    [
+        pytest.param(lambda height, width: None, id="as-it-is"),
+        pytest.param(lambda height, width: (max(height, width), min(height, width)), id="base-size-is-its-own"),
+        pytest.param(lambda height, width: (max(height, width) // 2, min(height, width) // 2), id="resized"),
+    ],
+)
+def test_memory_does_not_grow_with_the_height_of_the_image(base_size):
+    low, high = (peak_bytes(height, 64, base_size=base_size(height, 64)) for height in (256, 1024))
+    assert high < 1.25 * low
+    assert high < 4 * 19 * 1024 * 64
+
+
+@pytest.mark.parametrize("base_size", [None, (1024, 64), (1280, 80)], ids=["as-it-is", "its-own", "resized"])
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_wide_image_takes_some_bands_as_high_as_a_window(base_size, images):
+    width, height = base_size or (1024, 64)
+    band = 4 * images * 19 * 32 * width
+    view = 4 * images * 3 * height * width  # of the image, while it is resized
+    assert peak_bytes(64, 1024, images=images, base_size=base_size) < 4 * band + 3 * view + WINDOWS
 
 
 def test_bands_cover_the_image_once():
     bands = list(sliding_bands(TorchRuntime(tiny(3).eval()).logits, images_of(1, 3, 50, 40), (24, 24), (10, 10)))
     assert [band.shape[2] for band in bands] == [10, 10, 6, 24]
+
+
+@pytest.mark.parametrize("size", [(37, 20), (30, 41), (50, 50), (9, 7), (311, 90), (1, 1)], ids=str)
+@pytest.mark.parametrize("rows", [(30,), (10, 1, 2, 17), (1,) * 30], ids=["whole", "bands", "rows"])
+def test_bands_are_resized_as_if_they_were_one(rows, size):
+    logits = torch.randn(2, 3, 30, 41, generator=torch.Generator().manual_seed(0))
+    bands = list(resized_bands(torch.split(logits, rows, dim=2), 30, size))
+    expected = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(torch.cat(bands, dim=2), expected, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
