@@ -34,6 +34,13 @@ def open_splits(data: str, root: Path | None) -> Any:
     return tuple(bpkd_sdk.open_dataset(data, root, split) for split in ("train", "val"))
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that prints, of those that `accelerate launch` started."""
+    from accelerate.state import PartialState
+
+    return bool(PartialState().is_main_process)
+
+
 def parse_size(text: str | None) -> tuple[int, int] | None:
     """(height, width) of a text like 512x1024; None stays None, anything else is a ValueError."""
     if text is None:

@@ -12,7 +12,18 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from bpkd_sdk.cli.common import Data, Output, Resume, Root, app, console, open_splits, parse_size, print_metrics
+from bpkd_sdk.cli.common import (
+    Data,
+    Output,
+    Resume,
+    Root,
+    app,
+    console,
+    is_main_process,
+    open_splits,
+    parse_size,
+    print_metrics,
+)
 
 
 @app.command()
@@ -83,7 +94,12 @@ def train(
 @training_options
 def distill(
     *,
-    teacher: Annotated[str, typer.Argument(help="A checkpoint, ours or an OpenMMLab .pth.")],
+    teacher: Annotated[
+        str,
+        typer.Argument(
+            help="A checkpoint, ours or an OpenMMLab .pth; for methods on logits also a .onnx or .engine file."
+        ),
+    ],
     student: Annotated[str, typer.Argument(help="A name such as smp/FPN/mobilenet_v2, or a checkpoint.")],
     data: Data = "shapes",
     root: Root = None,
@@ -111,9 +127,7 @@ def distill(
 
 
 def _print_result(result: Any) -> None:
-    from accelerate.state import PartialState
-
-    if not PartialState().is_main_process:
+    if not is_main_process():
         return
     if result.metrics is not None:
         print_metrics(result.metrics)

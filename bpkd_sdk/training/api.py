@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from bpkd_sdk.data import SegmentationDataset, open_dataset
+from bpkd_sdk.evaluation.protocol import Protocol
 from bpkd_sdk.losses import Method, create_method
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.runtime import Runtime
@@ -23,6 +24,8 @@ from bpkd_sdk.training.trackers import check_trackers
 
 __all__ = ["distill", "train"]
 
+WHOLE_IMAGES = Protocol()
+
 Data = str | Path | SegmentationDataset | tuple[SegmentationDataset, SegmentationDataset | None]
 
 
@@ -30,6 +33,7 @@ def train(
     model: Network,
     data: Data,
     *,
+    protocol: Protocol = WHOLE_IMAGES,
     output_dir: str | Path | None = None,
     resume: bool = False,
     **options: Any,
@@ -39,6 +43,7 @@ def train(
     Args:
         model: A module, a name that `create_model` knows, or a checkpoint.
         data: "shapes", a folder (see `open_dataset`), a data set, or a pair (train, val).
+        protocol: How validation images are segmented; by default whole, at their own size.
         output_dir: The folder of the run, which all its processes must see; None: a new one below ``runs``.
         resume: Go on from the state in `output_dir`, if there is one.
         **options: Fields of `TrainingConfig`.
@@ -51,7 +56,7 @@ def train(
     config = TrainingConfig.from_options(options)
     if config.labels == "teacher":
         raise ValueError("labels='teacher' needs a teacher; train() has none. Use distill().")
-    return run(_prepare(None, model, None, data, config, output_dir, resume))
+    return run(_prepare(None, model, None, data, config, protocol, output_dir, resume))
 
 
 def distill(
@@ -66,6 +71,7 @@ def distill(
     learning_rate: float | None = None,
     precision: Precision = "auto",
     device: str = "auto",
+    protocol: Protocol = WHOLE_IMAGES,
     output_dir: str | Path | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -89,6 +95,7 @@ def distill(
         learning_rate: At the first step; None: 0.01 for SGD, 6e-4 for AdamW.
         precision: "auto", "fp32", "fp16" or "bf16".
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        protocol: How validation images are segmented; by default whole, at their own size.
         output_dir: The folder of the run, which all its processes must see; None: a new one below ``runs``.
         resume: Go on from the state in `output_dir`, if there is one.
         seed: Of shuffling, augmentation and dropout.
@@ -112,7 +119,7 @@ def distill(
             "seed": seed,
         }
     )
-    return run(_prepare(teacher, student, method, data, config, output_dir, resume))
+    return run(_prepare(teacher, student, method, data, config, protocol, output_dir, resume))
 
 
 def _prepare(
@@ -121,6 +128,7 @@ def _prepare(
     method: Method | None,
     data: Data,
     config: TrainingConfig,
+    protocol: Protocol,
     output_dir: str | Path | None,
     resume: bool,
 ) -> Task:
@@ -153,7 +161,7 @@ def _prepare(
         )
     if val_set is not None and not val_set.has_labels and config.labels == "dataset":
         raise ValueError(f"{val_set.name} has no labels to validate with; pass (train, None) to train without.")
-    if val_set is not None and isinstance(guide, Runtime) and config.labels == "teacher":
+    if val_set is not None and isinstance(guide, Runtime) and (config.labels, protocol) == ("teacher", WHOLE_IMAGES):
         guide.accepts.check(val_set[0][0].permute(1, 2, 0)[None], guide.name)
     if config.check_data and accelerator.is_main_process:  # the others wait in _open_folder
         for dataset in (train_set, val_set):
@@ -165,7 +173,9 @@ def _prepare(
     verb = "train" if chosen is None else chosen.name
     title = f"{verb} {get_spec(network).name or type(network).__name__}"
     folder = _open_folder(output_dir, title, resume, accelerator)
-    return Task(title, network, guide, chosen, features, train_set, val_set, crop_size, config, folder, accelerator)
+    return Task(
+        title, network, guide, chosen, features, train_set, val_set, crop_size, config, protocol, folder, accelerator
+    )
 
 
 def _open_data(data: Data) -> tuple[SegmentationDataset, SegmentationDataset | None]:

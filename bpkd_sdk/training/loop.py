@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from threading import Event
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.evaluation import Metrics, evaluate
+from bpkd_sdk.evaluation.protocol import Protocol
 from bpkd_sdk.features import Capture
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.models import save_model
@@ -80,6 +81,7 @@ class Task:
         val: Validation data, or None.
         crop_size: (height, width) of the training crops.
         config: All options.
+        protocol: How validation images are segmented.
         output_dir: Where the run writes.
         accelerator: Device, precision and processes.
     """
@@ -93,6 +95,7 @@ class Task:
     val: SegmentationDataset | None
     crop_size: tuple[int, int]
     config: TrainingConfig
+    protocol: Protocol
     output_dir: Path
     accelerator: Accelerator
 
@@ -115,7 +118,7 @@ class _Trainer:
     def __init__(self, task: Task, stack: ExitStack) -> None:
         self.task = task
         self.config = config = task.config
-        self.settings = run_settings(config, task.method)
+        self.settings = run_settings(config, task.method, task.protocol)
         self.accelerator = task.accelerator
         device = self.accelerator.device
         if self.accelerator.num_processes > 1 and device.type == "cuda":  # torch has none for the CPU
@@ -175,10 +178,10 @@ class _Trainer:
                 interrupted = self._agree_to_stop(requested, at_record=saving or step % config.log_every == 0)
                 if saving or interrupted or step % config.log_every == 0:
                     self._log(window, watch, view)
-                    if evaluating:
-                        self._evaluate(view)
                     if saving or interrupted:
-                        self._save()
+                        share_statistics(self.state, self.accelerator)
+                        is_best = evaluating and self._evaluate(view)
+                        self._save(is_best=is_best)
                     window = Window(step)
                 if interrupted:
                     break
@@ -264,31 +267,33 @@ class _Trainer:
             boundary_width=self.config.boundary_width,
             reference=self.task.teacher if self.config.labels == "teacher" else None,
             over_processes=lambda count: self.accelerator.reduce(count.to(self.accelerator.device)).cpu(),
+            **asdict(self.task.protocol),
         )
 
-    def _evaluate(self, view: LiveView) -> None:
-        share_statistics(self.state, self.accelerator)
+    def _evaluate(self, view: LiveView) -> bool:
+        """Score the student; returns whether it was never better."""
         self.metrics = metrics = self._score()
         if metrics is None:
-            return
+            return False
         is_best = metrics.miou > self.position.best_miou
         self.position = replace(self.position, best_miou=max(metrics.miou, self.position.best_miou))
         if self.accelerator.is_main_process:
             self._keep({"step": self.position.step, "metrics": metrics.to_dict()})
             view.evaluated(self.position.step, {"mIoU": metrics.miou, "boundary IoU": metrics.boundary_iou})
-            if is_best:
-                self._save_model(BEST)
+        return is_best
 
-    def _save(self) -> None:
-        share_statistics(self.state, self.accelerator)
+    def _save(self, *, is_best: bool) -> None:
         if self.accelerator.is_main_process:
-            self._save_state()
+            self._write(is_best=is_best)
         self.accelerator.wait_for_everyone()
 
-    def _save_state(self) -> None:
+    def _write(self, *, is_best: bool) -> None:
         folder = self.task.output_dir
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         try:
+            # The state comes last: a run that goes on from the one before does again what the others hold.
+            if is_best:
+                self._save_model(BEST)
             self._save_model(LAST)
             save_state(folder, self.position, self.settings, self.state, self.optimizer.optimizer, scaler)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import platform
@@ -19,6 +20,7 @@ from bpkd_sdk.losses.arguments import describe
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.checkpoint import content_hash, write_atomically
 from bpkd_sdk.runtime import Runtime
+from bpkd_sdk.training.state import FREE_OPTIONS
 from bpkd_sdk.training.teacher import Guide
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def _facts(task: Task) -> dict[str, Any]:
         "seed": task.config.seed,
         "config": task.config.to_dict(),
         "crop_size": task.crop_size,
+        "protocol": dataclasses.asdict(task.protocol),
         "method": describe(task.method),
         "features": dict(zip(("student", "teacher"), task.features, strict=True)),
         "student": _network(task.student),
@@ -72,6 +75,7 @@ def _part(task: Task, first_step: int) -> dict[str, Any]:
         "command": sys.argv,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": accelerator.num_processes,
+        "options": {name: value for name, value in task.config.to_dict().items() if name in FREE_OPTIONS},
         "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
         "versions": {package: version(package) for package in _PACKAGES}
         | {"python": platform.python_version(), "cuda": torch.version.cuda},

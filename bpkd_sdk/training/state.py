@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bpkd_sdk.errors import differences, listed
+from bpkd_sdk.evaluation.protocol import Protocol
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.arguments import describe
 from bpkd_sdk.models.checkpoint import FORMAT, load_state, read_tensors, write_atomically, write_tensors
@@ -39,9 +40,9 @@ class Position:
     best_miou: float = -1.0
 
 
-def run_settings(config: TrainingConfig, method: DistillationLoss | None) -> dict[str, Any]:
+def run_settings(config: TrainingConfig, method: DistillationLoss | None, protocol: Protocol) -> dict[str, Any]:
     """What the parts of one run must agree in, but for `FREE_OPTIONS`."""
-    return config.to_dict() | {"method": describe(method)}
+    return config.to_dict() | {"method": describe(method), "protocol": asdict(protocol)}
 
 
 def save_state(
@@ -103,9 +104,9 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _check_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    before = TrainingConfig().to_dict() | dict(before)  # an option that is newer than the run had its default
-    plain = json.loads(json.dumps(now))
-    if changed := differences(*({key: facts[key] for key in facts.keys() - FREE_OPTIONS} for facts in (before, plain))):
+    defaults = TrainingConfig().to_dict() | {"protocol": asdict(Protocol())}  # of what is newer than the run
+    plain = (json.loads(json.dumps(facts)) for facts in (defaults | dict(before), now))
+    if changed := differences(*({key: facts[key] for key in facts.keys() - FREE_OPTIONS} for facts in plain)):
         raise ValueError(
             f"The run in {path.parent} was started with other options, so it cannot be resumed with these:\n"
             f"{listed(changed)}\nPass the same options, or another output_dir."

@@ -14,6 +14,7 @@ from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.evaluation.protocol import Protocol
 from bpkd_sdk.losses import BPKDLoss
 from bpkd_sdk.output import SegmentationOutput
 from bpkd_sdk.training.objective import cross_entropy
@@ -22,6 +23,18 @@ from tests.networks import tiny
 
 TRAIN, VAL = ShapesDataset("train", length=10, size=(48, 48)), ShapesDataset("val", length=3, size=(48, 40))
 OPTIONS = {"batch_size": 2, "crop_size": (32, 32), "device": "cpu", "check_data": False, "log_every": 2}
+
+
+class Watched(BPKDLoss):
+    """Does something in one of its calls; what begins with an underscore is no argument of a method."""
+
+    _at, _calls = 0, 0
+
+    def forward(self, *inputs):
+        self._calls += 1
+        if self._calls == self._at:
+            self._do()
+        return super().forward(*inputs)
 
 
 def weights(model):
@@ -92,22 +105,15 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, optimizer, workers):
     teacher = tiny(9, seed=1).eval()
     whole = bpkd_sdk.distill(teacher, tiny(9, dropout=0.3), (TRAIN, VAL), output_dir=tmp_path / "whole", **options)
 
-    class StopAfter(BPKDLoss):
-        calls = 0
-
-        def forward(self, *inputs):
-            self.calls += 1
-            if self.calls == 5:
-                os.kill(os.getpid(), signal.SIGINT)
-            return super().forward(*inputs)
-
-    interrupted = {"output_dir": tmp_path / "parts", "method": StopAfter(9)}
+    method = Watched(9)
+    method._at, method._do = 5, lambda: os.kill(os.getpid(), signal.SIGINT)
+    options |= {"output_dir": tmp_path / "parts"}
     with pytest.raises(KeyboardInterrupt, match="stopped after step 5"):
-        bpkd_sdk.distill(teacher, tiny(9, dropout=0.3), (TRAIN, VAL), **options | interrupted)
+        bpkd_sdk.distill(teacher, tiny(9, dropout=0.3), (TRAIN, VAL), method=method, **options)
     usable = bpkd_sdk.load_model(tmp_path / "parts" / "last.safetensors", model=tiny(9))
     assert not torch.equal(next(usable.parameters()), next(whole.model.parameters()))
     parts = bpkd_sdk.distill(
-        teacher, tiny(9, seed=7, dropout=0.3), (TRAIN, VAL), output_dir=tmp_path / "parts", resume=True, **options
+        teacher, tiny(9, seed=7, dropout=0.3), (TRAIN, VAL), method=Watched(9), resume=True, **options
     )
     assert_same(weights(whole.model), weights(parts.model))
     assert parts.metrics == whole.metrics
@@ -158,30 +164,24 @@ def test_same_seed_same_weights_other_seed_other_weights(tmp_path):
 def test_a_crash_leaves_the_history_of_the_last_checkpoint(tmp_path, crash_at):
     options = OPTIONS | {"steps": 8, "checkpoint_every": 4, "evaluate_every": 8, "output_dir": tmp_path}
 
-    class Crash(BPKDLoss):
-        calls = 0
+    def crash():
+        raise MemoryError
 
-        def forward(self, *inputs):
-            self.calls += 1
-            if self.calls == crash_at:
-                raise MemoryError
-            return super().forward(*inputs)
-
-    teacher = tiny(9, seed=1).eval()
+    teacher, method = tiny(9, seed=1).eval(), Watched(9)
+    method._at, method._do = crash_at, crash
     with pytest.raises(MemoryError):
-        bpkd_sdk.distill(teacher, tiny(9), (TRAIN, None), method=Crash(9), **options)
-    result = bpkd_sdk.distill(teacher, tiny(9), (TRAIN, None), resume=True, **options)
+        bpkd_sdk.distill(teacher, tiny(9), (TRAIN, None), method=method, **options)
+    result = bpkd_sdk.distill(teacher, tiny(9), (TRAIN, None), method=Watched(9), resume=True, **options)
     assert [record["step"] for record in result.history] == [2, 4, 6, 8]
 
 
-@pytest.mark.parametrize("full_at", ["last", "resume"])
+@pytest.mark.parametrize("full_at", ["best", "last", "resume"])
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, full_at):
-    options = OPTIONS | {"steps": 6, "checkpoint_every": 2, "evaluate_every": 6}
-    whole = bpkd_sdk.train(tiny(9), (TRAIN, None), output_dir=tmp_path / "whole", **options)
+    options = OPTIONS | {"steps": 6, "checkpoint_every": 2, "evaluate_every": 4}
+    whole = bpkd_sdk.train(tiny(9), (TRAIN, VAL), output_dir=tmp_path / "whole", **options)
     synced, fsync = [], os.fsync
-    before = ["history.jsonl", "run.json", "last of step 2", "resume of step 2"]
-    if full_at == "resume":
-        before.append("last of step 4")
+    of_step_4 = ["best", "last", "resume"]
+    before = ["history.jsonl", "run.json", "last of step 2", "resume of step 2", *of_step_4[: of_step_4.index(full_at)]]
 
     def fill_up(number):
         if len(synced) == len(before):
@@ -192,13 +192,15 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, full_at
     with monkeypatch.context() as disk:
         disk.setattr(os, "fsync", fill_up)
         with pytest.raises(OSError, match="checkpoint of step 4 .*No space left.* resume=True"):
-            bpkd_sdk.train(tiny(9), (TRAIN, None), output_dir=tmp_path / "parts", **options)
+            bpkd_sdk.train(tiny(9), (TRAIN, VAL), output_dir=tmp_path / "parts", **options)
     assert not list((tmp_path / "parts").glob(".*"))
     usable = bpkd_sdk.load_model(tmp_path / "parts" / "last.safetensors", model=tiny(9))
-    assert usable.provenance["step"] == (2 if full_at == "last" else 4)
-    parts = bpkd_sdk.train(tiny(9, seed=4), (TRAIN, None), output_dir=tmp_path / "parts", resume=True, **options)
-    assert [record["step"] for record in parts.history] == [2, 4, 6]
+    assert usable.provenance["step"] == (4 if full_at == "resume" else 2)
+    parts = bpkd_sdk.train(tiny(9, seed=4), (TRAIN, VAL), output_dir=tmp_path / "parts", resume=True, **options)
+    assert [record["step"] for record in parts.history] == [2, 4, 4, 6, 6]
     assert_same(weights(whole.model), weights(parts.model))
+    best = [bpkd_sdk.load_model(tmp_path / run / "best.safetensors", model=tiny(9)) for run in ("whole", "parts")]
+    assert_same(*map(weights, best))
 
 
 def test_auxiliary_head_and_dict_and_object_outputs(tmp_path):
@@ -322,6 +324,16 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_options(tmp_path):
         bpkd_sdk.train(tiny(9), (TRAIN, None), **options)
     with pytest.raises(ValueError, match="steps: was 2, is 3"):
         bpkd_sdk.train(tiny(9), (TRAIN, None), resume=True, **options | {"steps": 3})
+    with pytest.raises(ValueError, match="protocol.flip: was False, is True"):
+        bpkd_sdk.train(tiny(9), (TRAIN, None), resume=True, protocol=Protocol(flip=True), **options)
+
+
+def test_validation_follows_the_protocol(tmp_path):
+    protocol = Protocol("slide", crop_size=(16, 16), base_size=(60, 40))
+    result = bpkd_sdk.train(tiny(9), (TRAIN, VAL), steps=2, protocol=protocol, output_dir=tmp_path, **OPTIONS)
+    assert result.metrics == bpkd_sdk.evaluate(result.model, VAL, mode="slide", crop_size=(16, 16), base_size=(60, 40))
+    assert result.metrics != bpkd_sdk.evaluate(result.model, VAL)
+    assert json.loads((tmp_path / "run.json").read_text())["protocol"]["mode"] == "slide"
 
 
 def test_interrupts_are_left_alone_outside_the_main_thread(tmp_path):

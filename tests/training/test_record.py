@@ -45,9 +45,12 @@ def test_run_json_of_a_resumed_run_outside_of_a_repository(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     for resume in (False, True):
-        bpkd_sdk.train(tiny(9), (TRAIN, None), output_dir=tmp_path / "run", resume=resume, **OPTIONS)
+        changes = {"accumulate": 2, "workers": 1, "trackers": ("tensorboard",)} if resume else {}
+        bpkd_sdk.train(tiny(9), (TRAIN, None), output_dir=tmp_path / "run", resume=resume, **OPTIONS | changes)
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert [part["first_step"] for part in run["parts"]] == [0, 2]
+    options = [[part["options"][name] for name in ("accumulate", "workers", "trackers")] for part in run["parts"]]
+    assert options == [[1, None, []], [2, 1, ["tensorboard"]]]
     assert (run["parts"][0]["git"], run["teacher"], run["method"]) == (None, None, {})
 
 

@@ -1,6 +1,6 @@
 """The runs that `test_processes.py` compares: `accelerate launch ... two_processes.py FOLDER` does them in two processes.
 
-No network here has batch norm: its statistics would be those of each process's share.
+Batch norm is frozen where one process is to give the same: trained, its statistics are those of each process's share.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.losses import CanonicalKDLoss
+from bpkd_sdk.losses import CanonicalKDLoss, create_method
 from bpkd_sdk.training.loop import TrainingResult
 from tests.networks import tiny
 
@@ -33,13 +33,25 @@ OPTIONS = {
 }
 
 
-class Network(nn.Module):
-    """Without batch norm, and with a weight that is never used."""
+class FrozenNorm(nn.BatchNorm2d):
+    """Its scale and shift are trained, and its statistics stay as they are."""
 
-    def __init__(self, width: int, seed: int):
+    def __init__(self, width: int):
+        super().__init__(width)
+        nn.init.normal_(self.running_mean, std=0.2)
+        nn.init.uniform_(self.running_var, 0.5, 2)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(False)
+
+
+class Network(nn.Module):
+    """With a weight that is never used."""
+
+    def __init__(self, width: int, seed: int, norm: type[nn.Module] = FrozenNorm):
         super().__init__()
         self.body = tiny(9, width=width, seed=seed)
-        self.body[1] = nn.Identity()
+        self.body[1] = norm(width)
         self.spare = nn.Parameter(torch.ones(3))
 
     def forward(self, images):
@@ -47,10 +59,10 @@ class Network(nn.Module):
 
 
 def distilled(folder: Path, **options) -> TrainingResult:
-    seed = options.pop("student_seed", 0)
+    student = Network(width=8, seed=options.pop("student_seed", 0), norm=options.pop("norm", FrozenNorm))
     return bpkd_sdk.distill(
         Network(width=12, seed=1).eval(),
-        Network(width=8, seed=seed),
+        student,
         (TRAIN, VAL),
         output_dir=folder,
         **{"method": METHOD} | OPTIONS | options,
@@ -58,14 +70,14 @@ def distilled(folder: Path, **options) -> TrainingResult:
 
 
 class Interrupted(CanonicalKDLoss):
-    """Gets a Ctrl-C in its third step, in the process of this rank."""
+    """Gets a Ctrl-C in its third step, in the process of this rank; what begins with an underscore is no argument."""
 
-    rank = 0
-    calls = 0
+    _rank = -1
+    _calls = 0
 
     def forward(self, *inputs):
-        self.calls += 1
-        if self.calls == 3 and int(os.environ.get("RANK", 0)) == self.rank:
+        self._calls += 1
+        if self._calls == 3 and int(os.environ.get("RANK", 0)) == self._rank:
             os.kill(os.getpid(), signal.SIGINT)
         return super().forward(*inputs)
 
@@ -73,12 +85,17 @@ class Interrupted(CanonicalKDLoss):
 def interrupted(folder: Path, rank: int) -> None:
     """The first steps of a run of the canonical method."""
     method = Interrupted(9)
-    method.rank = rank
+    method._rank = rank
     try:
         distilled(folder, method=method)
     except KeyboardInterrupt:
         return
     raise AssertionError("was not interrupted")
+
+
+def digest(module: nn.Module) -> dict[str, float]:
+    """Sums over all weights and buffers, by name."""
+    return {name: value.double().sum().item() for name, value in module.state_dict().items()}
 
 
 def main(folder: Path) -> None:
@@ -97,14 +114,15 @@ def main(folder: Path) -> None:
     # The second process begins with other weights, and must end with the same.
     results = {"two": distilled(folder / "two", student_seed=rank, accumulate=2)}
     interrupted(folder / "two_then_one", rank=1)
-    results["one_then_two"] = distilled(folder / "one_then_two", method="canonical", resume=True)
-    for method in ("cirkd", "skds"):
-        results[method] = distilled(folder / method, method=method, steps=3, accumulate=2)
+    results["one_then_two"] = distilled(folder / "one_then_two", method=Interrupted(9), resume=True)
+    results["trained_norm"] = distilled(folder / "trained_norm", norm=nn.BatchNorm2d, steps=3)
+    methods = {name: create_method(name, 9) for name in ("cirkd", "skds", "ifvd")}
+    for name, method in methods.items():
+        results[name] = distilled(folder / name, method=method, steps=3, accumulate=2)
     written = list(written)
-    facts = {
-        name: {"weights": sum(p.double().sum().item() for p in result.model.parameters()), "miou": result.metrics.miou}
-        for name, result in results.items()
-    }
+    facts = {name: {"student": digest(result.model), "miou": result.metrics.miou} for name, result in results.items()}
+    for name, method in methods.items():
+        facts[name]["method"] = digest(method)
     (folder / f"rank{rank}.json").write_text(json.dumps({"written": written, "results": facts}))
 
 
