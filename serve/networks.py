@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,8 +19,6 @@ from bpkd_sdk.serve.prediction import Timings
 from bpkd_sdk.serve.predictor import Predictor
 
 Source: TypeAlias = str | Path | nn.Module | Runtime | Predictor
-
-_count_cost = lru_cache(maxsize=64)(count_cost)
 
 RUNS, SECONDS = 7, 1.5  # a latency is the median of so many runs, or of as many as fit into the time
 
@@ -43,6 +40,7 @@ class Network:
     predictor: Predictor | None
     problem: str | None = None
     latency: dict[tuple[int, int], Timings] = field(default_factory=dict)
+    _costs: dict[tuple[int, int], tuple[int | None, int | None]] = field(default_factory=dict, repr=False)
 
     @property
     def bytes(self) -> int | None:
@@ -52,7 +50,13 @@ class Network:
 
     def cost(self, size: tuple[int, int]) -> tuple[int | None, int | None]:
         """Parameters, and MACs for an image of (height, width); None where they cannot be known."""
-        return _count_cost(self.predictor.runtime, size) if self.predictor else (None, None)
+        if self.predictor is None:
+            return None, None
+        divisor = self.predictor.runtime.spec.size_divisor
+        height, width = (side + -side % divisor for side in size)
+        if (height, width) not in self._costs:
+            self._costs[height, width] = count_cost(self.predictor.runtime, (height, width))
+        return self._costs[height, width]
 
     def measure(self, image: np.ndarray) -> Timings:
         """The median times from an image, uint8 (H, W, 3), to its mask; measured once for each size."""

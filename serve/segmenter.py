@@ -188,6 +188,7 @@ def encode(image: np.ndarray, prediction: Prediction, wish: Wish, stages: dict[s
             boundaries=wish.boundary_width > 0,
             boundary_width=max(1, wish.boundary_width),
             alpha=wish.alpha,
+            ignore_index=-1,  # no id is void: networks are sure of every pixel, and 255 may be a class
             legend=wish.legend,
         )
         return answers.picture_png(picture)

@@ -1,9 +1,12 @@
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
 import bpkd_sdk
-from bpkd_sdk.serve import Predictor
+from bpkd_sdk.serve import Predictor, networks
 from bpkd_sdk.serve.networks import open_networks
 from tests.networks import tiny
 from tests.serve.cases import SIZE, scene
@@ -74,3 +77,16 @@ def test_latency_is_the_median_of_some_runs_of_each_size():
     assert len(calls) == runs
     network.measure(np.zeros((64, 64, 3), np.uint8))
     assert len(calls) > runs
+
+
+def test_the_cost_of_a_size_is_counted_once_and_forgotten_with_the_network(monkeypatch):
+    counted = []
+    monkeypatch.setattr(networks, "count_cost", lambda runtime, size: counted.append(size) or (1, 2))
+    (network,) = open_networks([tiny(3).eval()], "cpu")
+    runtime = weakref.ref(network.predictor.runtime)
+    assert [network.cost((48, 64)) for _ in range(3)] == [(1, 2)] * 3
+    assert network.cost((64, 64)) == (1, 2)
+    assert counted == [(48, 64), (64, 64)]
+    del network
+    gc.collect()
+    assert runtime() is None

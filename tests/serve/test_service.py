@@ -15,6 +15,8 @@ from pycocotools import mask as coco
 
 from bpkd_sdk.runtime.triton import UnreachableError
 from bpkd_sdk.serve import draw_overlay
+from bpkd_sdk.serve.prediction import Prediction, Timings
+from bpkd_sdk.serve.segmenter import Wish, encode
 from bpkd_sdk.serve.server import listen
 from bpkd_sdk.serve.service import create_app
 from tests.serve.cases import NAMES, PALETTE, SIZE, Held, encoded, network, pixels, scene, served, wait_until
@@ -64,6 +66,13 @@ def test_overlay_and_confidence(server, student):
     np.testing.assert_array_equal(plain, draw_overlay(image, expected.mask, PALETTE, boundaries=False))
     grey = pixels(server.segment(encoded(image), params={"format": "confidence"}))
     np.testing.assert_allclose(grey, 255 * expected.confidence, atol=0.51)
+
+
+def test_class_255_of_256_is_drawn():
+    image, mask = scene(8, 8), np.full((8, 8), 255, np.uint8)
+    prediction = Prediction(mask, tuple(map(str, range(256))), ((0, 0, 0),) * 255 + ((9, 8, 7),), Timings(1, 1, 1))
+    content = encode(image, prediction, Wish("network", "overlay", alpha=1.0), {})
+    assert np.unique(np.asarray(Image.open(io.BytesIO(content))).reshape(-1, 3), axis=0).tolist() == [[9, 8, 7]]
 
 
 @pytest.mark.parametrize(
