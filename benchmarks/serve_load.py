@@ -6,7 +6,8 @@ Each client keeps one connection and sends the next image as soon as it has the 
 pixels, generated scenes, to `bpkd serve` in a process of its own. Clients and server share the machine's cores. The
 network is the quickstart's student with random weights, exported to ONNX, unless --student names another. Memory is the
 server's resident set as its own metrics state it, once a second after a first tenth of the time, in which it grows to
-its working size.
+its working size. It ends with an error if a request has failed, or if the memory of the last quarter of the time is
+larger than that of the first by more than GROWTH.
 """
 
 import argparse
@@ -43,6 +44,7 @@ SIZE = (256, 256)
 IMAGES = 16
 BATCH_SIZES = (8, 1)
 MEGABYTE = 1e6
+GROWTH = 0.05
 
 
 def main() -> None:
@@ -73,8 +75,12 @@ def main() -> None:
     }
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-    if any(result["errors"] for result in results):
-        sys.exit(f"There were errors: {[result['errors'] for result in results]}")
+    for result in results:
+        memory = result["memory_mb"]
+        if result["errors"]:
+            sys.exit(f"Requests have failed: {result['errors']}")
+        if memory["last_quarter"] > (1 + GROWTH) * memory["first_quarter"]:
+            sys.exit(f"The memory has grown: {memory}")
 
 
 def export_student(path: Path) -> str:
