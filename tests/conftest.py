@@ -11,6 +11,11 @@ ROOT = Path(__file__).parents[1]
 os.environ["COLUMNS"] = "200"  # what is printed wraps the same everywhere, whatever the paths' lengths
 
 
+def missing(what: str) -> None:
+    """Skip where something is not installed; in CI, which installs everything, fail instead."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
+
+
 def _shared(variable: str, *below: str) -> Path:
     path = Path(os.environ[variable]) if variable in os.environ else ROOT.parent.joinpath("shared", *below)
     if not path.is_dir():

@@ -20,6 +20,7 @@ from torch import nn
 import bpkd_sdk
 from bpkd_sdk.data.shapes import CLASS_NAMES, PALETTE, render
 from bpkd_sdk.export import to_onnx
+from tests.conftest import missing
 from tests.networks import tiny
 
 PATIENCE = 60  # seconds for the server to start, and to stop
@@ -86,11 +87,11 @@ def serving(folder: Path) -> Iterator[TritonServer]:
 
 
 def find_server() -> tuple[Path, dict[str, str]]:
-    """The program and its environment; the test is skipped where nvidia-pytriton is not installed."""
+    """The program and its environment; without nvidia-pytriton the test is skipped, in CI it fails."""
     package = importlib.util.find_spec("pytriton")
     if package is None:
         # Its wheel asks for numpy 1 on behalf of code that is not used here.
-        pytest.skip("no Triton server: pip install --no-deps --constraint constraints.txt nvidia-pytriton")
+        missing("no Triton server: pip install --no-deps --constraint constraints.txt nvidia-pytriton")
     root = Path(package.origin).parent
     first = {
         "LD_LIBRARY_PATH": [root.parent / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR")],

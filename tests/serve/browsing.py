@@ -18,6 +18,7 @@ DESKTOP, PHONE = (1440, 1000), (390, 844)
 _QUIET = [
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
 ]  # fmt: skip
 
 
@@ -37,7 +38,8 @@ def serving(*options: str | Path) -> Iterator[str]:
         yield re.search(r"http://[\w.]+:\d+", told)[0]
     finally:
         server.terminate()
-        server.communicate(timeout=60)
+        told, _ = server.communicate(timeout=60)
+    assert server.returncode == 0, told
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.data.shapes import render
+from bpkd_sdk.serve import Predictor
 from bpkd_sdk.serve.server import listen, make_server, url_of
 from bpkd_sdk.serve.service import create_app
 from tests.networks import tiny
@@ -83,6 +84,16 @@ class Held(nn.Module):
     def hold(self):
         self.go.clear()
         self.started.clear()
+
+
+class Counted(Predictor):
+    """Counts its calls."""
+
+    calls = 0
+
+    def __call__(self, *arguments, **options):
+        self.calls += 1
+        return super().__call__(*arguments, **options)
 
 
 @dataclass(frozen=True)

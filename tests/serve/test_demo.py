@@ -28,7 +28,7 @@ from bpkd_sdk.serve.demo.scene import SIDE, Scene, full_overlay, to_page
 from bpkd_sdk.serve.limits import Limits
 from bpkd_sdk.serve.networks import Network, open_networks
 from tests.serve import colors
-from tests.serve.cases import encoded, scene
+from tests.serve.cases import Counted, encoded, scene
 
 LIMITS = Limits(body=200_000, pixels=1_000_000)
 
@@ -39,16 +39,6 @@ def bomb(side):
     struct.pack_into(">II", png, 16, side, side)
     struct.pack_into(">I", png, 29, zlib.crc32(png[12:29]))
     return bytes(png)
-
-
-class Counted(Predictor):
-    """Counts its calls."""
-
-    calls = 0
-
-    def __call__(self, *arguments, **options):
-        self.calls += 1
-        return super().__call__(*arguments, **options)
 
 
 @pytest.fixture

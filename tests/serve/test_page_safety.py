@@ -1,7 +1,9 @@
 """The page for people behind the same door: what a browser, or somebody who plays one, may send to it."""
 
 import json
+import re
 import tempfile
+import uuid
 from pathlib import Path
 
 import httpx
@@ -12,7 +14,7 @@ from bpkd_sdk.serve.access import Access
 from bpkd_sdk.serve.limits import Limits
 from bpkd_sdk.serve.server import mount_demo
 from tests.serve import colors
-from tests.serve.cases import encoded, scene, served
+from tests.serve.cases import Counted, encoded, scene, served
 from tests.serve.test_malformed import BODIES
 
 LIMITS = Limits(body=200_000, any_body=1_000_000, pixels=1_000_000)
@@ -25,7 +27,7 @@ class Page:
     def __init__(self, client: httpx.Client) -> None:
         self.client = client
         self.config = client.get("/config").raise_for_status().json()
-        self.session = 0
+        self.session = uuid.uuid4().hex
 
     def upload(self, content: bytes, name="photo.png") -> str:
         (path,) = self.client.post("/gradio_api/upload", files={"files": (name, content)}).raise_for_status().json()
@@ -40,18 +42,17 @@ class Page:
         )
 
     def send(self, name, value, **others):
-        """What comes of the first event that reads a component; the other components send what they show."""
-        event = next(event for event in self.config["dependencies"] if event["inputs"][:1] == [self.place(name)])
+        """What comes of the first event of a component, or that reads it; the others send what they show at first."""
+        place = self.place(name)
+        event = next(
+            event for event in self.config["dependencies"]
+            if event["backend_fn"] and place in (*event["inputs"][:1], *(target for target, _ in event["targets"]))
+        )  # fmt: skip
         shown = {part["id"]: part["props"].get("value") for part in self.config["components"]}
-        shown |= {self.place(name): value} | {self.place(other): it for other, it in others.items()}
-        self.session += 1
-        job = {
-            "data": [shown[part] for part in event["inputs"]],
-            "fn_index": event["id"],
-            "session_hash": str(self.session),
-        }
+        shown |= {place: value} | {self.place(other): its for other, its in others.items()}
+        job = {"data": [shown[part] for part in event["inputs"]], "fn_index": event["id"], "session_hash": self.session}
         self.client.post("/gradio_api/queue/join", json=job).raise_for_status()
-        with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": job["session_hash"]}) as told:
+        with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as told:
             messages = (json.loads(line.removeprefix("data:")) for line in told.iter_lines() if line)
             return next(message for message in messages if message["msg"] == "process_completed")
 
@@ -61,9 +62,14 @@ def file(path, **facts):
 
 
 @pytest.fixture(scope="module")
-def server():
+def student():
+    return Counted(colors.student(), "cpu")
+
+
+@pytest.fixture(scope="module")
+def server(student):
     def mount(app):
-        mount_demo(app, colors.teacher(), [colors.student()], examples=None, limits=LIMITS)
+        mount_demo(app, colors.teacher(), [student], examples=None, limits=LIMITS)
 
     with served(colors.student(), prepare=mount, limits=LIMITS) as server:
         yield server
@@ -117,10 +123,22 @@ def test_not_in_the_place_of_a_number_either(page):
     assert "Only files that were uploaded" in done["output"]["error"]
 
 
-def test_what_was_uploaded_is_shown(page):
-    done = page.send("photo", file(page.upload(encoded(scene(40, 50)))))
+def test_what_was_uploaded_is_shown_and_drawn_again_without_a_network(server, student):
+    page = Page(server.client)
+    runs = student.calls
+    opened = pictures(page, page.send("photo", file(page.upload(encoded(scene(40, 50))))))
+    assert student.calls == runs + 1
+    drawn = pictures(page, page.send(SLIDER, 0))
+    assert len(drawn) == 2
+    assert not set(drawn) & set(opened)
+    assert student.calls == runs + 1
+
+
+def pictures(page, done):
+    """The files of an answer."""
     assert done["success"] is True
-    assert "picture.png" in json.dumps(done)
+    addresses = re.findall(r"/gradio_api/file=[^\"?]*picture\.png", json.dumps(done))
+    return [page.client.get(address).raise_for_status().content for address in dict.fromkeys(addresses)]
 
 
 @pytest.mark.parametrize(
