@@ -9,6 +9,7 @@ from typing import Any
 from bpkd_sdk.errors import did_you_mean
 from bpkd_sdk.models.checkpoint import SUFFIX
 from bpkd_sdk.models.openmmlab import SUFFIXES as OPENMMLAB_SUFFIXES
+from bpkd_sdk.runtime.backend import EXTRAS
 
 ENGINE_SUFFIXES = (".engine", ".plan")
 
@@ -22,7 +23,7 @@ class Format:
         suffixes: Of its files; for a server the scheme of its URLs.
         precisions: That it can be written in; empty where it keeps what it is given.
         devices: That it runs on.
-        extra: Of this package, that has to be installed for it; None for none.
+        extras: Of this package; one of them has to be installed for it, if there are any.
         exporter: "module:function" that writes it; None where `save_model`, or nobody here, does.
         loader: "module:name" of what opens it: called with its path and a device.
     """
@@ -31,25 +32,30 @@ class Format:
     suffixes: tuple[str, ...]
     precisions: tuple[str, ...]
     devices: tuple[str, ...]
-    extra: str | None
+    extras: tuple[str, ...]
     exporter: str | None
     loader: str
 
     def open(self, source: str, device: Any) -> Any:
-        """Open a file of this format as a `Runtime`."""
+        """Open a file of this format as a `Runtime`; ValueError for a device that it does not run on."""
+        if str(device).partition(":")[0] not in ("auto", *self.devices):
+            raise ValueError(
+                f"{source} is of the format {self.name}, which runs on {' or '.join(self.devices)}, but "
+                f"got device={str(device)!r}."
+            )
         module, _, name = self.loader.partition(":")
         return getattr(importlib.import_module(module), name)(source, device)
 
 
 FORMATS = (
-    Format("checkpoint", (SUFFIX,), (), ("cpu", "cuda", "mps"), None, None, "bpkd_sdk.runtime:open_module"),
-    Format("OpenMMLab", OPENMMLAB_SUFFIXES, (), ("cpu", "cuda", "mps"), None, None, "bpkd_sdk.runtime:open_module"),
+    Format("checkpoint", (SUFFIX,), (), ("cpu", "cuda", "mps"), (), None, "bpkd_sdk.runtime:open_module"),
+    Format("OpenMMLab", OPENMMLAB_SUFFIXES, (), ("cpu", "cuda", "mps"), (), None, "bpkd_sdk.runtime:open_module"),
     Format(
         "ONNX",
         (".onnx",),
         ("fp32", "fp16", "int8"),
         ("cpu", "cuda"),
-        "export",
+        ("export",),
         "bpkd_sdk.export:to_onnx",
         "bpkd_sdk.runtime.onnx:OnnxRuntime",
     ),
@@ -58,7 +64,7 @@ FORMATS = (
         ENGINE_SUFFIXES,
         ("fp32", "fp16", "int8"),
         ("cuda",),
-        "tensorrt",
+        tuple(EXTRAS.values()),
         "bpkd_sdk.export:to_tensorrt",
         "bpkd_sdk.runtime.engine:EngineRuntime",
     ),
@@ -67,7 +73,7 @@ FORMATS = (
         ("triton://",),
         ("fp32", "fp16", "int8"),
         ("cpu", "cuda"),
-        "triton",
+        ("triton",),
         "bpkd_sdk.export:to_triton",
         "bpkd_sdk.runtime.triton:TritonRuntime",
     ),

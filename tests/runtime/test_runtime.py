@@ -1,7 +1,9 @@
 """Whatever the format: the same images, the same masks."""
 
 import hashlib
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -178,6 +180,19 @@ def test_an_engine_says_why_it_cannot_run_here(tmp_path, files):
         open_runtime(tmp_path / "m.engine")
 
 
+@pytest.mark.parametrize(
+    ("source", "device", "told"),
+    [
+        pytest.param("m.engine", "cpu", "TensorRT, which runs on cuda", id="engine"),
+        pytest.param("m.onnx", "mps", "ONNX, which runs on cpu or cuda", id="ONNX"),
+        pytest.param("m.safetensors", "gpu", "checkpoint, which runs on cpu or cuda or mps", id="no device"),
+    ],
+)
+def test_devices_that_a_format_lacks(source, device, told):
+    with pytest.raises(ValueError, match=f"{source} is of the format {told} .*but got device='{device}'"):
+        open_runtime(source, device)
+
+
 def test_formats_are_found_by_name():
     for suffix, name in {
         "a/b.safetensors": "checkpoint",
@@ -189,4 +204,6 @@ def test_formats_are_found_by_name():
         assert find_format(suffix).name == name
     with pytest.raises(ValueError, match=r"ends in one of .safetensors, .*but got 'm.onx'.* Did you mean '.onnx'"):
         find_format("m.onx")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert {extra for row in FORMATS for extra in row.extras} <= project["optional-dependencies"].keys()
     assert len({suffix for row in FORMATS for suffix in row.suffixes}) == sum(len(row.suffixes) for row in FORMATS)
