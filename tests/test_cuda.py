@@ -133,6 +133,8 @@ def test_every_runtime_segments_as_torch_on_the_cpu(network, kind, precision, tm
     for artifact in artifacts:
         runtime = open_runtime(artifact, "cuda")
         assert runtime.device.type == "cuda"
+        with torch.inference_mode():  # what is set up in it must do for calls outside
+            runtime(SCENES[:1])
         alone = [runtime(scene[None])[0] for scene in SCENES]
         assert (np.stack(alone) == expected).mean() > (0.99 if precision == "fp16" else 0.999)
         with ThreadPoolExecutor(4) as pool:
