@@ -29,7 +29,7 @@ def evaluate(
     scales: Annotated[list[float], typer.Option(help="Factors on the size; of several, the mean.")] = [1.0],  # noqa: B006  (typer's way to say a default)
     flip: Annotated[bool, typer.Option(help="Average with the mirror images.")] = False,
     batch_size: Annotated[int, typer.Option(help="Most images, or windows, at once.")] = 1,
-    device: Annotated[str, typer.Option(help="'cpu', 'cuda', ...")] = "cpu",
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Score a network on a data set: regions, boundaries, edges and bodies apart, class by class."""

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from bpkd_sdk.cli.common import Output, Resume, app, console, errors, parse_size, print_classes, print_metrics
+from bpkd_sdk.cli.common import (
+    Output,
+    Resume,
+    app,
+    console,
+    errors,
+    is_main_process,
+    parse_size,
+    print_classes,
+    print_metrics,
+)
 
 data_app = typer.Typer(
     help="Is a copy of a data set whole? And what it takes to make one usable.", no_args_is_help=True
@@ -56,7 +67,10 @@ def reproduce(
     row: Annotated[str, typer.Argument(help="DATASET/STUDENT, for example cityscapes/pspnet_r18.")],
     root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
     method: Annotated[
-        str, typer.Option(help="bpkd, bpkd_paper, cwd, skds, ifvd, cirkd, canonical; or none: no teacher.")
+        str,
+        typer.Option(
+            help="bpkd, cwd, skds, ifvd, cirkd (add _paper for the published weights), canonical; or none: no teacher."
+        ),
     ] = "bpkd",
     teacher: Annotated[Path | None, typer.Option(help="The teacher's checkpoint; --dry-run says where it is.")] = None,
     backbone: Annotated[
@@ -84,6 +98,8 @@ def reproduce(
     if root is None:
         raise ValueError(f"{row} needs --root, the folder of {plan.recipe.dataset}.")
     if evaluate is not None:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError("--evaluate scores in one process; start it without `accelerate launch`.")
         metrics = recipes.score_checkpoint(
             row, root, evaluate, device=plan.config.device, base_size=plan.evaluation.base_size
         )
@@ -102,6 +118,8 @@ def reproduce(
         resume=resume,
         **options,
     )
+    if not is_main_process():
+        return
     print_classes(done.metrics)
     print_metrics(done.metrics)
     _print_scores(plan, done.ours, done.seconds_per_step)
@@ -130,6 +148,8 @@ def _print_plan(plan: Any) -> None:
         table.add_row(name, text)
     with errors.status("Counting the networks, and timing a small step"):
         cost = estimate(plan)
+    if not is_main_process():
+        return
     hours = cost.seconds_per_step * plan.config.steps / 3600
     table.add_row("arithmetic", f"{cost.step_macs / 1e12:.2f} T multiply-accumulates a step")
     table.add_row(
@@ -138,6 +158,8 @@ def _print_plan(plan: Any) -> None:
         f"{cost.activation_bytes / 2**30:.1f} GiB activations in float32 (counted, without the method's own terms)",
     )
     table.add_row("time", f"{cost.seconds_per_step:.2f} s a step, {hours:.1f} h in all: {cost.timed}")
+    if cost.processes > 1:
+        table.add_row("processes", f"{cost.processes}; memory is that of each, time without what they wait for")
     console.print(table)
 
 
@@ -146,7 +168,7 @@ def _print_scores(plan: Any, ours: Any, seconds_per_step: float | None) -> None:
     table = Table("", "mIoU", "mAcc", title=f"{plan.recipe.name}, percent", title_justify="left")
     for name, score in plan.recipe.paper.items():
         table.add_row(f"paper, {name}", f"{score.miou:.2f}", f"{score.macc:.2f}")
-    label = f"ours, {plan.method}" if seconds_per_step is not None else "this network"
+    label = f"ours, {plan.setting}" if seconds_per_step is not None else "this network"
     table.add_row(f"{label} (smoke run: no result)" if smoke else label, f"{ours.miou:.2f}", f"{ours.macc:.2f}")
     console.print(table)
     if smoke and seconds_per_step is not None:

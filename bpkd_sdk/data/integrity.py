@@ -55,9 +55,10 @@ def _check_split(name: str, root: str | Path, split: str) -> SplitReport:
     except (FileNotFoundError, ValueError) as error:
         return SplitReport(split, None, expected, problems=(str(error),))
     findings = dataset.examine()
-    problems = [finding.problem or _wrong_size(finding, entry.image_size) for finding in findings]
-    if expected is not None and len(dataset) != expected:
-        problems.insert(0, f"{len(dataset)} images, but a whole copy has {expected}")
+    problems = [
+        entry.count_problem(split, dataset),
+        *(finding.problem or _wrong_size(finding, entry.image_size) for finding in findings),
+    ]
     sizes = sorted((finding.size for finding in findings if finding.size), key=lambda size: size[0] * size[1])
     seen = {label for finding in findings for label in finding.labels}
     return SplitReport(

@@ -19,10 +19,12 @@ def find_root(root: str | Path, wanted: Sequence[str], *, nested: Sequence[str] 
         FileNotFoundError: With what is missing, what is there instead, and `source`.
     """
     top = Path(root)
-    found = next((top / name for name in nested if (top / name).is_dir()), top)
+    folders = [top / name for name in nested if (top / name).is_dir()]
+    for folder in (top, *folders):
+        if all((folder / name).exists() for name in wanted):
+            return folder
+    found = folders[0] if folders else top
     missing = [name for name in wanted if not (found / name).exists()]
-    if not missing:
-        return found
     there = sorted(path.name for path in found.iterdir()) if found.is_dir() else None
     state = "there is no such folder" if there is None else f"it holds {', '.join(there[:8]) or 'nothing'}"
     more = ", ..." if there and len(there) > 8 else ""

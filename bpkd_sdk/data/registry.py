@@ -25,6 +25,13 @@ class DatasetEntry:
     images: Mapping[str, int | None]
     image_size: tuple[int, int] | None = None
 
+    def count_problem(self, split: str, dataset: FileDataset) -> str | None:
+        """What is wrong with the number of images in a split, or None."""
+        expected = self.images[split]
+        if expected in (None, len(dataset)):
+            return None
+        return f"{len(dataset)} images, but a whole copy has {expected}"
+
 
 DATASETS: dict[str, DatasetEntry] = {
     "folder": DatasetEntry(open_folder, {"train": None, "val": None}),

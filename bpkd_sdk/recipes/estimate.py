@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from bpkd_sdk.evaluation.profile import profile
@@ -28,6 +29,7 @@ class Estimate:
     """The cost of a run, without loading data, evaluation and the method's own terms.
 
     Attributes:
+        processes: What shares the images of a step; below, all but `step_macs` is for each of them.
         step_macs: Multiply-accumulates of a step: the teacher forward, the student forward and backward (twice the
             forward pass).
         weight_bytes: Weights of both networks, gradients and momentum of the student, in float32.
@@ -38,6 +40,7 @@ class Estimate:
         timed: What was timed.
     """
 
+    processes: int
     step_macs: int
     weight_bytes: int
     activation_bytes: int
@@ -59,12 +62,15 @@ def estimate(plan: Plan) -> Estimate:
     guide = None if teacher is None else profile(teacher, crop)
     heads = 1 + ZOO[recipe.student].has_aux_head
     logits = LOGITS_KEPT * heads * recipe.num_classes * crop[0] * crop[1] * FLOAT
-    seconds, timed = _time(plan, crop)
+    accelerator = create_accelerator(config)
+    images = config.batch_size // accelerator.num_processes
+    seconds, timed = _time(plan, crop, accelerator)
     return Estimate(
+        processes=accelerator.num_processes,
         step_macs=config.batch_size * (3 * cost.macs + (guide.macs if guide else 0)),
         weight_bytes=cost.params * TRAINED + (guide.params * FLOAT if guide else 0),
-        activation_bytes=config.batch_size // config.accumulate * (cost.activation_bytes + logits),
-        seconds_per_step=config.batch_size * seconds,
+        activation_bytes=images // config.accumulate * (cost.activation_bytes + logits),
+        seconds_per_step=images * seconds,
         timed=timed,
     )
 
@@ -75,9 +81,8 @@ def _networks(plan: Plan) -> tuple[nn.Module, nn.Module | None]:
     return student, None if plan.method == "none" else build(recipe.teacher, recipe.num_classes).eval()
 
 
-def _time(plan: Plan, crop: tuple[int, int]) -> tuple[float, str]:
+def _time(plan: Plan, crop: tuple[int, int], accelerator: Accelerator) -> tuple[float, str]:
     """Seconds for one image of the crop's size, and what was timed."""
-    accelerator = create_accelerator(plan.config)
     device = accelerator.device
     shrink = ON_CPU if device.type == "cpu" else 1
     height, width = (32 * math.ceil(side / shrink / 32) for side in crop)

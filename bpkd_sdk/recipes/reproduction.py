@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import PartialState
 from torch import nn
 
 from bpkd_sdk.data.dataset import FileDataset
@@ -18,9 +20,7 @@ from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.recipes.networks import create_student, open_teacher
 from bpkd_sdk.recipes.plan import Plan, make_plan
 from bpkd_sdk.recipes.table import Score, find_recipe
-from bpkd_sdk.training.accelerator import create_accelerator
 from bpkd_sdk.training.api import distill, train
-from bpkd_sdk.training.loader import Share
 
 REPORT = "reproduction.json"
 
@@ -66,8 +66,7 @@ def reproduce(
     Args:
         row: "<data set>/<student>", one of `RECIPES`.
         root: Where the data set lies.
-        method: A name in `METHODS`, or "none" for the student without a teacher. "bpkd" has this package's defaults,
-            "bpkd_paper" the paper's weights.
+        method: As for `make_plan`.
         teacher: A checkpoint, ours or OpenMMLab's, or a network in eval mode. Not needed for "none".
         backbone: File of the student's ImageNet backbone, "imagenet" for timm's where they fit, or None for random
             weights.
@@ -78,30 +77,25 @@ def reproduce(
 
     Raises:
         FileNotFoundError: If data or a file is not there; with where to get it.
-        ValueError: For an unknown row, unusable data, or a teacher or backbone of another network.
+        ValueError: For an unknown row, unusable or incomplete data, or a teacher or backbone of another network.
         TypeError: For an unknown option.
     """
     plan = make_plan(row, method, limit_steps=limit_steps, **options)
     train_set, val_set = _open_splits(plan, root)
     torch.manual_seed(plan.config.seed)
     student = create_student(plan.recipe, train_set.num_classes, backbone)
-    settings = dataclasses.asdict(plan.config) | {"output_dir": output_dir, "resume": resume}
-    if method == "none":
+    settings = dataclasses.asdict(plan.config) | {"protocol": plan.evaluation}
+    settings |= {"output_dir": output_dir, "resume": resume}
+    distillation = plan.create_method()
+    if distillation is None:
         result = train(student, (train_set, val_set), **settings)
     else:
         guide = open_teacher(plan.recipe, teacher)
-        result = distill(guide, student, (train_set, val_set), method=method, **settings)
-    accelerator = create_accelerator(plan.config)
-    metrics = evaluate(
-        result.model,
-        Share(val_set, accelerator),
-        device=accelerator.device,
-        over_processes=lambda count: accelerator.reduce(count.to(accelerator.device)).cpu(),
-        **dataclasses.asdict(plan.evaluation),
-    )
+        result = distill(guide, student, (train_set, val_set), method=distillation, **settings)
+    assert result.metrics is not None  # noqa: S101  (there are validation images)
     seconds = sum(record["seconds"] for record in result.history if "seconds" in record) / plan.config.steps
-    done = Reproduction(plan, metrics, result.checkpoint, result.output_dir, seconds)
-    if accelerator.is_main_process:
+    done = Reproduction(plan, result.metrics, result.checkpoint, result.output_dir, seconds)
+    if PartialState().is_main_process:
         write_atomically(result.output_dir / REPORT, json.dumps(_facts(done), indent=1).encode())
     return done
 
@@ -124,14 +118,24 @@ def score_checkpoint(
     """
     recipe = find_recipe(row)
     protocol = dataclasses.replace(recipe.evaluation, **changes)
-    dataset = DATASETS[recipe.dataset].open(root, "val")
+    entry = DATASETS[recipe.dataset]
+    dataset = entry.open(root, "val")
+    if problem := entry.count_problem("val", dataset):
+        warnings.warn(f"{dataset.name} in {root}: {problem}. This is the score of part of the data.", stacklevel=2)
     return evaluate(model, dataset, device=device, **dataclasses.asdict(protocol))
 
 
 def _open_splits(plan: Plan, root: str | Path) -> tuple[FileDataset, FileDataset]:
-    train_set, val_set = (DATASETS[plan.recipe.dataset].open(root, split) for split in ("train", "val"))
+    entry = DATASETS[plan.recipe.dataset]
+    train_set, val_set = (entry.open(root, split) for split in ("train", "val"))
     if plan.limit_steps is not None:
-        val_set = val_set.head(plan.limit_steps * plan.config.batch_size)
+        return train_set, val_set.head(plan.limit_steps * plan.config.batch_size)
+    for split, dataset in (("train", train_set), ("val", val_set)):
+        if problem := entry.count_problem(split, dataset):
+            raise ValueError(
+                f"{dataset.name} in {root}: {problem}. A figure of part of the data is not the row's: unpack the "
+                "archives again, see `bpkd data check`, or pass limit_steps for a smoke run."
+            )
     return train_set, val_set
 
 

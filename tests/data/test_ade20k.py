@@ -1,5 +1,7 @@
 """ADE20K: 150 classes, 0 is void."""
 
+import hashlib
+
 import pytest
 
 from bpkd_sdk.data import open_dataset
@@ -23,6 +25,8 @@ def test_classes(root):
     assert (data.num_classes, len(set(data.class_names)), len(data.palette)) == (150, 150, 150)
     assert (data.class_names[0], data.class_names[7], data.class_names[149]) == ("wall", "bed", "flag")
     assert (data.palette[0], data.palette[149]) == ((120, 120, 120), (92, 0, 255))
+    digest = hashlib.sha256(bytes(channel for color in data.palette for channel in color)).hexdigest()
+    assert digest == "ce475c9151035eff51f4cf27fd7d906959b1480f6d15b9423ae2417c1b23a0ed"  # OpenMMLab's 150 colours
 
 
 def test_a_photograph_that_is_cut_short_is_refused(root):

@@ -54,6 +54,7 @@ def test_the_data_set_leaves_the_background_out(root):
     convert_pascal_context(root)
     data = open_dataset("pascal_context_59", root, "val")
     assert (len(data), data.num_classes, len(data.palette)) == (3, 59, 59)
+    assert (data.palette[0], data.palette[58]) == ((180, 120, 120), (31, 0, 255))
     trees.assert_zero_is_void(data)
     data.check()
     assert open_dataset("pascal_context_59", root / TOP, "val").class_names == data.class_names

@@ -3,13 +3,17 @@
 import json
 
 import pytest
+from accelerate.state import PartialState
 
 import bpkd_sdk
 from tests import trees
 
 SMALL = ["--set", "batch_size=2", "--set", "crop_size=32x32", "--set", "base_size=[48, 32]", "--set", "device=cpu"]
 
-pytestmark = pytest.mark.filterwarnings("ignore:The student's backbone has random weights")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The student's backbone has random weights"),
+    pytest.mark.filterwarnings("ignore:.*the score of part of the data"),
+]
 
 
 def test_dry_run_says_everything_and_writes_nothing(bpkd, monkeypatch, tmp_path):
@@ -28,6 +32,18 @@ def test_dry_run_says_everything_and_writes_nothing(bpkd, monkeypatch, tmp_path)
     ):  # fmt: skip
         assert text.replace(" ", "") in unbroken, text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_main_process_prints(bpkd, monkeypatch):
+    monkeypatch.setattr(PartialState, "is_main_process", property(lambda _: False))
+    code, out, err = bpkd(
+        "reproduce", "ade20k/hrnetv2p_w18s", "--dry-run", "--method", "none", "--set", "device=cpu",
+        "--set", "crop_size=64x64",
+    )  # fmt: skip
+    assert (code, out) == (0, ""), err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = bpkd("reproduce", "ade20k/hrnetv2p_w18s", "--root", "x", "--evaluate", "student.safetensors")
+    assert (code, "start it without `accelerate launch`" in err) == (1, True)
 
 
 def test_smoke_run_and_evaluation(bpkd, tmp_path):

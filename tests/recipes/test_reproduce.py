@@ -1,10 +1,12 @@
 """Each row of the table from data to figure, in small: the networks are the paper's, the teacher's weights are random."""
 
 import json
+import shutil
 from functools import cache
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 import bpkd_sdk
@@ -15,6 +17,7 @@ from bpkd_sdk.recipes import RECIPES, estimate, find_recipe, make_plan, reproduc
 from tests import trees
 
 SMALL = {"batch_size": 2, "crop_size": (32, 32), "base_size": (48, 32), "device": "cpu"}
+SLIDING = SMALL | {"base_size": (520, 520)}  # of the rows that slide a window: 260x520, two windows
 TREES = {"cityscapes": trees.cityscapes, "ade20k": trees.ade20k, "pascal_context_59": trees.pascal_context}
 
 pytestmark = pytest.mark.filterwarnings("ignore:The student's backbone has random weights")
@@ -24,6 +27,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:The student's backbone has rando
 def roots(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     return {name: build_tree(folder / name, size=(32, 64)) for name, build_tree in TREES.items()}
+
+
+def options_of(recipe):
+    return SLIDING if recipe.evaluation.mode == "slide" else SMALL
 
 
 @cache
@@ -42,7 +49,7 @@ def teacher_of(recipe):
 def test_a_smoke_run_of_every_row(row, roots, tmp_path):
     recipe = find_recipe(row)
     done = reproduce(
-        row, roots[recipe.dataset], teacher=teacher_of(recipe), limit_steps=1, output_dir=tmp_path, **SMALL
+        row, roots[recipe.dataset], teacher=teacher_of(recipe), limit_steps=1, output_dir=tmp_path, **options_of(recipe)
     )
     assert done.metrics.images == 2
     assert len(done.metrics.per_class_iou) == recipe.num_classes
@@ -51,7 +58,8 @@ def test_a_smoke_run_of_every_row(row, roots, tmp_path):
     assert report["ours"]["miou"] == 100 * done.metrics.miou
     assert report["paper"] == {"miou": recipe.paper["bpkd"].miou, "macc": recipe.paper["bpkd"].macc}
     assert done.seconds_per_step > 0
-    assert report["evaluation"]["mode"] == recipe.evaluation.mode
+    history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert history[-1]["metrics"] == report["metrics"]
     for file in tmp_path.glob("*.safetensors"):  # 200 MB a row
         file.unlink()
 
@@ -66,7 +74,7 @@ def student(roots, tmp_path_factory):
         method="none",
         limit_steps=1,
         output_dir=folder,
-        **SMALL,
+        **SLIDING,
     )
 
 
@@ -74,14 +82,37 @@ def test_a_checkpoint_is_scored_by_the_rows_protocol(student, roots):
     assert student.plan.paper.miou == 40.62
     data = open_dataset("pascal_context_59", roots["pascal_context_59"], "val")
     settings = {"mode": "slide", "crop_size": (512, 512), "stride": (320, 320)}
-    expected = bpkd_sdk.evaluate(student.checkpoint, data, base_size=(48, 32), **settings, device="cpu").to_dict()
+    expected = bpkd_sdk.evaluate(student.checkpoint, data, base_size=(520, 520), **settings, device="cpu").to_dict()
     assert student.metrics.to_dict() == expected
+    assert bpkd_sdk.evaluate(student.checkpoint, data, base_size=(520, 520), device="cpu").to_dict() != expected
     row, root = "pascal_context_59/hrnetv2p_w18s", roots["pascal_context_59"]
-    assert score_checkpoint(row, root, student.checkpoint, base_size=(48, 32)).to_dict() == expected
+    with pytest.warns(UserWarning, match="2 images, but a whole copy has 5104. This is the score of part of the data"):
+        assert score_checkpoint(row, root, student.checkpoint).to_dict() == expected
+
+
+def test_the_best_checkpoint_is_chosen_by_the_rows_protocol(student, roots):
+    best = student.output_dir / "best.safetensors"
+    assert student.metrics.to_dict() == read_tensors(best)[0]["training"]["metrics"]
+
+
+def test_a_teacher_in_a_file(roots, tmp_path):
+    row = "cityscapes/hrnetv2p_w18s"
+    teacher, folder = build("hrnetv2p_w48", 19).eval(), tmp_path / "run"
+    bpkd_sdk.save_model(teacher, tmp_path / "teacher.safetensors")
+    terms = []
+    for given in (tmp_path / "teacher.safetensors", teacher):
+        reproduce(
+            row, roots["cityscapes"], teacher=given, method="cwd_paper", limit_steps=1, output_dir=folder, **SMALL
+        )
+        terms.append(json.loads((folder / "history.jsonl").read_text().splitlines()[0])["terms"])
+        shutil.rmtree(folder)
+    assert terms[0] == pytest.approx(terms[1], rel=1e-4)
+    assert terms[0].keys() == {"ce", "logit", "feature"}
+    (tmp_path / "teacher.safetensors").unlink()
 
 
 def test_a_run_that_is_done_is_not_trained_again(student, roots):
-    options = SMALL | {"method": "none", "limit_steps": 1, "output_dir": student.output_dir}
+    options = SLIDING | {"method": "none", "limit_steps": 1, "output_dir": student.output_dir}
     root = roots["pascal_context_59"]
     with pytest.raises(FileExistsError, match="resume=True"):
         reproduce("pascal_context_59/hrnetv2p_w18s", root, **options)
@@ -92,7 +123,7 @@ def test_a_run_that_is_done_is_not_trained_again(student, roots):
 
 
 def test_a_seed_decides_everything(student, roots, tmp_path):
-    options = SMALL | {"method": "none", "limit_steps": 1, "output_dir": tmp_path}
+    options = SLIDING | {"method": "none", "limit_steps": 1, "output_dir": tmp_path}
     again = reproduce("pascal_context_59/hrnetv2p_w18s", roots["pascal_context_59"], **options)
     first, second = (read_tensors(run.checkpoint)[1] for run in (student, again))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -101,10 +132,13 @@ def test_a_seed_decides_everything(student, roots, tmp_path):
 def test_what_is_missing_is_said_before_anything_is_built(roots, tmp_path):
     with pytest.raises(FileNotFoundError, match="cityscapes-dataset.com"):
         reproduce("cityscapes/pspnet_r18", tmp_path, output_dir=tmp_path / "run", **SMALL)
-    with pytest.raises(ValueError, match="2 images, too few for a batch of 8"):
-        reproduce("ade20k/hrnetv2p_w18s", roots["ade20k"], method="none", output_dir=tmp_path / "run", device="cpu")
-    with pytest.raises(ValueError, match="needs its teacher"):
+    with pytest.raises(ValueError, match=r"ade20k/train in .*: 2 images, but a whole copy has 20210.*limit_steps"):
         reproduce("ade20k/hrnetv2p_w18s", roots["ade20k"], output_dir=tmp_path / "run", **SMALL)
+    options = {"limit_steps": 1, "output_dir": tmp_path / "run"}
+    with pytest.raises(ValueError, match="2 images, too few for a batch of 8"):
+        reproduce("ade20k/hrnetv2p_w18s", roots["ade20k"], method="none", device="cpu", **options)
+    with pytest.raises(ValueError, match="needs its teacher"):
+        reproduce("ade20k/hrnetv2p_w18s", roots["ade20k"], **options, **SMALL)
     assert not (tmp_path / "run").exists()
 
 
@@ -117,5 +151,17 @@ def test_the_estimate_counts_networks_and_scales_what_it_timed():
     assert (one.step_macs, two.step_macs) == (3 * cost.macs, 6 * cost.macs)
     assert one.weight_bytes == two.weight_bytes == 12 * cost.params
     assert two.activation_bytes == 2 * one.activation_bytes > 2 * cost.activation_bytes
+    assert one.processes == 1
     assert one.seconds_per_step > 0
     assert "2 images of 32x32 on cpu" in one.timed
+
+
+def test_processes_share_the_images_of_a_step(monkeypatch):
+    plan = make_plan("cityscapes/hrnetv2p_w18s", "none", batch_size=4, crop_size=(64, 64), device="cpu")
+    one = estimate(plan)
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: 2))
+    monkeypatch.setitem(estimate.__globals__, "_time", lambda *_: (3.0, "by no clock"))
+    two = estimate(plan)
+    assert (two.processes, two.seconds_per_step) == (2, 6.0)
+    assert (two.step_macs, two.weight_bytes) == (one.step_macs, one.weight_bytes)
+    assert 2 * two.activation_bytes == one.activation_bytes

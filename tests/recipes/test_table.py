@@ -1,13 +1,16 @@
 """The table as data: rows, their settings in the released configurations, every row with every method."""
 
+import dataclasses
 import itertools
 
 import pytest
 
 from bpkd_sdk.data import DATASETS
-from bpkd_sdk.losses import METHODS, create_method
+from bpkd_sdk.losses import METHODS, BPKDLoss, CIRKDLoss, CWDLoss, IFVDLoss, SKDSLoss
+from bpkd_sdk.losses.arguments import describe as arguments_of
 from bpkd_sdk.models import ZOO
 from bpkd_sdk.recipes import RECIPES, describe, find_recipe, make_plan
+from bpkd_sdk.training.config import TrainingConfig
 
 PAIRS = {
     "pspnet_r18": "pspnet_r101",
@@ -69,11 +72,22 @@ def test_every_row_resolves_with_every_method(row):
     for method in METHODS:
         plan = make_plan(row, method)
         recipe = plan.recipe
-        assert create_method(method, recipe.num_classes).num_classes == recipe.num_classes
+        assert plan.create_method().num_classes == recipe.num_classes
         assert (plan.paper is None) == (method == "canonical")
         assert all(word in " ".join(describe(plan).values()) for word in (recipe.teacher, recipe.student, "80000"))
-    assert make_plan(row, "bpkd_paper").paper == recipe.paper["bpkd"]
     assert make_plan(row, "none").paper == recipe.paper["none"]
+    assert make_plan(row, "none").create_method() is None
+
+
+@pytest.mark.parametrize("kind", [BPKDLoss, CWDLoss, SKDSLoss, IFVDLoss, CIRKDLoss])
+def test_published_weights_go_by_a_name_of_their_own(kind):
+    name = next(name for name, method in METHODS.items() if method is kind)
+    ours, published = (make_plan("ade20k/pspnet_r18", method) for method in (name, f"{name}_paper"))
+    assert published.paper == ours.paper == published.recipe.paper[name]
+    assert arguments_of(published.create_method())["weights"] == arguments_of(kind.paper(150))["weights"]
+    assert arguments_of(ours.create_method())["weights"] == arguments_of(kind(150))["weights"]
+    assert describe(ours)["method"].startswith(f"{name}, this package's weights: class {kind.__name__}")
+    assert describe(published)["method"].startswith(f"{name}_paper, published weights: class {kind.__name__}")
 
 
 def test_sources_name_the_row():
@@ -94,6 +108,24 @@ def test_options_replace_the_rows_own():
     assert "3 steps (a smoke run)" in describe(plan)["schedule"]
 
 
+def test_a_plan_tells_every_option():
+    """Those without a word of their own are listed, so a new one cannot be forgotten."""
+    plain = describe(make_plan("ade20k/isanet_r18"))
+    changes = {
+        "steps": 7, "batch_size": 2, "accumulate": 2, "crop_size": (64, 32), "learning_rate": 0.5, "optimizer": "adamw",
+        "weight_decay": 0.125, "poly_power": 2.0, "final_learning_rate": 1e-3, "learning_rate_warmup": 11,
+        "method_warmup": 12, "gradient_clip": 13.0, "scale": (0.25, 4.0), "base_size": (96, 64),
+        "max_class_share": 0.5, "student_feature": "neck", "teacher_feature": "head", "aux_weight": 0.75,
+        "precision": "bf16", "teacher_precision": "fp16", "teacher_mean": (0.1,) * 3, "teacher_std": (0.2,) * 3,
+        "channels_last": True, "compile": True, "device": "cpu", "workers": 3, "evaluate_every": 123,
+        "checkpoint_every": 45, "log_every": 6, "trackers": ("wandb",), "boundary_width": 9, "check_data": False,
+        "seed": 99,
+    }  # fmt: skip
+    assert {*changes, "labels"} == {field.name for field in dataclasses.fields(TrainingConfig)}
+    for name, value in changes.items():
+        assert describe(make_plan("ade20k/isanet_r18", **{name: value})) != plain, name
+
+
 def test_names_that_are_unknown():
     with pytest.raises(ValueError, match="Did you mean 'cityscapes/pspnet_r18'"):
         find_recipe("cityscape/pspnet_r18")
@@ -101,3 +133,5 @@ def test_names_that_are_unknown():
         make_plan("cityscapes/pspnet_r18", "bpdk")
     with pytest.raises(TypeError, match="Did you mean 'batch_size'"):
         make_plan("cityscapes/pspnet_r18", batchsize=2)
+    with pytest.raises(ValueError, match="against the data set's labels; leave out labels='teacher'"):
+        make_plan("cityscapes/pspnet_r18", labels="teacher")
