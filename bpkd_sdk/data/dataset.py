@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -244,13 +245,11 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_label(path: Path) -> np.ndarray:
-    """uint8 or uint16 ids (H, W) from a PNG, grey or with a palette (then the ids are its indices).
+    """Ids (H, W) from a PNG, grey or with a palette (then they are its indices): uint8 if they fit, otherwise int64.
 
     Raises:
         ValueError: If the file cannot be decoded, or holds colours.
     """
-    from PIL import Image
-
     try:
         with Image.open(path) as image:
             label = np.array(image)
@@ -258,4 +257,4 @@ def read_label(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: cannot be read as a label map ({error})") from error
     if label.ndim != 2:
         raise ValueError(f"{path}: holds colours {label.shape}, expected one class id per pixel (grey or palette PNG)")
-    return label if label.dtype == np.uint8 else label.astype(np.int64)
+    return label.astype(np.uint8 if label.min() >= 0 and label.max() < 256 else np.int64, copy=False)

@@ -170,6 +170,6 @@ def training_transform(
 
 
 def augment(transform: v2.Transform, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Apply one transform to an image (3, H, W) uint8 and its label (H, W): uint8 image and int64 label."""
+    """Apply one transform to an image (3, H, W) uint8 and its label (H, W); both keep their types."""
     out_image, out_label = transform(tv_tensors.Image(image), tv_tensors.Mask(label))
-    return out_image.as_subclass(Tensor), out_label.as_subclass(Tensor).long()
+    return out_image.as_subclass(Tensor), out_label.as_subclass(Tensor)

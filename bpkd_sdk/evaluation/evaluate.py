@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data.workers import leave_interrupts_to_the_main_process, spare_cores
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.evaluation.protocol import Mode, Protocol
 from bpkd_sdk.features import evaluating
@@ -67,7 +69,8 @@ def evaluate(
     with ExitStack() as stack:
         network = stack.enter_context(_opened(model, device))
         guide = None if reference is None else stack.enter_context(_opened(reference, device))
-        for images, labels in _batches(dataset, batch_size):
+        workers = min(spare_cores(), len(dataset)) if network.device.type == "cuda" else 0
+        for images, labels in _batches(dataset, batch_size, workers):
             masks = protocol.segment(network, images, batch_size)
             truth = labels if guide is None else protocol.segment(guide, images, batch_size)
             counts.update(masks, truth.to(masks.device))
@@ -86,10 +89,13 @@ def _opened(model: nn.Module | Runtime | str | Path, device: str | torch.device 
         yield open_runtime(model, device or "auto")
 
 
-def _batches(dataset: SegmentationDataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(dataset: SegmentationDataset, batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Neighbours of one size together, read ahead by so many processes; 0: read here, one by one."""
+    samples = DataLoader(
+        dataset, batch_size=None, num_workers=workers, worker_init_fn=leave_interrupts_to_the_main_process
+    )
     waiting: list[tuple[Tensor, Tensor]] = []
-    for index in track(range(len(dataset)), total=len(dataset), description=f"Evaluating {dataset.name}"):
-        sample = dataset[index]
+    for sample in track(samples, total=len(dataset), description=f"Evaluating {dataset.name}"):
         if waiting and (len(waiting) == batch_size or waiting[0][0].shape != sample[0].shape):
             yield _stack(waiting)
             waiting = []

@@ -5,8 +5,6 @@ The order of the batches depends on the seed and the step alone, so that a run c
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,6 +16,7 @@ from torchvision.transforms import v2
 
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.transforms import augment, training_transform
+from bpkd_sdk.data.workers import leave_interrupts_to_the_main_process, spare_cores
 from bpkd_sdk.training.config import TrainingConfig
 
 Draw = tuple[int, int]  # (how many samples were drawn before, index into the data set)
@@ -29,10 +28,11 @@ def training_loader(
     """Batches for the steps that are left, `accumulate` of them a step, of all processes together.
 
     Returns:
-        A loader of uint8 images (N, 3, h, w) and int64 labels (N, h, w); accelerate gives each process its share.
+        A loader of uint8 images (N, 3, h, w) and labels (N, h, w), uint8 if the data set's are and the void label is
+        one; accelerate gives each process its share.
     """
     draws = range(first_step * config.batch_size, config.steps * config.batch_size)
-    workers = config.workers if config.workers is not None else (_spare_cores() if on_gpu else 0)
+    workers = config.workers if config.workers is not None else (spare_cores() if on_gpu else 0)
     return DataLoader(
         _Augmented(dataset, config, crop_size),
         sampler=_ShuffledDraws(len(dataset), draws, config.seed),
@@ -40,13 +40,8 @@ def training_loader(
         num_workers=workers,
         pin_memory=on_gpu,
         persistent_workers=workers > 0,
-        worker_init_fn=_leave_interrupts_to_the_main_process,
+        worker_init_fn=leave_interrupts_to_the_main_process,
     )
-
-
-def _spare_cores() -> int:
-    """Up to 8 of the cores that fall to this process; the launcher says how many processes share the machine."""
-    return max(1, min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def mixed_seed(*parts: int) -> int:
@@ -122,7 +117,3 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(mixed_seed(self.seed, 1, draw))
             return augment(self.transform, image, torch.zeros_like(label) if self.blank else label)
-
-
-def _leave_interrupts_to_the_main_process(_worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -57,7 +57,7 @@ class Objective(nn.Module):
 
         Args:
             images: (N, 3, h, w) uint8.
-            labels: (N, h, w) int64.
+            labels: (N, h, w) integers.
             teacher: Its output for these images, or None.
             pixels: What the sum of the pixels' cross-entropies is divided by, see `cross_entropy`.
             share: How far the method's warm-up is, above 0 and at most 1.
@@ -65,6 +65,7 @@ class Objective(nn.Module):
         Returns:
             Scalars by name.
         """
+        labels = labels.long()  # here, on the device: they come as bytes
         if self.config.labels == "teacher" and teacher is not None:
             labels = torch.where(labels == self.ignore_index, labels, to_mask(_resized(teacher.logits, labels)))
         student = replace(self._study(images), features=self.capture.take())

@@ -46,6 +46,18 @@ def test_samples_are_rgb_and_ids(root):
     data.check()
 
 
+def test_ids_of_16_bits_are_bytes_where_they_fit(root):
+    """So that files of both kinds can share a batch."""
+    path = root / "labels/val/1.png"
+    ids = np.asarray(Image.open(path)).astype(np.uint16)
+    write(path, ids)
+    assert open_dataset("folder", root, "val")[1][1].dtype == torch.uint8
+    open_dataset("folder", root, "val").check()
+    write(path, ids + 300)
+    with pytest.raises(ValueError, match=r"1\.png: labels \[300, 301, 302\] are outside the classes"):
+        open_dataset("folder", root, "val").check()
+
+
 def test_a_path_alone_is_a_folder(root):
     assert open_dataset(root, split="train").name.endswith("/train")
 

@@ -7,6 +7,7 @@ from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.evaluation.evaluate import _batches
 from bpkd_sdk.runtime.inference import to_mask, whole_logits
 from tests.networks import tiny
 
@@ -41,6 +42,14 @@ def test_a_perfect_network_scores_one_at_any_mix_of_sizes(mode, batch_size):
     metrics = bpkd_sdk.evaluate(Oracle(), data, mode=mode, crop_size=(16, 16), batch_size=batch_size)
     assert metrics.miou == 1
     assert metrics.images == 4
+
+
+def test_samples_read_ahead_come_in_order():
+    data = Painted([(20, 30), (20, 30), (20, 30), (33, 17), (20, 30)])
+    here, ahead = (list(_batches(data, 2, workers)) for workers in (0, 2))
+    assert [len(images) for images, _ in here] == [2, 1, 1, 1]
+    for ours, theirs in zip(here, ahead, strict=True):
+        assert all(map(torch.equal, ours, theirs))
 
 
 def test_whole_pads_to_the_divisor_and_resizes_logits_before_the_mask():

@@ -1,9 +1,12 @@
 """Training batches: what the labels are, whatever their type was."""
 
+import os
+
 import pytest
 import torch
 
 from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.data.workers import spare_cores
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.loader import training_loader
 
@@ -21,7 +24,17 @@ def test_padding_is_void_for_every_void_label(void):
     dataset = ShapesDataset("train", length=4, size=(32, 32))
     dataset.ignore_index = void
     for (images, labels), (same_images, same_labels) in zip(batches(dataset), expected, strict=True):
-        assert labels.dtype == torch.int64
+        assert labels.dtype == (torch.uint8 if void == 255 else torch.int64)
         assert torch.equal(images, same_images)
-        assert torch.equal(labels, torch.where(same_labels == 255, void, same_labels))
+        assert torch.equal(labels, torch.where(same_labels == 255, void, same_labels.long()))
         assert (labels == void).float().mean() >= 0.75
+
+
+def test_workers_are_as_many_as_cores_fall_to_a_process(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert spare_cores() == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert spare_cores() == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert spare_cores() == 1

@@ -90,7 +90,7 @@ def test_first_step_is_sgd_by_hand(tmp_path):
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     logits = by_hand((images / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
     logits = F.interpolate(logits, (32, 32), mode="bilinear", align_corners=False)
-    F.cross_entropy(logits, labels, ignore_index=255).backward()
+    F.cross_entropy(logits, labels.long(), ignore_index=255).backward()
     optimizer.step()
     model = tiny(9)
     bpkd_sdk.train(model, (TRAIN, None), steps=1, output_dir=tmp_path, **OPTIONS)
