@@ -54,16 +54,23 @@ class Segmentation(BaseModel):
 
 
 def choose_format(asked: Format | None, accept: str) -> Format | None:
-    """The format of the query, otherwise by the Accept header: a PNG is the mask. None if nothing is acceptable."""
+    """The format of the query, otherwise by the Accept header (RFC 9110): a PNG is the mask. None if none will do.
+
+    Of what is as welcome, the one that is named more closely is taken, then JSON.
+    """
     if asked is not None:
         return asked
-    wanted = sorted(map(_media_range, (accept or "*/*").split(",")), key=lambda item: -item[1])
-    for kind, weight in wanted:
-        if weight > 0 and kind in (_JSON, "application/*", "*/*"):
-            return "json"
-        if weight > 0 and kind in (_PNG, "image/*"):
-            return "mask"
-    return None
+    ranges = dict(map(_media_range, (accept or "*/*").split(",")))
+
+    def welcome(kind: str) -> tuple[float, int]:
+        closest_first = (kind, f"{kind.partition('/')[0]}/*", "*/*")
+        weights = [(ranges[name], -step) for step, name in enumerate(closest_first) if name in ranges]
+        return weights[0] if weights else (0.0, 0)
+
+    best = max((_JSON, _PNG), key=welcome)
+    if welcome(best)[0] <= 0:
+        return None
+    return "json" if best == _JSON else "mask"
 
 
 def _media_range(text: str) -> tuple[str, float]:
@@ -91,11 +98,6 @@ def confidence_png(prediction: Prediction) -> bytes:
     """A grey PNG: the probability of the class in the mask, 0..1 as 0..255."""
     assert prediction.confidence is not None  # noqa: S101  (asked for with the image)
     return _png(Image.fromarray(np.rint(255 * prediction.confidence).astype(np.uint8)))
-
-
-def picture_png(picture: np.ndarray) -> bytes:
-    """A PNG of uint8 (H, W, 3) RGB."""
-    return _png(Image.fromarray(picture))
 
 
 def _png(image: Image.Image) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from bpkd_sdk.models.spec import Color, NetworkSpec
+from bpkd_sdk.models.spec import Color, NetworkSpec, distinct_colors
 
 
 @dataclass(frozen=True)
@@ -71,15 +70,6 @@ def names_and_colors(spec: NetworkSpec) -> tuple[tuple[str, ...], tuple[Color, .
         names = ("background", *names) if len(names) == 1 else names
         palette = ((0, 0, 0), *palette) if len(palette) == 1 else palette
     return names or tuple(str(index) for index in range(ids)), palette or distinct_colors(ids)
-
-
-def distinct_colors(count: int) -> tuple[Color, ...]:
-    """RGB colours (0..255) for classes that have none: black, then hues a golden angle apart in three brightnesses."""
-    hues = [
-        colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.55 + 0.4 * (index % 2), (0.95, 0.75, 0.55)[index % 3])
-        for index in range(count - 1)
-    ]
-    return ((0, 0, 0), *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in hues))
 
 
 class Clock:

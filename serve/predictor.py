@@ -6,22 +6,18 @@ import time
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args, overload
+from typing import TypeAlias, overload
 
-import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bpkd_sdk.errors import check_choice
 from bpkd_sdk.runtime import Runtime, open_runtime
 from bpkd_sdk.runtime.base import Range
 from bpkd_sdk.runtime.inference import sliding_bands, sliding_masks, to_mask
-from bpkd_sdk.serve.images import LARGEST, ImageSource, read_image
+from bpkd_sdk.serve.images import ImageSource, read_image
 from bpkd_sdk.serve.prediction import Clock, Prediction, names_and_colors
 
-Fit = Literal["auto", "resize", "slide"]
 Images: TypeAlias = list[ImageSource] | tuple[ImageSource, ...]
 
 TOGETHER = 2048 * 2048  # most pixels that go through a network of any size at once
@@ -33,14 +29,12 @@ _THINNEST = 32  # what a side counts for at least: networks pad thinner images t
 class Predictor:
     """Segments images. Calls from several threads at once are safe.
 
+    Over an image of a size that the network does not take, or of more than 2048x2048 pixels, a window slides.
+
     Args:
         model: A path or URL of one of the `bpkd_sdk.runtime.FORMATS` (checkpoint, ONNX file, engine, Triton server), a
             module in eval mode (it is moved to the device), or a runtime.
         device: "auto" (a CUDA GPU if there is one, otherwise the CPU), "cpu", "cuda", "cuda:1", "mps".
-        fit: What happens to an image that the network does not take as it is. "auto": a window slides over it, and
-            over images of more than 2048x2048 pixels. "slide": always a window. "resize": every image is brought to
-            the network's own size, and its logits (or mask) back.
-        largest: Most pixels of an image.
 
     Attributes:
         runtime: What runs the network.
@@ -49,31 +43,14 @@ class Predictor:
         palette: One RGB colour (0..255) per class.
 
     Raises:
-        ValueError: For an unknown `fit`, "resize" with a network that has no size of its own, a module in training
-            mode, or one of more than 256 classes.
+        ValueError: For a module in training mode, or a network of more than 256 classes.
         FileNotFoundError, ImportError, RuntimeError: As `bpkd_sdk.runtime.open_runtime`.
     """
 
-    def __init__(
-        self,
-        model: str | Path | nn.Module | Runtime,
-        device: str | torch.device = "auto",
-        *,
-        fit: Fit = "auto",
-        largest: int = LARGEST,
-    ) -> None:
-        check_choice("fit", fit, get_args(Fit))
+    def __init__(self, model: str | Path | nn.Module | Runtime, device: str | torch.device = "auto") -> None:
         if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
             raise ValueError("The network is in training mode. Call model.eval() first.")
         self.runtime = open_runtime(model, device)
-        self.fit = fit
-        self.largest = largest
-        self._own_size = _own_size(self.runtime)
-        if fit == "resize" and self._own_size is None:
-            raise ValueError(
-                f"fit='resize' needs a network with a size of its own, and {self.runtime.name} takes any. "
-                "Export it with an input_size, or leave `fit` out."
-            )
         self.class_names, self.palette = names_and_colors(self.runtime.spec)
 
     @property
@@ -124,7 +101,7 @@ class Predictor:
     def _predict(self, sources: Images, confidence: bool, entropy: bool) -> list[Prediction]:
         predictions: list[Prediction] = []
         start = time.perf_counter()
-        images = [read_image(source, largest=self.largest) for source in sources]
+        images = [read_image(source) for source in sources]
         reading = 1000 * (time.perf_counter() - start) / max(len(images), 1)
         for (height, width, _), group in groupby(images, key=lambda image: image.shape):
             alike, most = list(group), self._together(height, width)
@@ -163,24 +140,10 @@ class Predictor:
         """Logits (N, C, h, W) or masks (N, h, W), whichever the artifact returns, in bands from top to bottom."""
         height, width = images.shape[1:3]
         accepts = self.runtime.accepts
-        if self.fit == "resize" and self._own_size is not None:
-            yield self._resized(images, self._own_size, clock)
-        elif self.fit == "auto" and accepts.takes_size(height, width) and _pixels(height, width) <= TOGETHER:
+        if accepts.takes_size(height, width) and _pixels(height, width) <= TOGETHER:
             yield self._run(torch.from_numpy(images), clock)
         else:
             yield from self._slide(images, (_window(height, accepts.height), _window(width, accepts.width)), clock)
-
-    def _resized(self, images: np.ndarray, size: tuple[int, int], clock: Clock) -> Tensor:
-        height, width = images.shape[1:3]
-        if (height, width) == size:
-            return self._run(torch.from_numpy(images), clock)
-        way = cv2.INTER_AREA if height * width > size[0] * size[1] else cv2.INTER_LINEAR
-        with clock.stage("pre"):
-            resized = np.stack([cv2.resize(image, size[::-1], interpolation=way) for image in images])
-        outputs = self._run(torch.from_numpy(resized), clock)
-        if outputs.ndim == 4:
-            return F.interpolate(outputs, (height, width), mode="bilinear", align_corners=False)
-        return F.interpolate(outputs[:, None], (height, width), mode="nearest-exact")[:, 0]
 
     def _slide(self, images: np.ndarray, window: tuple[int, int], clock: Clock) -> Iterator[Tensor]:
         height, width = images.shape[1:3]
@@ -211,16 +174,6 @@ class Predictor:
             outputs = self.runtime.infer(inputs)
             self.runtime.synchronize()
         return outputs[: len(outputs) - missing]
-
-
-def _own_size(runtime: Runtime) -> tuple[int, int] | None:
-    """The size that a network takes only, or was exported for."""
-    if runtime.accepts.fixed_size is not None:
-        return runtime.accepts.fixed_size
-    if "input_size" not in runtime.metadata:
-        return None
-    height, width = runtime.metadata["input_size"]
-    return height, width
 
 
 def _pixels(height: int, width: int) -> int:

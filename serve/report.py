@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.runtime import TorchRuntime
-from bpkd_sdk.serve.overlay import BODY_COLOR, EDGE_COLOR, draw_difference, draw_overlay
+from bpkd_sdk.serve.overlay import BODY_COLOR, EDGE_COLOR, draw_difference, draw_overlay, picture_png
 from bpkd_sdk.training.loop import TrainingResult
 
 SCENES = 4
@@ -61,7 +61,7 @@ def write_report(
     )
     write_atomically(path, page.encode())
     grid = np.vstack([_headings(columns, scenes[0][0][0].shape[1]), *(np.hstack(pictures) for pictures, _ in scenes)])
-    write_atomically(path.with_name("scenes.png"), _png(grid))
+    write_atomically(path.with_name("scenes.png"), picture_png(grid))
     return path
 
 
@@ -153,10 +153,5 @@ def _svg(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(content.getvalue()).decode()
 
 
-def _png(picture: np.ndarray) -> bytes:
-    _, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    return content.tobytes()
-
-
 def _data_uri(picture: np.ndarray) -> str:
-    return "data:image/png;base64," + base64.b64encode(_png(picture)).decode()
+    return "data:image/png;base64," + base64.b64encode(picture_png(picture)).decode()

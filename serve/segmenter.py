@@ -23,7 +23,7 @@ from bpkd_sdk.serve.batching import Batcher
 from bpkd_sdk.serve.limits import Gate, Limits, decode, read_upload
 from bpkd_sdk.serve.metrics import Metrics
 from bpkd_sdk.serve.networks import Network
-from bpkd_sdk.serve.overlay import draw_overlay
+from bpkd_sdk.serve.overlay import draw_overlay, picture_png
 from bpkd_sdk.serve.prediction import Prediction
 from bpkd_sdk.serve.problem import Problem
 
@@ -191,7 +191,7 @@ def encode(image: np.ndarray, prediction: Prediction, wish: Wish, stages: dict[s
             ignore_index=-1,  # no id is void: networks are sure of every pixel, and 255 may be a class
             legend=wish.legend,
         )
-        return answers.picture_png(picture)
+        return picture_png(picture)
     height, width = prediction.mask.shape
     segments = answers.segments(prediction)
     found = answers.Segmentation(model=wish.model, size=(height, width), segments=segments, timings_ms=stages)

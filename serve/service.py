@@ -42,8 +42,8 @@ class Served(BaseModel):
 
 
 def create_app(
-    students: Sequence[Source],
-    teacher: Source | None = None,
+    students: Sequence[Source | Network],
+    teacher: Source | Network | None = None,
     *,
     device: str | torch.device = "auto",
     access: Access | None = None,
@@ -55,10 +55,10 @@ def create_app(
     """The application: ``POST /v1/segment``, ``GET /v1/models``, health, metrics and documentation.
 
     Args:
-        students: As `Predictor` takes them, or predictors. The first that can be opened answers unless another network
-            is asked for.
+        students: As `Predictor` takes them, or predictors, or networks. The first that can be opened answers unless
+            another network is asked for.
         teacher: Answers only when it is asked for.
-        device: For those that are not predictors yet.
+        device: For those that are not open yet.
         access: Who may use it; None: everybody on this machine.
         limits: Of what comes in; None: the defaults.
         batch_size: Most images that go through a network together.
@@ -91,7 +91,7 @@ def create_app(
     return app
 
 
-def _open(sources: Sequence[Source], device: str | torch.device) -> list[Network]:
+def _open(sources: Sequence[Source | Network], device: str | torch.device) -> list[Network]:
     networks = open_networks(sources, device)
     for network in networks:
         if network.problem:

@@ -78,12 +78,10 @@ def serve(
         sources = [*student, *([] if teacher is None else [teacher])]
         with errors.status("Opening the networks"):
             networks = open_networks(sources, device)
-        opened = [network.predictor or source for network, source in zip(networks, sources, strict=True)]
-        pupils, guide = opened[: len(student)], None if teacher is None else opened[-1]
+        pupils, guide = networks[: len(student)], None if teacher is None else networks[-1]
         service = create_app(
             pupils,
             guide,
-            device=device,
             access=access,
             limits=limits,
             batch_size=batch_size,

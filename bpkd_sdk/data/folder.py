@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from bpkd_sdk.data.dataset import FileDataset, Pair, pair_files
-from bpkd_sdk.models.spec import Color
+from bpkd_sdk.models.spec import Color, distinct_colors
 
 CLASSES_FILE = "classes.json"
 
@@ -68,7 +67,7 @@ def _read_classes(file: Path) -> tuple[list[str], list[Color], int]:
         raise ValueError(f'Expected {file} to hold a list of class names, or {{"class_names": [...]}}.')
     if unknown := facts.keys() - {"class_names", "palette", "ignore_index"}:
         raise ValueError(f"{file} has unknown keys {sorted(unknown)}; known are class_names, palette, ignore_index.")
-    palette = [(int(r), int(g), int(b)) for r, g, b in facts.get("palette", [])] or distinct_colors(len(names))
+    palette = [(int(r), int(g), int(b)) for r, g, b in facts.get("palette", [])] or [*distinct_colors(len(names))]
     if len(palette) != len(names):
         raise ValueError(f"{file} has {len(names)} class names but {len(palette)} colours.")
     return names, palette, int(facts.get("ignore_index", 255))
@@ -82,12 +81,3 @@ def _png_palette(label: Path) -> list[Color]:
     while len(colors) > 1 and (colors[-1] == (0, 0, 0) or colors[-1] == (len(colors) - 1,) * 3):
         colors.pop()
     return colors if len(colors) < 256 else []
-
-
-def distinct_colors(count: int) -> list[Color]:
-    """`count` RGB colours, hues a golden ratio apart."""
-    colors = []
-    for i in range(count):
-        r, g, b = colorsys.hsv_to_rgb((i * 0.618034) % 1, 0.55 + 0.35 * (i % 2), 0.95 - 0.2 * (i % 3))
-        colors.append((round(r * 255), round(g * 255), round(b * 255)))
-    return colors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,3 +77,12 @@ def smp_size_divisor(model: nn.Module) -> int:
     if not getattr(model, "requires_divisible_input_shape", False):
         return 1
     return int(getattr(getattr(model, "encoder", None), "output_stride", 1))
+
+
+def distinct_colors(count: int) -> tuple[Color, ...]:
+    """RGB colours (0..255) for classes that have none: black, then hues a golden angle apart in three brightnesses."""
+    hues = [
+        colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.55 + 0.4 * (index % 2), (0.95, 0.75, 0.55)[index % 3])
+        for index in range(count - 1)
+    ]
+    return ((0, 0, 0), *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in hues))

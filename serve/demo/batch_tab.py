@@ -11,12 +11,13 @@ from typing import Any
 
 import gradio as gr
 
-from bpkd_sdk.serve.answers import mask_png, picture_png
+from bpkd_sdk.serve.answers import mask_png
 from bpkd_sdk.serve.demo.controls import PLAIN_ERRORS, Controls, Job, complain
 from bpkd_sdk.serve.demo.files import new_file
 from bpkd_sdk.serve.demo.lineup import Lineup
 from bpkd_sdk.serve.demo.scene import full_overlay
 from bpkd_sdk.serve.limits import Limits, read_bounded, read_stranger
+from bpkd_sdk.serve.overlay import picture_png
 from bpkd_sdk.serve.predictor import Predictor
 
 _ABOUT = (

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import cv2
 import numpy as np
 from gradio.utils import get_upload_folder
+
+from bpkd_sdk.serve.overlay import picture_png
 
 SECONDS = 900  # that files made for a visitor are kept; a picture is made for each move of a control
 
@@ -53,7 +54,7 @@ def copy_file(path: Path) -> Path:
 
 
 def write_picture(picture: np.ndarray, name: str = "picture.png") -> str:
-    """Write uint8 (H, W, 3) RGB as a PNG, quickly rather than small."""
+    """Write uint8 (H, W, 3) RGB as a PNG."""
     with new_file(name) as path:
-        cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        path.write_bytes(picture_png(picture))
     return str(path)

@@ -85,6 +85,10 @@ def test_class_255_of_256_is_drawn():
         ("image/*", "image/png"),
         ("text/html, image/png;q=0.8, application/json;q=0.9", "application/json"),
         ("application/json;q=0, image/png;q=0.1", "image/png"),
+        ("*/*, application/json;q=0", "image/png"),
+        ("*/*;q=0.9, image/*;q=0.1", "application/json"),
+        ("image/*;q=0, */*;q=0.1", "application/json"),
+        ("image/png, */*", "image/png"),
         ("text/html", "application/problem+json"),
         ("image/png;q=much", "application/problem+json"),
     ],
@@ -283,8 +287,10 @@ def test_nothing_is_opened_unpickled_run_or_called_home(server):
             server.segment(upload)
             server.client.post("/v1/segment", files={"image": (f"../../..{path}", upload)})
             server.client.post("/v1/segment", data={"image": path, "path": f"file://{path}"})
-        server.client.get(f"/static-offline-docs/../../../../../..{path}")
-        server.client.get(f"/static-offline-docs/%2e%2e/%2e%2e/%2e%2e{path}")
+        for dots in ("/..", "/%2e%2e", "/..%2f", "/.%00."):
+            with server.connect() as raw:  # a client would tidy the path up
+                raw.sendall(f"GET /static-offline-docs{6 * dots}{path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                assert raw.recv(4096).startswith(b"HTTP/1.1 404")
         server.client.get("/docs")
     finally:
         AUDITED["on"] = False
