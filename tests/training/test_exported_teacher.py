@@ -11,7 +11,9 @@ import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import to_onnx
 from bpkd_sdk.models import NetworkSpec
+from bpkd_sdk.runtime import Accepts, TorchRuntime
 from tests.networks import tiny
+from tests.runtime.test_manifest import engine
 
 TRAIN, VAL = ShapesDataset("train", length=4, size=(48, 48)), ShapesDataset("val", length=2, size=(32, 32))
 OPTIONS = {"batch_size": 4, "crop_size": (32, 32), "device": "cpu", "check_data": False, "log_every": 1, "steps": 2}
@@ -73,17 +75,51 @@ def test_half_precision_and_another_normalization(tmp_path):
     assert other["edge"] != pytest.approx(ours["edge"], rel=0.1)
 
 
+class FullSize(nn.Module):
+    """What we export resizes its logits."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return F.interpolate(self.network(images), images.shape[2:], mode="bilinear", align_corners=False)
+
+
+class OneShape(TorchRuntime):
+    """Takes what an engine for one shape takes."""
+
+    def __init__(self, module):
+        super().__init__(module, "cpu")
+        self.accepts = Accepts((1, 1), (32, 32), (32, 32))
+        self.calls = 0
+
+    def infer(self, inputs):
+        assert inputs.shape == (1, 3, 32, 32)
+        self.calls += 1
+        return super().infer(inputs)
+
+
+def test_an_opened_runtime_teaches_as_its_network(tmp_path):
+    """The way of a TensorRT engine, as far as it goes without a GPU."""
+    teacher = OneShape(tiny(9, seed=1).eval())
+    run = distilled(teacher, tmp_path / "runtime", crop_size=None)
+    assert teacher.calls == 4 + 2 * 4  # to look at its output, and in two steps of four images
+    assert_taught_alike(run, distilled(FullSize(tiny(9, seed=1)).eval(), tmp_path / "module"))
+
+
+def test_an_engine_is_refused_before_anything_starts(tmp_path):
+    path = engine(tmp_path)
+    with pytest.raises(
+        ValueError, match="m.engine is of the format TensorRT, which runs on cuda, but got device='cpu'"
+    ):
+        distilled(path, tmp_path / "run")
+    with pytest.raises(ValueError, match="teacher_mean and teacher_std are for an ONNX file"):
+        distilled(path, tmp_path / "run", teacher_mean=(0, 0, 0))
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_onnx_file_of_ours_teaches_as_its_network(tmp_path):
-    class FullSize(nn.Module):
-        """What `to_onnx` exports resizes its logits."""
-
-        def __init__(self, network):
-            super().__init__()
-            self.network = network
-
-        def forward(self, images):
-            return F.interpolate(self.network(images), images.shape[2:], mode="bilinear", align_corners=False)
-
     teacher = tiny(9, seed=1).eval()
     to_onnx(teacher, tmp_path / "teacher.onnx", input_size=(32, 32), argmax=False)
     run = distilled(tmp_path / "teacher.onnx", tmp_path / "file", labels="teacher", method=["cwd", "bpkd"])
