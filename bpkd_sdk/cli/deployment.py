@@ -114,7 +114,8 @@ def _found(report: Any) -> str:
     from bpkd_sdk.export import ExportReport, QuantizationReport
 
     if isinstance(report, ExportReport):
-        return f"ONNX: {report.agreement:.4%} of the pixels as in torch"
+        edges = _percent(report.verification.edge_agreement)
+        return f"ONNX: {report.agreement:.4%} of the pixels as in torch ({edges} at edges)"
     if isinstance(report, QuantizationReport):
         quantized = sum(layer.quantized for layer in report.layers)
         return (
