@@ -121,7 +121,10 @@ class Guard:
             )
         own = headers.get("origin") is None or urlsplit(headers["origin"]).netloc == headers.get("host")
         if not own or (scope["method"] not in ("GET", "HEAD") and headers.get("sec-fetch-site") == "cross-site"):
-            raise Problem(HTTPStatus.FORBIDDEN, "This server takes nothing from pages of other sites.")
+            raise Problem(
+                HTTPStatus.FORBIDDEN,
+                "This server takes nothing from pages of other sites. A proxy in front of it has to pass Host on.",
+            )
         if _FETCHES.match(scope["path"]):
             raise Problem(HTTPStatus.FORBIDDEN, "This server fetches nothing from elsewhere.")
         if int(headers.get("content-length", 0)) > self.largest:

@@ -46,8 +46,8 @@ def serve(
         int, typer.Option(min=1, help="Batches of a network at the same time; more than 1 for a Triton server.")
     ] = 1,
     max_requests: Annotated[int, typer.Option(min=1, help="That are waiting; more are told to come again.")] = 64,
-    max_megabytes: Annotated[float, typer.Option(min=0.001, help="Of a request.")] = 20.0,
-    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of an image.")] = 16.8,
+    max_megabytes: Annotated[float, typer.Option(min=0.001, help="Of an image's file.")] = 20.0,
+    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of an image, or of a video's frame.")] = 16.8,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for an upload, and again for its answer.")] = 30.0,
 ) -> None:
     """Serve networks: a page for people, POST /v1/segment for programs (documented at /docs)."""
@@ -121,7 +121,10 @@ def _tell(networks: list[Network], host: str, url: str, access: Access, *, demo:
     else:
         console.print(f"{url}: [bold red]open to everybody who reaches it[/], by --insecure", soft_wrap=True)
     if not is_loopback(host):
-        errors.print("[yellow]This is plain HTTP: beyond a network that you trust, put a proxy with TLS in front.[/]")
+        errors.print(
+            "[yellow]This is plain HTTP: beyond a network that you trust, put a proxy with TLS in front, which "
+            "passes the Host header on.[/]"
+        )
     console.print(f"For people: {url}/" if demo else "For people: nothing", soft_wrap=True)
     console.print(f"For programs: {url}/docs; POST {url}/v1/segment", soft_wrap=True)
     console.print("Stop with Ctrl+C.")

@@ -28,7 +28,7 @@ _Update = dict[Any, Any]
 
 
 def _file_as_sent(payload: Any) -> str | None:
-    """The path of an upload, which Gradio has made sure of: `read_image` knows more kinds of images than Gradio."""
+    """The path of an upload as it is; Gradio would decode the file, and write it again."""
     return payload.path if payload else None
 
 
@@ -70,6 +70,7 @@ class ImageTab:
         self.photo = gr.Image(
             label="Image", type="filepath", sources=sources, height=300, buttons=["fullscreen"], elem_id="photo"
         )
+        # Not a subclass: Gradio would write a .pyi file for it beside this one.
         self.photo.preprocess = _file_as_sent  # type: ignore[method-assign]
         self.gallery = gr.Dataset(
             label="Or start with one of these",

@@ -92,7 +92,7 @@ def test_a_photo_comes_back_with_masks_and_figures(browser, url, folder, photo):
     predictors = [Predictor(folder / f"{name}.onnx", "cpu") for name in ("teacher", "student")]
     with visiting(browser, url) as page:
         assert page.get_by_text("Choose an image to begin").is_visible()
-        assert "There is no engine at" in page.locator("#cost").inner_text()
+        assert "is of the format TensorRT, which runs on cuda" in page.locator("#cost").inner_text()
         assert "No NVIDIA GPU is in reach" in page.locator("#header").inner_text()
         keep(page, "empty")
         choose(page, photo[0])

@@ -6,7 +6,6 @@ import re
 import struct
 import zipfile
 import zlib
-from pathlib import Path
 
 import cv2
 import gradio as gr
@@ -19,7 +18,7 @@ from PIL import Image, PngImagePlugin
 import bpkd_sdk
 from bpkd_sdk.data import shapes
 from bpkd_sdk.serve import Predictor, build_demo, draw_overlay
-from bpkd_sdk.serve.demo import files, page_options, tables
+from bpkd_sdk.serve.demo import page_options, tables
 from bpkd_sdk.serve.demo.batch_tab import write_zip
 from bpkd_sdk.serve.demo.closed import MEMORY
 from bpkd_sdk.serve.demo.examples import MOST, find_examples, generate_examples
@@ -282,44 +281,6 @@ def test_the_zip_holds_what_could_be_read(tmp_path, networks):
         )
     for index, mask in enumerate(masks.values()):
         np.testing.assert_array_equal(mask, networks[1].predictor(scene(40, 50, index)).mask)
-
-
-class TestFiles:
-    @pytest.fixture(autouse=True)
-    def uploads(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-        return tmp_path
-
-    def test_what_is_old_goes_with_its_folder(self, uploads):
-        first, second = (Path(files.write_picture(scene(32, 32))) for _ in range(2))
-        assert first != second
-        files.remove_old(60)
-        assert first.is_file()
-        files.remove_old()
-        assert list(uploads.iterdir()) == []
-
-    def test_making_a_new_one_removes_the_old(self, uploads, monkeypatch):
-        old = Path(files.write_picture(scene(32, 32)))
-        monkeypatch.setattr(files, "SECONDS", 0)
-        files.write_picture(scene(32, 32))
-        assert not old.exists()
-
-    @pytest.mark.parametrize("how", ["stopped", "failed"])
-    def test_what_is_not_finished_leaves_nothing(self, uploads, how):
-        def job():
-            with files.new_file("all.zip") as path:
-                path.write_text("half")
-                yield
-                raise OSError("no space")
-
-        work = job()
-        next(work)
-        if how == "stopped":
-            work.close()
-        else:
-            with pytest.raises(OSError, match="no space"):
-                next(work)
-        assert list(uploads.iterdir()) == []
 
 
 def test_the_page_stays_when_no_network_opens(tmp_path):
