@@ -107,10 +107,10 @@ def test_the_scores_are_those_of_evaluate(report, network):
     ("index", "format_", "reason"),
     [
         (2, "ONNX", "ValueError: .*cut <b>.onnx is not an ONNX file that ONNX Runtime can load"),
-        (3, "TensorRT", "ValueError: .*has no manifest beside it"),
+        (3, "TensorRT", "ValueError: .*m.engine is of the format TensorRT, which runs on cuda, but got device='cpu'"),
         (4, "other", "ValueError: Expected a file that ends in one of .safetensors"),
     ],
-    ids=["truncated", "no manifest", "unknown format"],
+    ids=["truncated", "another device", "unknown format"],
 )
 def test_what_cannot_run_is_a_row_with_the_reason(report, index, format_, reason):
     row = report.rows[index]
