@@ -113,20 +113,21 @@ def _heads() -> bool:
 
 def adjust_brightness(image: Tensor, amount: float) -> Tensor:
     """Add to all values of a uint8 image."""
-    return (image.float() + amount).clamp(0, 255).to(torch.uint8)
+    return image.float().add_(amount).clamp_(0, 255).to(torch.uint8)
 
 
 def adjust_contrast(image: Tensor, factor: float) -> Tensor:
     """Multiply all values of a uint8 image."""
-    return (image.float() * factor).clamp(0, 255).to(torch.uint8)
+    return image.float().mul_(factor).clamp_(0, 255).to(torch.uint8)
 
 
 def adjust_saturation(image: Tensor, factor: float) -> Tensor:
     """Multiply the S of the HSV colours of a uint8 image (3, H, W), up to its largest value; H and V stay."""
-    value, chroma = image.amax(0).float(), (image.amax(0) - image.amin(0)).float()
+    value = image.amax(0)
+    chroma = value - image.amin(0)
     # The other channels move away from the largest, or towards it, until the smallest is 0.
-    factors = (value / chroma.clamp(min=1)).clamp(max=factor)
-    return (value - factors * (value - image)).round().clamp(0, 255).to(torch.uint8)
+    factors = (value / chroma.clamp_(min=1)).clamp_(max=factor)
+    return (value - (value - image) * factors).round_().to(torch.uint8)
 
 
 class PadTo(v2.Transform):  # type: ignore[misc]

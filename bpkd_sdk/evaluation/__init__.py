@@ -2,5 +2,6 @@
 
 from bpkd_sdk.evaluation.evaluate import evaluate
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
+from bpkd_sdk.evaluation.protocol import Protocol
 
-__all__ = ["MetricCounts", "Metrics", "evaluate"]
+__all__ = ["MetricCounts", "Metrics", "Protocol", "evaluate"]

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from bpkd_sdk.data import SegmentationDataset, open_dataset
-from bpkd_sdk.evaluation.protocol import Protocol
+from bpkd_sdk.evaluation import Protocol
 from bpkd_sdk.losses import Method, create_method
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.runtime import Runtime

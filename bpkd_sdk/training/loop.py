@@ -15,8 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.evaluation import Metrics, evaluate
-from bpkd_sdk.evaluation.protocol import Protocol
+from bpkd_sdk.evaluation import Metrics, Protocol, evaluate
 from bpkd_sdk.features import Capture
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.models import save_model

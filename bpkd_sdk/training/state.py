@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bpkd_sdk.errors import differences, listed
-from bpkd_sdk.evaluation.protocol import Protocol
+from bpkd_sdk.evaluation import Protocol
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.arguments import describe
 from bpkd_sdk.models.checkpoint import FORMAT, load_state, read_tensors, write_atomically, write_tensors
