@@ -37,7 +37,7 @@ Precision = Literal["fp32", "fp16"]
 # precision moves pixels between two classes whose logits are nearly equal, so some differ in any network, and nearly
 # all of them lie at edges.
 LEAST_AGREEMENT = {"fp32": 0.9999, "fp16": 0.99}
-LEAST_EDGE_AGREEMENT = {"fp32": 0.995, "fp16": 0.97}
+LEAST_EDGE_AGREEMENT = {"fp32": 0.995, "fp16": 0.95}
 
 OPSETS = range(18, 24)  # what torch's exporter writes without converting down, to the newest it knows
 _SMALLEST_SIDE = 32
@@ -119,7 +119,7 @@ def to_onnx(
     """Export a network to one ONNX file, `verify` it, and keep it only if it agrees with torch.
 
     In every run at least 99.99 % of the pixels must have the same class, and 99.5 % of those within the edge band of
-    torch's mask (7 pixels wide); with precision "fp16" 99 % and 97 %.
+    torch's mask (7 pixels wide); with precision "fp16" 99 % and 95 %.
 
     Logits are resized to the input size and only then turned into classes. The file carries the network's facts
     (classes, palette, normalisation, size, versions, agreement) in its metadata, so that it can be used alone; and
