@@ -17,7 +17,7 @@ from bpkd_sdk.serve.predictor import Predictor
 
 log = logging.getLogger("bpkd_sdk.serve")
 
-_RETRY = 3.0  # seconds between two attempts with a network that does not work
+_RETRY = 5.0  # seconds between two attempts with a network that does not work
 _WARM_UP = (256, 256)  # for a network that names no size of its own
 
 

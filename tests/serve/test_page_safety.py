@@ -151,7 +151,9 @@ def test_nothing_is_fetched_for_a_visitor(server, address):
 
 
 @pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/queue/join", "/v1/models"])
-@pytest.mark.parametrize("origin", ["http://localhost:3000", "https://evil.example", "null", "http://127.0.0.1"])
+@pytest.mark.parametrize(
+    "origin", ["http://localhost:3000", "https://evil.example", "null", "http://127.0.0.1", "http://["]
+)
 def test_pages_of_other_origins_are_refused(server, path, origin):
     for method in ("GET", "POST", "OPTIONS"):
         headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
