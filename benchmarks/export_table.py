@@ -56,7 +56,7 @@ def make_rows(name: str, shapes: str) -> dict[str, dict[str, Any]]:
                 report = agreement = quantize(paths["fp32"], target, data, images=IMAGES, max_boundary_loss=1.0)
             else:
                 options = {"precision": precision, "dynamic_batch": dynamic, "dynamic_size": dynamic}
-                report = to_onnx(network, target, input_size=SIZE, force=True, **options)
+                report = to_onnx(network, target, input_size=SIZE, **options)
                 agreement = report.verification
             path = paths[precision] = report.path
             engine = to_tensorrt(

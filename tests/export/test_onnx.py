@@ -206,7 +206,7 @@ def test_the_files_history_is_in_it(model, path, tmp_path):
 def test_disagreement_leaves_no_file(model, tmp_path):
     with pytest.raises(
         RuntimeError,
-        match=r"disagrees with torch.*99.99% are required; at edges .*99.50%.* No file was written; force=",
+        match=r"with torch: on 1 .*% of all pixels have.*99.99% are.*at edges have.*99.50% .* No file was written; force=",
     ):
         to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48))
     assert list(tmp_path.iterdir()) == []
@@ -221,9 +221,10 @@ def test_disagreement_kept_by_force_is_marked(model, tmp_path):
     assert (report.verified, facts_of(report.path)["verified"]) == (False, False)
 
 
-def test_disagreement_at_edges_alone_is_disagreement(model, tmp_path, monkeypatch):
-    monkeypatch.setitem(onnx_export.LEAST_EDGE_AGREEMENT, "fp16", 1.01)
-    with pytest.raises(RuntimeError, match=r"with torch: at edges \d+\.\d+% have, 101.00% are required. No file was"):
+@pytest.mark.parametrize(("part", "told"), [("edge", "at edges"), ("body", "in bodies")])
+def test_disagreement_in_one_part_is_disagreement(model, tmp_path, monkeypatch, part, told):
+    monkeypatch.setitem(onnx_export.LEAST_AGREEMENT["fp16"], part, 1.01)
+    with pytest.raises(RuntimeError, match=rf"with torch: on 1 .* of the pixels {told} have .*101.00% are required"):
         to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48), precision="fp16")
     assert list(tmp_path.iterdir()) == []
 
