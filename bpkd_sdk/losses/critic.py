@@ -8,6 +8,7 @@ of the student's optimiser, and the moments of its own Adam are buffers, which p
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from bpkd_sdk.errors import check_choice
-from bpkd_sdk.losses.method import built
+from bpkd_sdk.losses.method import Outputs, WeightedTerms, built
 from bpkd_sdk.losses.processes import mean_over_processes
 
 CriticLoss = Literal["hinge", "wgan-gp"]
@@ -190,3 +191,29 @@ class Adversary(nn.Module):
         mean = self.mean / (1 - first**self.updates)
         square = self.square / (1 - second**self.updates)
         return -LEARNING_RATE * mean / (square.sqrt() + EPSILON)
+
+
+class AdversarialTerms(WeightedTerms):
+    """A method with a critic, whose term is called "adversarial".
+
+    Args:
+        num_classes: As in `WeightedTerms`.
+        ignore_index: Likewise.
+        weights: Likewise; without one for "adversarial" no critic is built.
+        critic_loss: Loss of the critic.
+
+    Raises:
+        ValueError: For another loss, and as `WeightedTerms`.
+    """
+
+    def __init__(
+        self, num_classes: int | None, ignore_index: int, weights: Mapping[str, float], critic_loss: CriticLoss
+    ) -> None:
+        super().__init__(num_classes, ignore_index, weights)
+        self.critic_loss: CriticLoss = critic_loss
+        self.adversary = Adversary(critic_loss)
+
+    def build(self, outputs: Outputs) -> None:
+        """The critic; see `DistillationLoss.prepare`."""
+        if self.weights["adversarial"]:
+            self.adversary.build(outputs.logits[0])

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpkd_sdk.boundary import check_labels
-from bpkd_sdk.losses.critic import Adversary, CriticLoss
-from bpkd_sdk.losses.method import Outputs, Terms, WeightedTerms, labels_at
+from bpkd_sdk.losses.critic import AdversarialTerms, CriticLoss
+from bpkd_sdk.losses.method import Outputs, Terms, labels_at
 from bpkd_sdk.losses.pixel import pixel_kl
 
 _CHUNK = 1024  # positions at a time, so that they and their centres stay within the cache
@@ -73,7 +73,7 @@ def feature_variation(
     return (student_cosine - teacher_cosine).masked_fill(is_void.flatten(), 0).square().mean()
 
 
-class IFVDLoss(WeightedTerms):
+class IFVDLoss(AdversarialTerms):
     """Intra-class feature variation distillation: {"kd": ..., "variation": ..., "adversarial": ...}.
 
     Args:
@@ -115,9 +115,7 @@ class IFVDLoss(WeightedTerms):
         ignore_index: int = 255,
     ) -> None:
         weights = {"kd": kd_weight, "variation": variation_weight, "adversarial": adversarial_weight}
-        super().__init__(num_classes, ignore_index, weights)
-        self.critic_loss: CriticLoss = critic_loss
-        self.adversary = Adversary(critic_loss)
+        super().__init__(num_classes, ignore_index, weights, critic_loss)
 
     @classmethod
     def paper(cls, num_classes: int, *, ignore_index: int = 255) -> IFVDLoss:
@@ -130,11 +128,6 @@ class IFVDLoss(WeightedTerms):
             critic_loss="wgan-gp",
             ignore_index=ignore_index,
         )
-
-    def build(self, outputs: Outputs) -> None:
-        """The critic; see `DistillationLoss.prepare`."""
-        if self.weights["adversarial"]:
-            self.adversary.build(outputs.logits[0])
 
     def terms(self, outputs: Outputs, labels: Tensor) -> Terms:
         """See `WeightedTerms.terms`. In training mode the critic makes a step of its own before it judges."""

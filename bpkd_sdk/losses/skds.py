@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpkd_sdk.errors import check_choice
-from bpkd_sdk.losses.critic import Adversary, CriticLoss
-from bpkd_sdk.losses.method import Outputs, Terms, WeightedTerms
+from bpkd_sdk.losses.critic import AdversarialTerms, CriticLoss
+from bpkd_sdk.losses.method import Outputs, Terms
 from bpkd_sdk.losses.pixel import pixel_kl
 from bpkd_sdk.losses.similarity import gram_mse
 
@@ -76,7 +76,7 @@ def unit_cells(features: Tensor, pool: int | float, constant_norm: bool = False)
     return cells / (norm.detach() if constant_norm else norm)
 
 
-class SKDSLoss(WeightedTerms):
+class SKDSLoss(AdversarialTerms):
     """Structured distillation: {"pixel": ..., "pair": ..., "adversarial": ...}; a weight of 0 leaves a term out.
 
     Args:
@@ -122,7 +122,7 @@ class SKDSLoss(WeightedTerms):
         ignore_index: int = 255,
     ) -> None:
         weights = {"pixel": pixel_weight, "pair": pair_weight, "adversarial": adversarial_weight}
-        super().__init__(num_classes, ignore_index, weights)
+        super().__init__(num_classes, ignore_index, weights, critic_loss)
         check_choice("pixel_loss", pixel_loss, get_args(PixelLoss))
         if not (pair_pool >= 1 if isinstance(pair_pool, int) else 0 < pair_pool <= 1):
             raise ValueError(
@@ -132,8 +132,6 @@ class SKDSLoss(WeightedTerms):
         self.pixel_loss: PixelLoss = pixel_loss
         self.pair_pool = pair_pool
         self.pair_constant_norm = pair_constant_norm
-        self.critic_loss: CriticLoss = critic_loss
-        self.adversary = Adversary(critic_loss)
 
     @classmethod
     def paper(cls, num_classes: int | None = None, *, ignore_index: int = 255) -> SKDSLoss:
@@ -152,11 +150,6 @@ class SKDSLoss(WeightedTerms):
             critic_loss="wgan-gp",
             ignore_index=ignore_index,
         )
-
-    def build(self, outputs: Outputs) -> None:
-        """The critic; see `DistillationLoss.prepare`."""
-        if self.weights["adversarial"]:
-            self.adversary.build(outputs.logits[0])
 
     def terms(self, outputs: Outputs, labels: Tensor) -> Terms:
         """See `WeightedTerms.terms`. In training mode the critic makes a step of its own before it judges."""

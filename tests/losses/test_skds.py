@@ -127,13 +127,14 @@ def test_critic_makes_adams_steps(kind):
 
 def test_critic_learns_to_tell_the_two_apart_and_the_student_to_fool_it():
     torch.manual_seed(0)
-    student, teacher = torch.zeros(4, 3, 8, 8).requires_grad_(), torch.ones(4, 3, 8, 8)
+    # Patterns that differ: constant maps are all alike behind the critic's first batch norm.
+    student, teacher = torch.randn(4, 3, 8, 8).requires_grad_(), torch.linspace(-1, 1, 8).expand(4, 3, 8, 8)
     adversary = built(student, "hinge")
     before = critic_loss(adversary.critic(student), adversary.critic(teacher), "hinge").item()
     for _ in range(30):
         term = adversary(student, teacher)
     scores = [adversary.critic(maps.detach()).mean().item() for maps in (student, teacher)]
-    assert scores[0] < scores[1]
+    assert scores[0] + 0.1 < scores[1]
     assert critic_loss(adversary.critic(student), adversary.critic(teacher), "hinge").item() < before
     assert not any(weight.requires_grad for weight in adversary.parameters())
     term.backward()
