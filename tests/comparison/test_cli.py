@@ -53,6 +53,17 @@ def test_compare_prints_the_table_and_goes_on(bpkd, folder):
     assert "options.optimizer: was 'sgd', is 'adamw'" in err
 
 
+def test_all_methods_stand_in_one_table(bpkd, folder):
+    code, _, err = bpkd(*command(folder), "--methods", "all")
+    assert code == 0, err
+    rows = json.loads((folder / "out" / "table.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["alone", *METHODS]
+    for row in rows:
+        assert (row["seeds"], row["failed"], row["steps"]) == (1, 0, 2)
+        assert 0 <= row["scores"]["edge_accuracy"]["mean"] <= 1
+        assert row["peak_memory"]["mean"] > 0
+
+
 def test_ctrl_c_says_what_is_done(bpkd, monkeypatch, folder):
     class Stopping(CWDLoss):
         calls = 0
