@@ -90,13 +90,13 @@ def test_other_number_of_classes_is_refused():
 
 
 class Crash(CWDLoss):
-    """Breaks off in the fourth step."""
+    """Breaks off in its fourth step."""
 
-    calls = 0
+    _calls = 0
 
     def forward(self, *inputs):
-        self.calls += 1
-        if self.calls == 4:
+        self._calls += 1
+        if self._calls == 4:
             raise MemoryError
         return super().forward(*inputs)
 
@@ -115,7 +115,7 @@ def test_distills_and_resumes(tmp_path):
     whole = run("whole", CWDLoss(weight=3))
     with pytest.raises(MemoryError):
         run("parts", Crash(weight=3))
-    parts = run("parts", CWDLoss(weight=3), resume=True)
+    parts = run("parts", Crash(weight=3), resume=True)
     assert [record["terms"] for record in parts.history] == [record["terms"] for record in whole.history]
     assert {"ce", "bpkd/edge", "cwd/logit", "skds/adversarial", "cirkd/memory_pixel"} < whole.history[0]["terms"].keys()
     for key, value in whole.model.state_dict().items():

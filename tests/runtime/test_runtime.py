@@ -189,7 +189,7 @@ def test_an_engine_says_why_it_cannot_run_here(tmp_path, files):
     ],
 )
 def test_devices_that_a_format_lacks(source, device, told):
-    with pytest.raises(ValueError, match=f"{source} is of the format {told} .*but got device='{device}'"):
+    with pytest.raises(ValueError, match=f"{source} is of the format {told}, but got device='{device}'"):
         open_runtime(source, device)
 
 

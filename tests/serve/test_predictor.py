@@ -190,7 +190,7 @@ def test_timings_add_up(files, size):
     wall = 1000 * (time.perf_counter() - start)
     stages = [(timings.pre, timings.inference, timings.post) for timings in (each.timings for each in predictions)]
     assert min(map(min, stages)) > 0
-    assert wall / 4 < sum(map(sum, stages)) < wall
+    assert sum(map(sum, stages)) < wall
     assert [prediction.latency_ms for prediction in predictions] == pytest.approx(list(map(sum, stages)))
 
 
