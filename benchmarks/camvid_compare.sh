@@ -13,7 +13,7 @@ recipe=(--optimizer adamw --learning-rate 6e-4 --gradient-clip 10 --batch-size 8
 
 [ -f $runs/start/student.safetensors ] || python -m benchmarks.camvid_start $runs/start "$lite2" "$lite0"
 bpkd train $runs/start/teacher.safetensors "${camvid[@]}" "${recipe[@]}" --precision bf16 --crop-size 224x320 \
-  --steps 400 --checkpoint-every 50 --output $runs/teacher --resume
+  --steps 300 --checkpoint-every 50 --output $runs/teacher --resume
 
 for budget in steps=60 seconds=60; do
   bpkd compare --methods all --teacher $runs/teacher/last.safetensors --student $runs/start/student.safetensors \
