@@ -4,7 +4,7 @@
 # A small budget, for two cores; docs/results.md has the study with weights that were tuned. The same call goes on where
 # it was stopped. Needs `bpkd` and `python` on the PATH.
 set -euo pipefail
-data=$1 lite2=$2 lite0=$3
+data=$(realpath "$1") lite2=$(realpath "$2") lite0=$(realpath "$3")
 cd "$(dirname "$0")/.."
 results=${4:-benchmarks/results/camvid-compare}
 runs=runs/camvid-compare
@@ -15,9 +15,10 @@ recipe=(--optimizer adamw --learning-rate 6e-4 --gradient-clip 10 --batch-size 8
 bpkd train $runs/start/teacher.safetensors "${camvid[@]}" "${recipe[@]}" --precision bf16 --crop-size 224x320 \
   --steps 300 --checkpoint-every 50 --output $runs/teacher --resume
 
-for budget in steps=60 seconds=60; do
+for budget in steps=40 seconds=40; do
   bpkd compare --methods all --teacher $runs/teacher/last.safetensors --student $runs/start/student.safetensors \
-    "${camvid[@]}" "${recipe[@]}" --crop-size 192x256 --budget $budget --seeds 1 --output $runs/${budget/=/-}
+    "${camvid[@]}" "${recipe[@]}" --crop-size 192x256 --evaluate-every 20 --budget $budget --seeds 1 \
+    --output $runs/${budget/=/-}
   mkdir -p "$results/${budget/=/-}"
   cp $runs/${budget/=/-}/{table.md,table.json,miou_over_time.png} "$results/${budget/=/-}/"
 done
