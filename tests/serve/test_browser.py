@@ -91,9 +91,9 @@ def download(page, button):
 def test_a_photo_comes_back_with_masks_and_figures(browser, url, folder, photo):
     predictors = [Predictor(folder / f"{name}.onnx", "cpu") for name in ("teacher", "student")]
     with visiting(browser, url) as page:
-        assert page.get_by_text("Choose an image to begin").is_visible()
-        assert "is of the format TensorRT, which runs on cuda" in page.locator("#cost").inner_text()
-        assert "No NVIDIA GPU is in reach" in page.locator("#header").inner_text()
+        page.get_by_text("Choose an image to begin").wait_for()
+        page.locator("#cost", has_text="is of the format TensorRT, which runs on cuda").wait_for()
+        page.locator("#header", has_text="No NVIDIA GPU is in reach").wait_for()
         keep(page, "empty")
         choose(page, photo[0])
         left, right = pictures(page, "overlay")
@@ -111,7 +111,7 @@ def test_a_photo_comes_back_with_masks_and_figures(browser, url, folder, photo):
         for tab in ("Boundaries", "Difference", "Classes"):
             page.get_by_role("tab", name=tab).click()
             keep(page, tab.lower())
-        assert page.get_by_role("row", name="asphalt").is_visible()
+        page.get_by_role("row", name="asphalt").wait_for()
         assert page.get_by_role("row", name="asphalt").get_by_text("100.0%").count() == 0
         page.get_by_role("combobox", name="Student").click()
         page.get_by_role("option", name="twin.onnx").click()

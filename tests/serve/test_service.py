@@ -275,7 +275,11 @@ AUDITED = {"on": False, "events": []}
 
 
 def audit(event, arguments):
-    if AUDITED["on"] and event in ("open", "socket.connect", "pickle.find_class", "subprocess.Popen", "os.system"):
+    if (
+        AUDITED
+        and AUDITED["on"]
+        and event in ("open", "socket.connect", "pickle.find_class", "subprocess.Popen", "os.system")
+    ):
         AUDITED["events"].append((event, str(arguments)))
 
 
