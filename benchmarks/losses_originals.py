@@ -88,8 +88,10 @@ def skds_pair(batch: Batch) -> Tensor:
 
 
 def ifvd(batch: Batch) -> Tensor:
-    labels, cosines = batch.small_labels.unsqueeze(1), []
+    """The labels, and so every mask, have all channels of the features, as in the official code."""
+    cosines = []
     for feature in batch.features:
+        labels = batch.small_labels.unsqueeze(1).float().expand_as(feature)
         centres = feature.clone()
         for label in range(batch.num_classes):
             member = (labels == label).float()

@@ -1,8 +1,8 @@
 """IFVD: intra-class feature variation distillation (Wang et al., ECCV 2020).
 
 How far each position lies from the mean feature of its own class, in the student as in the teacher. The official code
-goes through all classes, each time over the whole feature map; here the sums of all classes come from one pass, so
-that time and memory do not depend on their number.
+goes through all classes, each time over the whole feature map; here all classes come from one matrix product, and
+nothing is larger than the features or the logits.
 """
 
 from __future__ import annotations
@@ -16,31 +16,29 @@ from bpkd_sdk.losses.critic import AdversarialTerms, CriticLoss
 from bpkd_sdk.losses.method import Outputs, Terms, labels_at
 from bpkd_sdk.losses.pixel import pixel_kl
 
-_CHUNK = 1024  # positions at a time, so that they and their centres stay within the cache
 
-
-def class_cosine(features: Tensor, group: Tensor, num_groups: int) -> Tensor:
-    """The cosine of each feature with the mean of its group.
+def class_cosine(features: Tensor, members: Tensor) -> Tensor:
+    """The cosine of each feature with the mean of its own class in the same image.
 
     Args:
-        features: (M, D), float32 or float64.
-        group: (M,) int64 in [0, num_groups).
-        num_groups: How many groups there may be.
+        features: (N, D, M), float32 or float64.
+        members: (N, C, M), 1 where a position is of a class and 0 elsewhere, in the dtype of the features; all 0 where
+            it is of none.
 
     Returns:
-        (M,) in [-1, 1].
+        (N, M) in [-1, 1]; 0 where a position is of no class.
 
     Example:
-        >>> class_cosine(torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 0, 1]), 2).tolist()
-        [0.7071067690849304, 0.7071067690849304, 1.0]
+        >>> features = torch.tensor([[[1.0, 0.0, 3.0], [0.0, 1.0, 0.0]]])
+        >>> class_cosine(features, torch.tensor([[[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])).tolist()
+        [[0.7071067690849304, 0.7071067690849304, 1.0]]
     """
     # A cosine does not see the length of the mean, so the sum stands in for it.
-    sums: Tensor = features.new_zeros(num_groups, features.shape[1]).index_add(0, group, features)
-    centres = F.normalize(sums, eps=1e-8)
-    chunks = zip(torch.split(features, _CHUNK), torch.split(group, _CHUNK), strict=True)
-    projected = torch.cat([(rows * centres[own]).sum(1) for rows, own in chunks])
-    lengths: Tensor = torch.linalg.vector_norm(features, dim=1)
-    return projected / lengths.clamp(min=1e-8)
+    centres = F.normalize(features @ members.mT, dim=1, eps=1e-8)
+    projected = ((centres.mT @ features) * members).sum(1)
+    # An image at a time: the squares of all would be a second copy of the features.
+    squared = torch.stack([torch.linalg.vecdot(image, image, dim=0) for image in features])
+    return projected / squared.clamp(min=1e-16).sqrt()
 
 
 def feature_variation(
@@ -61,16 +59,11 @@ def feature_variation(
         Scalar, 0 or above.
     """
     check_labels(labels, num_classes, ignore_index)
-    classes = labels_at(labels, (student.shape[2], student.shape[3]))
-    is_void = classes == ignore_index
-    image = torch.arange(len(classes), device=classes.device).view(-1, 1, 1)
-    void_group = len(classes) * num_classes
-    group = (image * num_classes + classes).masked_fill(is_void, void_group).flatten()
-    student_cosine, teacher_cosine = (
-        class_cosine(features.permute(0, 2, 3, 1).flatten(0, 2), group, void_group + 1)
-        for features in (student, teacher)
-    )
-    return (student_cosine - teacher_cosine).masked_fill(is_void.flatten(), 0).square().mean()
+    classes = labels_at(labels, (student.shape[2], student.shape[3])).flatten(1)
+    index = torch.arange(num_classes, device=classes.device).unsqueeze(1)
+    members = ((classes.unsqueeze(1) == index) & (classes.unsqueeze(1) != ignore_index)).to(student.dtype)
+    student_cosine, teacher_cosine = (class_cosine(features.flatten(2), members) for features in (student, teacher))
+    return (student_cosine - teacher_cosine).square().mean()
 
 
 class IFVDLoss(AdversarialTerms):

@@ -138,9 +138,9 @@ def ifvd(networks: Networks) -> list[Panel]:
     """How alike each position is to the mean of its class."""
     image, labels = scene(FIRST)
     outputs = networks.outputs(image)
-    rows = (feature(output)[0].flatten(1).T for output in outputs)
+    members = F.one_hot(labels.flatten(1).long(), SCENES.num_classes).mT.float()
     student, teacher = (
-        class_cosine(x, labels.flatten().long(), SCENES.num_classes).view(labels[0].shape) for x in rows
+        class_cosine(feature(output).flatten(2), members).view(labels[0].shape) for output in outputs
     )
     return [
         Panel("image", picture(image)),
