@@ -89,7 +89,8 @@ def open_networks(sources: Sequence[Source | Network], device: str | torch.devic
             predictor = source if isinstance(source, Predictor) else Predictor(source, device)
             networks.append(Network(name, predictor))
         except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-            networks.append(Network(name, None, str(error)))
+            # The page shows it to whoever looks, and where the file lies is none of their business.
+            networks.append(Network(name, None, str(error).replace(_title(source), name)))
     return networks
 
 

@@ -139,9 +139,7 @@ def ifvd(networks: Networks) -> list[Panel]:
     image, labels = scene(FIRST)
     outputs = networks.outputs(image)
     members = F.one_hot(labels.flatten(1).long(), SCENES.num_classes).mT.float()
-    student, teacher = (
-        class_cosine(feature(output).flatten(2), members).view(labels[0].shape) for output in outputs
-    )
+    student, teacher = (class_cosine(feature(output).flatten(2), members).view(labels[0].shape) for output in outputs)
     return [
         Panel("image", picture(image)),
         Panel("teacher: cosine with own class's mean", teacher, None, 0, 1),

@@ -27,6 +27,7 @@ def test_one_that_cannot_be_opened_does_not_stop_the_others(checkpoint, tmp_path
     assert [network.predictor is None for network in networks] == [False, True, True, True, False]
     for network, reason in zip(networks[1:4], ["no ONNX file", "not an ONNX file", "Expected a file"], strict=True):
         assert reason in network.problem
+        assert str(tmp_path) not in network.problem
         assert network.bytes is None
         assert network.cost(SIZE) == (None, None)
 
