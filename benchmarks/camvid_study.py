@@ -249,11 +249,15 @@ class Levelled(nn.Module):
 
 
 def contest(unit: str, arguments: argparse.Namespace) -> None:
-    """Every method at its best, and BPKD without each of its terms, at equal steps or at equal seconds."""
+    """Every method at its best, BPKD without each of its terms, and BPKD as loud as long schedules have it.
+
+    At equal steps or at equal seconds.
+    """
     best = json.loads((RESULTS / "tune" / "best.json").read_text())
     methods = {method: CANDIDATES[method][name] for method, name in best.items()}
     methods["bpkd no edges"] = without("edge", methods["bpkd"])
     methods["bpkd no bodies"] = without("body", methods["bpkd"])
+    methods["bpkd edge 10 body 5"] = CANDIDATES["bpkd"]["edge 10 body 5"]
     budget = BUDGETS[unit]
     compare(
         arguments, camvid(arguments.data), methods, budget, budget.replace("=", "-"), seeds=SEEDS, evaluate_every=100

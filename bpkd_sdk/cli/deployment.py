@@ -33,6 +33,9 @@ def export(
     argmax: Annotated[bool | None, typer.Option(help="ONNX: return masks instead of logits.")] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX: operator set.")] = None,
     force: Annotated[bool | None, typer.Option("--force", help="ONNX: keep a file that disagrees with torch.")] = None,
+    verify_on: Annotated[
+        str | None, typer.Option(help="ONNX: agree with torch on the validation images of this data set or folder too.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="int8: the images to calibrate with; a data set or folder.")] = None,
     root: Root = None,
     images: Annotated[int | None, typer.Option(help="int8: how many of them, at most.")] = None,
@@ -68,6 +71,7 @@ def export(
         "argmax": argmax,
         "opset": opset,
         "force": force,
+        "data": verify_on and bpkd_sdk.open_dataset(verify_on, root, "val"),
         "calibration_data": data and bpkd_sdk.open_dataset(data, root, "train"),
         "images": images,
         "max_boundary_loss": max_boundary_loss,

@@ -70,6 +70,16 @@ def test_an_onnx_file_becomes_an_engine_of_int8(bpkd, compiler, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "m.plan", "m.plan.json"}
 
 
+def test_a_file_is_verified_on_ones_own_images(bpkd, folder, tmp_path):
+    """Which have to be of the size that it takes: scenes of `shapes` are not."""
+    code, _, err = bpkd(
+        "export", folder / "m.safetensors", tmp_path / "m.onnx", "--size", "64x96", "--verify-on", "shapes"
+    )
+    assert code == 1
+    assert "takes images of 64 x 96 (height x width), but got 128 x 128" in err.replace("\n", " ")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("target", "options", "message"),
     [
