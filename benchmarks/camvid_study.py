@@ -40,7 +40,7 @@ import bpkd_sdk
 from bpkd_sdk import Comparison
 from bpkd_sdk.boundary import edge_band
 from bpkd_sdk.comparison.bootstrap import paired_bootstrap
-from bpkd_sdk.comparison.run import PER_IMAGE_FILE, read_run
+from bpkd_sdk.comparison.run import PER_IMAGE_FILE, RESULT_FILE, read_run
 from bpkd_sdk.comparison.summary import statistic
 from bpkd_sdk.data import FileDataset
 from bpkd_sdk.data.camvid import CLASSES
@@ -283,19 +283,22 @@ def compare(
     teacher = arguments.runs / "teacher" / "last.safetensors"
     student = new_student(arguments)
     folder = arguments.runs / place
-    comparison = bpkd_sdk.compare(
-        bpkd_sdk.load_model(teacher, model=teacher_network(arguments.weights[0], len(CLASSES))),
-        student,
-        data,
-        methods=methods,
-        budget=budget,
-        seeds=seeds,
-        output_dir=folder,
-        evaluate_every=evaluate_every,
-        **STUDENT_RECIPE,
-    )
-    for run in comparison.runs:
-        write(RESULTS / place / f"{run.method.replace(' ', '_')}-seed{run.seed}.json", vars(run))
+    try:
+        comparison = bpkd_sdk.compare(
+            bpkd_sdk.load_model(teacher, model=teacher_network(arguments.weights[0], len(CLASSES))),
+            student,
+            data,
+            methods=methods,
+            budget=budget,
+            seeds=seeds,
+            output_dir=folder,
+            evaluate_every=evaluate_every,
+            **STUDENT_RECIPE,
+        )
+    finally:  # also what was finished before Ctrl-C
+        for path in folder.glob(f"*/seed*/{RESULT_FILE}"):
+            run = read_run(path.parent)
+            write(RESULTS / place / f"{run.method.replace(' ', '_')}-seed{run.seed}.json", vars(run))
     for name in ("table.md", "table.json", "miou_over_time.png"):
         shutil.copy(folder / name, RESULTS / place / name)
     Console().print(comparison)
