@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 import bpkd_sdk
 from bpkd_sdk import Comparison
-from bpkd_sdk.boundary import edge_band
+from bpkd_sdk.boundary import edge_band, edge_masks
 from bpkd_sdk.comparison.bootstrap import paired_bootstrap
 from bpkd_sdk.comparison.run import PER_IMAGE_FILE, RESULT_FILE, read_run
 from bpkd_sdk.comparison.summary import statistic
@@ -58,6 +58,7 @@ from bpkd_sdk.losses import (
     IFVDLoss,
     SKDSLoss,
 )
+from bpkd_sdk.losses.divergence import softmax_kl
 from bpkd_sdk.losses.method import Outputs, Terms
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.checkpoint import write_atomically
@@ -87,6 +88,19 @@ class AtLabelSize(BPKDLoss):
             for output in (outputs.student, outputs.teacher)
         )
         return super().terms(Outputs(student, teacher), labels)
+
+
+class NoPreMask(BPKDLoss):
+    """BPKD whose edge term compares whole logits, where it else multiplies them with the trimap before the softmax."""
+
+    def terms(self, outputs: Outputs, labels: Tensor) -> Terms:
+        student, teacher = outputs.logits
+        masks = edge_masks(labels, outputs.num_classes, tuple(student.shape[2:]), self.width, self.ignore_index)
+        count = (masks > 0).sum((2, 3))
+        of_class = self.alpha / count.clamp(min=1) / (count > 0).sum(1, keepdim=True).clamp(min=1)
+        weight = torch.einsum("nc,nchw->nhw", of_class, masks).flatten(1)
+        phi = softmax_kl(student.flatten(2), teacher.flatten(2), dim=1)
+        return super().terms(outputs, labels) | {"edge": lambda: (phi * weight).sum() / len(student)}
 
 
 # Three for each method: the paper's setting, where it has one of its own, this package's defaults, and others.
@@ -134,6 +148,7 @@ READINGS: dict[str, DistillationLoss] = {
     "width 3": BPKDLoss(**TUNED, width=3),
     "width 15": BPKDLoss(**TUNED, width=15),
     "void guard": BPKDLoss(**TUNED, void="guard"),
+    "no pre-mask": NoPreMask(**TUNED),
     "upsampled logits": AtLabelSize(**TUNED),
     "cwd 2": CWDLoss(weight=2),
 }
@@ -352,29 +367,41 @@ def compare(
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """What `compare` does not say: edges by width, how sure, and what it looks like."""
+    """What `compare` does not say: edges by width, classes, how sure, and what it looks like."""
     _, val = camvid(arguments.data)
     teacher = open_network(teacher_network, arguments.weights[0], arguments.runs / "teacher")
     for budget in BUDGETS.values():
         runs = finished(arguments.runs / budget.replace("=", "-"))
         if not runs:
             continue
-        place = RESULTS / budget.replace("=", "-")
         widths = {"teacher": [accuracies(arguments.runs / "teacher", teacher, val)]}
         for method, folders in runs.items():
             widths[method] = [accuracies(folder, open_student(arguments, folder), val) for folder in folders]
         counts = {method: [folder / PER_IMAGE_FILE for folder in folders] for method, folders in runs.items()}
-        pairs = [(method, "alone") for method in runs if method != "alone"]
-        pairs += [("bpkd", method) for method in runs if method not in ("bpkd", "alone")]
-        intervals = {
-            f"{one} - {other}": {name: asdict(found) for name, found in scores.items()}
-            for (one, other), scores in paired_bootstrap(counts, pairs).items()
-        }
-        facts = {"edge_widths": widths, "bootstrap": intervals}
+        facts = {"edge_widths": widths, "class_iou": class_iou(runs), "bootstrap": intervals(counts)}
+        place = RESULTS / budget.replace("=", "-")
         write(place / "report.json", facts)
         write_atomically(place / "report.md", "\n".join(report_lines(**facts)).encode())
         shown = {name: open_student(arguments, runs[name][0]) for name in runs if name in ("alone", "cwd", "bpkd")}
         draw(gains_and_losses(counts), val, {"teacher": teacher} | shown).save(place / "pictures.webp", quality=85)
+
+
+def class_iou(runs: dict[str, list[Path]]) -> dict[str, list[list[float]]]:
+    """IoU of every class, seed by seed."""
+    metrics = {method: [read_run(folder).metrics for folder in folders] for method, folders in runs.items()}
+    metrics = {"teacher": [json.loads((RESULTS / "teacher.json").read_text())["metrics"]]} | metrics
+    return {method: [seed["per_class_iou"] for seed in seeds] for method, seeds in metrics.items()}
+
+
+def intervals(counts: dict[str, list[Path]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Differences to the student alone, and of BPKD to all others, with their intervals."""
+    pairs = [(method, "alone") for method in counts if method != "alone"]
+    for leader in ("bpkd", "bpkd with kd"):
+        pairs += [(leader, method) for method in counts if method not in (leader, "alone")]
+    return {
+        f"{one} - {other}": {name: asdict(found) for name, found in scores.items()}
+        for (one, other), scores in paired_bootstrap(counts, pairs).items()
+    }
 
 
 def finished(place: Path) -> dict[str, list[Path]]:
@@ -411,13 +438,19 @@ def accuracies(folder: Path, network: nn.Module, data: FileDataset) -> dict[str,
     return found
 
 
-def report_lines(edge_widths: dict[str, list], bootstrap: dict[str, dict]) -> Iterator[str]:
-    """Both tables, as Markdown."""
+def report_lines(edge_widths: dict[str, list], class_iou: dict[str, list], bootstrap: dict[str, dict]) -> Iterator[str]:
+    """The three tables, as Markdown."""
     yield f"| method | {' | '.join(f'edge {width} px | body {width} px' for width in EDGE_WIDTHS)} |"
     yield "|---" + "|---:" * 2 * len(EDGE_WIDTHS) + "|"
     for method, seeds in edge_widths.items():
         columns = ([seed[str(width)][row] for seed in seeds] for width in EDGE_WIDTHS for row in (0, 1))
         yield f"| {method} | {' | '.join(mean_and_deviation(values) for values in columns)} |"
+    yield ""
+    yield f"| method | {' | '.join(CLASSES)} |"
+    yield "|---" + "|---:" * len(CLASSES) + "|"
+    for method, seeds in class_iou.items():
+        means = (statistic(values).mean for values in zip(*seeds, strict=True))
+        yield f"| {method} | {' | '.join(f'{100 * mean:.1f}' for mean in means)} |"
     yield ""
     yield "| difference | mIoU | boundary IoU | edge | body |"
     yield "|---" + "|---:" * 4 + "|"

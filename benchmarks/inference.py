@@ -36,7 +36,14 @@ from bpkd_sdk.runtime import Accepts, Runtime, TorchRuntime
 from bpkd_sdk.runtime.onnx import open_session
 
 ROOT = Path(__file__).parents[1]
-NETWORKS = ("pspnet_r18", "deeplabv3plus_mv2", "hrnetv2p_w18s", "isanet_r18", "smp/FPN/tu-mobilenetv3_small_050")
+NETWORKS = (
+    "pspnet_r18",
+    "deeplabv3plus_mv2",
+    "hrnetv2p_w18s",
+    "isanet_r18",
+    "smp/FPN/tu-mobilenetv3_small_050",
+    "smp/PAN/tu-mobilenetv3_small_050",
+)
 CLASSES = 19
 WAYS = ("torch", "fp32", "int8", "usual")
 # Slower way, faster way, how many times as fast it shall be.

@@ -185,7 +185,7 @@ def test_bad_tensors_are_named():
 
 
 def test_methods_by_name():
-    assert create_method("bpkd", 3).weights == {"edge": 10, "body": 5}
+    assert create_method("bpkd", 3).weights == {"edge": 1, "body": 2}
     paper = create_method("bpkd_paper", 3)
     assert (paper.weights, paper.class_reduction) == ({"edge": 50, "body": 20}, "sum")
     with pytest.raises(ValueError, match="Did you mean 'bpkd'"):

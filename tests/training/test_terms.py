@@ -28,7 +28,7 @@ def test_warm_up_of_the_methods_terms(tmp_path):
     """The first step's terms are those of a run without, by the share; the network is the same at that point."""
     plain = distilled(tmp_path / "plain", steps=1)
     ramped = distilled(tmp_path / "ramped", steps=5, method_warmup=4)
-    assert [record["weights"]["edge"] for record in ramped] == [2.5, 5.0, 7.5, 10.0, 10.0]
+    assert [record["weights"]["edge"] for record in ramped] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert all(record["weights"]["ce"] == 1 for record in ramped)
     for name in ("edge", "body"):
         assert ramped[0]["terms"][name] == pytest.approx(plain[0]["terms"][name] / 4)
@@ -38,7 +38,7 @@ def test_warm_up_of_the_methods_terms(tmp_path):
 
 def test_warm_up_of_composed_methods(tmp_path):
     history = distilled(tmp_path, steps=2, method=["bpkd", CWDLoss(weight=3)], method_warmup=2)
-    assert history[0]["weights"] == {"ce": 1.0, "bpkd/edge": 5.0, "bpkd/body": 2.5, "cwd/logit": 1.5}
+    assert history[0]["weights"] == {"ce": 1.0, "bpkd/edge": 0.5, "bpkd/body": 1.0, "cwd/logit": 1.5}
     assert history[0]["terms"].keys() == history[0]["weights"].keys()
 
 
