@@ -45,10 +45,7 @@ def draw(runs: Iterable[Run], title: str, teacher_miou: float) -> bytes:
         _draw_method(axes, method, group, *((GREY, "o") if method == ALONE else next(styles)))
         for method, group in by_method.items()
     ]
-    axes.axhline(100 * teacher_miou, color=GREY, lw=1, ls=":")
-    axes.annotate(
-        f"teacher {100 * teacher_miou:.1f}", (0, 100 * teacher_miou), (4, 3), textcoords="offset points", color=GREY
-    )
+    _mark_teacher(axes, 100 * teacher_miou)
     axes.set_xlim(0, 1.22 * axes.dataLim.x1)
     axes.set_xlabel("seconds of training, evaluation left out")
     axes.set_ylabel("mIoU in %, validation")
@@ -82,6 +79,18 @@ def _draw_method(axes: Axes, method: str, runs: list[Run], color: str, marker: s
     )
     name.set_path_effects([withStroke(linewidth=3, foreground="white")])
     return name
+
+
+def _mark_teacher(axes: Axes, miou: float) -> None:
+    """A line at its height; no more than a note where the line would leave little room for the curves."""
+    low, high = axes.get_ylim()
+    note = axes.annotate(f"teacher {miou:.1f}", (0, miou), (4, 3), textcoords="offset points", color=GREY)
+    if miou < high + (high - low) / 2:
+        axes.axhline(miou, color=GREY, lw=1, ls=":")
+    else:
+        axes.set_ylim(low, high)
+        note.set_text(f"{note.get_text()}, far above")
+        note.xy, note.xyann, note.xycoords = (0, 1), (4, -12), "axes fraction"
 
 
 def _keep_apart(figure: Figure, names: list[Annotation]) -> None:
