@@ -42,7 +42,7 @@ from bpkd_sdk import Comparison
 from bpkd_sdk.boundary import edge_band, edge_masks
 from bpkd_sdk.comparison.bootstrap import paired_bootstrap
 from bpkd_sdk.comparison.run import PER_IMAGE_FILE, RESULT_FILE, read_run
-from bpkd_sdk.comparison.summary import statistic
+from bpkd_sdk.comparison.summary import beyond_noise, statistic
 from bpkd_sdk.data import FileDataset
 from bpkd_sdk.data.camvid import CLASSES
 from bpkd_sdk.evaluation import Metrics
@@ -377,30 +377,34 @@ def report(arguments: argparse.Namespace) -> None:
         widths = {"teacher": [accuracies(arguments.runs / "teacher", teacher, val)]}
         for method, folders in runs.items():
             widths[method] = [accuracies(folder, open_student(arguments, folder), val) for folder in folders]
-        counts = {method: [folder / PER_IMAGE_FILE for folder in folders] for method, folders in runs.items()}
-        facts = {"edge_widths": widths, "class_iou": class_iou(runs), "bootstrap": intervals(counts)}
+        classes = {"teacher": [json.loads((RESULTS / "teacher.json").read_text())["metrics"]["per_class_iou"]]}
+        classes |= {method: [read_run(folder).metrics["per_class_iou"] for folder in runs[method]] for method in runs}
+        facts = {"edge_widths": widths, "class_iou": classes, "bootstrap": intervals(runs)}
         place = RESULTS / budget.replace("=", "-")
         write(place / "report.json", facts)
         write_atomically(place / "report.md", "\n".join(report_lines(**facts)).encode())
         shown = {name: open_student(arguments, runs[name][0]) for name in runs if name in ("alone", "cwd", "bpkd")}
-        draw(gains_and_losses(counts), val, {"teacher": teacher} | shown).save(place / "pictures.webp", quality=85)
+        draw(gains_and_losses(runs), val, {"teacher": teacher} | shown).save(place / "pictures.webp", quality=85)
 
 
-def class_iou(runs: dict[str, list[Path]]) -> dict[str, list[list[float]]]:
-    """IoU of every class, seed by seed."""
-    metrics = {method: [read_run(folder).metrics for folder in folders] for method, folders in runs.items()}
-    metrics = {"teacher": [json.loads((RESULTS / "teacher.json").read_text())["metrics"]]} | metrics
-    return {method: [seed["per_class_iou"] for seed in seeds] for method, seeds in metrics.items()}
-
-
-def intervals(counts: dict[str, list[Path]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Differences to the student alone, and of BPKD to all others, with their intervals."""
-    pairs = [(method, "alone") for method in counts if method != "alone"]
+def intervals(runs: dict[str, list[Path]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Differences to the student alone, and of BPKD to all others: over the images, and whether seeds agree."""
+    counts = {method: [folder / PER_IMAGE_FILE for folder in folders] for method, folders in runs.items()}
+    scores = {method: [read_run(folder).metrics for folder in folders] for method, folders in runs.items()}
+    pairs = [(method, "alone") for method in runs if method != "alone"]
     for leader in ("bpkd", "bpkd with kd"):
-        pairs += [(leader, method) for method in counts if method not in (leader, "alone")]
+        pairs += [(leader, method) for method in runs if method not in (leader, "alone")]
+
+    def beyond_seeds(one: str, other: str, name: str) -> bool:
+        found = [a[name] - b[name] for a, b in zip(scores[one], scores[other], strict=True)]
+        return any(beyond_noise({seed: sign * value for seed, value in enumerate(found)}) for sign in (1, -1))
+
     return {
-        f"{one} - {other}": {name: asdict(found) for name, found in scores.items()}
-        for (one, other), scores in paired_bootstrap(counts, pairs).items()
+        f"{one} - {other}": {
+            name: asdict(interval) | {"beyond_seeds": beyond_seeds(one, other, name)}
+            for name, interval in found.items()
+        }
+        for (one, other), found in paired_bootstrap(counts, pairs).items()
     }
 
 
@@ -456,7 +460,8 @@ def report_lines(edge_widths: dict[str, list], class_iou: dict[str, list], boots
     yield "|---" + "|---:" * 4 + "|"
     for pair, found in bootstrap.items():
         told = (
-            f"{100 * d['difference']:+.1f} ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})" for d in found.values()
+            f"{100 * d['difference']:+.1f} ({100 * d['low']:+.1f} to {100 * d['high']:+.1f}){'*' * d['beyond_seeds']}"
+            for d in found.values()
         )
         yield f"| {pair} | {' | '.join(told)} |"
     yield ""
@@ -467,11 +472,12 @@ def mean_and_deviation(values: list[float]) -> str:
     return f"{100 * found.mean:.1f}" + (f" ±{100 * found.deviation:.1f}" if found.deviation is not None else "")
 
 
-def gains_and_losses(counts: dict[str, list[Path]]) -> list[int]:
+def gains_and_losses(runs: dict[str, list[Path]]) -> list[int]:
     """The two images that gain most by BPKD over the student alone, and the two that lose most."""
 
     def accuracy(method: str) -> Tensor:
-        right, known = torch.stack([load_file(path)["band"] for path in counts[method]]).sum((0, 2)).unbind(1)
+        counts = torch.stack([load_file(folder / PER_IMAGE_FILE)["band"] for folder in runs[method]])
+        right, known = counts.sum((0, 2)).unbind(1)
         return right / known
 
     order = (accuracy("bpkd") - accuracy("alone")).argsort().tolist()
