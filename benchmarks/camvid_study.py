@@ -140,6 +140,7 @@ TUNED = {"edge_weight": 1, "body_weight": 2}
 READINGS: dict[str, DistillationLoss] = {
     "edge 1 body 2": BPKDLoss(**TUNED),
     "edge 0": BPKDLoss(**TUNED | {"edge_weight": 0}),
+    "edge 0.3": BPKDLoss(**TUNED | {"edge_weight": 0.3}),
     "edge 3": BPKDLoss(**TUNED | {"edge_weight": 3}),
     "body 5": BPKDLoss(**TUNED | {"body_weight": 5}),
     "sum over classes": BPKDLoss(**TUNED, class_reduction="sum"),
