@@ -311,15 +311,17 @@ class Levelled(nn.Module):
 
 
 def contest(unit: str, arguments: argparse.Namespace) -> None:
-    """Every method at its best, BPKD without each of its terms, and BPKD as loud as long schedules have it.
+    """Every method at its best, BPKD without each of its terms, and BPKD and CWD at two more weights.
 
-    At equal steps or at equal seconds.
+    BPKD as loud as it was by default before, and CWD as loud as BPKD's body term, which none of its candidates was. At
+    equal steps or at equal seconds.
     """
     best = json.loads((RESULTS / "tune" / "best.json").read_text())
     methods = {method: CANDIDATES[method][name] for method, name in best.items()}
     methods["bpkd no edges"] = without("edge", methods["bpkd"])
     methods["bpkd no bodies"] = without("body", methods["bpkd"])
     methods["bpkd edge 10 body 5"] = CANDIDATES["bpkd"]["edge 10 body 5"]
+    methods["cwd 2"] = READINGS["cwd 2"]
     budget = BUDGETS[unit]
     compare(
         arguments, camvid(arguments.data), methods, budget, budget.replace("=", "-"), seeds=SEEDS, evaluate_every=100
@@ -393,6 +395,7 @@ def intervals(runs: dict[str, list[Path]]) -> dict[str, dict[str, dict[str, floa
     counts = {method: [folder / PER_IMAGE_FILE for folder in folders] for method, folders in runs.items()}
     scores = {method: [read_run(folder).metrics for folder in folders] for method, folders in runs.items()}
     pairs = [(method, "alone") for method in runs if method != "alone"]
+    pairs += [("bpkd no edges", "cwd 2")]
     for leader in ("bpkd", "bpkd with kd"):
         pairs += [(leader, method) for method in runs if method not in (leader, "alone")]
 
