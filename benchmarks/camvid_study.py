@@ -107,6 +107,16 @@ class NoPreMask(BPKDLoss):
 HELD_OUT = 72  # of the training images, the last in order: the end of a drive
 TUNING_STEPS = 100
 LEVEL_STRIDE = 15  # every so many images of those trained on
+LEVELLED = (
+    "alone",
+    "bpkd paper",
+    "bpkd edge 10 body 5",
+    "bpkd edge 1 body 2",
+    "bpkd with kd kd 5 edge 10 body 5",
+    "cwd logit 5",
+    "cwd logit 1",
+    "canonical logit 5",
+)
 CANDIDATES: dict[str, dict[str, DistillationLoss]] = {
     "bpkd": {
         "paper": BPKDLoss.paper(),
@@ -264,7 +274,7 @@ def fit_levels(arguments: argparse.Namespace) -> None:
     fitted, held_out = tuning_data(arguments)
     path = RESULTS / "levels.json"
     rows = json.loads(path.read_text()) if path.is_file() else {}
-    for name in ("alone", *(f"{method} {tried}" for method in CANDIDATES for tried in CANDIDATES[method])):
+    for name in LEVELLED:
         if name in rows:
             continue
         student = open_student(arguments, arguments.runs / "tune" / name / "seed0")
@@ -396,8 +406,8 @@ def intervals(runs: dict[str, list[Path]]) -> dict[str, dict[str, dict[str, floa
     scores = {method: [read_run(folder).metrics for folder in folders] for method, folders in runs.items()}
     pairs = [(method, "alone") for method in runs if method != "alone"]
     pairs += [("bpkd no edges", "cwd 2")]
-    for leader in ("bpkd", "bpkd with kd"):
-        pairs += [(leader, method) for method in runs if method not in (leader, "alone")]
+    for leader, others in (("bpkd", {"alone", "bpkd"}), ("bpkd with kd", {"alone", "bpkd", "bpkd with kd"})):
+        pairs += [(leader, method) for method in runs if method not in others]
 
     def beyond_seeds(one: str, other: str, name: str) -> bool:
         found = [a[name] - b[name] for a, b in zip(scores[one], scores[other], strict=True)]
