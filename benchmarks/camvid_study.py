@@ -23,7 +23,7 @@ import copy
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ from bpkd_sdk.data import FileDataset
 from bpkd_sdk.data.camvid import CLASSES
 from bpkd_sdk.evaluation import Metrics
 from bpkd_sdk.export import benchmark, quantize, to_onnx
-from bpkd_sdk.export.benchmark.report import BenchmarkRow
+from bpkd_sdk.export.benchmark.report import BenchmarkReport
 from bpkd_sdk.losses import (
     BPKDLoss,
     CanonicalKDLoss,
@@ -535,20 +535,23 @@ def export(arguments: argparse.Namespace) -> None:
     facts = {"method": best.method, "seed": best.seed, "quantization": quantization}
     facts |= {"metrics": {name: found.to_dict() for name, found in scores.items()}}
     write(RESULTS / "export.json", facts | {"benchmark": json.loads(measured.to_json())})
-    table = "\n".join(export_lines(dict(zip(artifacts, measured.rows, strict=True)), scores))
-    write_atomically(RESULTS / "export.md", f"{table}\n{measured.to_markdown()}".encode())
+    write_atomically(RESULTS / "export.md", "\n".join(export_lines(artifacts, measured, scores)).encode())
 
 
-def export_lines(rows: dict[str, BenchmarkRow], scores: dict[str, Metrics]) -> Iterator[str]:
+def export_lines(names: Iterable[str], measured: BenchmarkReport, scores: dict[str, Metrics]) -> Iterator[str]:
     """What each artifact costs and what it sees, as Markdown."""
-    yield "| artifact | MB | median ms | mIoU | boundary IoU | edge | body |"
-    yield "|---|---:|---:|---:|---:|---:|---:|"
-    for name, row in rows.items():
+    yield "| artifact | MB | median ms | pre + inference + post ms | mIoU | boundary IoU | edge | body |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    for name, row in zip(names, measured.rows, strict=True):
+        size = f"{row.file_size / 1e6:.1f}" if row.file_size else ""
+        stages = " + ".join(f"{times.p50:.1f}" for times in row.stages.values())
         found = scores[name]
         shares = (found.miou, found.boundary_iou, found.edge_accuracy, found.body_accuracy)
-        size = f"{row.file_size / 1e6:.1f}" if row.file_size else ""
-        yield f"| {name} | {size} | {1000 * row.latency.p50:.1f} | {' | '.join(f'{100 * x:.2f}' for x in shares)} |"
-    yield ""
+        told = " | ".join(f"{100 * share:.2f}" for share in shares)
+        yield f"| {name} | {size} | {row.latency.p50:.0f} | {stages} | {told} |"
+    yield f"\n{measured.setting}"
+    yield from (f"- {name}: {note}" for name, row in zip(names, measured.rows, strict=True) for note in row.notes)
+    yield from (f"- {warning}" for warning in measured.environment.warnings)
 
 
 def write(path: Path, content: object) -> None:
