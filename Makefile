@@ -21,10 +21,10 @@ clean:
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[all,dev]'
 	touch $@
 
 # A real Triton server for the tests; its requirement of an old numpy is that of a Python API which they do not use.
 .venv/tested: .venv/installed
-	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt nvidia-pytriton
+	$(BIN)/pip install --quiet --no-compile --no-deps --constraint constraints.txt nvidia-pytriton
 	touch $@
