@@ -219,7 +219,8 @@ def train_teacher(arguments: argparse.Namespace) -> None:
     data = camvid(arguments.data)
     result = bpkd_sdk.train(network, data, **TEACHER_RECIPE, steps=TEACHER_STEPS, output_dir=folder, resume=True)
     facts = {"steps": TEACHER_STEPS, "teacher": cost(network), "student": cost(new_student(arguments)(len(CLASSES)))}
-    write(RESULTS / "teacher.json", facts | {"metrics": result.metrics.to_dict()})
+    curve = {record["step"]: record["metrics"]["miou"] for record in result.history if "metrics" in record}
+    write(RESULTS / "teacher.json", facts | {"miou_by_step": curve, "metrics": result.metrics.to_dict()})
 
 
 def new_student(arguments: argparse.Namespace) -> Callable[[int], nn.Module]:
