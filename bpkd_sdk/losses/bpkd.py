@@ -75,8 +75,8 @@ class BPKDLoss(WeightedTerms):
     """Boundary-privileged distillation of logits: {"edge": ..., "body": ...}.
 
     The defaults are those that won on real images in short schedules (docs/results.md): the mean over the classes
-    present, with weights 1 and 2. `BPKDLoss.paper` has the paper's weights and sum, whose edge term starts two orders of
-    magnitude above the cross-entropy. What terms the defaults of all methods make is in docs/methods/README.md.
+    present, with weights 1 and 2. `BPKDLoss.paper` has the paper's weights and sum, whose edge term starts two orders
+    of magnitude above the cross-entropy. What terms the defaults of all methods make is in docs/methods/README.md.
 
     Args:
         num_classes: C, at most 256; None: that of the first logits.

@@ -34,8 +34,8 @@ class CWDLoss(WeightedTerms):
 
     Args:
         num_classes: C; None: that of the first logits.
-        weight: Of the logits' term; a weight of 0 leaves a term out. On CamVid, in short schedules, 2 did better than 1,
-            and 1 better than 5, which is from the code base of BPKD's authors.
+        weight: Of the logits' term; a weight of 0 leaves a term out. On CamVid, in short schedules, 2 did better than
+            1, and 1 better than 5, which is from the code base of BPKD's authors.
         feature_weight: Of the term on the last feature map, through a learned 1x1 projection without bias.
         temperature: T of both terms.
         ignore_index: Not used: the method sees no labels.
