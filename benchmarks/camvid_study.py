@@ -102,8 +102,6 @@ class NoPreMask(BPKDLoss):
         return super().terms(outputs, labels) | {"edge": lambda: (phi * weight).sum() / len(student)}
 
 
-# Three for each method: the paper's setting, where it has one of its own, its defaults in this package
-# before the study, and others.
 HELD_OUT = 72  # of the training images, the last in order: the end of a drive
 TUNING_STEPS = 100
 LEVEL_STRIDE = 15  # every so many images of those trained on
@@ -117,6 +115,8 @@ LEVELLED = (
     "cwd logit 1",
     "canonical logit 5",
 )
+# Three for each method: the paper's setting, where it has one of its own, its defaults in this package
+# before the study, and others.
 CANDIDATES: dict[str, dict[str, DistillationLoss]] = {
     "bpkd": {
         "paper": BPKDLoss.paper(),
