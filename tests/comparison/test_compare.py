@@ -68,7 +68,7 @@ def test_each_method_and_seed_is_a_run_of_its_own(whole):
     assert len({run.metrics["miou"] for run in whole.runs}) == 6
     terms = {run.method: list(run.first_terms) for run in whole.runs}
     assert terms == {"alone": ["ce"], "bpkd": ["ce", "edge", "body"], "no edges": ["ce", "body"]}
-    assert whole.runs[2].settings["method"]["weights"] == {"edge": 0, "body": 5}
+    assert whole.runs[2].settings["method"]["weights"] == {"edge": 0, "body": 2}
 
 
 def test_table_and_picture(whole):
