@@ -79,7 +79,7 @@ def test_tensorboard(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("terms/edge")] == [
         (step, pytest.approx(term)) for step, term in enumerate(terms, 1)
     ]
-    assert events.Scalars("weights/edge")[0].value == 10
+    assert events.Scalars("weights/edge")[0].value == 1
     assert events.Scalars("metrics/miou")[-1].value == pytest.approx(result.metrics.miou)
     assert "learning_rate" in events.Tags()["scalars"]
 
