@@ -37,6 +37,8 @@ class EndStreams:
 
     def _until_stopping(self, receive: Receive) -> Receive:
         async def either() -> Message:
+            if self.stopping.is_set():  # at once: `Request.is_disconnected` does not wait
+                return {"type": "http.disconnect"}
             message, stop = asyncio.ensure_future(receive()), asyncio.ensure_future(self.stopping.wait())
             try:
                 await asyncio.wait((message, stop), return_when=asyncio.FIRST_COMPLETED)
