@@ -57,6 +57,7 @@ from bpkd_sdk.losses import (
     IFVDLoss,
     SKDSLoss,
 )
+from bpkd_sdk.losses.bpkd import post_mask
 from bpkd_sdk.losses.divergence import softmax_kl
 from bpkd_sdk.losses.method import Outputs, Terms
 from bpkd_sdk.models import get_spec
@@ -95,9 +96,7 @@ class NoPreMask(BPKDLoss):
     def terms(self, outputs: Outputs, labels: Tensor) -> Terms:
         student, teacher = outputs.logits
         masks = edge_masks(labels, outputs.num_classes, tuple(student.shape[2:]), self.width, self.ignore_index)
-        count = (masks > 0).sum((2, 3))
-        of_class = self.alpha / count.clamp(min=1) / (count > 0).sum(1, keepdim=True).clamp(min=1)
-        weight = torch.einsum("nc,nchw->nhw", of_class, masks).flatten(1)
+        weight = post_mask(masks, alpha=self.alpha, class_reduction=self.class_reduction, edge_count=self.edge_count)
         phi = softmax_kl(student.flatten(2), teacher.flatten(2), dim=1)
         return super().terms(outputs, labels) | {"edge": lambda: (phi * weight).sum() / len(student)}
 

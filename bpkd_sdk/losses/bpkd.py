@@ -54,13 +54,20 @@ def bpkd_edge(
     """
     z_student, z_teacher, m = (x.flatten(2) for x in (student, teacher, masks))
     phi = softmax_kl(z_student, z_teacher, dim=1, temperature=temperature, mask=m)
+    weight = post_mask(masks, alpha=alpha, class_reduction=class_reduction, edge_count=edge_count)
+    return (phi * weight).sum() / len(student)
+
+
+def post_mask(
+    masks: Tensor, *, alpha: Tensor | float, class_reduction: ClassReduction, edge_count: EdgeCount
+) -> Tensor:
+    """What phi is multiplied with at each position: (N, h w), sum_c alpha_c / n_c M[c, i]. Arguments as `bpkd_edge`."""
     positions = (masks > 0).sum((2, 3))
     count = positions if edge_count == "positions" else masks.sum((2, 3))
     class_weight = torch.as_tensor(alpha, dtype=masks.dtype, device=masks.device) / count.clamp(min=1)
     if class_reduction == "mean":
         class_weight = class_weight / (positions > 0).sum(1, keepdim=True).clamp(min=1)
-    position_weight = torch.einsum("nc,nci->ni", class_weight, m)
-    return (phi * position_weight).sum() / len(student)
+    return torch.einsum("nc,nci->ni", class_weight, masks.flatten(2))
 
 
 def bpkd_body(student: Tensor, teacher: Tensor, masks: Tensor, *, temperature: float = 1.0) -> Tensor:
