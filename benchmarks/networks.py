@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export.onnx import sealed
-from bpkd_sdk.export.qdq import find_layers, quantized
+from bpkd_sdk.export.qdq import find_layers, quantized, without_ends
 from bpkd_sdk.export.quantize import find_ranges, int8_facts
 from bpkd_sdk.models.backbones.mobilenet_v2 import InvertedResidual
 from bpkd_sdk.models.backbones.resnet import BasicBlock, Bottleneck
@@ -91,7 +91,9 @@ def _rows(maps: Tensor) -> Tensor:
 
 
 def to_int8(source: Path, target: Path, *, ends: bool = False) -> int:
-    """A float32 file in int8, without `quantize`'s search for the layers that hurt; how many layers that are.
+    """A float32 file in int8, without `quantize`'s search for the layers that hurt.
+
+    Returns how many layers with weights are in int8.
 
     Args:
         source: Of `to_onnx`, from image to mask.
@@ -99,8 +101,11 @@ def to_int8(source: Path, target: Path, *, ends: bool = False) -> int:
         ends: The first and the last layer, too.
     """
     proto, facts = onnx.load(source), open_runtime(source, "cpu").metadata
-    layers = find_layers(proto)[slice(None) if ends else slice(1, -1)]
+    layers = find_layers(proto)
+    if not ends:
+        layers = without_ends(layers)
+    weighted = sum(layer.weighted for layer in layers)
     image, _ = ShapesDataset("calibration", length=1, size=tuple(facts["input_size"]))[0]
     result = quantized(proto, layers, find_ranges(proto, layers, [image]))
-    write_atomically(target, sealed(result, int8_facts(facts, quantized=len(layers))))
-    return len(layers)
+    write_atomically(target, sealed(result, int8_facts(facts, quantized=weighted)))
+    return weighted

@@ -256,9 +256,33 @@ def _slim(proto: Any) -> Any:
     import onnx
     import onnxslim
 
-    slimmed = onnxslim.slim(proto)
+    slimmed = onnxslim.slim(_without_idle_resizes(proto))
     onnx.checker.check_model(slimmed)
     return slimmed
+
+
+def _without_idle_resizes(proto: Any) -> Any:
+    """Without the resizes to the size that there is already, which ONNX Runtime and onnxslim would keep."""
+    graph = proto.graph
+    shapes = {value.name: value.type.tensor_type.shape for value in graph.value_info}
+    outputs = {output.name for output in graph.output}
+    renamed: dict[str, str] = {}
+    for node in list(graph.node):
+        node.input[:] = [renamed.get(tensor, tensor) for tensor in node.input]
+        if node.op_type == "Resize" and node.output[0] not in outputs and _keeps_shape(node, shapes):
+            renamed[node.output[0]] = node.input[0]
+            graph.node.remove(node)
+    return proto
+
+
+def _keeps_shape(node: Any, shapes: Mapping[str, Any]) -> bool:
+    """Whether input and output have the same size, in numbers or in the names of dynamic sizes."""
+    if not shapes.keys() >= {node.input[0], node.output[0]}:
+        return False
+    before, after = (
+        [size.dim_value or size.dim_param for size in shapes[tensor].dim] for tensor in (node.input[0], node.output[0])
+    )
+    return before == after and all(before)
 
 
 def sealed(proto: Any, facts: Mapping[str, Any]) -> bytes:

@@ -5,6 +5,9 @@ per tensor, biases left in float32. A pair stands before each quantised layer, a
 computes a convolution in int8 only between two pairs (on a CPU 3 times faster than float32; slower than float32 with
 none behind). Where ReLU or ReLU6 follows, the pair behind takes the range of *its* output: with zero point 0, rounding
 and clipping at zero can change places, so that pair loses nothing, and spends int8 on no value that is dropped.
+
+Sums of two activations are layers too. In float32 they are what keeps a residual network's activations in float32: of
+HRNet's time in int8, a third.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-KINDS = ("Conv", "MatMul", "Gemm")
+WEIGHTED = ("Conv", "MatMul", "Gemm")
 
 _LIMIT = 127
 _INT32_LIMIT = 2**31 - 1
@@ -25,13 +28,14 @@ _INT32_LIMIT = 2**31 - 1
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or a product with constant weights.
+    """A convolution, a product with constant weights, or the sum of two activations.
 
     Attributes:
-        name: Of its weights, which for a file of `to_onnx` is the module's path in the network.
+        name: Of its weights, which for a file of `to_onnx` is the module's path in the network; of a sum, what it adds:
+            layers by their names, other tensors by their own.
         node: The node's name.
-        kind: Its operator, one of `KINDS`.
-        source: The tensor it reads.
+        kind: Its operator, one of `WEIGHTED`, or "Add".
+        sources: The tensors it reads.
         result: The tensor it makes.
         kept: The tensor whose range decides how the result is quantised: the output of the ReLU that follows, if one
             does, otherwise the result itself.
@@ -40,9 +44,14 @@ class Layer:
     name: str
     node: str
     kind: str
-    source: str
+    sources: tuple[str, ...]
     result: str
     kept: str
+
+    @property
+    def weighted(self) -> bool:
+        """Whether it has weights."""
+        return self.kind in WEIGHTED
 
 
 def find_layers(proto: Any) -> list[Layer]:
@@ -52,13 +61,30 @@ def find_layers(proto: Any) -> list[Layer]:
     for node in proto.graph.node:
         for tensor in node.input:
             readers.setdefault(tensor, []).append(node)
-    found = []
+    found: dict[str, Layer] = {}  # by the tensors that they make
     for node in proto.graph.node:
-        if node.op_type in KINDS and node.input[0] not in constants and _is_weight(node, constants):
-            kept = _activated(readers.get(node.output[0], []), constants) or node.output[0]
-            name = node.input[1].removeprefix("network.").removesuffix(".weight")
-            found.append(Layer(name, node.name, node.op_type, node.input[0], node.output[0], kept))
-    return found
+        if node.op_type in WEIGHTED and node.input[0] not in constants and _is_weight(node, constants):
+            name, sources = node.input[1].removeprefix("network.").removesuffix(".weight"), node.input[:1]
+        elif node.op_type == "Add" and found.keys() & node.input and not constants.keys() & node.input:
+            name, sources = " + ".join(_layer_name(tensor, found) for tensor in node.input), node.input
+        else:
+            continue
+        result = node.output[0]
+        kept = _activated(readers.get(result, []), constants) or result
+        found[result] = found[kept] = Layer(name, node.name, node.op_type, tuple(sources), result, kept)
+    return list(dict.fromkeys(found.values()))
+
+
+def _layer_name(tensor: str, found: Mapping[str, Layer]) -> str:
+    """Of what a sum adds; a sum of sums names only the last, or names would grow without end."""
+    layer = found.get(tensor)
+    return layer.name if layer is not None and layer.weighted else tensor
+
+
+def without_ends(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers between the first and the last that have weights."""
+    weighted = [index for index, layer in enumerate(layers) if layer.weighted]
+    return list(layers[weighted[0] + 1 : weighted[-1]])
 
 
 def _is_weight(node: Any, constants: Mapping[str, Any]) -> bool:
@@ -96,7 +122,7 @@ def _value(node: Any, position: int, constants: Mapping[str, Any]) -> float | No
 
 def measured_ranges(layers: Iterable[Layer]) -> list[str]:
     """The tensors whose range `with_ranges` has to measure."""
-    return sorted({tensor for layer in layers for tensor in (layer.source, layer.kept)})
+    return sorted({tensor for layer in layers for tensor in (*layer.sources, layer.kept)})
 
 
 def with_ranges(proto: Any, tensors: Sequence[str]) -> Any:
@@ -156,22 +182,26 @@ class _Writer:
         return copy
 
     def layer(self, node: Any, layer: Layer) -> None:
-        """Write a layer between two pairs."""
-        source, weights = self._source(layer), self._weights(node)
+        """Write a layer between pairs."""
+        inputs = [self._source(layer, source) for source in layer.sources]
+        if layer.weighted:
+            inputs.append(self._weights(node))
         copy = self.node(node)
-        copy.input[:2] = [source, weights]
+        copy.input[: len(inputs)] = inputs
         if layer.result in self.behind:
             self._pair(layer.result, layer.result, layer.kept)
 
     def _read(self, tensor: str) -> str:
         return _dequantized(tensor) if tensor in self.behind else tensor
 
-    def _source(self, layer: Layer) -> str:
+    def _source(self, layer: Layer, source: str) -> str:
         """The pair before a layer: the one behind the layer before, or one of its own."""
-        if layer.source in self.behind and self.readers[layer.source] == 1:
-            return _dequantized(layer.source)
-        self._pair(self._read(layer.source), f"{layer.node}/source", layer.source)
-        return _dequantized(f"{layer.node}/source")
+        if source in self.behind and self.readers[source] == 1:
+            return _dequantized(source)
+        name = f"{layer.node}/{source}"
+        if _dequantized(name) not in self.written:  # a tensor that is added to itself
+            self._pair(self._read(source), name, source)
+        return _dequantized(name)
 
     def _pair(self, tensor: str, name: str, measured: str) -> None:
         """Write a pair that reads `tensor`, with the range of the tensor `measured`."""
@@ -179,6 +209,7 @@ class _Writer:
 
         parameters = [self._constant(f"{name}/scale", self._scale(measured)), self._constant("int8/zero", np.int8(0))]
         inner = f"{name}/quantized"
+        self.written.add(_dequantized(name))
         self.nodes.append(helper.make_node("QuantizeLinear", [tensor, *parameters], [inner], name=f"{name}/Q"))
         self.nodes.append(
             helper.make_node("DequantizeLinear", [inner, *parameters], [_dequantized(name)], name=f"{name}/DQ")

@@ -23,10 +23,11 @@ from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.errors import import_optional
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.export.onnx import sealed
-from bpkd_sdk.export.qdq import Layer, find_layers, measured_ranges, quantized, with_ranges
+from bpkd_sdk.export.qdq import Layer, find_layers, measured_ranges, quantized, with_ranges, without_ends
 from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session
+from bpkd_sdk.runtime.uint8 import as_uint8
 
 # One image in four is held out to judge by; so many of those are enough to rank layers.
 HELD_OUT = 4
@@ -41,8 +42,8 @@ class QuantizedLayer:
     """One layer, and what it does to the masks when it alone is in int8.
 
     Attributes:
-        name: The module's path in the network, for files of `to_onnx`.
-        kind: The ONNX operator.
+        name: The module's path in the network, for files of `to_onnx`; of a sum, what it adds.
+        kind: The ONNX operator: "Conv", "MatMul", "Gemm" or "Add".
         quantized: Whether it is int8 in the file.
         edge_damage: Share of the pixels in the edge band (7 pixels wide) that change their class; None where the masks
             of the images that it was measured on have no edge.
@@ -66,7 +67,7 @@ class QuantizationReport:
         layers: In the order of computation.
         boundary_loss: Boundary IoU lost on the images held out: against their labels, or where there are none against
             the masks of the file that was quantised.
-        boundary_loss_of_all: The same with every layer but the first and the last in int8.
+        boundary_loss_of_all: The same with every layer between the first and the last in int8.
         labelled: Whether there were labels.
         edge_agreement: Share of edge-band pixels with the same class as before, on the images held out; None where the
             masks have no edge.
@@ -106,12 +107,12 @@ def quantize(
     images: int = 64,
     max_boundary_loss: float | None = None,
 ) -> QuantizationReport:
-    """Put the convolutions and matrix products of a file of `to_onnx` into int8, as many as the edges bear.
+    """Put the convolutions, matrix products and sums of a file of `to_onnx` into int8, as many as the edges bear.
 
     Activations get the range of all values seen in three quarters of the images, which are taken evenly from the data
     set; the rest judges. (Ranges that cut off rare values did no better, and those of least entropy far worse.) Every
-    layer is put into int8 alone and its damage measured. The first and the last stay in float32. If all others together
-    lose more boundary IoU than allowed, the most damaging ones are left out, as few as it takes.
+    layer is put into int8 alone and its damage measured. The first and the last with weights stay in float32. If all
+    between them together lose more boundary IoU than allowed, the most damaging ones are left out, as few as it takes.
 
     The time is about that of running four images through the float32 file, for every layer: a minute of one core for
     75 convolutions at 360x480.
@@ -140,8 +141,8 @@ def quantize(
     samples = _samples(calibration_data, images, source)
     proto = onnx.load(onnx_path)
     layers = find_layers(proto)
-    if len(layers) < 3:
-        raise ValueError(f"{onnx_path} has {len(layers)} layers; with the first and the last left out, none remains.")
+    if (weighted := sum(layer.weighted for layer in layers)) < 3:
+        raise ValueError(f"{onnx_path} has {weighted} layers; with the first and the last left out, none remains.")
     split = len(samples) - max(1, len(samples) // HELD_OUT)
     ranges = find_ranges(proto, layers, [image for image, _ in samples[:split]])
     judge = _Judge(source, calibration_data, samples[split:])
@@ -149,7 +150,7 @@ def quantize(
         layer: judge.layer(layer, quantized(proto, [layer], ranges))
         for layer in track(layers, total=len(layers), description="Measuring layers")
     }
-    ranked = sorted(layers[1:-1], key=lambda layer: _damage(alone[layer]), reverse=True)
+    ranked = sorted(without_ends(layers), key=lambda layer: _damage(alone[layer]), reverse=True)
 
     @cache
     def boundary_loss(left_out: int) -> float:
@@ -175,7 +176,7 @@ def quantize(
     onnx.checker.check_model(result)
     facts = int8_facts(
         source.metadata,
-        quantized=len(chosen),
+        quantized=sum(layer.weighted for layer in chosen),
         layers=[dataclasses.asdict(layer) for layer in described],
         data=calibration_data.name,
         max_boundary_loss=max_boundary_loss,
@@ -266,7 +267,7 @@ def _samples(data: SegmentationDataset, most: int, source: OnnxRuntime) -> list[
 
 
 def _session(proto: Any) -> Any:
-    return open_session(proto.SerializeToString(), torch.device("cpu"))
+    return open_session(as_uint8(proto).SerializeToString(), torch.device("cpu"))
 
 
 def _batch(image: Tensor) -> Any:

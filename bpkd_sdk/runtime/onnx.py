@@ -1,6 +1,7 @@
 """An ONNX file of ours as a `Runtime`, by ONNX Runtime on the CPU or a CUDA GPU.
 
-Inputs and outputs are bound where they lie and shared with torch, so nothing is copied on the way in or out.
+Inputs and outputs are bound where they lie and shared with torch, so nothing is copied on the way in or out. On the CPU
+an int8 file runs as uint8, with the same values.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.models.spec import NetworkSpec
 from bpkd_sdk.runtime.base import Accepts, Runtime
 from bpkd_sdk.runtime.device import choose_device
+from bpkd_sdk.runtime.uint8 import as_uint8
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -36,6 +38,11 @@ class OnnxRuntime(Runtime):
         path: The file.
         device: "auto": a CUDA GPU if torch sees one and ONNX Runtime can use it, otherwise the CPU.
         threads: Of ONNX Runtime on the CPU; None: its own choice.
+
+    Attributes:
+        path: The file.
+        session: ONNX Runtime's.
+        model: What the session was opened with: the path, or the graph in uint8.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -58,6 +65,10 @@ class OnnxRuntime(Runtime):
             where = torch.device("cpu")
         facts = parse_facts(self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
         check_seal(self.path)
+        self.model: Path | bytes = self.path
+        if facts["precision"] == "int8" and where.type == "cpu":
+            self.model = _in_uint8(self.path)
+            self.session = open_session(self.model, where, threads)
         super().__init__(str(path), NetworkSpec.from_dict(facts["network"]), facts, where, accepted(facts))
 
     def infer(self, inputs: Tensor) -> Tensor:
@@ -66,6 +77,12 @@ class OnnxRuntime(Runtime):
             return run_session(self.session, inputs)
         except Exception as error:  # ONNX Runtime's own errors share no base class
             raise RuntimeError(f"{self.path} failed on images of shape {tuple(inputs.shape)}: {error}") from error
+
+
+def _in_uint8(path: Path) -> bytes:
+    onnx = import_optional("onnx", "export")
+    content: bytes = as_uint8(onnx.load(path)).SerializeToString()
+    return content
 
 
 def accepted(facts: dict[str, Any]) -> Accepts:

@@ -196,7 +196,8 @@ def onnx_nodes(runtime: Runtime, images: Tensor) -> tuple[dict[str, int], dict[s
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "nodes")
         providers = list(runtime.session.get_provider_options().items())
-        session = onnxruntime.InferenceSession(str(runtime.path), options, providers=providers)
+        model = str(runtime.model) if isinstance(runtime.model, Path) else runtime.model
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
         run_session(session, runtime.prepare(images))
         events = json.loads(Path(session.end_profiling()).read_text())
     nodes = {event["name"]: event["args"] for event in events if event["name"].endswith("_kernel_time")}.values()

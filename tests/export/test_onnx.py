@@ -242,6 +242,27 @@ def test_images_of_ones_own_verify_too(model, tmp_path):
     assert list(tmp_path.iterdir()) == [report.path]
 
 
+@pytest.mark.parametrize(("dynamic", "count"), [(False, 2), (True, 3)])
+def test_resizes_to_the_size_that_is_there_are_left_out(tmp_path, dynamic, count):
+    """Where sizes are dynamic, nobody knows that 2 * ceil(height / 2) is the height."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.classify = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(4, 9, 1)
+
+        def forward(self, x):
+            y = self.down(x)
+            y = F.interpolate(y, (2 * y.shape[2], 2 * y.shape[3]), mode="bilinear")
+            return self.classify(F.interpolate(y, x.shape[2:], mode="bilinear"))[:, :, ::2, ::2]
+
+    torch.manual_seed(0)
+    model = Network().eval()
+    model.spec = bpkd_sdk.NetworkSpec(name=None, num_classes=9)
+    report = to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48), dynamic_size=dynamic)
+    assert [node.op_type for node in onnx.load(report.path).graph.node].count("Resize") == count
+
+
 @pytest.mark.parametrize("step", ["pathlib.Path.write_bytes", "os.fsync"])
 def test_a_full_disk_leaves_nothing_and_the_old_file_whole(model, tmp_path, monkeypatch, step):
     (tmp_path / "m.onnx").write_text("old")

@@ -36,7 +36,7 @@ class Flat(Unlabelled):
 
 
 def network(width=16):
-    """Six convolutions, with a residual connection, a ReLU6 and a depthwise convolution among them."""
+    """Six convolutions and three sums, with a ReLU6 and a depthwise convolution among them."""
     torch.manual_seed(0)
 
     def block(channels, *, stride=1, groups=1, activation=nn.ReLU):
@@ -98,21 +98,23 @@ def test_the_layers_are_int8_and_symmetric(report):
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     makers = {tensor: node for node in proto.graph.node for tensor in node.output}
     readers = {tensor: node for node in proto.graph.node for tensor in node.input}
-    convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
-    quantized = {f"network.{layer.name}.weight" for layer in report.layers if layer.quantized}
-    assert len(quantized) == 4
+    convolutions, sums = ([node for node in proto.graph.node if node.op_type == kind] for kind in ("Conv", "Add"))
+    quantized = {f"network.{layer.name}.weight" for layer in report.layers if layer.quantized and layer.kind == "Conv"}
+    assert (len(quantized), len(sums)) == (4, 3)
     for node in convolutions:
-        source, weights = makers.get(node.input[0]), makers.get(node.input[1])
+        weights = makers.get(node.input[1])
         if node.input[1] in constants:
             continue
         quantized.remove(weights.output[0].removesuffix("/dequantized"))
-        assert source.op_type == weights.op_type == "DequantizeLinear"
-        assert makers[source.input[0]].op_type == "QuantizeLinear"
-        assert readers[node.output[0]].op_type == "QuantizeLinear"
+        assert weights.op_type == "DequantizeLinear"
         values, scale, _ = (constants[name] for name in weights.input)
         assert (values.dtype, scale.shape, weights.attribute[0].i) == (np.int8, (len(values),), 0)
         assert np.abs(values).max() <= 127
     assert not quantized
+    for source in [node.input[0] for node in convolutions[1:-1]] + [source for node in sums for source in node.input]:
+        assert makers[source].op_type == "DequantizeLinear"
+        assert makers[makers[source].input[0]].op_type == "QuantizeLinear"
+    assert {readers[node.output[0]].op_type for node in convolutions[1:-1] + sums} == {"QuantizeLinear"}
     pairs = ("QuantizeLinear", "DequantizeLinear")
     zeros = [constants[node.input[2]] for node in proto.graph.node if node.op_type in pairs]
     assert len(zeros) > 3 * 4
@@ -120,12 +122,20 @@ def test_the_layers_are_int8_and_symmetric(report):
 
 
 def test_onnx_runtime_computes_in_int8(report, tmp_path):
+    """With all between the first and the last convolution in integers; from the file as it is, the convolutions."""
+    operators = fused(OnnxRuntime(report.path, "cpu").model, tmp_path)
+    assert (operators.count("QLinearConv"), operators.count("QLinearAdd")) == (4, 3)
+    assert (operators.count("QuantizeLinear"), operators.count("DequantizeLinear")) == (1, 1)
+    assert fused(report.path, tmp_path).count("QLinearConv") == 4
+
+
+def fused(model, folder):
+    """The operators that ONNX Runtime makes of a graph."""
     options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
     options.log_severity_level = 3
-    onnxruntime.InferenceSession(report.path, options, providers=["CPUExecutionProvider"])
-    operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node]
-    assert operators.count("QLinearConv") == 4
+    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "optimized.onnx", load_external_data=False).graph.node]
 
 
 def test_masks_stay_what_they_were(path, report, data):
@@ -140,7 +150,13 @@ def test_masks_stay_what_they_were(path, report, data):
 
 def test_the_report_adds_up(path, report, data):
     assert [layer.name for layer in report.layers] == [layer.name for layer in qdq.find_layers(onnx.load(path))]
-    assert [layer.quantized for layer in report.layers] == [False, True, True, True, True, False]
+    assert [layer.kind for layer in report.layers] == ["Conv", *["Conv", "Add"] * 3, "Conv", "Conv"]
+    assert [layer.name for layer in report.layers if layer.kind == "Add"] == [
+        "stem.0 + body.0.0",
+        "add + body.1.0",
+        "add_1 + body.2.0",
+    ]
+    assert [layer.quantized for layer in report.layers] == [False, *[True] * 7, False]
     assert all(0 <= layer.edge_damage <= 1 and 0 <= layer.body_damage <= 1 for layer in report.layers)
     assert (report.calibration_images, report.held_out_images) == (18, 6)
     before, after = (bpkd_sdk.evaluate(file, shifted(data, 18, 6)).boundary_iou for file in (path, report.path))
@@ -192,8 +208,8 @@ def test_a_layer_that_int8_destroys_is_left_out(trained, data, tmp_path):
     to_onnx(model, tmp_path / "m.onnx", input_size=SIZE)
     report = quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", data, max_boundary_loss=0.02)
     worst = max(report.layers[1:-1], key=lambda layer: layer.edge_damage)
-    assert worst == report.layers[4]
-    assert [layer.quantized for layer in report.layers] == [False, True, True, True, False, False]
+    assert (worst.name, worst.quantized) == ("mix", False)
+    assert sum(layer.quantized for layer in report.layers) == 6
     assert report.boundary_loss <= 0.02 < report.boundary_loss_of_all
     with pytest.raises(RuntimeError, match="No layer can be int8 within max_boundary_loss=-1"):
         quantize(tmp_path / "m.onnx", tmp_path / "r.onnx", data, max_boundary_loss=-1)
@@ -253,13 +269,44 @@ def test_products_with_constant_weights_are_layers():
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in changed.graph.initializer}
     assert constants["w/scale"] == pytest.approx(np.arange(16, 21) / 127)
     assert constants["v/scale"] == pytest.approx(np.array([5, 10, 15]) / 127)
-    run = [
-        onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"]).run
-        for graph in (proto, changed)
-    ]
     x = np.random.default_rng(0).uniform(-1, 1, (2, 4)).astype(np.float32)
-    expected, found = (session(None, {"x": x})[0] for session in run)
+    (expected,), (found,) = run(proto, x), run(changed, x)
     np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_sums_are_layers_where_they_add_up_layers():
+    """Not with a constant, not of what no layer made, and not behind the last layer; also of a tensor with itself."""
+    proto = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["": 18]>
+        g (float[2, 2] x) => (float[2, 2] z, float[2, 2] y)
+        <float[2, 2] v = {1, 2, 3, 4}, float[2, 2] w = {-4, 3, -2, 1}, float[2] b = {1, 2}>
+        {
+            [early] e = Add (x, x)  [first] a = MatMul (e, v)  [constant] c = Add (a, b)  [twice] d = Add (a, a)
+            r = Relu (d)  [sum] f = Add (r, c)  [last] z = MatMul (f, w)  [late] y = Add (z, f)
+        }
+    """)
+    layers = qdq.find_layers(proto)
+    assert [(layer.node, layer.name, layer.kept) for layer in layers] == [
+        ("first", "v", "a"),
+        ("twice", "v + v", "r"),
+        ("sum", "r + c", "f"),
+        ("last", "w", "z"),
+        ("late", "w + f", "y"),
+    ]
+    assert [layer.node for layer in qdq.without_ends(layers)] == ["twice", "sum"]
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 2)).astype(np.float32)
+    tensors = qdq.measured_ranges(layers)
+    changed = qdq.quantized(proto, layers, dict(zip(tensors, run(qdq.with_ranges(proto, tensors), x), strict=True)))
+    onnx.checker.check_model(changed, full_check=True)
+    readers = {tensor for node in changed.graph.node if node.op_type == "Add" for tensor in node.input}
+    assert {"twice/a/dequantized", "sum/r/dequantized", "sum/c/dequantized"} <= readers
+    for expected, found in zip(run(proto, x), run(changed, x), strict=True):
+        np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+def run(proto, x):
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})
 
 
 def test_bad_input(path, report, trained, data, tmp_path):

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 
+from benchmarks.networks import to_int8
 from bpkd_sdk.data.shapes import CLASS_NAMES
 from bpkd_sdk.export import to_triton
 from bpkd_sdk.runtime import open_runtime
@@ -64,6 +65,20 @@ def test_the_server_answers_as_onnx_runtime_does_here(served, tiny_onnx, count):
     assert (masks.dtype, masks.shape) == (np.uint8, (count, *SIZE))
     assert np.array_equal(masks, open_runtime(tiny_onnx["batch"], "cpu")(images))
     assert len(np.unique(masks)) > 1
+
+
+@pytest.mark.parametrize(("device", "type_"), [("auto", np.int8), ("cpu", np.uint8)])
+def test_int8_is_uint8_for_a_server_on_a_cpu(served, tiny_onnx, tmp_path, device, type_):
+    to_int8(tiny_onnx["batch"], tmp_path / "int8.onnx", ends=True)
+    name = f"export_int8_{device}"
+    to_triton(tmp_path / "int8.onnx", served.repository, name=name, backend="python", device=device)
+    served.load(name)
+    proto = onnx.load(served.repository / name / "1" / "model.onnx")
+    zeros = {tensor.name: onnx.numpy_helper.to_array(tensor).dtype for tensor in proto.graph.initializer}
+    assert {zeros[node.input[2]] for node in proto.graph.node if node.op_type == "QuantizeLinear"} == {np.dtype(type_)}
+    images = scenes(2)
+    found, expected = ask(served, name, images), open_runtime(tmp_path / "int8.onnx", "cpu")(images)
+    assert (found == expected).mean() > 0.99
 
 
 def test_requests_of_sixteen_clients_are_batched(served, tiny_onnx):

@@ -1,0 +1,112 @@
+"""An int8 graph with the same values as uint8, of which ONNX Runtime computes far more in integers on a CPU.
+
+Files hold symmetric int8, which is all that TensorRT takes. ONNX Runtime's integer kernels for x86 take uint8. It
+changes the int8 pairs that have one reader, and leaves layers between other pairs in float32; and a ReLU stays in
+float32 between two pairs. Moved by 128, every code keeps its value, and a ReLU is a `Clip` of codes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+_ZERO = np.uint8(128)
+_ZERO_NAME = "uint8/zero"
+_LARGEST_CODE = 127
+# `quantized` of bpkd_sdk.export.qdq gives equal pairs scales that differ by single steps of float32.
+_SAME_SCALE = 1e-5
+
+
+def as_uint8(proto: ModelProto) -> ModelProto:
+    """A copy of a graph of `bpkd_sdk.export.quantize` whose activations are uint8, with the same values.
+
+    Pairs that round a tensor to the steps to which it is rounded already are left out.
+    """
+    from onnx import numpy_helper
+
+    copy = type(proto)()
+    copy.CopyFrom(proto)
+    del copy.graph.node[:]
+    copy.graph.node.extend(_Rewriter(proto).nodes())
+    copy.graph.initializer.append(numpy_helper.from_array(np.asarray(_ZERO), _ZERO_NAME))
+    return copy
+
+
+class _Rewriter:
+    """Writes a graph's nodes anew, in their order."""
+
+    def __init__(self, proto: ModelProto) -> None:
+        self.graph = proto.graph
+        self.constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+        self.written: list[NodeProto] = []
+        self.renamed: dict[str, str] = {}
+        # The codes of a tensor in float32, and their scale: of one that was made of them, and of one that was rounded.
+        self.made_of: dict[str, tuple[str, str]] = {}
+        self.rounded_to: dict[str, tuple[str, str]] = {}
+
+    def nodes(self) -> list[NodeProto]:
+        """All that the graph's outputs need."""
+        for node in self.graph.node:
+            copy = type(node)()
+            copy.CopyFrom(node)
+            copy.input[:] = [self.renamed.get(tensor, tensor) for tensor in node.input]
+            self._write(copy)
+        needed = {output.name for output in self.graph.output}
+        kept = []
+        for node in reversed(self.written):
+            if needed.intersection(node.output):
+                kept.append(node)
+                needed.update(node.input)
+        return kept[::-1]
+
+    def _write(self, node: NodeProto) -> None:
+        source, result = node.input[0], node.output[0]
+        if node.op_type == "QuantizeLinear":
+            self._quantize(node)
+        elif node.op_type == "DequantizeLinear" and source not in self.constants:
+            self._dequantize(source, node.input[1], result)
+        elif source in self.made_of and self._is_relu(node):
+            self._relu(*self.made_of[source], result)
+        else:
+            self.written.append(node)
+
+    def _quantize(self, node: NodeProto) -> None:
+        source, scale, result = node.input[0], node.input[1], node.output[0]
+        for codes, known in (found[source] for found in (self.made_of, self.rounded_to) if source in found):
+            if math.isclose(self._value(known), self._value(scale), rel_tol=_SAME_SCALE):
+                self.renamed[result] = codes
+                return
+        node.input[2] = _ZERO_NAME
+        self.written.append(node)
+        self.rounded_to[source] = result, scale
+
+    def _dequantize(self, codes: str, scale: str, result: str) -> None:
+        from onnx import helper
+
+        self.written.append(helper.make_node("DequantizeLinear", [codes, scale, _ZERO_NAME], [result], name=result))
+        self.made_of[result] = codes, scale
+
+    def _relu(self, codes: str, scale: str, result: str) -> None:
+        from onnx import helper
+
+        clipped = f"{result}/codes"
+        self.written.append(helper.make_node("Clip", [codes, _ZERO_NAME], [clipped], name=clipped))
+        self._dequantize(clipped, scale, result)
+
+    def _is_relu(self, node: NodeProto) -> bool:
+        """Whether a node that reads codes only clips at 0: a ReLU, or a ReLU6 if the codes end at 6 or before."""
+        if node.op_type != "Clip":
+            return bool(node.op_type == "Relu")
+        least, *most = (self._value(bound) for bound in node.input[1:])
+        largest = _LARGEST_CODE * self._value(self.made_of[node.input[0]][1])
+        return least == 0 and (not most or most[0] >= largest * (1 - _SAME_SCALE))
+
+    def _value(self, constant: str) -> Any:
+        from onnx import numpy_helper
+
+        return numpy_helper.to_array(self.constants[constant]).item()

@@ -1,0 +1,94 @@
+"""Graphs in int8 and the same in uint8: the same values, and fewer of them rounded twice."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from bpkd_sdk.runtime.uint8 import as_uint8
+
+
+def graph(body, *, scale="0.05", other="0.05", top="6.0"):
+    """x (2, 4) to y, with two scales s and o and a pair `p` of x in steps of s."""
+    return onnx.parser.parse_model(f"""
+        <ir_version: 9, opset_import: ["": 18]>
+        g (float[2, 4] x) => (float[2, N] y)
+        <float s = {{{scale}}}, float o = {{{other}}}, int8 zero = {{0}}, float low = {{0}}, float top = {{{top}}},
+         int8[4, 3] w = {{9, -8, 7, -6, 5, -4, 3, -2, 1, 127, -127, 0}}, float[3] ws = {{0.1, 0.2, 0.3}},
+         int8[3] wz = {{0, 0, 0}}>
+        {{ qp = QuantizeLinear (x, s, zero)  p = DequantizeLinear (qp, s, zero)  {body} }}
+    """)
+
+
+def outputs(proto, x):
+    """By ONNX Runtime, node by node as the graph says."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+def operators(proto):
+    return [node.op_type for node in proto.graph.node]
+
+
+QDQ = ["QuantizeLinear", "DequantizeLinear"]
+BODIES = {
+    "a pair": ("y = Identity (p)", {}, [*QDQ, "Identity"]),
+    "relu": ("y = Relu (p)", {}, ["QuantizeLinear", "Clip", "DequantizeLinear"]),
+    "relu6, codes end at 6": ("y = Clip (p, low, top)", {"scale": "0.047244094"}, ["QuantizeLinear", "Clip", QDQ[1]]),
+    "relu6, codes go beyond": ("y = Clip (p, low, top)", {}, [*QDQ, "Clip"]),
+    "clip at another value": ("y = Clip (p, s, top)", {"scale": "0.04"}, [*QDQ, "Clip"]),
+    "clip without an end": ("y = Clip (p, low)", {}, ["QuantizeLinear", "Clip", "DequantizeLinear"]),
+    "the same steps again": (
+        "r = Relu (p)  qr = QuantizeLinear (r, o, zero)  y = DequantizeLinear (qr, o, zero)",
+        {"other": "0.050000004"},
+        ["QuantizeLinear", "Clip", "DequantizeLinear"],
+    ),
+    "other steps": (
+        "qr = QuantizeLinear (p, o, zero)  y = DequantizeLinear (qr, o, zero)",
+        {"other": "0.07"},
+        [*QDQ, *QDQ],
+    ),
+    "two pairs of one tensor": (
+        "qr = QuantizeLinear (x, o, zero)  r = DequantizeLinear (qr, o, zero)  y = Add (p, r)",
+        {"other": "0.050000004"},
+        ["QuantizeLinear", "DequantizeLinear", "DequantizeLinear", "Add"],
+    ),
+    "relu beside the sum of both": ("r = Relu (p)  y = Add (p, r)", {}, [*QDQ, "Clip", "DequantizeLinear", "Add"]),
+    "relu of float32": ("r = Relu (x)  y = Add (p, r)", {}, [*QDQ, "Relu", "Add"]),
+    "weights stay int8": (
+        "v = DequantizeLinear <axis = 1> (w, ws, wz)  y = MatMul (p, v)",
+        {},
+        [*QDQ, "DequantizeLinear", "MatMul"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_the_same_values(name):
+    body, numbers, expected = BODIES[name]
+    proto = graph(body, **numbers)
+    before = proto.SerializeToString()
+    changed = as_uint8(proto)
+    assert proto.SerializeToString() == before
+    onnx.checker.check_model(changed, full_check=True)
+    assert operators(changed) == expected
+    # Ties, both ends of int8 and what lies beyond them among the values.
+    x = np.array([[0, 0.025, -0.025, 100], [-100, 6.351, -6.4, 2.43]], np.float32)
+    np.testing.assert_allclose(outputs(changed, x), outputs(proto, x), rtol=1e-6, atol=0)
+
+
+def test_codes_are_uint8():
+    changed = as_uint8(graph("r = Relu (p)  y = Add (p, r)"))
+    inferred = onnx.shape_inference.infer_shapes(changed)
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
+    assert types["qp"] == onnx.TensorProto.UINT8
+
+
+def test_a_graph_in_float32_stays_what_it_is():
+    proto = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["": 18]>
+        g (float[2, 4] x) => (float[2, 4] y) { r = Relu (x)  y = Add (x, r) }
+    """)
+    assert list(as_uint8(proto).graph.node) == list(proto.graph.node)
