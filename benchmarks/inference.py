@@ -2,13 +2,14 @@
 
     python -m benchmarks.inference
 
-512x1024, batch 1, 19 classes, random weights with settled batch norms: speed does not depend on training. All four ways
+512x1024, batch 1, 19 classes, random weights with settled batch norms: speed does not depend on training. All five ways
 take turns in one run of `bpkd_sdk.export.benchmark`; a ratio is that of the medians, with the lowest and the highest of
 the rounds.
 
 - torch: the network in torch, eager, with normalisation and argmax in torch.
 - fp32: the file of `to_onnx`, uint8 image in, uint8 mask out.
-- int8: the same with every layer but the first and the last in int8.
+- int8: the same with every layer between the first and the last in int8; our runtime computes in uint8.
+- int8 file: the same file, opened by ONNX Runtime as it is.
 - usual: a file of the bare network; the image is normalised by numpy in float32, the logits come out at the network's
   stride, are resized by OpenCV and reduced by numpy's argmax. As its share of the time shows, that is little beside a
   network of a hundred GMACs: with nothing around it, the usual way would be 1 / (1 - share) times as fast.
@@ -33,7 +34,7 @@ from bpkd_sdk.export.benchmark import BenchmarkReport, Environment
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.runtime import Accepts, Runtime, TorchRuntime
-from bpkd_sdk.runtime.onnx import open_session
+from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = (
@@ -45,13 +46,23 @@ NETWORKS = (
     "smp/PAN/tu-mobilenetv3_small_050",
 )
 CLASSES = 19
-WAYS = ("torch", "fp32", "int8", "usual")
+WAYS = ("torch", "fp32", "int8", "int8 file", "usual")
 # Slower way, faster way, how many times as fast it shall be.
-RATIOS = {
+RATIOS: dict[str, tuple[str, str, float | None]] = {
     "ONNX FP32 to torch eager": ("torch", "fp32", 2.0),
     "INT8 to FP32": ("fp32", "int8", 1.5),
+    "INT8 to the same file opened by ONNX Runtime as it is": ("int8 file", "int8", None),
     "pre- and post-processing inside to the usual way": ("usual", "fp32", 1.3),
 }
+
+
+class FileRuntime(OnnxRuntime):
+    """An int8 file of ours, opened by ONNX Runtime as it is."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "cpu")
+        self.name, self.model = "int8 file", path
+        self.session = open_session(path, self.device)
 
 
 class UsualRuntime(Runtime):
@@ -78,7 +89,7 @@ class UsualRuntime(Runtime):
 
 
 def make_ways(name: str, size: tuple[int, int], work: Path) -> list[Runtime | Path]:
-    """The four ways of one network, in the order of `WAYS`; files that are there are not made again."""
+    """The ways of one network, in the order of `WAYS`; files that are there are not made again."""
     network = settled(name, CLASSES, size)
     stem = f"{name.replace('/', '-')}-{size[0]}x{size[1]}"
     whole, integer, bare = (work / f"{stem}.{kind}.onnx" for kind in ("fp32", "int8", "bare"))
@@ -90,13 +101,14 @@ def make_ways(name: str, size: tuple[int, int], work: Path) -> list[Runtime | Pa
     if not bare.is_file():
         image = torch.zeros(1, 3, *size)
         torch.onnx.export(network, (image,), dynamo=True, verbose=False).save(bare, external_data=False)
-    return [TorchRuntime(network, "cpu", name="torch"), whole, integer, UsualRuntime(bare, network)]
+    torch_runtime = TorchRuntime(network, "cpu", name="torch")
+    return [torch_runtime, whole, integer, FileRuntime(integer), UsualRuntime(bare, network)]
 
 
-def ratios(report: BenchmarkReport) -> dict[str, dict[str, float]]:
+def ratios(report: BenchmarkReport) -> dict[str, dict[str, float | None]]:
     """How many times as fast, of the medians; and the lowest and highest of the rounds."""
     rows = dict(zip(WAYS, report.rows, strict=True))
-    found = {}
+    found: dict[str, dict[str, float | None]] = {}
     for name, (slow, fast, target) in RATIOS.items():
         rounds = [a / b for a, b in zip(rows[slow].rounds, rows[fast].rounds, strict=True)]
         ratio = rows[slow].latency.p50 / rows[fast].latency.p50
@@ -134,13 +146,16 @@ def table(done: dict[str, Any]) -> str:
     for name, found in done.items():
         times = [f"{row['latency']['p50']:.0f}" for row in found["report"]["rows"]]
         *told, share = found["ratios"].values()
-        figures = [f"{r['ratio']:.2f} ({r['lowest']:.2f} to {r['highest']:.2f}; {r['target']} asked)" for r in told]
-        figures.append(f"{share['ratio']:.1%}")
-        lines.append(f"| {name} | {' | '.join([*times, *figures])} |")
+        lines.append(f"| {name} | {' | '.join([*times, *map(_told, told), format(share['ratio'], '.1%')])} |")
     lines.append("")
     for name, found in done.items():
         lines += [f"- {name}: {told}" for told in Environment.from_dict(found["report"]["environment"]).warnings]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _told(ratio: dict[str, Any]) -> str:
+    asked = "" if ratio["target"] is None else f"; {ratio['target']} asked"
+    return f"{ratio['ratio']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f}{asked})"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -37,6 +37,8 @@ def test_all_ways_give_the_same_mask(tmp_path):
     assert in_int8.metadata["quantization"] == {"quantized": 1}
     assert not {"verified", "parity"} & in_int8.metadata.keys()  # nobody compared it with torch
     assert (in_int8(images) == expected).mean() > 0.9
+    as_it_is = inference.FileRuntime(tmp_path / "int8.onnx")
+    assert (as_it_is(images) == in_int8(images)).mean() > 0.99
 
 
 def report(rounds):
@@ -59,22 +61,25 @@ def test_ratios_of_known_times():
         "torch": (40.0, 42.0, 50.0),
         "fp32": (20.0, 21.0, 20.0),
         "int8": (10.0, 7.0, 8.0),
+        "int8 file": (12.0, 12.0, 12.0),
         "usual": (24.0, 25.0, 26.0),
     }
     found = inference.ratios(report(times))
-    eager, integer, inside = (found[name] for name in inference.RATIOS)
+    eager, integer, plain, inside = (found[name] for name in inference.RATIOS)
     assert eager == {"ratio": 2.1, "lowest": 2.0, "highest": 2.5, "target": 2.0}
     assert integer["ratio"] == pytest.approx(20 / 8)
+    assert plain == {"ratio": 12 / 8, "lowest": 12 / 10, "highest": 12 / 7, "target": None}
     assert inside["ratio"] == pytest.approx(25 / 20)
     share = found["share of pre- and post-processing in the usual way"]["ratio"]
     assert share == pytest.approx(2 / 25)
     calm = json.loads(report(times).to_json())["environment"] | {"load": 0.0, "governor": "performance"}
     done = {
-        name: {"ratios": found, "report": {"rows": [{"latency": {"p50": 42.0}}] * 4, "environment": calm | changes}}
+        name: {"ratios": found, "report": {"rows": [{"latency": {"p50": 42.0}}] * 5, "environment": calm | changes}}
         for name, changes in (("net", {}), ("other", {"load": 99.0}))
     }
     table = inference.table(done)
-    assert "| net | 42 | 42 | 42 | 42 | 2.10 (2.00 to 2.50; 2.0 asked) |" in table
+    assert "| net | 42 | 42 | 42 | 42 | 42 | 2.10 (2.00 to 2.50; 2.0 asked) |" in table
+    assert "| 1.50 (1.20 to 1.71) |" in table
     assert table.splitlines()[-1].startswith("- other: The machine was busy: a load of 99.0")
     assert "- net" not in table
 
