@@ -144,8 +144,12 @@ def check_seal(path: Path) -> None:
         )
 
 
-def open_session(source: Path | bytes, device: torch.device, threads: int | None = None) -> InferenceSession:
+def open_session(
+    source: Path | bytes, device: torch.device, threads: int | None = None, profile: Path | None = None
+) -> InferenceSession:
     """Load an ONNX file, or the bytes of one, on a device; on the CPU where the GPU cannot be used.
+
+    With `profile`, ONNX Runtime's profiler writes to a file whose path begins so.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -158,6 +162,8 @@ def open_session(source: Path | bytes, device: torch.device, threads: int | None
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         onnxruntime.preload_dlls()  # the CUDA libraries that torch brought

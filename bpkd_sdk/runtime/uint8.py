@@ -31,9 +31,14 @@ def as_uint8(proto: ModelProto) -> ModelProto:
 
     copy = type(proto)()
     copy.CopyFrom(proto)
-    del copy.graph.node[:]
-    copy.graph.node.extend(_Rewriter(proto).nodes())
-    copy.graph.initializer.append(numpy_helper.from_array(np.asarray(_ZERO), _ZERO_NAME))
+    graph = copy.graph
+    del graph.node[:]
+    graph.node.extend(_Rewriter(proto).nodes())
+    graph.initializer.append(numpy_helper.from_array(np.asarray(_ZERO), _ZERO_NAME))
+    read = {tensor for node in graph.node for tensor in node.input}
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in read:
+            del graph.initializer[index]
     return copy
 
 
@@ -65,13 +70,12 @@ class _Rewriter:
         return kept[::-1]
 
     def _write(self, node: NodeProto) -> None:
-        source, result = node.input[0], node.output[0]
         if node.op_type == "QuantizeLinear":
             self._quantize(node)
-        elif node.op_type == "DequantizeLinear" and source not in self.constants:
-            self._dequantize(source, node.input[1], result)
-        elif source in self.made_of and self._is_relu(node):
-            self._relu(*self.made_of[source], result)
+        elif node.op_type == "DequantizeLinear" and node.input[0] not in self.constants:
+            self._dequantize(node.input[0], node.input[1], node.output[0])
+        elif node.op_type in ("Relu", "Clip") and node.input[0] in self.made_of and self._is_relu(node):
+            self._relu(*self.made_of[node.input[0]], node.output[0])
         else:
             self.written.append(node)
 
@@ -100,9 +104,12 @@ class _Rewriter:
 
     def _is_relu(self, node: NodeProto) -> bool:
         """Whether a node that reads codes only clips at 0: a ReLU, or a ReLU6 if the codes end at 6 or before."""
-        if node.op_type != "Clip":
-            return bool(node.op_type == "Relu")
-        least, *most = (self._value(bound) for bound in node.input[1:])
+        if node.op_type == "Relu":
+            return True
+        bounds = node.input[1:]
+        if not bounds or any(bound not in self.constants for bound in bounds):
+            return False
+        least, *most = map(self._value, bounds)
         largest = _LARGEST_CODE * self._value(self.made_of[node.input[0]][1])
         return least == 0 and (not most or most[0] >= largest * (1 - _SAME_SCALE))
 

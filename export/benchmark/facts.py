@@ -18,7 +18,7 @@ from bpkd_sdk.evaluation.profile import profile
 from bpkd_sdk.models import create_model
 from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.runtime.engine import EngineRuntime
-from bpkd_sdk.runtime.onnx import OnnxRuntime, run_session
+from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session, run_session
 
 # The operators that make a network's cost, with the position of the weights among their inputs. Those in the second
 # line are what ONNX Runtime makes of the first.
@@ -188,16 +188,8 @@ def onnx_nodes(runtime: Runtime, images: Tensor) -> tuple[dict[str, int], dict[s
     """
     if not isinstance(runtime, OnnxRuntime):
         return {}, {}
-    import onnxruntime
-
     with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "nodes")
-        providers = list(runtime.session.get_provider_options().items())
-        model = str(runtime.model) if isinstance(runtime.model, Path) else runtime.model
-        session = onnxruntime.InferenceSession(model, options, providers=providers)
+        session = open_session(runtime.model, runtime.device, profile=Path(folder) / "nodes")
         run_session(session, runtime.prepare(images))
         events = json.loads(Path(session.end_profiling()).read_text())
     nodes = {event["name"]: event["args"] for event in events if event["name"].endswith("_kernel_time")}.values()

@@ -1,8 +1,8 @@
 """Every network of the paper, from torch to ONNX, to INT8, to engines compiled by TensorRT for RTX.
 
-Files of any size are made of all but HRNet-W48, which has the layers of HRNet-W18 and takes three times as long.
-Files of one shape are made of it, and of the networks whose layers are then others: those that pool to a fixed size or
-cut the image into blocks. `benchmarks/export_table.py` makes both of all.
+Files of any size are made of all, and become engines for one shape and for many. Files of one shape are made of the
+networks whose layers are then others: those that pool to a fixed size or cut the image into blocks.
+`benchmarks/export_table.py` makes both of all.
 """
 
 import json
@@ -43,7 +43,7 @@ def check_engine(path, precision, network, **shapes):
     return engine.manifest.inputs["images"]
 
 
-@pytest.mark.parametrize("name", [name for name in ZOO if name != "hrnetv2p_w48"])
+@pytest.mark.parametrize("name", ZOO)
 def test_files_of_any_size(name, compiler, tmp_path):
     """Into engines for one shape and for many."""
     size = SIZES[name]
@@ -63,7 +63,7 @@ def test_files_of_any_size(name, compiler, tmp_path):
         assert (many["min"], many["max"]) == ([1, *size, 3], [4, *largest, 3])
 
 
-@pytest.mark.parametrize("name", ["pspnet_r18", "isanet_r18", "hrnetv2p_w48"])
+@pytest.mark.parametrize("name", ["pspnet_r18", "isanet_r18"])
 def test_files_of_one_shape(name, compiler, tmp_path):
     size = SIZES[name]
     network = fitted(name, size)

@@ -40,6 +40,7 @@ BODIES = {
     "relu6, codes go beyond": ("y = Clip (p, low, top)", {}, [*QDQ, "Clip"]),
     "clip at another value": ("y = Clip (p, s, top)", {"scale": "0.04"}, [*QDQ, "Clip"]),
     "clip without an end": ("y = Clip (p, low)", {}, ["QuantizeLinear", "Clip", "DequantizeLinear"]),
+    "clip without a beginning": ('y = Clip (p, "", top)', {"top": "1.0"}, [*QDQ, "Clip"]),
     "the same steps again": (
         "r = Relu (p)  qr = QuantizeLinear (r, o, zero)  y = DequantizeLinear (qr, o, zero)",
         {"other": "0.050000004"},
@@ -89,6 +90,7 @@ def test_codes_are_uint8():
 def test_a_graph_in_float32_stays_what_it_is():
     proto = onnx.parser.parse_model("""
         <ir_version: 9, opset_import: ["": 18]>
-        g (float[2, 4] x) => (float[2, 4] y) { r = Relu (x)  y = Add (x, r) }
+        g (float[2, 4] x) => (float[2, 4] y) <float a = {2}>
+        { b = Constant <value = float[4] {1, 2, 3, 4}> ()  r = Relu (x)  s = Mul (r, a)  y = Add (s, b) }
     """)
-    assert list(as_uint8(proto).graph.node) == list(proto.graph.node)
+    assert as_uint8(proto) == proto
