@@ -13,8 +13,8 @@ that each file agrees with the one before, and that its layers have the precisio
 - engine: compiled by TensorRT for RTX, which needs no GPU, for one GPU (sm89); static: one shape; dynamic: a range of
   batches, heights and widths.
 
-What is in the JSON file is not made again. INT8 takes the time: every layer's damage is measured, so the four large
-networks take the better part of an hour.
+What is in the JSON file is not made again. INT8 takes the time: every layer's damage is measured, so HRNet-W48 takes
+the better part of an hour, the other large networks a quarter of an hour each.
 """
 
 import argparse
