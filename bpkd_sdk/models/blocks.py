@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -62,8 +61,6 @@ def conv_bn(
 
 def resize(features: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resize (N, C, H, W) -> (N, C, *size) with pixel centres aligned: the only kind in these networks."""
-    if not torch.compiler.is_compiling() and features.shape[2:] == torch.Size(size):
-        return features
     return F.interpolate(features, size=tuple(size), mode="bilinear", align_corners=False)
 
 
