@@ -6,8 +6,7 @@ computes a convolution in int8 only between two pairs (on a CPU 3 times faster t
 none behind). Where ReLU or ReLU6 follows, the pair behind takes the range of *its* output: with zero point 0, rounding
 and clipping at zero can change places, so that pair loses nothing, and spends int8 on no value that is dropped.
 
-Sums of two activations are layers too. In float32 they are what keeps a residual network's activations in float32: of
-HRNet's time in int8, a third.
+Sums of two activations are layers too: in float32 they keep the activations of a residual network in float32.
 """
 
 from __future__ import annotations
