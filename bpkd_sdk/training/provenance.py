@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import torch
 
 from bpkd_sdk.data import FileDataset, SegmentationDataset
@@ -34,7 +35,6 @@ _PACKAGES = (
     "torchvision",
     "accelerate",
     "numpy",
-    "opencv-python",
     "segmentation-models-pytorch",
     "timm",
 )
@@ -78,7 +78,7 @@ def _part(task: Task, first_step: int) -> dict[str, Any]:
         "options": {name: value for name, value in task.config.to_dict().items() if name in FREE_OPTIONS},
         "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
         "versions": {package: version(package) for package in _PACKAGES}
-        | {"python": platform.python_version(), "cuda": torch.version.cuda},
+        | {"opencv": cv2.__version__, "python": platform.python_version(), "cuda": torch.version.cuda},
         "platform": platform.platform(),
         "git": _git_state(),
     }
