@@ -12,7 +12,7 @@ from typing import Any
 
 from bpkd_sdk.errors import check_choice, listed
 from bpkd_sdk.export.audit import check_engine_layers, engine_layers, network_types
-from bpkd_sdk.runtime.backend import capability, trt_log
+from bpkd_sdk.runtime.backend import capability, supports, trt_log
 
 Size = tuple[int, int]
 
@@ -87,12 +87,18 @@ class Compilation:
         if not hardware:
             return ("sm80+",)
         known = {name.lower(): value for name, value in self.trt.ComputeCapability.__members__.items()}
-        choices = [name for name in known if name.startswith("sm") or (name == "current" and capability())]
+        here, named = capability(), [name for name in known if name.startswith("sm")]
+        if "current" in hardware and here is not None and not supports(self.trt, here):
+            raise ValueError(
+                f"hardware='current' is {here} here, a GPU that TensorRT for RTX {self.trt.__version__} has no engines "
+                f"for: only for {', '.join(named)}. Name one of those, or build with backend='tensorrt'."
+            )
+        choices = [*named, *(["current"] if here is not None else [])]
         self.config.num_compute_capabilities = len(hardware)
         for index, name in enumerate(hardware):
             check_choice("hardware", name, choices)
             self.config.set_compute_capability(known[name], index)
-        return tuple(str(capability()) if name == "current" else name for name in hardware)
+        return tuple(str(here) if name == "current" else name for name in hardware)
 
     def configure(self, workspace_mb: int | None, version_compatible: bool, timing_cache: str | Path | None) -> None:
         """Set the rest of the builder's options."""

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from bpkd_sdk.doctor import driver_version
-from bpkd_sdk.errors import check_choice, import_optional
+from bpkd_sdk.errors import check_choice
 from bpkd_sdk.export.audit import check_network, network_layers
 from bpkd_sdk.export.compilation import Compilation, Size
 from bpkd_sdk.models.checkpoint import write_atomically
-from bpkd_sdk.runtime.backend import Backend, capability, covers, open_backend
+from bpkd_sdk.runtime.backend import Backend, capability, covers, open_backend, supports
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.manifest import EngineManifest, manifest_path
-from bpkd_sdk.runtime.onnx import METADATA_KEY, check_seal, parse_facts
+from bpkd_sdk.runtime.onnx import read_file
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ def to_tensorrt(
     job.configure(workspace_mb, version_compatible, timing_cache)
     plan, seconds = job.build(str(onnx_path))
     here = capability()
-    inspected = job.inspect(plan, facts["precision"]) if here is not None and covers(targets, here) else {}
+    runs_here = here is not None and covers(targets, here) and supports(job.trt, here)
+    inspected = job.inspect(plan, facts["precision"]) if runs_here else {}
     manifest = EngineManifest(
         backend=job.name,
         build=str(job.trt.__version__),
@@ -122,22 +123,13 @@ def to_tensorrt(
 
 def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
     """The bytes of an ONNX file and what it says about itself."""
-    onnx = import_optional("onnx", "export")
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no ONNX file at {path}.")
-    raw = path.read_bytes()
-    try:
-        properties = {entry.key: entry.value for entry in onnx.load_from_string(raw).metadata_props}
-    except Exception as error:  # protobuf's errors share no public base class
-        raise ValueError(f"{path} is not a readable ONNX file ({error}). It may be truncated.") from error
-    facts = parse_facts(properties.get(METADATA_KEY), path)
-    check_seal(path)
+    _, facts = read_file(path)
     if facts.get("verified") is False:
         raise ValueError(
             f"{path} does not agree with torch and was kept by force=True, so no engine is made of it. Export the "
             "network so that it agrees, for example with another opset or in fp32."
         )
-    return raw, facts
+    return path.read_bytes(), facts
 
 
 def _described(tensor: Any) -> dict[str, Any]:

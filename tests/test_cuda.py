@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import bpkd_sdk
+from benchmarks.engines import HARDWARE, usable_backends
+from benchmarks.networks import to_int8
 from bpkd_sdk.boundary import edge_masks
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.data.shapes import render
@@ -16,7 +18,6 @@ from bpkd_sdk.export import benchmark, to_onnx, to_tensorrt
 from bpkd_sdk.losses import METHODS, BPKDLoss, create_method
 from bpkd_sdk.output import SegmentationOutput
 from bpkd_sdk.runtime import TorchRuntime, open_runtime
-from bpkd_sdk.runtime.backend import open_backend
 from tests.networks import tiny
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
@@ -123,16 +124,14 @@ def test_every_runtime_segments_as_torch_on_the_cpu(network, kind, precision, tm
     ).path  # fmt: skip
     sizes = ((64, 96), (96, 160), (128, 160)) if kind == "size" else None
     artifacts = [path]
-    for backend in ("tensorrt", "tensorrt_rtx"):
-        try:
-            open_backend(backend)
-        except ImportError:
-            continue
+    for backend in usable_backends():
         engine = tmp_path / f"{backend}.engine"
         artifacts.append(to_tensorrt(path, engine, size=sizes, backend=backend, hardware=HARDWARE[backend]).path)
     for artifact in artifacts:
         runtime = open_runtime(artifact, "cuda")
         assert runtime.device.type == "cuda"
+        if artifact == path:
+            assert (runtime.recording is not None) == (kind == "fixed")
         with torch.inference_mode():  # what is set up in it must do for calls outside
             runtime(SCENES[:1])
         alone = [runtime(scene[None])[0] for scene in SCENES]
@@ -144,7 +143,14 @@ def test_every_runtime_segments_as_torch_on_the_cpu(network, kind, precision, tm
             assert (runtime(SCENES) == np.stack(alone)).mean() > 0.999
 
 
-HARDWARE = {"tensorrt": None, "tensorrt_rtx": "current"}
+def test_what_runs_on_the_cpu_in_part_is_not_recorded(network, tmp_path):
+    """ONNX Runtime has no int8 on a GPU: it computes in float32, some of it on the CPU."""
+    source = to_onnx(network, tmp_path / "m.onnx", input_size=(96, 160), dynamic_batch=False).path
+    to_int8(source, tmp_path / "int8.onnx")
+    on_gpu, on_cpu = (open_runtime(tmp_path / "int8.onnx", device) for device in ("cuda", "cpu"))
+    assert on_gpu.recording is None
+    for scene in SCENES:
+        assert (on_gpu(scene[None]) == on_cpu(scene[None])).mean() > 0.98
 
 
 def test_the_benchmark_on_the_gpu(network, tmp_path):
@@ -159,11 +165,7 @@ def test_the_benchmark_on_the_gpu(network, tmp_path):
         options = {"input_size": size, "precision": precision, "dynamic_batch": False}
         artifacts.append(to_onnx(network, tmp_path / f"{precision}.onnx", **options).path)
     engines = []
-    for backend in ("tensorrt", "tensorrt_rtx"):
-        try:
-            open_backend(backend)
-        except ImportError:
-            continue
+    for backend in usable_backends():
         engine = tmp_path / f"{backend}.engine"
         engines.append(to_tensorrt(artifacts[-1], engine, backend=backend, hardware=HARDWARE[backend]))
     report = benchmark([*artifacts, *(engine.path for engine in engines)], duration=0.5, device="cuda")

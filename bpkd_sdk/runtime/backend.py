@@ -25,8 +25,17 @@ def capability(device: torch.device | None = None) -> str | None:
 
 
 def covers(targets: Iterable[str], here: str) -> bool:
-    """Whether an engine for these compute capabilities ("sm86", or "sm80+" for that one and later) runs on this one."""
+    """Whether an engine for these compute capabilities ("sm86", or "sm80+" for that one and later) is for this one."""
     return any(target == here or (target.endswith("+") and _number(here) >= _number(target)) for target in targets)
+
+
+def supports(trt: Any, here: str) -> bool:
+    """Whether a compiler's engines run on GPUs of a compute capability at all.
+
+    TensorRT for RTX names those it knows: sm90, of data centres, is none of them.
+    """
+    known = getattr(trt, "ComputeCapability", None)
+    return known is None or here.upper() in known.__members__
 
 
 def _number(capability: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +18,7 @@ from bpkd_sdk.runtime.backend import open_backend, trt_log
 from bpkd_sdk.runtime.base import Accepts, Runtime
 from bpkd_sdk.runtime.device import choose_device
 from bpkd_sdk.runtime.manifest import EngineManifest, check_engine
-
-# Held while an engine is loaded, a context is made or a graph is recorded: the first two may, and the last does, wait
-# for the whole device, which breaks a recording that is under way; and torch records one graph at a time.
-_SETTING_UP = threading.Lock()
+from bpkd_sdk.runtime.recording import SETTING_UP, Recording, run_on
 
 
 class EngineRuntime(Runtime):
@@ -50,7 +47,7 @@ class EngineRuntime(Runtime):
         self._threads = threading.local()
 
     def _load(self, path: Path, trusted: bool) -> Any:
-        with _SETTING_UP, torch.cuda.device(self.device):
+        with SETTING_UP, torch.cuda.device(self.device):
             self._runtime = self._trt.Runtime(trt_log(self._trt))  # must outlive the engine
             self._runtime.engine_host_code_allowed = trusted and self.manifest.version_compatible
             engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -63,7 +60,7 @@ class EngineRuntime(Runtime):
         """What the engine returns: uint8 masks (N, H, W), or float32 logits (N, C, H, W)."""
         with torch.cuda.device(self.device):
             if not hasattr(self._threads, "lane"):
-                with _SETTING_UP:
+                with SETTING_UP:
                     self._threads.lane = _Lane(self._trt, self._engine, self.manifest, static=self.accepts.is_static)
             lane: _Lane = self._threads.lane
             return lane.run(inputs)
@@ -79,18 +76,14 @@ class _Lane:
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.context = engine.create_execution_context()
         self.static = static
-        self.recording: _Recording | None = None
+        self.recording: Recording | None = None
 
     def run(self, inputs: Tensor) -> Tensor:
-        """Queue the engine behind the caller's stream; what the caller queues next waits for the result."""
-        caller = torch.cuda.current_stream()
-        self.stream.wait_stream(caller)
-        with torch.cuda.stream(self.stream):
-            output = self._replay(inputs) if self.static else self._enqueue(inputs)
-        caller.wait_stream(self.stream)
-        inputs.record_stream(self.stream)
-        output.record_stream(caller)
-        return output
+        if not self.static:
+            return run_on(self.stream, self._enqueue, inputs)
+        if self.recording is None:
+            self.recording = Recording(self.stream, self._enqueue, inputs)
+        return self.recording(inputs)
 
     def _enqueue(self, inputs: Tensor) -> Tensor:
         self.context.set_input_shape(self.input, tuple(inputs.shape))
@@ -100,31 +93,6 @@ class _Lane:
         if not self.context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
             raise RuntimeError(f"The engine failed: {'; '.join(trt_log(self.trt).messages)}")
         return output
-
-    def _replay(self, inputs: Tensor) -> Tensor:
-        if self.recording is None:
-            # Tensors made in inference mode could not be written to by calls outside of it.
-            with _SETTING_UP, torch.inference_mode(False):
-                self.recording = self._record(inputs)
-        self.recording.inputs.copy_(inputs)
-        self.recording.graph.replay()
-        return self.recording.output.clone()
-
-    def _record(self, inputs: Tensor) -> _Recording:
-        inputs = inputs.clone()
-        self._enqueue(inputs)  # sets up what must not be set up while a graph is recorded
-        self.stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may go on using the device meanwhile.
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            output = self._enqueue(inputs)
-        return _Recording(graph, inputs, output)
-
-
-class _Recording(NamedTuple):
-    graph: torch.cuda.CUDAGraph
-    inputs: Tensor
-    output: Tensor
 
 
 _DTYPES = {"UINT8": torch.uint8, "FLOAT": torch.float32}

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from bpkd_sdk.errors import check_choice, listed
-from bpkd_sdk.runtime.backend import EXTRAS, capability, covers
+from bpkd_sdk.runtime.backend import EXTRAS, capability, covers, supports
 from bpkd_sdk.runtime.onnx import check_facts
 
 FORMAT = "bpkd-engine/1"
@@ -168,8 +168,17 @@ def check_plan(path: Path, manifest: EngineManifest) -> None:
 
 
 def _obstacles(manifest: EngineManifest, trusted: bool, here: str | None) -> Iterator[str]:
-    yield from _build_obstacle(manifest)
-    yield from _device_obstacle(manifest, here)
+    trt: Any = None
+    try:
+        trt = importlib.import_module(manifest.backend)
+    except ImportError as error:
+        yield (
+            f"It needs the package {manifest.backend!r}, which could not be imported ({error}). "
+            f"Install it with: pip install 'bpkd-sdk[{EXTRAS[manifest.backend]}]'"
+        )
+    else:
+        yield from _build_obstacle(manifest, str(trt.__version__))
+    yield from _device_obstacle(manifest, trt, here)
     if manifest.version_compatible and not trusted:
         yield (
             "It is version compatible, so it carries code for this machine's processor. If it comes from a place that "
@@ -178,15 +187,7 @@ def _obstacles(manifest: EngineManifest, trusted: bool, here: str | None) -> Ite
         )
 
 
-def _build_obstacle(manifest: EngineManifest) -> Iterator[str]:
-    try:
-        installed = str(importlib.import_module(manifest.backend).__version__)
-    except ImportError as error:
-        yield (
-            f"It needs the package {manifest.backend!r}, which could not be imported ({error}). "
-            f"Install it with: pip install 'bpkd-sdk[{EXTRAS[manifest.backend]}]'"
-        )
-        return
+def _build_obstacle(manifest: EngineManifest, installed: str) -> Iterator[str]:
     if installed == manifest.build:
         return
     ours, theirs = _numbers(installed), _numbers(manifest.build)
@@ -205,10 +206,15 @@ def _numbers(build: str) -> tuple[int, ...]:
     return tuple(int(part) for part in build.split(".") if part.isdigit())
 
 
-def _device_obstacle(manifest: EngineManifest, here: str | None) -> Iterator[str]:
+def _device_obstacle(manifest: EngineManifest, trt: Any, here: str | None) -> Iterator[str]:
     built = f"It was built for {', '.join(manifest.targets)} (NVIDIA compute capabilities)"
     if here is None:
         yield f"{built}, and torch sees no NVIDIA GPU here. Use the ONNX file on this machine."
+    elif not supports(trt, here):
+        yield (
+            f"{manifest.backend} {trt.__version__} runs on no GPU of the kind here, {here}. Use the ONNX file on this "
+            "machine, or build the engine with backend='tensorrt'."
+        )
     elif not covers(manifest.targets, here):
         advice = f"with hardware=[{here!r}]" if manifest.backend == "tensorrt_rtx" else "on this GPU"
         yield f"{built}, and the GPU here is {here}. Build it again {advice}."

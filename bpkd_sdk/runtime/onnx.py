@@ -1,7 +1,7 @@
 """An ONNX file of ours as a `Runtime`, by ONNX Runtime on the CPU or a CUDA GPU.
 
 Inputs and outputs are bound where they lie and shared with torch, so nothing is copied on the way in or out. On the CPU
-an int8 file runs as uint8, with the same values.
+an int8 file runs as uint8, with the same values. On a GPU a file that takes one shape only is recorded as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.models.spec import NetworkSpec
 from bpkd_sdk.runtime.base import Accepts, Runtime
 from bpkd_sdk.runtime.device import choose_device
+from bpkd_sdk.runtime.recording import Recording
 from bpkd_sdk.runtime.uint8 import as_uint8
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from onnxruntime import InferenceSession
 
 METADATA_KEY = "bpkd"
@@ -43,6 +45,8 @@ class OnnxRuntime(Runtime):
         path: The file.
         session: ONNX Runtime's.
         model: What the session was opened with: the path, or the graph in uint8.
+        recording: The CUDA graph that calls replay; None on the CPU, for a file that takes more than one shape, and
+            where part of the network runs on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -52,37 +56,67 @@ class OnnxRuntime(Runtime):
 
     def __init__(self, path: str | Path, device: str | torch.device = "auto", *, threads: int | None = None) -> None:
         self.path = Path(path)
-        where = choose_device(device)
-        self.session = open_session(self.path, where, threads)
-        if where.type == "cuda" and self.session.get_providers()[0] != "CUDAExecutionProvider":
-            problem = (
-                f"ONNX Runtime cannot use {where} for {path}. Run `bpkd doctor`: onnxruntime-gpu must be built for the "
-                "CUDA version whose libraries are installed."
-            )
-            if device != "auto":
-                raise RuntimeError(problem)
-            warnings.warn(f"{problem} It runs on the CPU.", stacklevel=2)
-            where = torch.device("cpu")
-        facts = parse_facts(self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
-        check_seal(self.path)
+        proto, facts = read_file(self.path)
+        accepts, where = accepted(facts), choose_device(device)
+        stream = torch.cuda.Stream(where) if where.type == "cuda" and accepts.is_static else None  # type: ignore[no-untyped-call]
         self.model: Path | bytes = self.path
-        if facts["precision"] == "int8" and where.type == "cpu":
-            self.model = _in_uint8(self.path)
+        if where.type == "cuda":
+            self.session = open_session(self.path, where, stream=stream)
+            if self.session.get_providers()[0] != "CUDAExecutionProvider":
+                problem = (
+                    f"ONNX Runtime cannot use {where} for {path}. Run `bpkd doctor`: onnxruntime-gpu must be built for "
+                    "the CUDA version whose libraries are installed."
+                )
+                if device != "auto":
+                    raise RuntimeError(problem)
+                warnings.warn(f"{problem} It runs on the CPU.", stacklevel=2)
+                where, stream = torch.device("cpu"), None
+        if where.type != "cuda":
+            if facts["precision"] == "int8":
+                self.model = as_uint8(proto).SerializeToString()
             self.session = open_session(self.model, where, threads)
-        super().__init__(str(path), NetworkSpec.from_dict(facts["network"]), facts, where, accepted(facts))
+        super().__init__(str(path), NetworkSpec.from_dict(facts["network"]), facts, where, accepts)
+        self.recording = self._record(stream) if stream is not None else None
 
     def infer(self, inputs: Tensor) -> Tensor:
         """What the file itself returns: uint8 masks (N, H, W), or float32 logits (N, C, H, W)."""
         try:
-            return run_session(self.session, inputs)
+            return self.recording(inputs) if self.recording is not None else run_session(self.session, inputs)
         except Exception as error:  # ONNX Runtime's own errors share no base class
             raise RuntimeError(f"{self.path} failed on images of shape {tuple(inputs.shape)}: {error}") from error
 
+    def _record(self, stream: torch.cuda.Stream) -> Recording | None:
+        """The CUDA graph of one run; None where part of the network runs on the CPU, which a graph would leave out."""
+        if {part.ep_name for part in self.session.get_provider_graph_assignment_info()} != {"CUDAExecutionProvider"}:
+            return None
+        (height, width), session = self.metadata["input_size"], self.session
+        inputs = self.prepare(torch.zeros(1, height, width, 3, dtype=torch.uint8))
+        try:
+            return Recording(stream, lambda inputs: run_session(session, inputs, wait=False), inputs)
+        except Exception as error:  # ONNX Runtime's own errors share no base class
+            warnings.warn(f"{self.path} runs without a CUDA graph, so more slowly: {error}", stacklevel=3)
+            self.session = open_session(self.path, self.device)
+            return None
 
-def _in_uint8(path: Path) -> bytes:
+
+def read_file(path: Path) -> tuple[ModelProto, dict[str, Any]]:
+    """The graph of an ONNX file of ours, and its metadata.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, has no metadata of ours or was altered.
+    """
     onnx = import_optional("onnx", "export")
-    content: bytes = as_uint8(onnx.load(path)).SerializeToString()
-    return content
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no ONNX file at {path}.")
+    try:
+        proto = onnx.load(path)
+    except Exception as error:  # protobuf's errors share no public base class
+        raise ValueError(f"{path} is not a readable ONNX file ({error}). It may be truncated.") from error
+    properties = {entry.key: entry.value for entry in proto.metadata_props}
+    facts = parse_facts(properties.get(METADATA_KEY), path)
+    check_seal(path)
+    return proto, facts
 
 
 def accepted(facts: dict[str, Any]) -> Accepts:
@@ -92,18 +126,23 @@ def accepted(facts: dict[str, Any]) -> Accepts:
     return Accepts(batch) if facts.get("dynamic_size", False) else Accepts(batch, (height, height), (width, width))
 
 
-def run_session(session: InferenceSession, inputs: Tensor) -> Tensor:
-    """One input, one output; both stay on the input's device."""
+def run_session(session: InferenceSession, inputs: Tensor, *, wait: bool = True) -> Tensor:
+    """One input, one output; both stay on the input's device.
+
+    With `wait=False` nobody waits for the GPU: for a session that was opened on torch's current stream.
+    """
+    onnxruntime = import_optional("onnxruntime", "export")
     device, index = inputs.device.type, inputs.device.index or 0
-    if device == "cuda":
+    options = onnxruntime.RunOptions()
+    if not wait:
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    elif device == "cuda":
         # ONNX Runtime works on a stream of its own, which knows nothing of torch's.
         torch.cuda.current_stream(inputs.device).synchronize()
-    from onnxruntime import OrtValue
-
     binding = session.io_binding()
-    binding.bind_ortvalue_input(session.get_inputs()[0].name, OrtValue.from_dlpack(inputs.detach()))
+    binding.bind_ortvalue_input(session.get_inputs()[0].name, onnxruntime.OrtValue.from_dlpack(inputs.detach()))
     binding.bind_output(session.get_outputs()[0].name, device, index)
-    session.run_with_iobinding(binding)
+    session.run_with_iobinding(binding, options)
     return from_dlpack(binding.get_outputs()[0])
 
 
@@ -145,11 +184,17 @@ def check_seal(path: Path) -> None:
 
 
 def open_session(
-    source: Path | bytes, device: torch.device, threads: int | None = None, profile: Path | None = None
+    source: Path | bytes,
+    device: torch.device,
+    threads: int | None = None,
+    *,
+    profile: Path | None = None,
+    stream: torch.cuda.Stream | None = None,
 ) -> InferenceSession:
     """Load an ONNX file, or the bytes of one, on a device; on the CPU where the GPU cannot be used.
 
-    With `profile`, ONNX Runtime's profiler writes to a file whose path begins so.
+    With `profile`, ONNX Runtime's profiler writes to a file whose path begins so. With `stream`, it works on that one
+    of torch's, and notes which provider each part of the network was given.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -167,7 +212,11 @@ def open_session(
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         onnxruntime.preload_dlls()  # the CUDA libraries that torch brought
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+        cuda = {"device_id": str(device.index or 0)}
+        if stream is not None:
+            cuda["user_compute_stream"] = str(stream.cuda_stream)
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        providers.insert(0, ("CUDAExecutionProvider", cuda))
     model = str(source) if isinstance(source, Path) else source
     try:
         return onnxruntime.InferenceSession(model, options, providers=providers)

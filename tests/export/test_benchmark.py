@@ -106,7 +106,7 @@ def test_the_scores_are_those_of_evaluate(report, network):
 @pytest.mark.parametrize(
     ("index", "format_", "reason"),
     [
-        (2, "ONNX", "ValueError: .*cut <b>.onnx is not an ONNX file that ONNX Runtime can load"),
+        (2, "ONNX", "ValueError: .*cut <b>.onnx is not a readable ONNX file"),
         (3, "TensorRT", "ValueError: .*m.engine is of the format TensorRT, which runs on cuda, but got device='cpu'"),
         (4, "other", "ValueError: Expected a file that ends in one of .safetensors"),
     ],

@@ -305,7 +305,7 @@ def test_files_that_cannot_be_run(path, tmp_path):
     with pytest.raises(FileNotFoundError, match="no ONNX file"):
         OnnxRuntime(tmp_path / "none.onnx")
     (tmp_path / "cut.onnx").write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="not an ONNX file that ONNX Runtime can load"):
+    with pytest.raises(ValueError, match="cut.onnx is not a readable ONNX file"):
         OnnxRuntime(tmp_path / "cut.onnx")
     proto = onnx.load(path)
     del proto.metadata_props[:]

@@ -158,6 +158,18 @@ def aim_at_this_machine(self, hardware):
     return ("sm80+",)
 
 
+def test_this_gpu_may_be_one_that_has_no_engines(compiler, tmp_path, monkeypatch):
+    """On a machine with a GPU of a data centre (sm90) engines are compiled for others, but not loaded."""
+    path = small_file(tmp_path / "m.onnx", sides=(8, 8))
+    for module in (compilation, tensorrt):
+        monkeypatch.setattr(module, "capability", lambda: "sm90")
+    monkeypatch.setattr(tensorrt, "_device", lambda: None)
+    with pytest.raises(ValueError, match="hardware='current' is sm90 here.*only for sm75.*backend='tensorrt'"):
+        to_tensorrt(path, tmp_path / "m.engine", hardware="current")
+    for hardware in (None, ["sm86"]):
+        assert to_tensorrt(path, tmp_path / "m.engine", hardware=hardware).manifest.inspected == {}
+
+
 @pytest.mark.parametrize("fails", ["m.engine.json", "m.engine"])
 @pytest.mark.parametrize("before", [False, True], ids=["first", "over another"])
 def test_a_file_that_cannot_be_written_leaves_what_was_there(compiler, tmp_path, monkeypatch, fails, before):

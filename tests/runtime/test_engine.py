@@ -87,7 +87,7 @@ def machine(monkeypatch):
     for name in ("device", "stream"):
         monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
     for name in ("Stream", "current_stream", "CUDAGraph"):
-        monkeypatch.setattr(torch.cuda, name, Mock)
+        monkeypatch.setattr(torch.cuda, name, lambda *_: Mock())
     monkeypatch.setattr(torch.cuda, "graph", machine.record)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
     return machine

@@ -107,6 +107,16 @@ def test_the_gpu_that_is_asked_for_counts(here, tmp_path):
         check_engine(path, device=torch.device("cuda", 1))
 
 
+def test_a_gpu_that_the_backend_does_not_know(here, tmp_path):
+    known = SimpleNamespace(__members__={"SM86": 3})
+    here.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.7", ComputeCapability=known))
+    path = engine(tmp_path, backend="tensorrt_rtx", build="1.7", targets=("sm80+",))
+    assert check_engine(path)
+    claim_gpu(here, (9, 0))
+    with pytest.raises(RuntimeError, match="tensorrt_rtx 1.7 runs on no GPU of the kind here, sm90. Use the ONNX file"):
+        check_engine(path)
+
+
 def test_every_reason_is_given(here, tmp_path):
     here.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="exactly that build(.|\n)*sees no NVIDIA GPU here. Use the ONNX file"):
