@@ -3,8 +3,8 @@
     python -m benchmarks.engines --output runs/gpu
 
 Random weights, but for a classifier that is fitted to generated scenes. One engine in each precision by each compiler
-that is installed and knows this GPU (TensorRT, TensorRT for RTX); beside them torch eager, torch.compile and ONNX Runtime. What fails is
-reported at the end, with an exit code of 1; the rest goes on.
+that is installed and knows this GPU (TensorRT, TensorRT for RTX); beside them torch eager, torch.compile and ONNX
+Runtime. What fails is reported at the end, with an exit code of 1; the rest goes on.
 """
 
 import argparse
