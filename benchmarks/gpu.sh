@@ -31,13 +31,13 @@ part machine 30 python3 -c '
 import dataclasses, json, sys
 from bpkd_sdk.export.benchmark import Environment
 json.dump(dataclasses.asdict(Environment.here()), open(sys.argv[1], "w"), indent=1)' "$output/machine.json"
-part tests 160 python3 -m pytest -q -p no:cacheprovider tests/test_cuda.py
-part boundary 60 python3 benchmarks/boundary.py --output "$output/boundary.json"
-part losses 100 python3 -c '
+part tests 260 python3 -m pytest -q -p no:cacheprovider tests/test_cuda.py
+part boundary 50 python3 benchmarks/boundary.py --output "$output/boundary.json"
+part losses 60 python3 -c '
 import sys, pathlib
 from benchmarks import losses
 print(losses.table(losses.run("cuda", losses.all_cases(losses.CLASSES), pathlib.Path(sys.argv[1]), quick=False)))' "$output"
-part engines 240 python3 -m benchmarks.engines --output "$output"
+part engines 195 python3 -m benchmarks.engines --output "$output"
 
 echo "Results: $output"
 if ((${#failed[@]})); then

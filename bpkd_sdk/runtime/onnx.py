@@ -87,7 +87,7 @@ class OnnxRuntime(Runtime):
 
     def _record(self, stream: torch.cuda.Stream) -> Recording | None:
         """The CUDA graph of one run; None where part of the network runs on the CPU, which a graph would leave out."""
-        if {part.ep_name for part in self.session.get_provider_graph_assignment_info()} != {"CUDAExecutionProvider"}:
+        if not runs_on_gpu_alone(self.path, self.device):
             return None
         (height, width), session = self.metadata["input_size"], self.session
         inputs = self.prepare(torch.zeros(1, height, width, 3, dtype=torch.uint8))
@@ -97,6 +97,15 @@ class OnnxRuntime(Runtime):
             warnings.warn(f"{self.path} runs without a CUDA graph, so more slowly: {error}", stacklevel=3)
             self.session = open_session(self.path, self.device)
             return None
+
+
+def runs_on_gpu_alone(path: Path, device: torch.device) -> bool:
+    """Whether ONNX Runtime runs every node of a file on a CUDA GPU; only then does it agree to a CUDA graph."""
+    try:
+        open_session(path, device, own_graph=True)
+    except ValueError:
+        return False
+    return True
 
 
 def read_file(path: Path) -> tuple[ModelProto, dict[str, Any]]:
@@ -190,21 +199,27 @@ def open_session(
     *,
     profile: Path | None = None,
     stream: torch.cuda.Stream | None = None,
+    own_graph: bool = False,
 ) -> InferenceSession:
     """Load an ONNX file, or the bytes of one, on a device; on the CPU where the GPU cannot be used.
 
-    With `profile`, ONNX Runtime's profiler writes to a file whose path begins so. With `stream`, it works on that one
-    of torch's, and notes which provider each part of the network was given.
+    Args:
+        source: The file or its bytes.
+        device: The CPU or a CUDA GPU.
+        threads: On the CPU; None: ONNX Runtime's own choice.
+        profile: How the path begins that ONNX Runtime's profiler writes to; None: it does not.
+        stream: Of torch, to work on; None: one of its own.
+        own_graph: Let ONNX Runtime make a CUDA graph, or refuse where it cannot.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not an ONNX file.
+        ValueError: If it is not an ONNX file, or there can be no graph of its own.
     """
     onnxruntime = import_optional("onnxruntime", "export")
     if isinstance(source, Path) and not source.is_file():
         raise FileNotFoundError(f"There is no ONNX file at {source}.")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4 if own_graph else 3
     if threads is not None:
         options.intra_op_num_threads = threads
     if profile is not None:
@@ -212,10 +227,11 @@ def open_session(
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         onnxruntime.preload_dlls()  # the CUDA libraries that torch brought
-        cuda = {"device_id": str(device.index or 0)}
+        cuda = {"enable_cuda_graph": str(int(own_graph))}
+        if device.index:  # the first is the default, and with a name ONNX Runtime 1.31 prints a warning
+            cuda["device_id"] = str(device.index)
         if stream is not None:
             cuda["user_compute_stream"] = str(stream.cuda_stream)
-            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         providers.insert(0, ("CUDAExecutionProvider", cuda))
     model = str(source) if isinstance(source, Path) else source
     try:
