@@ -56,15 +56,6 @@ RATIOS: dict[str, tuple[str, str, float | None]] = {
 }
 
 
-class FileRuntime(OnnxRuntime):
-    """An int8 file of ours, opened by ONNX Runtime as it is."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "cpu")
-        self.name, self.model = "int8 file", path
-        self.session = open_session(path, self.device)
-
-
 class UsualRuntime(Runtime):
     """An ONNX file of the bare network, with numpy and OpenCV around it."""
 
@@ -102,7 +93,9 @@ def make_ways(name: str, size: tuple[int, int], work: Path) -> list[Runtime | Pa
         image = torch.zeros(1, 3, *size)
         torch.onnx.export(network, (image,), dynamo=True, verbose=False).save(bare, external_data=False)
     torch_runtime = TorchRuntime(network, "cpu", name="torch")
-    return [torch_runtime, whole, integer, FileRuntime(integer), UsualRuntime(bare, network)]
+    as_written = OnnxRuntime(integer, "cpu", as_written=True)
+    as_written.name = "int8 file"
+    return [torch_runtime, whole, integer, as_written, UsualRuntime(bare, network)]
 
 
 def ratios(report: BenchmarkReport) -> dict[str, dict[str, float | None]]:

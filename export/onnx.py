@@ -304,7 +304,7 @@ def _verify(content: bytes, model: nn.Module, data: SegmentationDataset | None) 
         draft = Path(folder) / "draft.onnx"
         draft.write_bytes(content)
         try:
-            return verify(OnnxRuntime(draft, "cpu"), model, data=data)
+            return verify(OnnxRuntime(draft, "cpu", as_written=True), model, data=data)
         except Exception as error:  # the network's own code may raise anything at a size it was not made for
             raise RuntimeError(
                 f"The export could not be compared with torch: {_reason(error)}. If it is the size, pass a larger "

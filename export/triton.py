@@ -114,8 +114,8 @@ def to_triton(
             engine was built to be best at, and the largest; of an ONNX file none.
         max_queue_delay_us: How long an image waits for others to be batched with, in microseconds.
         instances: How many copies of the model run at the same time, on each device.
-        device: "auto": the server's GPUs if it has any, otherwise its CPU. For "cpu" an int8 file's activations become
-            uint8, with the same values: of those ONNX Runtime computes more in integers.
+        device: "auto": the server's GPUs if it has any, otherwise its CPU. For "cpu" an ONNX file is written as
+            `bpkd_sdk.runtime.onnx.for_cpu` changes it, with the same values.
 
     Raises:
         FileNotFoundError: If there is no such artifact.
@@ -164,8 +164,8 @@ def _check_name(name: str) -> str:
 
 def _read_onnx(path: Path, backend: TritonBackend, device: TritonDevice) -> _Artifact:
     runtime = OnnxRuntime(path, "cpu")
-    in_uint8 = runtime.model if device == "cpu" and isinstance(runtime.model, bytes) else None
-    files = {"model.onnx": in_uint8 or path.read_bytes()}
+    for_cpu = runtime.model if device == "cpu" and isinstance(runtime.model, bytes) else None
+    files = {"model.onnx": for_cpu or path.read_bytes()}
     if backend == "python":
         files["model.py"] = Path(__file__).with_name("triton_model.py").read_bytes()
     (taken,), (returned,) = runtime.session.get_inputs(), runtime.session.get_outputs()

@@ -1,7 +1,8 @@
 """An ONNX file of ours as a `Runtime`, by ONNX Runtime on the CPU or a CUDA GPU.
 
 Inputs and outputs are bound where they lie and shared with torch, so nothing is copied on the way in or out. On the CPU
-an int8 file runs as uint8, with the same values. On a GPU a file that takes one shape only is recorded as a CUDA graph.
+a graph with the same values runs that is faster there: `as_uint8`, `put_classes_last`. On a GPU a file that takes one
+shape only is recorded as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.utils.dlpack import from_dlpack
 from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.models.spec import NetworkSpec
 from bpkd_sdk.runtime.base import Accepts, Runtime
+from bpkd_sdk.runtime.classes_last import put_classes_last
 from bpkd_sdk.runtime.device import choose_device
 from bpkd_sdk.runtime.recording import Recording
 from bpkd_sdk.runtime.uint8 import as_uint8
@@ -40,11 +42,12 @@ class OnnxRuntime(Runtime):
         path: The file.
         device: "auto": a CUDA GPU if torch sees one and ONNX Runtime can use it, otherwise the CPU.
         threads: Of ONNX Runtime on the CPU; None: its own choice.
+        as_written: Run the file itself on the CPU, too.
 
     Attributes:
         path: The file.
         session: ONNX Runtime's.
-        model: What the session was opened with: the path, or the graph in uint8.
+        model: What the session was opened with: the path, or the graph for the CPU.
         recording: The CUDA graph that calls replay; None on the CPU, for a file that takes more than one shape, and
             where part of the network runs on the CPU.
 
@@ -54,7 +57,14 @@ class OnnxRuntime(Runtime):
         RuntimeError: If the device was named and is not there.
     """
 
-    def __init__(self, path: str | Path, device: str | torch.device = "auto", *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        device: str | torch.device = "auto",
+        *,
+        threads: int | None = None,
+        as_written: bool = False,
+    ) -> None:
         self.path = Path(path)
         proto, facts = read_file(self.path)
         accepts, where = accepted(facts), choose_device(device)
@@ -72,8 +82,8 @@ class OnnxRuntime(Runtime):
                 warnings.warn(f"{problem} It runs on the CPU.", stacklevel=2)
                 where, stream = torch.device("cpu"), None
         if where.type != "cuda":
-            if facts["precision"] == "int8":
-                self.model = as_uint8(proto).SerializeToString()
+            if not as_written:
+                self.model = for_cpu(proto, facts["precision"])
             self.session = open_session(self.model, where, threads)
         super().__init__(str(path), NetworkSpec.from_dict(facts["network"]), facts, where, accepts)
         self.recording = self._record(stream) if stream is not None else None
@@ -126,6 +136,14 @@ def read_file(path: Path) -> tuple[ModelProto, dict[str, Any]]:
     facts = parse_facts(properties.get(METADATA_KEY), path)
     check_seal(path)
     return proto, facts
+
+
+def for_cpu(proto: ModelProto, precision: str) -> bytes:
+    """A graph with the same values that ONNX Runtime computes faster on a CPU; may change `proto`."""
+    graph = as_uint8(proto) if precision == "int8" else proto
+    put_classes_last(graph)
+    content: bytes = graph.SerializeToString()
+    return content
 
 
 def accepted(facts: dict[str, Any]) -> Accepts:

@@ -2,7 +2,8 @@
 
 Files hold symmetric int8, which is all that TensorRT takes. ONNX Runtime's integer kernels for x86 take uint8. It
 changes the int8 pairs that have one reader, and leaves layers between other pairs in float32; and a ReLU stays in
-float32 between two pairs. Moved by 128, every code keeps its value, and a ReLU is a `Clip` of codes.
+float32 between two pairs. Moved by 128, every code keeps its value, and a ReLU is a `Clip` of codes. A max pooling of
+what a ReLU returns comes before it, where it stays in float32, which is far faster than that of uint8.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class _Rewriter:
         # The codes of a tensor in float32, and their scale: of one that was made of them, and of one that was rounded.
         self.made_of: dict[str, tuple[str, str]] = {}
         self.rounded_to: dict[str, tuple[str, str]] = {}
+        self.relus: dict[str, NodeProto] = {}
 
     def nodes(self) -> list[NodeProto]:
         """All that the graph's outputs need."""
@@ -76,8 +78,12 @@ class _Rewriter:
             self._dequantize(node.input[0], node.input[1], node.output[0])
         elif node.op_type in ("Relu", "Clip") and node.input[0] in self.made_of and self._is_relu(node):
             self._relu(*self.made_of[node.input[0]], node.output[0])
+        elif node.op_type == "MaxPool" and node.input[0] in self.relus:
+            self._pool(node, self.relus[node.input[0]])
         else:
             self.written.append(node)
+            if node.op_type == "Relu":
+                self.relus[node.output[0]] = node
 
     def _quantize(self, node: NodeProto) -> None:
         source, scale, result = node.input[0], node.input[1], node.output[0]
@@ -101,6 +107,14 @@ class _Rewriter:
         clipped = f"{result}/codes"
         self.written.append(helper.make_node("Clip", [codes, _ZERO_NAME], [clipped], name=clipped))
         self._dequantize(clipped, scale, result)
+
+    def _pool(self, pool: NodeProto, relu: NodeProto) -> None:
+        """The ReLU after the pooling: the largest of the positive parts is the positive part of the largest."""
+        from onnx import helper
+
+        result, pooled = pool.output[0], f"{pool.output[0]}/before_relu"
+        pool.input[0], pool.output[0] = relu.input[0], pooled
+        self.written += [pool, helper.make_node("Relu", [pooled], [result], name=result)]
 
     def _is_relu(self, node: NodeProto) -> bool:
         """Whether a node that reads codes only clips at 0: a ReLU, or a ReLU6 if the codes end at 6 or before."""

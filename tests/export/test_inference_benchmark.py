@@ -15,6 +15,7 @@ from bpkd_sdk.export.benchmark import BenchmarkReport, BenchmarkRow, Environment
 from bpkd_sdk.export.onnx import LEAST_AGREEMENT
 from bpkd_sdk.models import ZOO
 from bpkd_sdk.runtime import TorchRuntime, open_runtime
+from bpkd_sdk.runtime.onnx import OnnxRuntime
 from tests.networks import tiny
 
 SIZE = (64, 96)
@@ -37,7 +38,7 @@ def test_all_ways_give_the_same_mask(tmp_path):
     assert in_int8.metadata["quantization"] == {"quantized": 1}
     assert not {"verified", "parity"} & in_int8.metadata.keys()  # nobody compared it with torch
     assert (in_int8(images) == expected).mean() > 0.9
-    as_it_is = inference.FileRuntime(tmp_path / "int8.onnx")
+    as_it_is = OnnxRuntime(tmp_path / "int8.onnx", "cpu", as_written=True)
     assert (as_it_is(images) == in_int8(images)).mean() > 0.99
 
 

@@ -15,7 +15,7 @@ def graph(body, *, scale="0.05", other="0.05", top="6.0"):
         g (float[2, 4] x) => (float[2, N] y)
         <float s = {{{scale}}}, float o = {{{other}}}, int8 zero = {{0}}, float low = {{0}}, float top = {{{top}}},
          int8[4, 3] w = {{9, -8, 7, -6, 5, -4, 3, -2, 1, 127, -127, 0}}, float[3] ws = {{0.1, 0.2, 0.3}},
-         int8[3] wz = {{0, 0, 0}}>
+         int8[3] wz = {{0, 0, 0}}, int64[1] axis = {{0}}>
         {{ qp = QuantizeLinear (x, s, zero)  p = DequantizeLinear (qp, s, zero)  {body} }}
     """)
 
@@ -58,6 +58,17 @@ BODIES = {
     ),
     "relu beside the sum of both": ("r = Relu (p)  y = Add (p, r)", {}, [*QDQ, "Clip", "DequantizeLinear", "Add"]),
     "relu of float32": ("r = Relu (x)  y = Add (p, r)", {}, [*QDQ, "Relu", "Add"]),
+    "max pooling of a relu": (
+        "u = Unsqueeze (x, axis)  r = Relu (u)  m = MaxPool <kernel_shape = [2]> (r)  y = Squeeze (m, axis)",
+        {},
+        ["Unsqueeze", "MaxPool", "Relu", "Squeeze"],
+    ),
+    "max pooling of a relu that another reads": (
+        "u = Unsqueeze (x, axis)  r = Relu (u)  m = MaxPool <kernel_shape = [1]> (r)  s2 = Add (m, r)  "
+        "y = Squeeze (s2, axis)",
+        {},
+        ["Unsqueeze", "Relu", "MaxPool", "Relu", "Add", "Squeeze"],
+    ),
     "weights stay int8": (
         "v = DequantizeLinear <axis = 1> (w, ws, wz)  y = MatMul (p, v)",
         {},
