@@ -42,6 +42,7 @@ NETWORKS = (
     "deeplabv3plus_mv2",
     "hrnetv2p_w18s",
     "isanet_r18",
+    "smp/PSPNet/resnet18",
     "smp/FPN/tu-mobilenetv3_small_050",
     "smp/PAN/tu-mobilenetv3_small_050",
 )
