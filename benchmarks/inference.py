@@ -43,6 +43,7 @@ NETWORKS = (
     "hrnetv2p_w18s",
     "isanet_r18",
     "smp/PSPNet/resnet18",
+    "smp/PSPNet/tu-resnet10t",
     "smp/FPN/tu-mobilenetv3_small_050",
     "smp/PAN/tu-mobilenetv3_small_050",
 )

@@ -164,8 +164,7 @@ def _check_name(name: str) -> str:
 
 def _read_onnx(path: Path, backend: TritonBackend, device: TritonDevice) -> _Artifact:
     runtime = OnnxRuntime(path, "cpu")
-    for_cpu = runtime.model if device == "cpu" and isinstance(runtime.model, bytes) else None
-    files = {"model.onnx": for_cpu or path.read_bytes()}
+    files = {"model.onnx": runtime.model() if device == "cpu" else path.read_bytes()}
     if backend == "python":
         files["model.py"] = Path(__file__).with_name("triton_model.py").read_bytes()
     (taken,), (returned,) = runtime.session.get_inputs(), runtime.session.get_outputs()

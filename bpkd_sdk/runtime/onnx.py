@@ -47,7 +47,7 @@ class OnnxRuntime(Runtime):
     Attributes:
         path: The file.
         session: ONNX Runtime's.
-        model: What the session was opened with: the path, or the graph for the CPU.
+        as_written: Whether the session is of the file itself, as always on a GPU.
         recording: The CUDA graph that calls replay; None on the CPU, for a file that takes more than one shape, and
             where part of the network runs on the CPU.
 
@@ -69,7 +69,6 @@ class OnnxRuntime(Runtime):
         proto, facts = read_file(self.path)
         accepts, where = accepted(facts), choose_device(device)
         stream = torch.cuda.Stream(where) if where.type == "cuda" and accepts.is_static else None  # type: ignore[no-untyped-call]
-        self.model: Path | bytes = self.path
         if where.type == "cuda":
             self.session = open_session(self.path, where, stream=stream)
             if self.session.get_providers()[0] != "CUDAExecutionProvider":
@@ -81,12 +80,18 @@ class OnnxRuntime(Runtime):
                     raise RuntimeError(problem)
                 warnings.warn(f"{problem} It runs on the CPU.", stacklevel=2)
                 where, stream = torch.device("cpu"), None
+        self.as_written = as_written or where.type == "cuda"
         if where.type != "cuda":
-            if not as_written:
-                self.model = for_cpu(proto, facts["precision"])
-            self.session = open_session(self.model, where, threads)
+            model = self.path if as_written else for_cpu(proto, facts["precision"])
+            self.session = open_session(model, where, threads)
         super().__init__(str(path), NetworkSpec.from_dict(facts["network"]), facts, where, accepts)
         self.recording = self._record(stream) if stream is not None else None
+
+    def model(self) -> bytes:
+        """What the session was opened with: the file's content, or the graph for the CPU."""
+        if self.as_written:
+            return self.path.read_bytes()
+        return for_cpu(read_file(self.path)[0], self.metadata["precision"])
 
     def infer(self, inputs: Tensor) -> Tensor:
         """What the file itself returns: uint8 masks (N, H, W), or float32 logits (N, C, H, W)."""

@@ -189,7 +189,7 @@ def onnx_nodes(runtime: Runtime, images: Tensor) -> tuple[dict[str, int], dict[s
     if not isinstance(runtime, OnnxRuntime):
         return {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        session = open_session(runtime.model, runtime.device, profile=Path(folder) / "nodes")
+        session = open_session(runtime.model(), runtime.device, profile=Path(folder) / "nodes")
         run_session(session, runtime.prepare(images))
         events = json.loads(Path(session.end_profiling()).read_text())
     nodes = {event["name"]: event["args"] for event in events if event["name"].endswith("_kernel_time")}.values()

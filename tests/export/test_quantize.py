@@ -123,7 +123,7 @@ def test_the_layers_are_int8_and_symmetric(report):
 
 def test_onnx_runtime_computes_in_int8(report, tmp_path):
     """With all between the first and the last convolution in integers; from the file as it is, the convolutions."""
-    operators = fused(OnnxRuntime(report.path, "cpu").model, tmp_path)
+    operators = fused(OnnxRuntime(report.path, "cpu").model(), tmp_path)
     assert (operators.count("QLinearConv"), operators.count("QLinearAdd")) == (4, 3)
     assert (operators.count("QuantizeLinear"), operators.count("DequantizeLinear")) == (1, 1)
     assert fused(report.path, tmp_path).count("QLinearConv") == 4
