@@ -28,7 +28,7 @@ from bpkd_sdk.export.onnx import sealed
 from bpkd_sdk.runtime import Accepts, Runtime, TorchRuntime, open_runtime
 from tests.networks import tiny
 
-NETWORK = "smp/FPN/tu-mobilenetv3_small_050"
+NETWORK = "smp/FPN/tu-resnet10t"
 SIZE = (64, 96)
 DATA = ShapesDataset("val", length=5, size=SIZE)
 

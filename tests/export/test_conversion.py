@@ -22,7 +22,7 @@ SIZE = (64, 96)
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("conversion")
     torch.manual_seed(0)
-    model = bpkd_sdk.create_model("smp/FPN/tu-mobilenetv3_small_050", 9).eval()
+    model = bpkd_sdk.create_model("smp/FPN/tu-resnet10t", 9).eval()
     bpkd_sdk.save_model(model, folder / "m.safetensors")
     return folder
 

@@ -18,7 +18,7 @@ from bpkd_sdk.runtime.device import choose_device
 from bpkd_sdk.runtime.manifest import EngineManifest, manifest_path
 from bpkd_sdk.runtime.onnx import OnnxRuntime
 
-NETWORK = "smp/FPN/tu-mobilenetv3_small_050"
+NETWORK = "smp/PSPNet/tu-resnet10t"
 SIZE = (64, 96)
 
 
