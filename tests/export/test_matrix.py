@@ -11,7 +11,9 @@ from bpkd_sdk.export import to_onnx
 from bpkd_sdk.models.smp import ARCHITECTURES
 
 DPT = "smp/DPT/tu-vit_tiny_patch16_224"
-FROM_SMP = [f"smp/{name}/{'mit_b0' if name == 'Segformer' else 'tu-resnet10t'}" for name in ARCHITECTURES if name != "DPT"]
+FROM_SMP = [
+    f"smp/{name}/{'mit_b0' if name == 'Segformer' else 'tu-resnet10t'}" for name in ARCHITECTURES if name != "DPT"
+]
 # PAN pools its features thrice; DPT's position embeddings are for one size.
 SIZES = {"smp/PAN/tu-resnet10t": (176, 192), DPT: (224, 224)}
 

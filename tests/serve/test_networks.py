@@ -25,7 +25,9 @@ def test_one_that_cannot_be_opened_does_not_stop_the_others(checkpoint, tmp_path
     sources = [checkpoint, tmp_path / "missing.onnx", tmp_path / "broken.onnx", "student.pkl", str(checkpoint)]
     networks = open_networks(sources, "cpu")
     assert [network.predictor is None for network in networks] == [False, True, True, True, False]
-    for network, reason in zip(networks[1:4], ["no ONNX file", "not a readable ONNX file", "Expected a file"], strict=True):
+    for network, reason in zip(
+        networks[1:4], ["no ONNX file", "not a readable ONNX file", "Expected a file"], strict=True
+    ):
         assert reason in network.problem
         assert str(tmp_path) not in network.problem
         assert network.bytes is None
