@@ -138,6 +138,16 @@ def test_channels_last_changes_nothing(network: tuple[ZooEntry, nn.Module]) -> N
     assert difference(got, expected.numpy()) < 1e-4
 
 
+def test_exports_with_dynamic_batch_height_and_width(network: tuple[ZooEntry, nn.Module]) -> None:
+    _, model = network
+    model.eval()
+    dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.randn(2, 3, 97, 131),), dynamic_shapes=(dynamic,)).module()
+        images = torch.randn(1, 3, 72, 128)
+        assert difference(program(images), model(images).numpy()) < 1e-5
+
+
 def test_compiles_without_a_graph_break(network: tuple[ZooEntry, nn.Module]) -> None:
     _, model = network
     images = torch.randn(1, 3, 64, 96)
