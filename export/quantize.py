@@ -26,8 +26,7 @@ from bpkd_sdk.export.onnx import sealed
 from bpkd_sdk.export.qdq import Layer, find_layers, measured_ranges, quantized, with_ranges, without_ends
 from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.progress import track
-from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session
-from bpkd_sdk.runtime.uint8 import as_uint8
+from bpkd_sdk.runtime.onnx import OnnxRuntime, for_cpu, open_session
 
 # One image in four is held out to judge by; so many of those are enough to rank layers.
 HELD_OUT = 4
@@ -267,7 +266,7 @@ def _samples(data: SegmentationDataset, most: int, source: OnnxRuntime) -> list[
 
 
 def _session(proto: Any) -> Any:
-    return open_session(as_uint8(proto).SerializeToString(), torch.device("cpu"))
+    return open_session(for_cpu(proto, "int8"), torch.device("cpu"))
 
 
 def _batch(image: Tensor) -> Any:
