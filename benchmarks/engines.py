@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,27 +55,25 @@ class Parts:
         self.seconds[name] = round(time.perf_counter() - start, 1)
 
 
-def export(network: nn.Module, size: tuple[int, int], folder: Path, parts: Parts) -> dict[str, Path]:
-    """The network's ONNX files by precision."""
+def export(network: nn.Module, size: tuple[int, int], parts: Parts) -> dict[str, Path]:
+    """The network's ONNX files by precision, in the current folder."""
     paths = {}
     for precision in ("fp32", "fp16"):
         with parts.part(f"export {precision}"):
             options = {"input_size": size, "dynamic_batch": False, "precision": precision}
-            paths[precision] = to_onnx(network, folder / f"{precision}.onnx", **options).path
+            paths[precision] = to_onnx(network, f"{precision}.onnx", **options).path
     with parts.part("export int8"):
-        to_int8(paths["fp32"], folder / "int8.onnx")
-        paths["int8"] = folder / "int8.onnx"
+        to_int8(paths["fp32"], Path("int8.onnx"))
+        paths["int8"] = Path("int8.onnx")
     return paths
 
 
-def build(
-    network: nn.Module, paths: dict[str, Path], backends: list[str], folder: Path, parts: Parts
-) -> dict[str, dict[str, Any]]:
-    """Every engine: its layers, by the parsed network and by the inspector, and how far it agrees with torch."""
+def build(network: nn.Module, paths: dict[str, Path], backends: list[str], parts: Parts) -> dict[str, dict[str, Any]]:
+    """Every engine, in the current folder: its layers, as parsed and by the inspector, and how far it agrees with torch."""
     engines = {}
     for backend in backends:
         for precision, path in paths.items():
-            target = folder / f"{backend}.{precision}.engine"
+            target = Path(f"{backend}.{precision}.engine")
             with parts.part(f"build {target.name}"):
                 report = to_tensorrt(path, target, backend=backend, hardware=HARDWARE[backend])
                 found = report.manifest
@@ -129,15 +127,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", nargs=2, type=int, default=(512, 1024), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--duration", type=float, default=3.0, help="seconds of calls for each artifact")
     options = parser.parse_args(arguments)
-    size, parts = tuple(options.size), Parts()
+    size, output, parts = tuple(options.size), options.output, Parts()
     network, backends = fitted(options.network, (size[0] // 2, size[1] // 2)), usable_backends()
     report: BenchmarkReport | None = None
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        paths = export(network, size, folder, parts)
-        engines = build(network, paths, backends, folder, parts)
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):  # so that no report names it
+        paths = export(network, size, parts)
+        engines = build(network, paths, backends, parts)
         with parts.part("benchmark"):
-            artifacts = [*in_torch(network), *paths.values(), *(folder / name for name in engines)]
+            artifacts = [*in_torch(network), *paths.values(), *engines]
             report = benchmark(artifacts, size=size, duration=options.duration)
             parts.failures |= {f"benchmark {row.name}": row.problem for row in report.rows if row.problem is not None}
     found = {
@@ -149,10 +146,10 @@ def main(arguments: list[str] | None = None) -> None:
         "engines": engines,
         "benchmark": report and json.loads(report.to_json()),
     }
-    write_atomically(options.output / "engines.json", (json.dumps(found, indent=1) + "\n").encode())
+    write_atomically(output / "engines.json", (json.dumps(found, indent=1) + "\n").encode())
     if report is not None:
-        write_atomically(options.output / "engines.md", report.to_markdown().encode())
-        write_atomically(options.output / "engines.html", report.to_html().encode())
+        write_atomically(output / "engines.md", report.to_markdown().encode())
+        write_atomically(output / "engines.html", report.to_html().encode())
         Console(width=140).print(report)
     for name, problem in parts.failures.items():
         print(f"FAILED {name}: {problem}")

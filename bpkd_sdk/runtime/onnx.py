@@ -70,7 +70,8 @@ class OnnxRuntime(Runtime):
         accepts, where = accepted(facts), choose_device(device)
         stream = torch.cuda.Stream(where) if where.type == "cuda" and accepts.is_static else None  # type: ignore[no-untyped-call]
         if where.type == "cuda":
-            self.session = open_session(self.path, where, stream=stream)
+            nhwc = stream is not None and facts["precision"] == "fp16"
+            self.session = open_session(self.path, where, stream=stream, nhwc=nhwc)
             if self.session.get_providers()[0] != "CUDAExecutionProvider":
                 problem = (
                     f"ONNX Runtime cannot use {where} for {path}. Run `bpkd doctor`: onnxruntime-gpu must be built for "
@@ -222,6 +223,7 @@ def open_session(
     *,
     profile: Path | None = None,
     stream: torch.cuda.Stream | None = None,
+    nhwc: bool = False,
     own_graph: bool = False,
 ) -> InferenceSession:
     """Load an ONNX file, or the bytes of one, on a device; on the CPU where the GPU cannot be used.
@@ -232,6 +234,7 @@ def open_session(
         threads: On the CPU; None: ONNX Runtime's own choice.
         profile: How the path begins that ONNX Runtime's profiler writes to; None: it does not.
         stream: Of torch, to work on; None: one of its own.
+        nhwc: On a GPU, convolve over (N, H, W, C), which is what its units for half precision want.
         own_graph: Let ONNX Runtime make a CUDA graph, or refuse where it cannot.
 
     Raises:
@@ -250,7 +253,7 @@ def open_session(
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         onnxruntime.preload_dlls()  # the CUDA libraries that torch brought
-        cuda = {"enable_cuda_graph": str(int(own_graph))}
+        cuda = {"enable_cuda_graph": str(int(own_graph)), "prefer_nhwc": str(int(nhwc))}
         if device.index:  # the first is the default, and with a name ONNX Runtime 1.31 prints a warning
             cuda["device_id"] = str(device.index)
         if stream is not None:
