@@ -136,7 +136,7 @@ def to_onnx(
         preprocess: Take uint8 RGB images (N, H, W, 3) and normalise inside; otherwise normalised float32 (N, 3, H, W).
         argmax: Return uint8 masks (N, H, W); otherwise float32 logits (N, C, H, W).
         opset: ONNX operator set; 18 is the newest whose Resize older CUDA builds of ONNX Runtime know.
-        verify_on: More images to verify with than the embedded scenes, of sizes that the file takes; such as those
+        verify_on: More images to verify with than the embedded photographs, of sizes that the file takes; such as those
             that the network will see.
         force: Keep a file that disagrees, as ``<name>.UNVERIFIED.onnx``, and warn.
 

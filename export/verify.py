@@ -10,13 +10,12 @@ from itertools import count, product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.boundary import edge_band
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.shapes import render
+from bpkd_sdk.data.photos import photo
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.models import open_checkpoint
 from bpkd_sdk.runtime import Runtime, open_runtime
@@ -24,7 +23,7 @@ from bpkd_sdk.runtime.base import Range
 from bpkd_sdk.runtime.inference import to_mask, whole_logits
 
 EDGE_WIDTH = 7
-_SMALLEST = 33  # one more than a scene needs: an odd size
+_SMALLEST = 33
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class VerificationReport:
     """What `verify` found.
 
     Attributes:
-        runs: One per batch: the scenes, then the images of the data set.
+        runs: One per batch: of the embedded photographs, then the images of the data set.
         network: The network's scores on the data set; None without labels.
         artifact: The artifact's scores on the data set; None without labels.
     """
@@ -121,9 +120,9 @@ def verify(
     Args:
         artifact: A file of `bpkd_sdk.export`, or a runtime.
         model: The network, or a checkpoint of it; a module is not changed.
-        sizes: (H, W) of the embedded scenes that both see. None: for an artifact of any size two of other aspects
+        sizes: (H, W) of the parts of the embedded photographs that both see. None: for an artifact of any size two of other aspects
             than it was traced with, with odd sides; otherwise its own.
-        batches: How many scenes at once, for every size. None: as few as it takes, and two more or as many as it takes.
+        batches: How many images at once, for every size. None: as few as it takes, and two more or as many as it takes.
         data: More images, each a run of its own at its own size; with labels, both are also scored on them.
 
     Raises:
@@ -137,7 +136,7 @@ def verify(
     sizes = sizes or _sizes(runtime)
     least, most = runtime.accepts.batch
     batches = batches or (least, min(least + 2, most or least + 2))
-    runs = [_compare(runtime, network, images)[0] for images in _scenes(sizes, batches)]
+    runs = [_compare(runtime, network, images)[0] for images in _photos(sizes, batches)]
     if data is None:
         return VerificationReport(tuple(runs))
     counts = [MetricCounts(data.class_names, ignore_index=data.ignore_index) for _ in range(2)]
@@ -163,18 +162,17 @@ def _sizes(runtime: Runtime) -> list[tuple[int, int]]:
 
 
 def _within(side: int, allowed: Range) -> int:
-    """The odd side nearest to this one that a scene can have, and that is taken."""
+    """The odd side nearest to this one that is taken, and not tiny."""
     least, most = allowed
     side = max(side, _SMALLEST) | 1
     return max(least, side if most is None else min(side, most))
 
 
-def _scenes(sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> Iterator[Tensor]:
-    """uint8 (N, 3, H, W) for every size and batch; no scene twice."""
+def _photos(sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> Iterator[Tensor]:
+    """uint8 (N, 3, H, W) for every size and batch; no image twice."""
     index = count()
     for size, batch in product(sizes, batches):
-        images = np.stack([render(0, "verify", next(index), size)[0] for _ in range(batch)])
-        yield torch.from_numpy(images).permute(0, 3, 1, 2)
+        yield torch.stack([photo(next(index), size) for _ in range(batch)])
 
 
 @torch.inference_mode()

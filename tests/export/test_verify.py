@@ -8,8 +8,8 @@ import torch
 
 import bpkd_sdk
 from bpkd_sdk.boundary import edge_band
-from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.data.shapes import render
+from bpkd_sdk.data import FileDataset, ShapesDataset, open_dataset
+from bpkd_sdk.data.photos import photo
 from bpkd_sdk.export import to_onnx, verify
 from bpkd_sdk.runtime import Accepts, TorchRuntime
 from tests.networks import tiny
@@ -66,8 +66,7 @@ def test_an_artifact_that_takes_several_images_only(model):
 
 def test_agreement_is_counted_whole_in_the_band_and_outside(model):
     report = verify(TopRowsWrong(model, 10), model, sizes=[(40, 50)], batches=[1])
-    image = torch.from_numpy(render(0, "verify", 0, (40, 50))[0]).permute(2, 0, 1)[None]
-    edge = edge_band(TorchRuntime(model).segment(image), 7, ignore_index=-1)
+    edge = edge_band(TorchRuntime(model).segment(photo(0, (40, 50))[None]), 7, ignore_index=-1)
     right = torch.ones(1, 40, 50, dtype=torch.bool)
     right[:, :10] = False
     (run,) = report.runs
@@ -104,6 +103,25 @@ def test_both_are_scored_on_labelled_data(model, path):
     wrong = verify(TopRowsWrong(model, 24), model, sizes=[(48, 64)], data=data)
     assert wrong.miou_change == wrong.artifact.miou - wrong.network.miou != 0
     assert wrong.boundary_iou_change == wrong.artifact.boundary_iou - wrong.network.boundary_iou != 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_camvid_at_a_size_that_was_not_traced(camvid, precision, tmp_path):
+    """Street scenes, as a user would pass them: the file agrees there, and scores as the network does."""
+    val = open_dataset("camvid", camvid, "val")
+    data = FileDataset(val.name, val.pairs[::40], val.class_names, val.palette)
+    torch.manual_seed(0)
+    network = bpkd_sdk.create_model("smp/FPN/tu-mobilenetv3_small_050", 11).eval()
+    path = tmp_path / "m.onnx"
+    report = to_onnx(network, path, input_size=(96, 128), dynamic_size=True, precision=precision, verify_on=data)
+    runs = report.verification.runs[4:]
+    assert [(run.size, run.batch) for run in runs] == [((360, 480), 1)] * 3
+    for run in runs:
+        assert run.edge > (0.995 if precision == "fp32" else 0.95)
+        assert run.body > 0.9999
+    assert report.verification.network.images == 3
+    assert report.verification.miou_change == pytest.approx(0, abs=1e-3)
+    assert report.verification.boundary_iou_change == pytest.approx(0, abs=1e-3)
 
 
 def test_data_without_labels_adds_images_only(model, path):

@@ -20,7 +20,7 @@ TYPES = {"fp32": "FLOAT", "fp16": "HALF", "int8": "INT8"}
 # (height, width) of the smallest images by which fp16 can be judged: that have edges enough.
 SIZES = dict.fromkeys(ZOO, (96, 128)) | {
     "deeplabv3plus_mv2": (128, 192),
-    "deeplabv3plus_r101": (64, 64),
+    "deeplabv3plus_r101": (80, 96),
     "hrnetv2p_w48": (64, 64),
 }
 
