@@ -69,7 +69,7 @@ def export(network: nn.Module, size: tuple[int, int], parts: Parts) -> dict[str,
 
 
 def build(network: nn.Module, paths: dict[str, Path], backends: list[str], parts: Parts) -> dict[str, dict[str, Any]]:
-    """Every engine, in the current folder: its layers, as parsed and by the inspector, and how far it agrees with torch."""
+    """Every engine, in the current folder: its layers, as parsed and as inspected, and how far it agrees with torch."""
     engines = {}
     for backend in backends:
         for precision, path in paths.items():

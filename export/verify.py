@@ -120,8 +120,8 @@ def verify(
     Args:
         artifact: A file of `bpkd_sdk.export`, or a runtime.
         model: The network, or a checkpoint of it; a module is not changed.
-        sizes: (H, W) of the parts of the embedded photographs that both see. None: for an artifact of any size two of other aspects
-            than it was traced with, with odd sides; otherwise its own.
+        sizes: (H, W) of the parts of the embedded photographs that both see. None: for an artifact of any size two of
+            other aspects than it was traced with, with odd sides; otherwise its own.
         batches: How many images at once, for every size. None: as few as it takes, and two more or as many as it takes.
         data: More images, each a run of its own at its own size; with labels, both are also scored on them.
 
