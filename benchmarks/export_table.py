@@ -6,8 +6,8 @@ Random weights, a classifier fitted to generated scenes, small images: what is s
 that each file agrees with the one before, and that its layers have the precision asked for. Nothing here is timed.
 
 - agreement: share of pixels of the same class, all of them, near the edges of the masks and away from them, in the
-  worst run. fp32 and fp16: ONNX Runtime against torch in float32, on scenes; files of any size at sizes and batches
-  that were not traced. int8: against the float32 file, on scenes that did not calibrate it; the first and the last
+  worst run. fp32 and fp16: ONNX Runtime against torch in float32, on photographs (the committed table: on scenes, which
+  `verify` took when it was made); files of any size at sizes and batches that were not traced. int8: against the float32 file, on scenes that did not calibrate it; the first and the last
   layer stay in float32.
 - layers: types of the layers with weights, read from the file, and from the network that the compiler made of it.
 - engine: compiled by TensorRT for RTX, which needs no GPU, for one GPU (sm89); static: one shape; dynamic: a range of

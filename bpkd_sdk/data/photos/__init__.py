@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import horizontal_flip, pil_to_tensor, resized_crop
+from torchvision.transforms.v2.functional import pil_to_tensor, resized_crop
 
 PHOTOS: tuple[str, ...] = ("coffee", "rocket", "chelsea")
 
@@ -35,11 +35,12 @@ def photo(index: int, size: tuple[int, int]) -> Tensor:
     part = np.array(size) * (room / size).min() * draw.uniform(_LEAST_ZOOM, 1)
     height, width = np.maximum(part.astype(int), 1).tolist()
     top, left = draw.integers(0, room - (height, width), endpoint=True).tolist()
-    image = resized_crop(whole, top, left, height, width, list(size), antialias=True)
-    return horizontal_flip(image) if draw.integers(2) else image
+    image: Tensor = resized_crop(whole, top, left, height, width, list(size), antialias=True)
+    return image.flip(2) if draw.integers(2) else image
 
 
 @cache
 def _load(name: str) -> Tensor:
     with Image.open(Path(__file__).with_name(f"{name}.jpg")) as image:
-        return pil_to_tensor(image)
+        whole: Tensor = pil_to_tensor(image)
+    return whole
