@@ -7,8 +7,8 @@ that each file agrees with the one before, and that its layers have the precisio
 
 - agreement: share of pixels of the same class, all of them, near the edges of the masks and away from them, in the
   worst run. fp32 and fp16: ONNX Runtime against torch in float32, on photographs (the committed table: on scenes, which
-  `verify` took when it was made); files of any size at sizes and batches that were not traced. int8: against the float32 file, on scenes that did not calibrate it; the first and the last
-  layer stay in float32.
+  `verify` took when it was made); files of any size at sizes and batches that were not traced. int8: against the
+  float32 file, on scenes that did not calibrate it; the first and the last layer stay in float32.
 - layers: types of the layers with weights, read from the file, and from the network that the compiler made of it.
 - engine: compiled by TensorRT for RTX, which needs no GPU, for one GPU (sm89); static: one shape; dynamic: a range of
   batches, heights and widths.
