@@ -6,6 +6,7 @@ Importing this package loads nothing but itself; each name below is imported whe
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from bpkd_sdk.training.loop import TrainingResult
 
 __version__ = "0.1.0"
+
+# ONNX Runtime from 1.29 on would otherwise report to its makers which models are loaded, their files' names included.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "Comparison",

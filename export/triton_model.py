@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before it is imported; nothing is told to anybody
+
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 

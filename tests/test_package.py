@@ -1,6 +1,7 @@
 """The public surface, and what importing it costs."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -25,6 +26,18 @@ def test_public_names():
     assert set(PUBLIC) <= set(dir(bpkd_sdk))
     with pytest.raises(AttributeError, match="no attribute 'distil'"):
         _ = bpkd_sdk.distil
+
+
+@pytest.mark.parametrize("chosen", [None, "0"])
+def test_onnx_runtime_reports_to_nobody_unless_one_says_so(chosen, tmp_path):
+    """Its telemetry, which CI turns off by itself, begins with a file in the folder for temporary ones."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    environment |= {"TMPDIR": str(tmp_path)} | ({"ORT_DISABLE_TELEMETRY": chosen} if chosen else {})
+    code = "import os, bpkd_sdk, onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == (chosen or "1")
+    if chosen is None:
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_import_loads_no_optional_package_and_is_quick():

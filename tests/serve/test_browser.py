@@ -221,14 +221,17 @@ def test_the_webcam(browser, url):
         keep(page, "webcam")
 
 
-def test_the_server_stops_while_a_page_is_open(browser, url, folder, photo):
+def test_stopping_with_an_open_page_leaves_no_files(browser, url, folder, photo, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with ExitStack() as server:
         own = server.enter_context(serving("--student", folder / "student.onnx"))
         with visiting(browser, own) as page:
             choose(page, photo[0])
+            assert list(tmp_path.glob("bpkd-examples-*"))
             start = time.monotonic()
             server.close()
             assert time.monotonic() - start < 10
+    assert [path for path in tmp_path.rglob("*") if path.is_file() or path.name.startswith("bpkd-")] == []
 
 
 def test_many_images_and_a_video(browser, url, photo, folder):
