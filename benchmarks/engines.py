@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", nargs=2, type=int, default=(512, 1024), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--duration", type=float, default=3.0, help="seconds of calls for each artifact")
     options = parser.parse_args(arguments)
-    size, output, parts = tuple(options.size), options.output, Parts()
+    size, parts = tuple(options.size), Parts()
     network, backends = fitted(options.network, (size[0] // 2, size[1] // 2)), usable_backends()
     report: BenchmarkReport | None = None
     with tempfile.TemporaryDirectory() as folder, chdir(folder):  # so that no report names it
@@ -146,10 +146,10 @@ def main(arguments: list[str] | None = None) -> None:
         "engines": engines,
         "benchmark": report and json.loads(report.to_json()),
     }
-    write_atomically(output / "engines.json", (json.dumps(found, indent=1) + "\n").encode())
+    write_atomically(options.output / "engines.json", (json.dumps(found, indent=1) + "\n").encode())
     if report is not None:
-        write_atomically(output / "engines.md", report.to_markdown().encode())
-        write_atomically(output / "engines.html", report.to_html().encode())
+        write_atomically(options.output / "engines.md", report.to_markdown().encode())
+        write_atomically(options.output / "engines.html", report.to_html().encode())
         Console(width=140).print(report)
     for name, problem in parts.failures.items():
         print(f"FAILED {name}: {problem}")

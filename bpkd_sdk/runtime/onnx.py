@@ -69,8 +69,8 @@ class OnnxRuntime(Runtime):
         proto, facts = read_file(self.path)
         accepts, where = accepted(facts), choose_device(device)
         stream = torch.cuda.Stream(where) if where.type == "cuda" and accepts.is_static else None  # type: ignore[no-untyped-call]
+        nhwc = accepts.is_static and facts["precision"] == "fp16"
         if where.type == "cuda":
-            nhwc = stream is not None and facts["precision"] == "fp16"
             self.session = open_session(self.path, where, stream=stream, nhwc=nhwc)
             if self.session.get_providers()[0] != "CUDAExecutionProvider":
                 problem = (
@@ -86,7 +86,7 @@ class OnnxRuntime(Runtime):
             model = self.path if as_written else for_cpu(proto, facts["precision"])
             self.session = open_session(model, where, threads)
         super().__init__(str(path), NetworkSpec.from_dict(facts["network"]), facts, where, accepts)
-        self.recording = self._record(stream) if stream is not None else None
+        self.recording = self._record(stream, nhwc) if stream is not None else None
 
     def model(self) -> bytes:
         """What the session was opened with: the file's content, or the graph for the CPU."""
@@ -101,9 +101,9 @@ class OnnxRuntime(Runtime):
         except Exception as error:  # ONNX Runtime's own errors share no base class
             raise RuntimeError(f"{self.path} failed on images of shape {tuple(inputs.shape)}: {error}") from error
 
-    def _record(self, stream: torch.cuda.Stream) -> Recording | None:
+    def _record(self, stream: torch.cuda.Stream, nhwc: bool) -> Recording | None:
         """The CUDA graph of one run; None where part of the network runs on the CPU, which a graph would leave out."""
-        if not runs_on_gpu_alone(self.path, self.device):
+        if not runs_on_gpu_alone(self.path, self.device, nhwc):
             return None
         (height, width), session = self.metadata["input_size"], self.session
         inputs = self.prepare(torch.zeros(1, height, width, 3, dtype=torch.uint8))
@@ -111,14 +111,14 @@ class OnnxRuntime(Runtime):
             return Recording(stream, lambda inputs: run_session(session, inputs, wait=False), inputs)
         except Exception as error:  # ONNX Runtime's own errors share no base class
             warnings.warn(f"{self.path} runs without a CUDA graph, so more slowly: {error}", stacklevel=3)
-            self.session = open_session(self.path, self.device)
+            self.session = open_session(self.path, self.device, nhwc=nhwc)
             return None
 
 
-def runs_on_gpu_alone(path: Path, device: torch.device) -> bool:
+def runs_on_gpu_alone(path: Path, device: torch.device, nhwc: bool) -> bool:
     """Whether ONNX Runtime runs every node of a file on a CUDA GPU; only then does it agree to a CUDA graph."""
     try:
-        open_session(path, device, own_graph=True)
+        open_session(path, device, nhwc=nhwc, own_graph=True)
     except ValueError:
         return False
     return True

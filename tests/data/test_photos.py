@@ -18,3 +18,8 @@ def test_the_same_index_gives_the_same_image_and_another_one_another():
     assert torch.equal(images[5], photo(5, (64, 96)))
     differences = [(a.float() - b.float()).abs().mean().item() for a, b in combinations(images, 2)]
     assert min(differences) > 2
+
+
+def test_a_size_without_pixels():
+    with pytest.raises(ValueError, match=r"at least 1 pixel each, but got \(0, 32\)"):
+        photo(0, (0, 32))

@@ -40,6 +40,7 @@ def serving(*options: str | Path) -> Iterator[str]:
         server.terminate()
         told, _ = server.communicate(timeout=60)
     assert server.returncode == 0, told
+    assert "Stopped." in told
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import cv2
 import gradio
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -225,12 +226,15 @@ def test_stopping_with_an_open_page_leaves_no_files(browser, url, folder, photo,
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with ExitStack() as server:
         own = server.enter_context(serving("--student", folder / "student.onnx"))
-        with visiting(browser, own) as page:
+        heartbeat = httpx.stream("GET", f"{own}/gradio_api/heartbeat/a", timeout=60)
+        with visiting(browser, own) as page, heartbeat as answer:
             choose(page, photo[0])
+            assert answer.status_code == 200
             assert list(tmp_path.glob("bpkd-examples-*"))
             start = time.monotonic()
             server.close()
             assert time.monotonic() - start < 10
+            answer.read()  # it has an end
     assert [path for path in tmp_path.rglob("*") if path.is_file() or path.name.startswith("bpkd-")] == []
 
 

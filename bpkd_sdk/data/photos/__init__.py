@@ -28,7 +28,12 @@ def photo(index: int, size: tuple[int, int]) -> Tensor:
 
     Returns:
         uint8 RGB (3, H, W).
+
+    Raises:
+        ValueError: If a side is less than a pixel.
     """
+    if min(size) < 1:
+        raise ValueError(f"Expected `size` to be (height, width) of at least 1 pixel each, but got {size}.")
     draw = np.random.default_rng(index)
     whole = _load(PHOTOS[index % len(PHOTOS)])
     room = np.array(whole.shape[1:])
