@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from bpkd_sdk.serve.images import read_image
+from bpkd_sdk.images import read_image
 from bpkd_sdk.serve.overlay import draw_difference, draw_overlay, label_boundaries
 from bpkd_sdk.serve.prediction import Prediction, Timings
 from bpkd_sdk.serve.predictor import Predictor

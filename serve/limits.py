@@ -14,7 +14,7 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
-from bpkd_sdk.serve.images import TooLargeError, UnknownFormatError, read_image
+from bpkd_sdk.images import TooLargeError, UnknownFormatError, read_image
 from bpkd_sdk.serve.problem import Problem
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # TIFF's many codecs are not for strangers

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bpkd_sdk.images import ImageSource, read_image
 from bpkd_sdk.runtime import Runtime, open_runtime
 from bpkd_sdk.runtime.base import Range
 from bpkd_sdk.runtime.inference import sliding_bands, sliding_masks, to_mask
-from bpkd_sdk.serve.images import ImageSource, read_image
 from bpkd_sdk.serve.prediction import Clock, Prediction, names_and_colors
 
 Images: TypeAlias = list[ImageSource] | tuple[ImageSource, ...]
@@ -76,7 +76,7 @@ class Predictor:
         """Segment one image, a batch, or a stream.
 
         Args:
-            image: One image as `bpkd_sdk.serve.images.read_image` takes it; a list or tuple of them, or an array
+            image: One image as `bpkd_sdk.images.read_image` takes it; a list or tuple of them, or an array
                 (N, H, W, 3), for a list of predictions; or an iterator of them (a video), for an iterator that makes
                 each prediction when it is asked for.
             confidence: Also the probability of the class, for every pixel.

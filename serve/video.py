@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bpkd_sdk.errors import import_optional
-from bpkd_sdk.serve.images import LARGEST
+from bpkd_sdk.images import LARGEST
 
 # FFmpeg also reads play lists, which name further files and addresses; these containers hold all they need.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"

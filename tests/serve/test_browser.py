@@ -20,8 +20,8 @@ from PIL import Image
 
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.export import to_onnx
+from bpkd_sdk.images import read_image
 from bpkd_sdk.serve import Predictor
-from bpkd_sdk.serve.images import read_image
 from tests.conftest import ROOT, missing
 from tests.serve import colors
 from tests.serve.browsing import CHROMIUM, PHONE, browsing, serving, visiting

@@ -1,0 +1,19 @@
+"""Reads image files: the one reader for training, evaluation, calibration and serving."""
+
+from __future__ import annotations
+
+from bpkd_sdk.images.errors import CutShortError, TooLargeError, UnknownFormatError, UnsupportedImageError
+from bpkd_sdk.images.reader import FORMATS, LARGEST, ImageSource, bit_depth, exif_orientation, read_image
+
+__all__ = [
+    "FORMATS",
+    "LARGEST",
+    "CutShortError",
+    "ImageSource",
+    "TooLargeError",
+    "UnknownFormatError",
+    "UnsupportedImageError",
+    "bit_depth",
+    "exif_orientation",
+    "read_image",
+]

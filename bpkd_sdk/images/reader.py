@@ -1,0 +1,275 @@
+"""Images from arrays, PIL images, paths and the bytes of files, as 8-bit RGB."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol, TypeAlias
+
+import numpy as np
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ImageFile import ImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from bpkd_sdk.images.errors import CutShortError, TooLargeError, UnknownFormatError, UnsupportedImageError
+from bpkd_sdk.images.jpeg import JpegReader
+from bpkd_sdk.images.pixels import Samples, from_pil, orientation_of
+from bpkd_sdk.images.png import PngReader
+from bpkd_sdk.images.tiff import TiffReader
+
+ImageSource: TypeAlias = np.ndarray | Image.Image | str | Path | bytes
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+LARGEST = 178_956_970  # pixels; Pillow's own limit against decompression bombs
+
+
+def read_image(source: ImageSource, *, largest: int = LARGEST, formats: tuple[str, ...] = FORMATS) -> np.ndarray:
+    """Read an image as 8-bit RGB, upright, with transparent parts over white.
+
+    Training, evaluation, calibration, `Predictor`, page and service all read images by this function.
+
+    - EXIF orientation is applied. Colour profiles are not.
+    - Transparency (an alpha channel, or a transparent colour or palette entry) is put over white. The fourth channel
+      of a TIFF is alpha, unless the file calls it unspecified: then it is dropped.
+    - Values of 16 bits are scaled by the bit depth of the image, so that its white becomes 255; see `bit_depth`.
+    - CMYK, grey, palette and LAB images become RGB. An animation or a file of several pages is its first image.
+    - A JPEG may have other data behind its end (the video of a motion photo), and its end marker may be missing if its
+      last scan is complete. Any other file that is truncated is refused, and so is a PNG with a wrong checksum.
+
+    Args:
+        source: Array of uint8, uint16 or bool, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB; a PIL image; a path; or
+            the bytes of a file. The format of a file is found from its content, never from its name. PIL images are
+            read with the values that Pillow has: 8 bits a channel for RGB files of 16 bits.
+        largest: Maximum number of pixels, checked before a file is decoded.
+        formats: Allowed formats of a file, a subset of `FORMATS`.
+
+    Returns:
+        uint8 (H, W, 3) RGB; the given array itself if it is of this kind.
+
+    Raises:
+        FileNotFoundError: If there is no file at the path.
+        TypeError: If the source is of another type, or an array of another dtype.
+        TooLargeError: If the image has too many pixels.
+        UnknownFormatError: If the file has none of these formats.
+        CutShortError: If a JPEG file is cut short.
+        UnsupportedImageError: If the image cannot be converted to 8-bit RGB: more than 4 channels, or numbers that do
+            not say what white is (PIL's modes "I" and "F").
+        ValueError: If an array has another shape, an image has no pixels, a path is a folder or a device, or a file is
+            damaged. The four errors above are ValueErrors too. The message names the file.
+    """
+    return _decode(source, largest, formats).to_rgb()
+
+
+def bit_depth(source: ImageSource, *, largest: int = LARGEST, formats: tuple[str, ...] = FORMATS) -> int:
+    """Return the bit depth by which `read_image` scales an image.
+
+    It is 8 for images of up to 8 bits a channel; their files are not decoded. For 16 bits it is what the file states
+    (TIFF: fewer than 16 bits per sample, or the tag MaxSampleValue; PNG: the chunk sBIT, if the values are not scaled
+    up), and otherwise the smallest of 8, 10, 12, 14 and 16 bits that holds the largest value of the image: cameras
+    store values of 10 to 14 bits in 16-bit files without scaling them. A dark image of 16 bits may therefore be taken
+    for one of fewer bits; compare the bit depths of the images of a data set.
+
+    Args:
+        source: Image as `read_image` takes it.
+        largest: Maximum number of pixels.
+        formats: Allowed formats of a file.
+
+    Raises:
+        The errors of `read_image`.
+    """
+    if isinstance(source, (str, Path, bytes)):
+        with _opened(source, largest, formats) as reader:
+            return 8 if reader.bits <= 8 else reader.decode().depth
+    return _decode(source, largest, formats).depth
+
+
+def exif_orientation(source: str | Path | bytes, *, formats: tuple[str, ...] = FORMATS) -> int:
+    """Return the EXIF orientation of an image file, 1 to 8; 1 if the file states none. Pixels are not decoded.
+
+    5 to 8 swap height and width; `read_image` returns the upright image.
+
+    Args:
+        source: Path, or the bytes of a file.
+        formats: Allowed formats of the file.
+
+    Raises:
+        The errors of `read_image`.
+    """
+    with _opened(source, None, formats) as reader:
+        return reader.orientation
+
+
+class _Reader(Protocol):
+    """An image file whose header has been read."""
+
+    width: int  # of the stored image, before EXIF orientation is applied
+    height: int
+    bits: int
+
+    @property
+    def orientation(self) -> int: ...
+    def decode(self) -> Samples: ...
+
+
+class _PillowReader:
+    """A file of a format that Pillow decodes without loss."""
+
+    bits = 8
+    plugin: type[ImageFile]
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._image = self.plugin(file)
+        self.width, self.height = self._image.size
+
+    @property
+    def orientation(self) -> int:
+        return orientation_of(self._image)
+
+    def decode(self) -> Samples:
+        return from_pil(self._image)
+
+
+class _BmpReader(_PillowReader):
+    plugin = BmpImageFile
+
+
+class _WebpReader(_PillowReader):
+    plugin = WebPImageFile
+
+
+_READERS: dict[str, Callable[[IO[bytes]], _Reader]] = {
+    "JPEG": JpegReader,
+    "PNG": PngReader,
+    "WEBP": _WebpReader,
+    "BMP": _BmpReader,
+    "TIFF": TiffReader,
+}
+
+
+def _format_of(head: bytes) -> str | None:
+    """Return the format of a file that begins with these 16 bytes."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head.startswith(b"BM"):
+        return "BMP"
+    return "TIFF" if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else None
+
+
+def _decode(source: ImageSource, largest: int, formats: tuple[str, ...]) -> Samples:
+    if isinstance(source, np.ndarray):
+        return _from_array(source, largest)
+    if isinstance(source, Image.Image):
+        name = getattr(source, "filename", "")
+        with _naming(_File("the PIL image", str(name) if name else None)):
+            _check_size(source.height, source.width, largest)
+            return from_pil(source)
+    with _opened(source, largest, formats) as reader:
+        return reader.decode()
+
+
+def _from_array(array: np.ndarray, largest: int) -> Samples:
+    if array.dtype not in (np.uint8, np.uint16, np.bool_):
+        raise TypeError(
+            f"Expected an image array of uint8, uint16 or bool, but got {array.dtype}. "
+            "Scale floats to 0..255 and convert: (image * 255).round().astype(np.uint8)."
+        )
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ValueError(f"Expected an image array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), but got {array.shape}.")
+    _check_size(array.shape[0], array.shape[1], largest)
+    return Samples(array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array)
+
+
+@contextmanager
+def _opened(source: object, largest: int | None, formats: tuple[str, ...]) -> Iterator[_Reader]:
+    """Open a file and read its header; errors of all libraries become ValueErrors that name the file."""
+    if isinstance(source, bytes):
+        with _naming(file := _File(f"the file of {len(source)} bytes")):
+            yield _reader(io.BytesIO(source), file, largest, formats)
+        return
+    if not isinstance(source, (str, Path)):
+        raise TypeError(f"Expected an image as array, PIL image, path or bytes, but got {type(source).__name__}.")
+    path = Path(source)
+    if not path.is_file():
+        if path.exists():
+            raise ValueError(f"{path}: is a {'folder' if path.is_dir() else 'device or pipe'}. Expected an image file.")
+        raise FileNotFoundError(f"There is no image at {source}.")
+    # A buffer would copy the whole file once more.
+    with path.open("rb", buffering=0) as content, _naming(file := _File(path.name, str(path))):
+        yield _reader(content, file, largest, formats)
+
+
+def _reader(content: IO[bytes], file: _File, largest: int | None, formats: tuple[str, ...]) -> _Reader:
+    found = _format_of(content.read(16))
+    if found is None or found not in formats:
+        raise UnknownFormatError(
+            f"Expected a file of the formats {', '.join(formats)}, but {file.name} is none of them. Convert it to PNG."
+        )
+    content.seek(0)
+    reader = _READERS[found](content)
+    if largest is not None:
+        _check_size(reader.height, reader.width, largest)
+    return reader
+
+
+def _check_size(height: int, width: int, largest: int) -> None:
+    if height < 1 or width < 1:
+        raise UnsupportedImageError(f"Expected an image with pixels, but got {height} x {width}.")
+    if height * width > largest:
+        raise TooLargeError(
+            f"Expected an image of at most {largest:,} pixels, but got {height} x {width}, "
+            f"which is {height * width} pixels. Scale it down or cut it into parts."
+        )
+
+
+@dataclass(frozen=True)
+class _File:
+    """How errors call a file.
+
+    Attributes:
+        name: Name within a sentence.
+        path: Path of the file; None if there is none.
+    """
+
+    name: str
+    path: str | None = None
+
+    def is_cut_short(self, reason: object) -> str:
+        text = f"is cut short: {reason}. Copy or download it again."
+        return f"{self.path}: {text}" if self.path else f"Cannot read {self.name} as an image: it {text}"
+
+    def cannot_be_read(self, reason: object) -> str:
+        start = f"{self.path}: cannot be read as an image" if self.path else f"Cannot read {self.name} as an image"
+        return f"{start}: {reason}"
+
+
+@contextmanager
+def _naming(file: _File) -> Iterator[None]:
+    """Turn every error into a ValueError that names the file."""
+    try:
+        yield
+    except CutShortError as error:
+        raise CutShortError(file.is_cut_short(error)) from error
+    except (TooLargeError, UnknownFormatError, UnsupportedImageError) as error:
+        if file.path is None:
+            raise
+        raise type(error)(f"{file.path}: cannot be read as an image. {error}") from error
+    except Image.DecompressionBombError as error:
+        raise TooLargeError(file.cannot_be_read(error)) from error
+    except MemoryError as error:
+        raise MemoryError(file.cannot_be_read("there is not enough memory")) from error
+    except Exception as error:  # what Pillow and OpenCV raise for a damaged file has no base class
+        text = getattr(error, "err", "") or str(error)  # OpenCV's whole message names its own source files
+        reason = text.strip().rstrip(".") or type(error).__name__
+        raise ValueError(
+            file.cannot_be_read(
+                f"{reason}. The file is damaged or of an unusual kind: copy it again, or save it as an 8-bit PNG."
+            )
+        ) from error
