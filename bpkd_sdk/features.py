@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from bpkd_sdk.classes import ReorderedNetwork
 from bpkd_sdk.errors import did_you_mean, listed
 
 INPUT = ":input"
@@ -115,10 +116,12 @@ def find_module(module: nn.Module, path: str) -> nn.Module:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The network inside torch.compile's, DistributedDataParallel's and DataParallel's wrappers."""
+    """The network inside wrappers of torch.compile, DistributedDataParallel, DataParallel and `ReorderedNetwork`."""
     while True:
         if isinstance(module, (DistributedDataParallel, DataParallel)):
             module = module.module
+        elif isinstance(module, ReorderedNetwork):
+            module = module.network
         elif isinstance(original := getattr(module, "_orig_mod", None), nn.Module):
             module = original
         else:

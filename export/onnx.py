@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpkd_sdk.classes import check_mask_classes, class_order
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.errors import check_choice, import_optional
@@ -28,7 +29,7 @@ from bpkd_sdk.export.verify import VerificationReport, verify
 from bpkd_sdk.models import NetworkSpec, get_spec
 from bpkd_sdk.models.checkpoint import content_hash, write_atomically
 from bpkd_sdk.output import as_output
-from bpkd_sdk.runtime.inference import full_size_logits, to_mask
+from bpkd_sdk.runtime.inference import full_size_logits, pad_to_multiple, to_mask
 from bpkd_sdk.runtime.onnx import METADATA_KEY, SEAL_KEY, SEAL_LENGTH, OnnxRuntime
 
 Precision = Literal["fp32", "fp16"]
@@ -114,6 +115,7 @@ def to_onnx(
     argmax: bool = True,
     opset: int = 18,
     verify_on: SegmentationDataset | None = None,
+    match_classes: bool = True,
     force: bool = False,
 ) -> ExportReport:
     """Export a network to one ONNX file, `verify` it, and keep it only if it agrees with torch.
@@ -138,18 +140,23 @@ def to_onnx(
         opset: ONNX operator set; 18 is the newest whose Resize older CUDA builds of ONNX Runtime know.
         verify_on: More images to verify with than the embedded photographs, of sizes that the file takes; such as those
             that the network will see.
+        match_classes: Hold the network's class names against those of `verify_on`; False takes them by position.
         force: Keep a file that disagrees, as ``<name>.UNVERIFIED.onnx``, and warn.
 
     Raises:
         ImportError: If onnx, onnxscript, onnxslim or onnxruntime is missing.
-        ValueError: For an argument out of its range.
+        ValueError: For an argument out of its range, more than 256 classes, or classes that are not those of
+            `verify_on`.
         RuntimeError: If torch cannot export the network, or ONNX Runtime and torch disagree; no file is left then.
     """
     for package in ("onnx", "onnxscript", "onnxslim", "onnxruntime"):
         import_optional(package, "export")
     target, spec = Path(path), get_spec(model)
     _check(target, input_size, precision, opset, spec.size_divisor)
-    network = copy.deepcopy(model).cpu().float()
+    network = copy.deepcopy(model).cpu().float().eval()
+    check_mask_classes(spec.num_classes or _count_classes(network, input_size, spec.size_divisor))
+    if verify_on is not None:
+        class_order(spec, verify_on, network_name="The network", data_name=verify_on.name, match_classes=match_classes)
     facts = {
         "network": spec.to_dict(),
         "input_size": list(input_size),
@@ -162,17 +169,26 @@ def to_onnx(
         "weights_sha256": content_hash(network.state_dict()),
         "versions": {package: version(package) for package in ("torch", "onnx", "bpkd-sdk")},
     }
-    exported = _Deployable(network, spec, preprocess, argmax, dynamic_size).eval()
+    exported = _Deployable(network, spec, preprocess, argmax, dynamic_size)
     if precision == "fp16":
         exported.network.half()
     proto = _slim(_trace(exported, input_size, _axes(dynamic_batch, dynamic_size, preprocess), opset))
-    report = _verify(sealed(proto, facts), model, verify_on)
+    report = _verify(sealed(proto, facts), model, verify_on, match_classes)
     disagreements = _disagreements(report, precision)
     if disagreements:
         target = _marked(target, disagreements, force)
     content = sealed(proto, facts | {"verified": not disagreements, "parity": report.to_dict()})
     write_atomically(target, content)
     return ExportReport(target, len(content), not disagreements, report)
+
+
+@torch.no_grad()
+def _count_classes(network: nn.Module, input_size: tuple[int, int], divisor: int) -> int:
+    """Run a network that does not say how many classes it has; 0 if it fails, which tracing then explains."""
+    try:
+        return as_output(network(pad_to_multiple(torch.zeros(1, 3, *input_size), divisor))).logits.shape[1]
+    except Exception:  # the network's own code may raise anything
+        return 0
 
 
 def _check(target: Path, input_size: tuple[int, int], precision: str, opset: int, divisor: int) -> None:
@@ -299,12 +315,14 @@ def sealed(proto: Any, facts: Mapping[str, Any]) -> bytes:
     return content + hashlib.sha256(content).hexdigest().encode()
 
 
-def _verify(content: bytes, model: nn.Module, data: SegmentationDataset | None) -> VerificationReport:
+def _verify(
+    content: bytes, model: nn.Module, data: SegmentationDataset | None, match_classes: bool
+) -> VerificationReport:
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "draft.onnx"
         draft.write_bytes(content)
         try:
-            return verify(OnnxRuntime(draft, "cpu", as_written=True), model, data=data)
+            return verify(OnnxRuntime(draft, "cpu", as_written=True), model, data=data, match_classes=match_classes)
         except Exception as error:  # the network's own code may raise anything at a size it was not made for
             raise RuntimeError(
                 f"The export could not be compared with torch: {_reason(error)}. If it is the size, pass a larger "

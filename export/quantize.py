@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bpkd_sdk.classes import class_order, reorder_labels
 from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data.dataset import image_problem
 from bpkd_sdk.errors import import_optional
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.export.onnx import sealed
@@ -105,6 +107,7 @@ def quantize(
     *,
     images: int = 64,
     max_boundary_loss: float | None = None,
+    match_classes: bool = True,
 ) -> QuantizationReport:
     """Put the convolutions, matrix products and sums of a file of `to_onnx` into int8, as many as the edges bear.
 
@@ -126,6 +129,8 @@ def quantize(
         images: How many of them, at most.
         max_boundary_loss: Most boundary IoU (0..1) that may be lost. None: 0.01; or 0.1 without labels, where the
             float32 file's own masks stand in, so that every pixel that moves counts.
+        match_classes: Hold the file's class names against those of labelled data, and read the labels in the file's
+            order; False takes them by position.
 
     Raises:
         FileNotFoundError: If there is no such ONNX file.
@@ -137,7 +142,7 @@ def quantize(
     onnx = import_optional("onnx", "export")
     target = Path(path)
     source = _open(Path(onnx_path), target)
-    samples = _samples(calibration_data, images, source)
+    samples = _samples(calibration_data, images, source, match_classes)
     proto = onnx.load(onnx_path)
     layers = find_layers(proto)
     if (weighted := sum(layer.weighted for layer in layers)) < 3:
@@ -241,21 +246,32 @@ def _classes(source: OnnxRuntime) -> int:
     return source.spec.num_classes and max(source.spec.num_classes, 2)
 
 
-def _samples(data: SegmentationDataset, most: int, source: OnnxRuntime) -> list[tuple[Tensor, Tensor]]:
-    """Images (3, H, W) and labels (H, W), spread evenly over the data set."""
+def _samples(
+    data: SegmentationDataset, most: int, source: OnnxRuntime, match_classes: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """Images (3, H, W) and labels (H, W) in the file's own order of classes, spread evenly over the data set."""
     if most < HELD_OUT or len(data) < HELD_OUT:
         raise ValueError(
             f"Expected at least {HELD_OUT} images, {HELD_OUT - 1} to calibrate with and one to judge by, "
             f"but got images={most} of {data.name}, which has {len(data)}."
         )
-    classes = _classes(source) or data.num_classes
-    if data.has_labels and data.num_classes != classes:
-        raise ValueError(
-            f"{source.path} tells {classes} classes apart, but {data.name} has {data.num_classes}. "
-            "Pass the data set that the network was trained for, or one without labels."
+    order = None
+    if data.has_labels:
+        data.check_classes()
+        order = class_order(
+            source.spec,
+            data,
+            network_name=str(source.path),
+            data_name=data.name,
+            match_classes=match_classes,
         )
     indices = np.linspace(0, len(data) - 1, min(most, len(data))).round().astype(int)
-    samples = [data[int(index)] for index in indices]
+    samples = []
+    for index in indices.tolist():
+        image, label = data[index]
+        if problem := image_problem(image):
+            raise ValueError(f"{data.sample_name(index)}: {problem}.")
+        samples.append((image, reorder_labels(label, order, data.ignore_index)))
     for index, (image, _) in zip(indices, samples, strict=True):
         if not source.accepts.takes_size(*image.shape[1:]):
             raise ValueError(

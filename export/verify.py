@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.boundary import edge_band
+from bpkd_sdk.classes import class_order, reorder_masks
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.photos import photo
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
-from bpkd_sdk.models import open_checkpoint
-from bpkd_sdk.runtime import Runtime, open_runtime
+from bpkd_sdk.models import get_spec, open_checkpoint
+from bpkd_sdk.runtime import Runtime, match_runtime, open_runtime
 from bpkd_sdk.runtime.base import Range
 from bpkd_sdk.runtime.inference import to_mask, whole_logits
 
@@ -114,6 +115,7 @@ def verify(
     sizes: Sequence[tuple[int, int]] | None = None,
     batches: Sequence[int] | None = None,
     data: SegmentationDataset | None = None,
+    match_classes: bool = True,
 ) -> VerificationReport:
     """Segment natural images with both, the network in float32 on the CPU, and compare.
 
@@ -124,15 +126,25 @@ def verify(
             other aspects than it was traced with, with odd sides; otherwise its own.
         batches: How many images at once, for every size. None: as few as it takes, and two more or as many as it takes.
         data: More images, each a run of its own at its own size; with labels, both are also scored on them.
+        match_classes: Hold the class names of both against the data's, and score them in the data's order; False takes
+            them by position.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: For a file that is no artifact, or images of a size that it does not take.
+        ValueError: For a file that is no artifact, images of a size that it does not take, or classes that are not the
+            data's.
         RuntimeError: If the artifact cannot be run.
     """
     runtime = open_runtime(artifact)
     network = copy.deepcopy(model) if isinstance(model, nn.Module) else open_checkpoint(model)
     network = network.cpu().float().eval()
+    spec = get_spec(network)
+    if spec.class_names and runtime.spec.class_names:
+        runtime = match_runtime(runtime, spec, "the network", match_classes=match_classes)
+    order = None
+    if data is not None:
+        data.check_classes()
+        order = class_order(spec, data, network_name="The network", data_name=data.name, match_classes=match_classes)
     sizes = sizes or _sizes(runtime)
     least, most = runtime.accepts.batch
     batches = batches or (least, min(least + 2, most or least + 2))
@@ -145,7 +157,7 @@ def verify(
         runs.append(run)
         if data.has_labels:
             for count_of, mask in zip(counts, masks, strict=True):
-                count_of.update(mask, label[None])
+                count_of.update(reorder_masks(mask, order), label[None])
     return VerificationReport(tuple(runs), *(part.compute() for part in counts if data.has_labels))
 
 

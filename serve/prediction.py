@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from bpkd_sdk.classes import MOST_CLASSES, check_mask_classes
 from bpkd_sdk.models.spec import Color, NetworkSpec, distinct_colors
 
 
@@ -62,9 +63,8 @@ class Prediction:
 
 def names_and_colors(spec: NetworkSpec) -> tuple[tuple[str, ...], tuple[Color, ...]]:
     """Names and colours of the ids in the masks."""
-    if spec.num_classes > 256:
-        raise ValueError(f"Masks are uint8, for at most 256 classes, but this network has {spec.num_classes}.")
-    ids = max(spec.num_classes, 2) if spec.num_classes else 256
+    check_mask_classes(spec.num_classes)
+    ids = max(spec.num_classes, 2) if spec.num_classes else MOST_CLASSES
     names, palette = spec.class_names, spec.palette
     if spec.num_classes == 1:
         names = ("background", *names) if len(names) == 1 else names

@@ -13,6 +13,7 @@ import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.models.zoo import build
 from bpkd_sdk.quickstart import quickstart
+from tests.scenes import write_folder
 
 NETWORK = "smp/FPN/tu-mobilenetv3_small_050"
 
@@ -51,6 +52,25 @@ def test_distill_evaluate_export_and_evaluate_again(bpkd, teacher, tmp_path):
     assert "of the pixels as in torch" in out
     code, out, _ = bpkd("evaluate", run / "s.onnx", "--json")
     assert json.loads(out)["miou"] == pytest.approx(scores["miou"], abs=1e-3)
+
+
+def test_evaluate_has_no_data_set_but_the_one_that_the_checkpoint_names(bpkd, tmp_path):
+    root = write_folder(tmp_path / "my_data", train=2, val=1)
+    options = ("--steps", 1, "--batch-size", 2, "--crop-size", "32x32", "--device", "cpu")
+    code, _, err = bpkd("train", "smp/FPN/resnet18", "--data", root, "--output", tmp_path / "run", *options)
+    assert code == 0, err
+    checkpoint = tmp_path / "run" / "last.safetensors"
+    code, _, err = bpkd("evaluate", checkpoint)
+    assert code == 1
+    assert "was trained on 'my_data/train', and does not say where that lies. Pass --data" in err
+    code, out, _ = bpkd("evaluate", checkpoint, "--data", root, "--json")
+    assert json.loads(out)["images"] == 1
+    (root / "classes.json").write_text('["one", "two", "three"]')
+    code, _, err = bpkd("evaluate", checkpoint, "--data", root)
+    assert code == 1
+    assert "my_data/val has 3: one, two, three" in err
+    code, _, _ = bpkd("evaluate", checkpoint, "--data", root, "--no-match-classes")
+    assert code == 0
 
 
 def test_errors_are_one_message_and_a_code(bpkd, tmp_path):

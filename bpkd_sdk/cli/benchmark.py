@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bpkd_sdk.cli.common import Root, app, console, parse_size
+from bpkd_sdk.cli.common import MatchClasses, Root, app, console, parse_size
 
 
 @app.command()
@@ -24,6 +24,7 @@ def benchmark(
     ] = None,
     duration: Annotated[float, typer.Option(help="Seconds of timed calls for each artifact.")] = 10.0,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")] = "auto",
+    match_classes: MatchClasses = True,
     json: Annotated[Path | None, typer.Option(help="Also write all figures to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a page with a plot to this file.")] = None,
@@ -34,7 +35,15 @@ def benchmark(
     from bpkd_sdk.models.checkpoint import write_atomically
 
     scored_on = bpkd_sdk.open_dataset(data, root, split) if data is not None else None
-    report = run(artifacts, scored_on, batch=batch, size=parse_size(size), duration=duration, device=device)
+    report = run(
+        artifacts,
+        scored_on,
+        batch=batch,
+        size=parse_size(size),
+        duration=duration,
+        device=device,
+        match_classes=match_classes,
+    )
     for path, content in ((json, report.to_json), (markdown, report.to_markdown), (html, report.to_html)):
         if path is not None:
             write_atomically(path, content().encode())

@@ -21,6 +21,10 @@ Data = Annotated[
     str,
     typer.Option(help="shapes, folder, camvid, cityscapes, ade20k or pascal_context_59; or the path of a folder."),
 ]
+MatchClasses = Annotated[
+    bool,
+    typer.Option(help="Put classes in the data's order by name, and refuse other names; or take them by position."),
+]
 Root = Annotated[Path | None, typer.Option(help="Where a named data set lies.")]
 Output = Annotated[Path | None, typer.Option(help="Folder of the run; by default a new one below runs/.")]
 Resume = Annotated[bool, typer.Option(help="Go on with the run in the output folder.")]

@@ -36,6 +36,13 @@ def export(
     verify_on: Annotated[
         str | None, typer.Option(help="ONNX: agree with torch on the validation images of this data set or folder too.")
     ] = None,
+    match_classes: Annotated[
+        bool | None,
+        typer.Option(
+            "--match-classes/--no-match-classes",
+            help="Put classes in the data's order by name, and refuse other names; or take them by position.",
+        ),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="int8: the images to calibrate with; a data set or folder.")] = None,
     root: Root = None,
     images: Annotated[int | None, typer.Option(help="int8: how many of them, at most.")] = None,
@@ -72,6 +79,7 @@ def export(
         "opset": opset,
         "force": force,
         "verify_on": verify_on and bpkd_sdk.open_dataset(verify_on, root, "val"),
+        "match_classes": match_classes,
         "calibration_data": data and bpkd_sdk.open_dataset(data, root, "train"),
         "images": images,
         "max_boundary_loss": max_boundary_loss,

@@ -9,13 +9,29 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from bpkd_sdk.cli.common import AsJson, Data, Root, app, console, errors, parse_size, print_classes, print_metrics
+from bpkd_sdk.cli.common import (
+    AsJson,
+    MatchClasses,
+    Root,
+    app,
+    console,
+    errors,
+    parse_size,
+    print_classes,
+    print_metrics,
+)
 
 
 @app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A checkpoint or an exported ONNX file.")],
-    data: Data = "shapes",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="shapes, folder, camvid, cityscapes, ade20k or pascal_context_59; or the path of a folder. By default "
+            "the data set that the file names, where that can be opened."
+        ),
+    ] = None,
     root: Root = None,
     split: Annotated[str, typer.Option(help="Of the data set.")] = "val",
     boundary_width: Annotated[float, typer.Option(help="Pixels, or a share of the diagonal below 1.")] = 3,
@@ -30,14 +46,20 @@ def evaluate(
     flip: Annotated[bool, typer.Option(help="Average with the mirror images.")] = False,
     batch_size: Annotated[int, typer.Option(help="Most images, or windows, at once.")] = 1,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")] = "auto",
+    match_classes: MatchClasses = True,
     as_json: AsJson = False,
 ) -> None:
     """Score a network on a data set: regions, boundaries, edges and bodies apart, class by class."""
     import bpkd_sdk
+    from bpkd_sdk.runtime import open_runtime
 
+    runtime = open_runtime(model, device)
+    name = data or _named_data(runtime, root)
+    if data is None:
+        errors.print(f"Data set: {name}, which {model} names.", highlight=False, soft_wrap=True)
     metrics = bpkd_sdk.evaluate(
-        model,
-        bpkd_sdk.open_dataset(data, root, split),
+        runtime,
+        bpkd_sdk.open_dataset(name, root, split),
         mode="slide" if window else "whole",
         crop_size=parse_size(window),
         stride=parse_size(stride),
@@ -46,13 +68,28 @@ def evaluate(
         flip=flip,
         batch_size=batch_size,
         boundary_width=boundary_width,
-        device=device,
+        match_classes=match_classes,
     )
     if as_json:
         print(json.dumps(metrics.to_dict(), indent=1))  # noqa: T201
         return
     print_metrics(metrics)
     print_classes(metrics)
+
+
+def _named_data(runtime: Any, root: Path | None) -> str:
+    """The data set that a file was trained on, or ValueError where only --data can say where it lies."""
+    from bpkd_sdk.data import DATASETS
+    from bpkd_sdk.runtime import TorchRuntime
+
+    of_module = isinstance(runtime, TorchRuntime)
+    facts: Any = getattr(runtime.module, "provenance", {}) if of_module else runtime.metadata.get("training", {})
+    trained_on = facts.get("data", "")
+    name = str(trained_on).partition("/")[0]
+    if name == "shapes" or (name in DATASETS and root is not None):
+        return name
+    told = f"was trained on {trained_on!r}, and does not say where that lies" if trained_on else "names no data set"
+    raise ValueError(f"{runtime.name} {told}. Pass --data, the path of a folder or the name of a data set with --root.")
 
 
 Model = Annotated[str, typer.Argument(help="A name or a checkpoint.")]

@@ -16,7 +16,7 @@ from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.evaluation.protocol import Mode, Protocol
 from bpkd_sdk.features import evaluating
 from bpkd_sdk.progress import track
-from bpkd_sdk.runtime import Runtime, TorchRuntime, open_runtime
+from bpkd_sdk.runtime import Runtime, TorchRuntime, match_runtime, open_runtime
 
 
 def evaluate(
@@ -35,6 +35,7 @@ def evaluate(
     device: str | torch.device | None = None,
     reference: nn.Module | Runtime | str | Path | None = None,
     over_processes: Callable[[Tensor], Tensor] | None = None,
+    match_classes: bool = True,
 ) -> Metrics:
     """Score a network on a data set, at the labels' own resolution.
 
@@ -53,11 +54,14 @@ def evaluate(
         device: Where to run; None: where the module is, and "auto" for a file.
         reference: A network whose prediction stands in for the labels, for images without any.
         over_processes: Makes of an int64 count its sum over all processes, where each scores its own part of the data.
+        match_classes: Hold the class names of network and reference against the data's and put them in the data's
+            order; False takes them by position.
 
     Raises:
         ValueError: For sizes or classes that do not fit, or a data set without labels and no `reference`.
     """
     protocol = Protocol(mode, crop_size, stride, base_size, tuple(scales), flip)
+    dataset.check_classes()
     if not dataset.has_labels and reference is None:
         raise ValueError(f"{dataset.name} has no labels; pass `reference`, a network to agree with.")
     counts = MetricCounts(
@@ -67,8 +71,12 @@ def evaluate(
         edge_width=edge_width,
     )
     with ExitStack() as stack:
-        network = stack.enter_context(_opened(model, device))
-        guide = None if reference is None else stack.enter_context(_opened(reference, device))
+
+        def opened(source: nn.Module | Runtime | str | Path) -> Runtime:
+            runtime = stack.enter_context(_opened(source, device))
+            return match_runtime(runtime, dataset, dataset.name, match_classes=match_classes)
+
+        network, guide = opened(model), None if reference is None else opened(reference)
         workers = min(spare_cores(), len(dataset)) if network.device.type == "cuda" else 0
         for images, labels in _batches(dataset, batch_size, workers):
             masks = protocol.segment(network, images, batch_size)

@@ -116,7 +116,11 @@ class MetricCounts:
             )
         classes = len(self.class_names)
         check_labels(labels, classes, self.ignore_index)
-        check_labels(predictions, classes, -1 if self.ignore_index >= 0 else classes)
+        if (wrong := predictions[(predictions < 0) | (predictions >= classes)]).numel():
+            raise ValueError(
+                f"Expected predictions in [0, {classes}), but the masks hold the class ids "
+                f"{sorted(set(wrong.tolist()))[:10]}. The network has other classes than the data."
+            )
         labels = labels.long()
         valid = labels != self.ignore_index
         predictions = torch.where(valid, predictions.long(), self.ignore_index)

@@ -65,7 +65,7 @@ def _open(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             header = json.loads((file.metadata() or {}).get("bpkd", "null"))
             content = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+    except (safetensors.SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a readable safetensors file ({error}). It may be truncated, or of another format: "
             "checkpoints of other libraries that are pickles (.pt, .pth) are not loaded here."
@@ -135,19 +135,22 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: n
     header, state = read_tensors(path)
     if "network" not in header:
         raise ValueError(f"{path} holds the state of a training run, not a network; load 'last{SUFFIX}' beside it.")
-    if content_hash(state) != header["sha256"]:
+    if content_hash(state) != header.get("sha256"):
         raise ValueError(f"The weights in {path} do not match the hash in its header: the file has been altered.")
-    spec = NetworkSpec.from_dict(header["network"])
+    try:
+        spec = NetworkSpec.from_dict(header["network"])
+    except ValueError as error:
+        raise ValueError(f"The header of {path} does not describe a network ({error}); get the file anew.") from error
     if model is None:
         if spec.name is None:
             raise ValueError(
-                f"{path} holds a {header['class']}, which create_model cannot build. "
+                f"{path} holds a {header.get('class', 'network')}, which create_model cannot build. "
                 "Make one yourself and pass it: load_model(path, model=...)."
             )
         model = create_model(spec.name, spec.num_classes, aux_head=spec.aux_head)
     load_state(model, state, source=str(path))
     model.spec = spec  # type: ignore[assignment]
-    model.provenance = header["training"]
+    model.provenance = header.get("training", {})
     return model.to(device).eval()
 
 

@@ -49,6 +49,11 @@ _IGNORED_GLOBALS = (
 )
 
 
+# Files for PASCAL Context 59 of early versions name the classes in another order than that of their logits, which has
+# always been alphabetical: https://github.com/open-mmlab/mmsegmentation/blob/v0.11.0/mmseg/datasets/pascal_context.py
+_EARLY_PASCAL_CONTEXT = ["aeroplane", "bicycle", "bird", "boat", "bottle"]
+
+
 @dataclass(frozen=True)
 class OpenMMLabCheckpoint:
     """What an OpenMMLab file holds.
@@ -218,6 +223,8 @@ def _classes(meta: Mapping[Any, Any], count: int) -> tuple[tuple[str, ...], tupl
     names = _sequence(facts.get("classes", meta.get("CLASSES")))
     colors = [_sequence(color) for color in _sequence(facts.get("palette", meta.get("PALETTE")))]
     named = len(names) == count and all(isinstance(name, str) for name in names)
+    if named and count == 59 and names[:5] == _EARLY_PASCAL_CONTEXT:
+        names = sorted(names)
     colored = len(colors) == count and all(_is_color(color) for color in colors)
     return (
         tuple(names) if named else (),

@@ -41,18 +41,40 @@ class NetworkSpec:
     std: tuple[float, ...] = IMAGENET_STD
     size_divisor: int = 1
 
+    def __post_init__(self) -> None:
+        """Check that the facts fit together."""
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(
+                    f"Expected `{name}` to have three values, one per RGB channel, but got {getattr(self, name)}."
+                )
+        if min(self.std) <= 0:
+            raise ValueError(f"Expected `std` to be above 0 for each channel, but got {self.std}.")
+        allowed = (0, self.num_classes, 2 if self.num_classes == 1 else 0)  # one logit tells two classes apart
+        for name in ("class_names", "palette"):
+            count = len(getattr(self, name))
+            if self.num_classes and count not in allowed:
+                raise ValueError(f"Expected `{name}` to have one entry per class, {self.num_classes}, but got {count}.")
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkSpec:
-        """The inverse of `to_dict`; an unknown key raises TypeError."""
-        facts = dict(values)
-        for key in ("class_names", "mean", "std"):
-            facts[key] = tuple(facts.get(key, getattr(cls, key)))
-        facts["palette"] = tuple((int(r), int(g), int(b)) for r, g, b in facts.get("palette", ()))
-        return cls(**facts)
+        """Build a spec from what `to_dict` returned.
+
+        Raises:
+            ValueError: For values that describe no network.
+        """
+        try:
+            facts = dict(values)
+            for key in ("class_names", "mean", "std"):
+                facts[key] = tuple(facts.get(key, getattr(cls, key)))
+            facts["palette"] = tuple((int(r), int(g), int(b)) for r, g, b in facts.get("palette", ()))
+            return cls(**facts)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the facts of the network are not readable ({error})") from error
 
     def normalize(self, images: Tensor) -> Tensor:
         """RGB (N, 3, H, W) in 0..255, of any type -> float32, normalised as this network expects."""
@@ -62,14 +84,25 @@ class NetworkSpec:
 
 
 def get_spec(model: nn.Module) -> NetworkSpec:
-    """The spec a model carries as `model.spec`; for a foreign module ImageNet normalisation and 0 (unknown) classes.
+    """Return the spec that a model carries as `model.spec`, or what a module of another library says of itself.
 
-    Set ``model.spec = NetworkSpec(...)`` on a network of your own to state its normalisation and classes.
+    Such a module is taken to have ImageNet's normalisation; its class names are those of a Hugging Face
+    ``config.id2label``, and otherwise not known (0 classes). Set ``model.spec = NetworkSpec(...)`` on a network of your
+    own to state its normalisation and classes.
     """
     spec = getattr(model, "spec", None)
     if isinstance(spec, NetworkSpec):
         return spec
-    return NetworkSpec(name=None, num_classes=0, size_divisor=smp_size_divisor(model))
+    names = _hugging_face_names(model)
+    return NetworkSpec(None, num_classes=len(names), class_names=names, size_divisor=smp_size_divisor(model))
+
+
+def _hugging_face_names(model: nn.Module) -> tuple[str, ...]:
+    """Class names of a Hugging Face configuration, in the order of the logits; empty without one."""
+    labels = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(labels, Mapping) or set(labels) != set(range(len(labels))):
+        return ()
+    return tuple(str(labels[index]) for index in range(len(labels)))
 
 
 def smp_size_divisor(model: nn.Module) -> int:

@@ -10,9 +10,20 @@ from torch import nn
 from bpkd_sdk.models import open_checkpoint
 from bpkd_sdk.runtime.base import Accepts, Runtime
 from bpkd_sdk.runtime.formats import FORMATS, Format, find_format
+from bpkd_sdk.runtime.matched import MatchedRuntime, match_runtime
 from bpkd_sdk.runtime.module import TorchRuntime
 
-__all__ = ["FORMATS", "Accepts", "Format", "Runtime", "TorchRuntime", "find_format", "open_runtime"]
+__all__ = [
+    "FORMATS",
+    "Accepts",
+    "Format",
+    "MatchedRuntime",
+    "Runtime",
+    "TorchRuntime",
+    "find_format",
+    "match_runtime",
+    "open_runtime",
+]
 
 
 def open_runtime(source: str | Path | nn.Module | Runtime, device: str | torch.device = "auto") -> Runtime:

@@ -133,6 +133,10 @@ class Runtime(ABC):
             raise ValueError(f"{self.name} returns masks, not logits; export the network with argmax=False.")
         return self.infer(self.prepare(images.permute(0, 2, 3, 1)))
 
+    def logits_at_stride(self, images: Tensor) -> Tensor:
+        """uint8 RGB (N, 3, H, W) -> float32 logits (N, C, h, w), at the network's stride where the artifact has it."""
+        return self.logits(images)
+
     def prepare(self, images: Tensor) -> Tensor:
         """First stage: check the images, bring them to the device and into the form that the artifact takes."""
         self.accepts.check(images, self.name)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpkd_sdk.classes import check_mask_classes
 from bpkd_sdk.models.spec import get_spec
 from bpkd_sdk.output import as_output
 
@@ -189,5 +190,10 @@ def _visits(length: int, window: int, starts: list[int]) -> Tensor:
 
 
 def to_mask(logits: Tensor) -> Tensor:
-    """(N, C, H, W) -> class ids (N, H, W) int64: the highest logit, or with one class whether it is above 0."""
+    """Turn logits (N, C, H, W) into class ids (N, H, W) int64: the highest logit; of one class, whether it is above 0.
+
+    Raises:
+        ValueError: For more classes than a uint8 mask can tell apart.
+    """
+    check_mask_classes(logits.shape[1])
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)

@@ -198,6 +198,7 @@ def check_facts(facts: Any) -> dict[str, Any]:
     check_choice("precision", facts["precision"], ("fp32", "fp16", "int8"))
     if facts["precision"] == "int8" and not isinstance(facts.get("quantization"), dict):
         raise ValueError("it lacks quantization")
+    NetworkSpec.from_dict(facts["network"])
     return facts
 
 

@@ -31,6 +31,7 @@ def benchmark(
     size: tuple[int, int] | None = None,
     duration: float = 10.0,
     device: str = "auto",
+    match_classes: bool = True,
 ) -> BenchmarkReport:
     """Measure artifacts side by side: what they are, how fast they are, what they need, how good they are.
 
@@ -51,6 +52,8 @@ def benchmark(
             the data, otherwise that of the first artifact that names one, otherwise 512x1024.
         duration: Seconds of timed calls for each artifact; each round has two calls and one in stages at least.
         device: "auto" (a CUDA GPU where there is one and the artifact can use it), "cpu", "cuda", ...
+        match_classes: Hold the class names of each artifact against those of `data`, and score it in the data's order;
+            False takes them by position.
 
     Raises:
         ValueError: For an argument out of its range.
@@ -76,7 +79,7 @@ def benchmark(
             entry.look()
         if data is not None and data.has_labels:
             for entry in track(entries, total=len(entries), description="Scoring"):
-                entry.score(data)
+                entry.score(data, match_classes)
     reference = next((entry.warm.masks for entry in entries if entry.warm and entry.problem is None), None)
     return BenchmarkReport(
         rows=tuple(entry.row(reference) for entry in entries),

@@ -77,12 +77,14 @@ class Entry:
             self.facts, host_memory = found
             self.host_memory = host_memory if self._remote else None
 
-    def score(self, data: SegmentationDataset) -> None:
+    def score(self, data: SegmentationDataset, match_classes: bool) -> None:
         """Score it on labelled data, in its own process, if it could be measured."""
         if self.problem is not None or self.opened is None:
             return
         try:
-            self.scores = evaluate(_Scored(self._open(), self.opened), data, batch_size=self.batch)
+            self.scores = evaluate(
+                _Scored(self._open(), self.opened), data, batch_size=self.batch, match_classes=match_classes
+            )
         except (ValueError, RuntimeError, ArtifactError) as error:
             self.not_scored = str(error)
 

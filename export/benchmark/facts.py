@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bpkd_sdk.evaluation.profile import profile
 from bpkd_sdk.models import create_model
-from bpkd_sdk.runtime import Runtime, TorchRuntime
+from bpkd_sdk.runtime import MatchedRuntime, Runtime, TorchRuntime
 from bpkd_sdk.runtime.engine import EngineRuntime
 from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session, run_session
 
@@ -69,6 +69,8 @@ def find_facts(runtime: Runtime, images: Tensor) -> Facts:
 
 def count_cost(runtime: Runtime, size: tuple[int, int]) -> tuple[int | None, int | None]:
     """Parameters, and MACs for one image of (height, width); None where they cannot be known."""
+    if isinstance(runtime, MatchedRuntime):
+        runtime = runtime.runtime
     network = _network(runtime)
     if network is None:
         return (_initializers(runtime.path) if isinstance(runtime, OnnxRuntime) else None), None

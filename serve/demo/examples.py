@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
+import numpy as np
 
+from bpkd_sdk.classes import class_order, reorder_labels
 from bpkd_sdk.data import shapes
 from bpkd_sdk.data.dataset import Pair, pair_files
-from bpkd_sdk.serve.images import read_image
+from bpkd_sdk.data.folder import CLASSES_FILE, FolderDataset, find_classes
+from bpkd_sdk.images import read_image
+from bpkd_sdk.models.spec import NetworkSpec
 
 MOST = 12
 _THUMBNAIL = 192  # pixels of the longer side
@@ -27,6 +31,35 @@ def find_examples(folder: Path) -> list[Pair]:
     images, labels = folder / "images", folder / "labels"
     pairs = pair_files(images, labels if labels.is_dir() else None) if images.is_dir() else pair_files(folder, None)
     return pairs[:: -(-len(pairs) // MOST)]
+
+
+def read_labels(pairs: list[Pair], folder: Path, network: NetworkSpec, target: Path) -> list[Pair]:
+    """Write the labels of examples as PNGs of the network's class ids, by what ``classes.json`` says of them.
+
+    Args:
+        pairs: Images and labels below the folder.
+        folder: The folder with ``classes.json``; without that file, labels are ids of the network's classes already.
+        network: Classes of the networks on show.
+        target: Folder to write to.
+
+    Returns:
+        The images with the labels that were written; 255 is void.
+
+    Raises:
+        ValueError: If a label cannot be read, or the classes are not the network's.
+    """
+    if not (folder / CLASSES_FILE).is_file() or any(pair.label is None for pair in pairs):
+        return pairs
+    data = FolderDataset(folder, "examples", pairs, find_classes(folder))
+    data.check_classes()
+    order = class_order(network, data, network_name="the network", data_name=str(folder))
+    written = []
+    for index, pair in enumerate(pairs):
+        label = reorder_labels(data[index][1].long(), order, data.ignore_index).numpy()
+        path = target / f"{index}_label.png"
+        cv2.imwrite(str(path), np.where(label == data.ignore_index, 255, label).astype(np.uint8))
+        written.append(Pair(pair.image, path))
+    return written
 
 
 def generate_examples(folder: Path) -> list[Pair]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from bpkd_sdk.runtime import match_runtime
 from bpkd_sdk.serve.networks import Network, Source, open_networks
+from bpkd_sdk.serve.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,17 @@ class Lineup:
 
 
 def _comparable(student: Network, teacher: Network) -> Network:
-    """The student; closed, and saying why, if its classes are not the teacher's."""
+    """Return the student with its classes in the teacher's order; closed, with the reason, if they are others."""
     assert teacher.predictor is not None  # noqa: S101  (only asked of an open one)
     if student.predictor is None or student.predictor.class_names == teacher.predictor.class_names:
         return student
-    own, other = (
-        f"{len(names)} ({', '.join(names[:3])}, ...)"
-        for names in (student.predictor.class_names, teacher.predictor.class_names)
-    )
-    return Network(student.name, None, f"Its classes are {own}, those of the teacher {other}.")
+    own, other = student.predictor, teacher.predictor
+    if own.runtime.spec.class_names and other.runtime.spec.class_names:
+        try:
+            matched = match_runtime(own.runtime, other.runtime.spec, teacher.name)
+        except ValueError:
+            pass
+        else:
+            return Network(student.name, Predictor(matched))
+    described = (f"{len(names)} ({', '.join(names[:3])}, ...)" for names in (own.class_names, other.class_names))
+    return Network(student.name, None, "Its classes are {}, those of the teacher {}.".format(*described))

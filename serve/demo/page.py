@@ -17,7 +17,7 @@ from bpkd_sdk.serve.demo import tables
 from bpkd_sdk.serve.demo.batch_tab import build_batch_tab
 from bpkd_sdk.serve.demo.closed import ClosedBlocks
 from bpkd_sdk.serve.demo.controls import build_controls
-from bpkd_sdk.serve.demo.examples import find_examples, generate_examples, write_thumbnail
+from bpkd_sdk.serve.demo.examples import find_examples, generate_examples, read_labels, write_thumbnail
 from bpkd_sdk.serve.demo.image_tab import ImageTab
 from bpkd_sdk.serve.demo.lineup import Lineup
 from bpkd_sdk.serve.demo.video_tab import build_video_tab
@@ -58,7 +58,7 @@ def build_demo(
         ``gradio.mount_gradio_app(app, build_demo(...), "/", **page_options())``.
 
     Raises:
-        ValueError: If there is neither teacher nor student.
+        ValueError: If there is neither teacher nor student, or the examples' labels have other classes.
         FileNotFoundError: If there is no folder of examples, or no image in it.
     """
     lineup = Lineup.open(teacher, students, device)
@@ -104,7 +104,9 @@ def page_options() -> dict[str, Any]:
 
 def _examples(lineup: Lineup, folder: str | Path | None, scratch: Path) -> list[Pair]:
     if folder is not None:
-        return find_examples(Path(folder))
+        pairs = find_examples(Path(folder))
+        able = [network.predictor.runtime.spec for network in lineup.networks if network.predictor]
+        return read_labels(pairs, Path(folder), able[0], scratch) if able else pairs
     knows_scenes = any(
         network.predictor and network.predictor.class_names == shapes.CLASS_NAMES for network in lineup.networks
     )

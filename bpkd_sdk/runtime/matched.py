@@ -1,0 +1,71 @@
+"""A runtime whose classes are those of the data, in the data's order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bpkd_sdk.classes import ClassFacts, Order, check_class_count, class_order, reorder_masks
+from bpkd_sdk.runtime.base import Runtime
+
+
+def match_runtime(runtime: Runtime, data: ClassFacts, data_name: str, *, match_classes: bool = True) -> MatchedRuntime:
+    """Hold the classes of a runtime against those of data, and put them in the data's order.
+
+    Args:
+        runtime: Any runtime; it stays as it is.
+        data: Class names and palette of a data set, or of another network.
+        data_name: What errors call the data.
+        match_classes: False takes the runtime's classes by position, whatever their names are.
+
+    Raises:
+        ValueError: If the number of classes or their names differ. Where the runtime does not know its number of
+            classes, the first call raises it.
+    """
+    order = class_order(runtime.spec, data, network_name=runtime.name, data_name=data_name, match_classes=match_classes)
+    return MatchedRuntime(runtime, data, data_name, order)
+
+
+class MatchedRuntime(Runtime):
+    """A runtime whose outputs are in the data's order.
+
+    Args:
+        runtime: The runtime to ask.
+        data: Class names and palette of the data.
+        data_name: What errors call the data.
+        order: For each class of the data the runtime's column; None for the same order.
+    """
+
+    def __init__(self, runtime: Runtime, data: ClassFacts, data_name: str, order: Order | None) -> None:
+        names, palette = tuple(data.class_names), tuple(data.palette)
+        spec = replace(
+            runtime.spec, num_classes=runtime.spec.num_classes or len(names), class_names=names, palette=palette
+        )
+        super().__init__(runtime.name, spec, runtime.metadata, runtime.device, runtime.accepts)
+        self.runtime = runtime
+        self.data_name = data_name
+        self.order = order
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Prepare images as the runtime does."""
+        return self.runtime.prepare(images)
+
+    def infer(self, inputs: Tensor) -> Tensor:
+        """Run the runtime, and put logits or masks in the data's order."""
+        return self._reordered(self.runtime.infer(inputs))
+
+    def logits_at_stride(self, images: Tensor) -> Tensor:
+        """Return logits as the runtime does, in the data's order."""
+        return self._reordered(self.runtime.logits_at_stride(images))
+
+    def _reordered(self, outputs: Tensor) -> Tensor:
+        if outputs.ndim == 3:
+            return reorder_masks(outputs, self.order)
+        check_class_count(
+            outputs.shape[1], len(self.spec.class_names), network_name=self.name, data_name=self.data_name
+        )
+        if self.order is None:
+            return outputs
+        return outputs.index_select(1, torch.tensor(self.order, device=outputs.device))

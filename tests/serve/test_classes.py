@@ -1,0 +1,68 @@
+"""The page with networks, and labels, whose classes have another order."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bpkd_sdk
+from bpkd_sdk.serve.demo.examples import find_examples, read_labels
+from bpkd_sdk.serve.demo.lineup import Lineup
+from tests.networks import tiny
+from tests.scenes import NAMES, scene, write_folder
+
+ORDER = [2, 0, 1]
+
+
+def two_networks():
+    """A teacher, and the same network with its classes in another order."""
+    teacher, student = (tiny(3, stride=2).eval() for _ in range(2))
+    with torch.no_grad():
+        student[-1].weight.copy_(teacher[-1].weight[ORDER])
+        student[-1].bias.copy_(teacher[-1].bias[ORDER])
+    palette = ((0, 0, 0), (255, 0, 0), (0, 255, 0))
+    for network, order in ((teacher, [0, 1, 2]), (student, ORDER)):
+        names, colors = ([values[index] for index in order] for values in (NAMES, palette))
+        network.spec = bpkd_sdk.NetworkSpec(None, 3, class_names=tuple(names), palette=tuple(colors))
+    return teacher, student
+
+
+def test_a_student_of_another_order_is_put_in_the_teachers():
+    lineup = Lineup.open(*(lambda pair: (pair[0], [pair[1]]))(two_networks()), "cpu")
+    teacher, student = lineup.pair(next(iter(lineup.students)))
+    image = scene(0)[0]
+    ours, theirs = (network.predictor(image, confidence=True) for network in (student, teacher))
+    assert (ours.class_names, ours.palette) == (theirs.class_names, theirs.palette)
+    assert len(np.unique(ours.mask)) > 1
+    np.testing.assert_array_equal(ours.mask, theirs.mask)
+    np.testing.assert_allclose(ours.confidence, theirs.confidence, rtol=1e-5)
+    assert student.cost((48, 48)) == teacher.cost((48, 48))
+
+
+@pytest.mark.parametrize("ids", [False, True])
+def test_labels_of_examples_are_read_by_classes_json(tmp_path, ids):
+    """Class names of the folder in another order, or values mapped to classes."""
+    root = write_folder(tmp_path / "data", [NAMES[index] for index in ORDER], train=2, val=1)
+    if ids:
+        (root / "classes.json").write_text(
+            json.dumps({"ids": {"0": "void", "1": "background", "2": "red", "3": "green"}})
+        )
+        for path in (root / "labels").rglob("*.png"):
+            Image.fromarray(np.asarray(Image.open(path)) + np.uint8(1)).save(path)
+        for path in list((root / "labels").rglob("*.png"))[:1]:
+            Image.fromarray(np.zeros((48, 48), np.uint8)).save(path)
+    spec = two_networks()[0].spec
+    pairs = find_examples(root)
+    written = read_labels(pairs, root, spec, tmp_path)
+    for pair, shown in zip(pairs, written, strict=True):
+        stored, label = (np.asarray(Image.open(part.label)) for part in (pair, shown))
+        expected = np.array([255, 0, 1, 2])[stored] if ids else np.array(ORDER)[stored]
+        np.testing.assert_array_equal(label, expected)
+
+
+def test_labels_of_other_classes_are_refused(tmp_path):
+    root = write_folder(tmp_path / "data", ["one", "two", "three"], train=1, val=1)
+    with pytest.raises(ValueError, match="do not have the same classes"):
+        read_labels(find_examples(root), root, two_networks()[0].spec, tmp_path)

@@ -1,0 +1,221 @@
+"""The classes of a network, held against those of the data."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import bpkd_sdk
+from bpkd_sdk.classes import ReorderedNetwork, class_order, reorder_classifier, reorder_labels, reorder_masks
+from bpkd_sdk.models import get_spec
+from bpkd_sdk.output import as_output
+from tests.networks import tiny
+from tests.scenes import Scenes
+
+ORDER = (2, 0, 1)
+
+
+def order(network, data, palettes=((), ()), **options):
+    specs = [
+        bpkd_sdk.NetworkSpec(None, len(names) or len(palette), class_names=names, palette=palette)
+        for names, palette in zip((network, data), palettes, strict=True)
+    ]
+    return class_order(*specs, network_name="the network", data_name="the data", **options)
+
+
+@pytest.mark.parametrize(
+    ("network", "data", "expected"),
+    [
+        (("sky", "car", "road"), ("sky", "car", "road"), None),
+        (("sky", "car", "road"), ("road", "sky", "car"), (2, 0, 1)),
+        (("Traffic-Light", "bed ", "sky"), ("traffic_light", "Bed", "SKY"), None),
+        (("Traffic-Light", "bed ", "sky"), ("bed", "traffic light", "sky"), (1, 0, 2)),
+        (("a b", "ab", "c"), ("ab", "a b", "c"), (1, 0, 2)),  # names that only their spaces tell apart
+        (("LABEL_0", "LABEL_1"), ("sky", "car"), None),
+        (("0", "1"), ("sky", "car"), None),
+        ((), ("sky", "car"), None),
+        (("object",), ("background", "object"), None),  # one logit
+    ],
+)
+def test_names_give_the_order(network, data, expected):
+    assert order(network, data) == expected
+
+
+def test_colours_give_the_order_where_the_network_names_no_class():
+    red, green = (255, 0, 0), (0, 255, 0)
+    assert order(("class 0", "class 1"), ("a", "b"), ((red, green), (green, red))) == (1, 0)
+    assert order((), ("a", "b"), ((red, green), (green, (0, 0, 1)))) is None
+
+
+@pytest.mark.parametrize(
+    ("network", "data"),
+    [
+        (("sky", "car"), ("sky", "bus")),
+        (("sky", "sky"), ("sky", "car")),
+        (("object",), ("background", "thing")),
+        (("object",), ("object", "background")),
+    ],
+)
+def test_other_names_are_refused_with_both_lists_unless_the_user_insists(network, data):
+    with pytest.raises(ValueError, match="do not have the same classes") as caught:
+        order(network, data)
+    assert f"the network has {len(network)}: {', '.join(network)}" in str(caught.value)
+    assert f"the data has {len(data)}: {', '.join(data)}" in str(caught.value)
+    assert "match_classes=False" in str(caught.value)
+    assert order(network, data, match_classes=False) is None
+
+
+def test_the_number_of_classes_comes_first_and_cannot_be_insisted_on():
+    for options in ({}, {"match_classes": False}):
+        with pytest.raises(ValueError, match="the network predicts 2 classes, but the data has 3"):
+            order(("sky", "car"), ("sky", "car", "road"), **options)
+
+
+def test_the_names_of_hugging_face_configurations():
+    module = nn.Conv2d(3, 2, 1)
+    module.config = type("Config", (), {"id2label": {1: "car", 0: "sky"}})()
+    assert (get_spec(module).class_names, get_spec(module).num_classes) == (("sky", "car"), 2)
+    module.config.id2label = {0: "sky", 5: "car"}
+    assert get_spec(module).class_names == ()
+
+
+def test_masks_and_labels_follow_the_order():
+    columns = torch.tensor([[[2, 0, 1]]], dtype=torch.uint8)  # of the classes 0, 1, 2 of the data
+    assert reorder_masks(columns, ORDER).tolist() == [[[0, 1, 2]]]
+    labels = torch.tensor([[[0, 1, 2, 255]]], dtype=torch.uint8)
+    back = reorder_labels(labels, ORDER, 255)
+    assert (back.tolist(), back.dtype) == ([[[2, 0, 1, 255]]], torch.uint8)
+
+
+@pytest.mark.parametrize("name", ["pspnet_r18", "smp/FPN/mobilenet_v2", "own"])
+def test_a_classifier_is_put_in_order_in_place(name):
+    torch.manual_seed(0)
+    # As many classes as the first layers have channels: those must stay as they are.
+    network = tiny(3, width=3) if name == "own" else bpkd_sdk.create_model(name, 3, aux_head=name == "pspnet_r18")
+    images = torch.rand(1, 3, 64, 64)
+    network.eval()
+    with torch.no_grad():
+        before = as_output(network(images)).logits
+        auxiliary = network.auxiliary_head.conv_seg.weight.clone() if name == "pspnet_r18" else None
+        reorder_classifier(network, ORDER, images)
+        torch.testing.assert_close(as_output(network(images)).logits, before[:, list(ORDER)])
+    if auxiliary is not None:
+        assert torch.equal(network.auxiliary_head.conv_seg.weight, auxiliary[list(ORDER)])
+
+
+def test_a_network_without_a_known_classifier_is_left_as_it_was():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = tiny(3)
+            self.scale = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1))
+
+        def forward(self, images):
+            return self.body(images) * self.scale
+
+    network = Scaled().eval()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(ValueError, match="no layer of 3 channels"):
+        reorder_classifier(network, ORDER, torch.rand(1, 3, 32, 32))
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_a_reordered_network_leaves_its_network_as_it_is():
+    network = tiny(3).eval()
+    wrapped, images = ReorderedNetwork(network, ORDER), torch.rand(1, 3, 32, 32)
+    assert torch.equal(wrapped(images).logits, network(images)[:, list(ORDER)])
+    assert not wrapped.training
+    assert wrapped.state_dict().keys() == {f"network.{key}" for key in network.state_dict()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A network that segments scenes, and knows the order of their classes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 3, 1))
+    options = {"batch_size": 4, "crop_size": (48, 48), "device": "cpu", "scale": (1.0, 1.0), "learning_rate": 0.1}
+    return bpkd_sdk.train(
+        model, (Scenes(), None), steps=80, output_dir=tmp_path_factory.mktemp("trained"), **options
+    ).model
+
+
+OTHER = Scenes(ORDER, start=100, length=4)
+SAME = Scenes(start=100, length=4)
+
+
+def test_evaluate_puts_the_network_in_the_datas_order(trained):
+    right = bpkd_sdk.evaluate(trained, SAME)
+    assert right.miou > 0.95
+    reordered = bpkd_sdk.evaluate(trained, OTHER)
+    assert reordered.class_names == OTHER.class_names
+    assert reordered.miou == pytest.approx(right.miou)
+    assert reordered.per_class_iou == pytest.approx([right.per_class_iou[index] for index in ORDER])
+    assert bpkd_sdk.evaluate(trained, OTHER, match_classes=False).miou < 0.5
+    assert bpkd_sdk.evaluate(trained, OTHER, scales=(1.0, 1.5), flip=True).miou > 0.95
+    assert bpkd_sdk.evaluate(trained, OTHER, reference=trained).miou == 1
+
+
+def test_evaluate_refuses_other_classes(trained):
+    with pytest.raises(ValueError, match=r"scenes has 3: one, two, three"):
+        bpkd_sdk.evaluate(trained, Scenes(names=("one", "two", "three")))
+    with pytest.raises(ValueError, match="predicts 3 classes, but scenes has 4"):
+        bpkd_sdk.evaluate(trained, Scenes((0, 1, 2, 3)))
+    unknown = tiny(2).eval()  # does not say how many classes it has
+    with pytest.raises(ValueError, match="Sequential predicts 2 classes, but scenes has 3"):
+        bpkd_sdk.evaluate(unknown, SAME)
+
+
+@pytest.mark.parametrize("method", ["bpkd", "canonical"])  # of logits, and of features too
+def test_a_teacher_of_another_order_teaches_the_same(trained, tmp_path, method):
+    data = Scenes(ORDER)
+    students = []
+    ordered = nn.Sequential(*trained[:2], nn.Conv2d(16, 3, 1)).eval()
+    ordered.load_state_dict(trained.state_dict())
+    with torch.no_grad():
+        reorder_classifier(ordered, ORDER, torch.rand(1, 3, 16, 16))
+    ordered.spec = bpkd_sdk.NetworkSpec(None, 3, class_names=data.class_names)
+    for index, teacher in enumerate((trained, ordered)):
+        before = {key: value.clone() for key, value in teacher.state_dict().items()}
+        result = bpkd_sdk.distill(
+            teacher, tiny(3, seed=5), (data, OTHER), method=method, steps=6, batch_size=2, crop_size=(32, 32),
+            device="cpu", output_dir=tmp_path / str(index),
+        )  # fmt: skip
+        assert teacher.state_dict().keys() == before.keys()
+        assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+        students.append(result.model)
+    assert get_spec(students[0]).class_names == data.class_names
+    for ours, theirs in zip(students[0].state_dict().values(), students[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_labels_of_a_teacher_of_another_order(trained, tmp_path):
+    result = bpkd_sdk.distill(
+        trained, tiny(3, seed=5, stride=2), (Scenes(ORDER), OTHER), labels="teacher", steps=60, batch_size=4,
+        crop_size=(48, 48), device="cpu", learning_rate=0.1, scale=(1.0, 1.0), output_dir=tmp_path,
+    )  # fmt: skip
+    assert bpkd_sdk.evaluate(result.model, OTHER).pixel_accuracy > 0.8
+
+
+def test_fine_tuning_starts_in_the_datas_order(trained, tmp_path):
+    """One step at a tiny rate keeps what the checkpoint knows."""
+    model = copy.deepcopy(trained)
+    options = {"steps": 1, "batch_size": 2, "crop_size": (32, 32), "device": "cpu", "learning_rate": 1e-8}
+    result = bpkd_sdk.train(model, (Scenes(ORDER), OTHER), output_dir=tmp_path / "a", **options)
+    assert result.metrics.miou > 0.95
+    assert get_spec(model).class_names == OTHER.class_names
+    again = bpkd_sdk.train(model, (Scenes(ORDER), OTHER), output_dir=tmp_path / "b", **options)
+    assert again.metrics.miou > 0.95  # it is not put in order twice
+    kept = bpkd_sdk.load_model(tmp_path / "a" / "last.safetensors", model=copy.deepcopy(trained))
+    assert bpkd_sdk.evaluate(kept, SAME).miou > 0.95
+
+
+def test_other_names_stop_a_run_before_anything_is_written(trained, tmp_path):
+    other = Scenes(names=("one", "two", "three"))
+    options = {"steps": 1, "batch_size": 2, "crop_size": (32, 32), "device": "cpu", "output_dir": tmp_path / "run"}
+    with pytest.raises(ValueError, match=r"The student and scenes do not have the same classes"):
+        bpkd_sdk.train(copy.deepcopy(trained), (other, None), **options)
+    with pytest.raises(ValueError, match=r"The teacher and scenes do not have the same classes"):
+        bpkd_sdk.distill(trained, tiny(3), (other, None), **options)
+    assert not (tmp_path / "run").exists()
+    bpkd_sdk.distill(trained, tiny(3), (other, None), match_classes=False, **options)
