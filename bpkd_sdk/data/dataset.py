@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from bpkd_sdk.classes import MOST_CLASSES
 from bpkd_sdk.errors import listed
+from bpkd_sdk.images import bit_depth, exif_orientation, read_image
 from bpkd_sdk.models.spec import Color
 from bpkd_sdk.progress import track
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+LABEL_FORMATS = ("PNG", "TIFF", "BMP")  # Pillow's names; all keep every value
+LABEL_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -58,47 +65,173 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         return (self[index] for index in range(len(self)))
 
     def sample_name(self, index: int) -> str:
-        """What to call a sample in an error text or a report."""
+        """Return what errors and reports call a sample."""
         return f"{self.name}[{index}]"
 
-    def check(self) -> None:
-        """Read everything once and refuse what cannot be used.
+    def check_classes(self) -> None:
+        """Check the class names, the palette and the void label against each other, without reading a sample.
 
         Raises:
-            ValueError: With the list of offenders: unreadable files, labels outside the classes, an image and a label
-                of different sizes.
+            ValueError: For fewer than 2 or more than 256 classes, a palette of another length, or a void label that is
+                one of the classes.
         """
-        if offenders := [finding.problem for finding in self.examine() if finding.problem]:
+        count = self.num_classes
+        if count == 1:
+            raise ValueError(
+                f"{self.name} has one class, {self.class_names[0]!r}. Name what is not of that class, too, and number "
+                f"them in that order: class_names ['background', {self.class_names[0]!r}], labels 0 and 1. A network "
+                "of one logit is scored on two classes as well."
+            )
+        if not 2 <= count <= MOST_CLASSES:
+            raise ValueError(
+                f"Expected 2 to {MOST_CLASSES} classes, since masks are uint8, but {self.name} has {count}."
+            )
+        if len(self.palette) != count:
+            raise ValueError(
+                f"Expected one colour per class in the palette of {self.name}, which has {count} classes, but got "
+                f"{len(self.palette)}."
+            )
+        if 0 <= self.ignore_index < count:
+            raise ValueError(
+                f"The void label of {self.name}, ignore_index={self.ignore_index}, is the class "
+                f"{self.class_names[self.ignore_index]!r}. Take that name out of the classes and map its id to void, "
+                'for a folder by {"ids": {"0": "void", "1": ...}} in classes.json; or pass an ignore_index outside '
+                f"0..{count - 1}."
+            )
+
+    def check(self) -> list[Finding]:
+        """Read everything once and refuse what cannot be used.
+
+        Images that EXIF data turn, and 16-bit images that are scaled by different depths, are warned of.
+
+        Returns:
+            What `examine` found.
+
+        Raises:
+            ValueError: With the list of offenders: unreadable files, images that are not uint8 RGB, labels outside the
+                classes, an image and a label of different sizes; and as `check_classes`.
+        """
+        self.check_classes()
+        findings = self.examine()
+        if offenders := [finding.problem for finding in findings if finding.problem]:
             raise ValueError(
                 f"{len(offenders)} of {len(self)} samples of {self.name} cannot be used:\n{listed(offenders)}"
+                f"{self._label_advice(findings)}"
+            )
+        if findings and max(finding.brightest for finding in findings) <= 1:
+            raise ValueError(
+                f"All images of {self.name} hold only the values 0 and 1, expected 0 to 255. Do not divide images by "
+                "255: training and export normalise them."
+            )
+        if turned := [finding.sample for finding in findings if finding.turned]:
+            warnings.warn(
+                f"EXIF data turn {len(turned)} of {len(self)} images of {self.name}; labels are read as they are "
+                "stored. Make sure that these labels were drawn on the turned images, or store the images upright:\n"
+                f"{listed(turned)}",
+                stacklevel=2,
+            )
+        depths = Counter(finding.bit_depth for finding in findings if finding.bit_depth > 8)
+        if len(depths) > 1:
+            found = ", ".join(f"{depth} bits in {count}" for depth, count in sorted(depths.items()))
+            warnings.warn(
+                f"The 16-bit images of {self.name} do not say how many bits they use, and their largest values need "
+                f"{found} of them. Each is scaled by its own depth, so that they are not equally bright: store them "
+                "with 8 bits, or with values that fill 16 bits.",
+                stacklevel=2,
+            )
+        return findings
+
+    def warn_of_absent_classes(self, findings: Sequence[Finding]) -> None:
+        """Warn of the classes that no label of these findings, which `check` returned, has."""
+        absent = absent_classes(self, findings)
+        if absent and self.has_labels:
+            warnings.warn(
+                f"No label of {self.name} has the class{'es' if len(absent) > 1 else ''} {', '.join(map(repr, absent))}"
+                f"; a network cannot learn what no label shows. The labels hold {_found_labels(findings)}, and "
+                f"{self.ignore_index} is void.",
+                stacklevel=3,
             )
 
     def examine(self) -> list[Finding]:
-        """Read everything once and say of each sample what is in it, and why it cannot be used."""
+        """Read everything once and report for each sample what it holds, and why it cannot be used."""
         with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-            findings = pool.map(self._examine, range(len(self)))
+            findings = pool.map(self.examine_sample, range(len(self)))
             return list(track(findings, total=len(self), description=f"Checking {self.name}"))
 
-    def _examine(self, index: int) -> Finding:
+    def examine_sample(self, index: int) -> Finding:
+        """Read one sample and report what it holds, and why it cannot be used."""
         sample = self.sample_name(index)
         try:
             image, label = self[index]
         except (ValueError, OSError) as error:
-            return Finding(sample, problem=str(error))
+            return Finding(sample, problem=_naming(sample, str(error)))
+        except Exception as error:  # a data set of the user's own may raise anything
+            return Finding(sample, problem=_naming(sample, f"{type(error).__name__}: {error}"))
+        if problem := image_problem(image) or _label_problem(label):
+            return Finding(sample, problem=f"{sample}: {problem}")
         size = (image.shape[1], image.shape[2])
         if size != tuple(label.shape):
-            return Finding(sample, size, problem=f"{sample}: image is {size}, label is {tuple(label.shape)}")
+            problem = f"{sample}: image is {size}, label is {tuple(label.shape)}{self._size_advice(index, size, label)}"
+            return Finding(sample, size, problem=problem)
         labels = tuple(torch.unique(label).tolist())
-        return Finding(sample, size, labels, self._label_problem(sample, labels))
-
-    def _label_problem(self, sample: str, labels: Sequence[int]) -> str | None:
         wrong = [value for value in labels if value != self.ignore_index and not 0 <= value < self.num_classes]
-        if not wrong:
-            return None
-        return (
+        problem = (
             f"{sample}: labels {wrong[:10]} are outside the classes 0..{self.num_classes - 1} "
             f"and not the void label {self.ignore_index}"
         )
+        return Finding(
+            sample,
+            size,
+            labels,
+            problem if wrong else None,
+            self._is_turned(index, size),
+            int(image.max().item()),
+            self._bit_depth(index),
+        )
+
+    def _bit_depth(self, index: int) -> int:
+        """Return the bits per channel that an image uses in its file."""
+        return 8
+
+    def _is_turned(self, index: int, size: tuple[int, int]) -> bool:
+        """Return whether EXIF data turn an image in a way that its label need not have followed."""
+        return False
+
+    def _size_advice(self, index: int, size: tuple[int, int], label: Tensor) -> str:
+        """Return what to add to the problem of an image and a label of different sizes."""
+        return ""
+
+    def _label_advice(self, findings: Sequence[Finding]) -> str:
+        """Return how to give labels that are outside the classes a meaning."""
+        return ""
+
+
+class DatasetPart(SegmentationDataset):
+    """Some samples of a data set.
+
+    Args:
+        dataset: The whole.
+        indices: Positions of the samples in it.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, indices: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.indices = indices
+        self.name = dataset.name
+        self.class_names = dataset.class_names
+        self.palette = dataset.palette
+        self.ignore_index = dataset.ignore_index
+        self.has_labels = dataset.has_labels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.dataset[self.indices[index]]
+
+    def sample_name(self, index: int) -> str:
+        """Return what the whole data set calls the sample."""
+        return self.dataset.sample_name(self.indices[index])
 
 
 @dataclass(frozen=True)
@@ -106,16 +239,64 @@ class Finding:
     """What one sample holds.
 
     Attributes:
-        sample: What to call it.
+        sample: Its name in reports.
         size: (height, width) of the image; None if it cannot be read.
         labels: Values of the label map, ascending.
         problem: Why the sample cannot be used, or None.
+        turned: Whether EXIF data turn the image in a way that the label, read as stored, need not have followed.
+        brightest: The largest value in the image; 255 where it could not be read.
+        bit_depth: Bits per channel that the image uses in its file; 8 where that is not known.
     """
 
     sample: str
     size: tuple[int, int] | None = None
     labels: tuple[int, ...] = ()
     problem: str | None = None
+    turned: bool = False
+    brightest: int = 255
+    bit_depth: int = 8
+
+
+def absent_classes(dataset: SegmentationDataset, findings: Sequence[Finding]) -> tuple[str, ...]:
+    """Names of the classes that are in no label."""
+    seen = {label for finding in findings for label in finding.labels}
+    return tuple(name for index, name in enumerate(dataset.class_names) if index not in seen)
+
+
+def _found_labels(findings: Sequence[Finding]) -> str:
+    values = sorted({label for finding in findings for label in finding.labels})
+    return ", ".join(map(str, values[:20])) + (", ..." if len(values) > 20 else "")
+
+
+def _naming(sample: str, problem: str) -> str:
+    """The problem with the sample's name in front, unless it names the sample or its label already."""
+    return problem if Path(sample).stem in problem else f"{sample}: {problem}"
+
+
+def image_problem(image: object) -> str | None:
+    """Return why an image of a data set cannot be used, or None for uint8 (3, H, W)."""
+    if not isinstance(image, Tensor):
+        return f"image is a {type(image).__name__}, expected a torch tensor, uint8 (3, H, W)"
+    if image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3 and image.numel():
+        return None
+    problem = f"image is {str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}, expected uint8 (3, H, W) RGB"
+    if image.is_floating_point() and image.numel():
+        problem += (
+            f". Its values go from {image.min().item():.3g} to {image.max().item():.3g}; return the pixels as bytes of "
+            "0 to 255, since training and export scale and normalise them themselves"
+        )
+    return problem
+
+
+def _label_problem(label: object) -> str | None:
+    if isinstance(label, Tensor) and label.ndim == 2 and label.dtype in LABEL_TYPES:
+        return None
+    found = (
+        f"{str(label.dtype).removeprefix('torch.')} {tuple(label.shape)}"
+        if isinstance(label, Tensor)
+        else f"a {type(label).__name__}"
+    )
+    return f"label is {found}, expected a torch tensor of class ids, uint8 or int64 (H, W)"
 
 
 @dataclass(frozen=True)
@@ -127,7 +308,7 @@ class Pair:
 
 
 class FileDataset(SegmentationDataset):
-    """A data set of image files and label PNGs.
+    """A data set of image files and label files.
 
     Args:
         name: For reports.
@@ -135,8 +316,10 @@ class FileDataset(SegmentationDataset):
         class_names: One per class.
         palette: One RGB colour per class.
         ignore_index: The void label.
-        ids: What each id in the files stands for, a class or the void label; None where they are the classes. A file
-            with any other id is refused when it is read.
+        ids: Class, or void label, of each id in the files; None where the ids are the classes. A file with any other id
+            is refused when it is read.
+        colors: Class, or void label, of each RGB colour in the files, which are then read by colour; None where files
+            hold ids. A file with any other colour is refused when it is read.
     """
 
     def __init__(
@@ -147,6 +330,7 @@ class FileDataset(SegmentationDataset):
         palette: Sequence[Color],
         ignore_index: int = 255,
         ids: Mapping[int, int] | None = None,
+        colors: Mapping[Color, int] | None = None,
     ) -> None:
         self.name = name
         self.pairs = tuple(pairs)
@@ -154,38 +338,59 @@ class FileDataset(SegmentationDataset):
         self.palette = tuple(palette)
         self.ignore_index = ignore_index
         self.ids = ids
+        self.colors = colors
         self.has_labels = all(pair.label is not None for pair in self.pairs)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Read one sample; ValueError if a file cannot be read, or holds an id without a meaning."""
+        """Read one sample; ValueError if a file cannot be read, or holds an id or colour without a meaning."""
         pair = self.pairs[index]
         image = read_image(pair.image)
-        label = np.zeros(image.shape[:2], np.uint8) if pair.label is None else self._read_label(pair.label)
+        label = np.zeros(image.shape[:2], np.uint8) if pair.label is None else self.read_label(pair.label)
         return torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(label)
 
-    def _read_label(self, path: Path) -> np.ndarray:
+    def read_label(self, path: Path) -> np.ndarray:
+        """Read a label file as class ids (H, W); uint8 if they fit, otherwise int64."""
+        if self.colors is not None:
+            return read_colors(path, self.colors, self.ignore_index)
         label = read_label(path)
+        if label.dtype == np.bool_:  # white is 255 where that is an id and 1 is none
+            white = 255 if self.ids and 1 not in self.ids and 255 in self.ids else 1
+            label = label.astype(np.uint8) * np.uint8(white)
         if self.ids is None:
             return label
-        table = np.full(257, -1, np.int16)  # the last entry stands for all ids above 255
+        table = np.full(max(self.ids) + 2, -1, np.int64)  # the last entry stands for all ids above
         table[list(self.ids)] = list(self.ids.values())
         classes = table.take(label, mode="clip")
-        if classes.min() < 0:
+        if classes.min() < 0 or label.min() < 0:
             strange = sorted(set(np.unique(label).tolist()) - self.ids.keys())
             raise ValueError(f"{path}: holds the ids {strange[:10]}, which mean nothing in {self.name}")
-        return classes.astype(np.uint8)
+        return fitted(classes)
 
     def head(self, count: int) -> FileDataset:
-        """The first `count` samples as a data set of their own."""
-        pairs = self.pairs[:count]
-        return FileDataset(self.name, pairs, self.class_names, self.palette, self.ignore_index, self.ids)
+        """Return the first `count` samples as a data set of their own."""
+        part = copy.copy(self)
+        part.pairs = self.pairs[:count]
+        return part
 
     def sample_name(self, index: int) -> str:
-        """The path of the image."""
+        """Return the path of the image."""
         return str(self.pairs[index].image)
+
+    def _bit_depth(self, index: int) -> int:
+        return bit_depth(self.pairs[index].image)
+
+    def _is_turned(self, index: int, size: tuple[int, int]) -> bool:
+        # Where turning exchanges height and width, a label of the turned size cannot have been drawn on the stored one.
+        orientation = exif_orientation(self.pairs[index].image) if self.has_labels else 1
+        return orientation > 1 and (orientation < 5 or size[0] == size[1])
+
+    def _size_advice(self, index: int, size: tuple[int, int], label: Tensor) -> str:
+        if exif_orientation(self.pairs[index].image) < 5 or size != tuple(reversed(label.shape)):
+            return ""
+        return "; EXIF data turn the image, and the label fits it as stored: turn the label, or store the image upright"
 
 
 def pair_files(
@@ -231,30 +436,145 @@ def complete(pairs: Iterable[Pair]) -> list[Pair]:
     return pairs
 
 
-def read_image(path: Path) -> np.ndarray:
-    """uint8 (H, W, 3) RGB; ValueError if the file cannot be decoded, or is cut short."""
-    content = path.read_bytes()
-    # A JPEG that is cut short decodes without an error, grey from there on. Its end marker tells: inside a scan it
-    # cannot occur, and one of an embedded thumbnail comes before the last scan starts.
-    if content.startswith(b"\xff\xd8") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
-        raise ValueError(f"{path}: is cut short")
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
-    if image is None:
-        raise ValueError(f"{path}: cannot be read as an image")
-    return np.asarray(image)
-
-
 def read_label(path: Path) -> np.ndarray:
-    """Ids (H, W) from a PNG, grey or with a palette (then they are its indices): uint8 if they fit, otherwise int64.
+    """Read ids (H, W) from a file: grey values, or the indices of a palette.
+
+    A file of three equal channels is grey. Grey values of 2 and 4 bits are read as they are stored.
+
+    Returns:
+        bool of a file with 1 bit per pixel, uint8 if the ids fit, otherwise int64.
 
     Raises:
-        ValueError: If the file cannot be decoded, or holds colours.
+        ValueError: If the file cannot be decoded, is no PNG, TIFF or BMP, or holds colours or fractions.
     """
+    with _opened_label(path) as (image, raw_mode):
+        if image.mode in ("RGB", "RGBA", "LA"):
+            pixels = _opaque(path, image)
+            if (pixels != pixels[..., :1]).any():
+                raise ValueError(
+                    f"{path}: holds colours {_hex_list(pixels)}, expected one class id per pixel (grey or palette "
+                    'PNG). For a folder, name the colours of the classes: "palette" in classes.json, one per class'
+                )
+            return np.ascontiguousarray(pixels[..., 0])
+        label = np.array(image)
+        if label.ndim != 2 or image.mode == "F":
+            raise ValueError(f"{path}: holds pixels of the kind {image.mode!r}, expected one class id per pixel")
+        if raw_mode in _GREY_STEPS:
+            label //= _GREY_STEPS[raw_mode]
+        return label if label.dtype == np.bool_ else fitted(label)
+
+
+def read_colors(path: Path, colors: Mapping[Color, int], ignore_index: int) -> np.ndarray:
+    """Read class ids (H, W) from the colours of a file: RGB, palette or grey; uint8 if they fit, otherwise int64.
+
+    The palette index `ignore_index` is void, whatever its colour.
+
+    Args:
+        path: A PNG, TIFF or BMP.
+        colors: Class, or void label, of each RGB colour.
+        ignore_index: The void label.
+
+    Raises:
+        ValueError: If the file cannot be decoded, or holds a colour without a class; the colours are named.
+    """
+    keys = np.array([_packed(np.array(color)) for color in colors])
+    rank = np.argsort(keys)
+    keys, classes = keys[rank], fitted(np.array([*colors.values(), ignore_index]))[rank]
+    with _opened_label(path) as (image, _):
+        if image.mode == "P":
+            flat = image.getpalette() or []
+            entries = np.array(flat, np.uint8)[: len(flat) // 3 * 3].reshape(-1, 3)
+            index = np.array(image)
+            used = np.unique(index)
+            used = used[used != ignore_index]
+            if used.size and used[-1] >= len(entries):
+                raise ValueError(
+                    f"{path}: uses the palette index {used[-1]}, but its palette has {len(entries)} colours"
+                )
+            _check_colors(path, entries[used], keys)
+            table = np.full(256, ignore_index, classes.dtype)
+            table[used] = classes[np.searchsorted(keys, _packed(entries[used]))]
+            known: np.ndarray = table[index]
+            return known
+        if image.mode in ("RGB", "RGBA", "LA"):
+            pixels = _opaque(path, image)
+        elif image.mode in ("L", "1"):
+            pixels = np.array(image.convert("RGB"))
+        else:
+            raise ValueError(f"{path}: holds pixels of the kind {image.mode!r}, expected colours of 8 bits a channel")
+    packed = _packed(pixels)
+    places = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
+    if not np.array_equal(keys[places], packed):
+        _check_colors(path, np.unique(pixels.reshape(-1, 3), axis=0), keys)
+    found: np.ndarray = classes[places]
+    return found
+
+
+def _hex_color(color: Sequence[int]) -> str:
+    """Return an RGB colour as #rrggbb."""
+    return "#{:02x}{:02x}{:02x}".format(*map(int, color))
+
+
+def fitted(ids: np.ndarray) -> np.ndarray:
+    """Return integers as uint8 if they fit, otherwise as int64."""
+    fits = not ids.size or (ids.min() >= 0 and ids.max() < 256)
+    return ids.astype(np.uint8 if fits else np.int64, copy=False)
+
+
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow spreads grey values of 2 and 4 bits over 0..255
+
+
+@contextmanager
+def _opened_label(path: Path) -> Iterator[tuple[Image.Image, str]]:
+    """The image of a label file, and how its pixels lie in the file, in Pillow's words, such as "L;4"."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no label at {path}.")
     try:
-        with Image.open(path) as image:
-            label = np.array(image)
-    except (OSError, SyntaxError) as error:
+        with Image.open(path, formats=LABEL_FORMATS) as image:
+            arguments = image.tile[0][3] if image.tile else ""
+            raw_mode = str(arguments if isinstance(arguments, str) else arguments[0] if arguments else "")
+            if ";16" in raw_mode and not image.mode.startswith("I"):
+                raise ValueError(f"{path}: holds colours of 16 bits a channel, expected 8")
+            image.load()
+            yield image, raw_mode
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{path}: cannot be read as a label map. It is none of {', '.join(LABEL_FORMATS)} (JPEG changes class ids "
+            "where it compresses), or damaged"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: has too many pixels ({error}). Cut image and label into tiles") from error
+    except ValueError:
+        raise
+    except Exception as error:  # what Pillow's readers raise for a damaged file has no base class
         raise ValueError(f"{path}: cannot be read as a label map ({error})") from error
-    if label.ndim != 2:
-        raise ValueError(f"{path}: holds colours {label.shape}, expected one class id per pixel (grey or palette PNG)")
-    return label.astype(np.uint8 if label.min() >= 0 and label.max() < 256 else np.int64, copy=False)
+
+
+def _opaque(path: Path, image: Image.Image) -> np.ndarray:
+    """uint8 (H, W, 3) of an image without transparency, or ValueError."""
+    if image.has_transparency_data and (np.array(image.convert("RGBA"))[..., 3] < 255).any():
+        raise ValueError(f"{path}: has transparent pixels, whose class is not known. Save labels without transparency")
+    pixels: np.ndarray = np.array(image.convert("RGB"))
+    return pixels
+
+
+def _packed(colors: np.ndarray) -> np.ndarray:
+    """RGB (..., 3) -> one int32 each."""
+    wide = colors.astype(np.int32)
+    packed: np.ndarray = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+    return packed
+
+
+def _check_colors(path: Path, found: np.ndarray, keys: np.ndarray) -> None:
+    """Raise ValueError for colours (N, 3) that are not among the packed keys."""
+    if len(strange := found[~np.isin(_packed(found), keys)]):
+        known = ", ".join(_hex_color((key >> 16, key >> 8 & 255, key & 255)) for key in keys[:20].tolist())
+        raise ValueError(
+            f"{path}: holds the colours {_hex_list(strange)}, which are no class's; known are {known}. "
+            'Add them to "palette" in classes.json, or map them: {"ids": {"' + _hex_color(strange[0]) + '": "void"}}'
+        )
+
+
+def _hex_list(pixels: np.ndarray) -> str:
+    colors = np.unique(pixels.reshape(-1, 3), axis=0).tolist()
+    return ", ".join(map(_hex_color, colors[:10])) + (f" and {len(colors) - 10} more" if len(colors) > 10 else "")

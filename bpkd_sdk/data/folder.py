@@ -1,31 +1,106 @@
-"""A folder of your own images: ``images/<split>``, ``labels/<split>`` and ``classes.json`` (or palette PNGs)."""
+"""A folder of the user's own images: ``images/<split>``, ``labels/<split>`` and ``classes.json`` (or palette PNGs)."""
 
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from bpkd_sdk.data.dataset import FileDataset, Pair, pair_files
+from bpkd_sdk.data.dataset import FileDataset, Finding, pair_files, read_label
+from bpkd_sdk.errors import did_you_mean
+from bpkd_sdk.files import read_json
 from bpkd_sdk.models.spec import Color, distinct_colors
 
 CLASSES_FILE = "classes.json"
+VOID = "void"
+KEYS = ("class_names", "palette", "ignore_index", "ids")
+SAMPLED = 64  # label files, spread over all splits, that are looked at to find out what labels mean
+
+_told: set[Path] = set()  # folders whose masks of 0 and 255 were reported
 
 
-def open_folder(root: str | Path, split: str = "train") -> FileDataset:
+@dataclass(frozen=True)
+class Classes:
+    """What the labels of a folder mean.
+
+    Attributes:
+        names: One per class.
+        palette: One RGB colour per class; empty where none is stated.
+        ignore_index: The void label.
+        ids: Class or void label of each id in the files; None where ids are the classes.
+        colors: Class or void label of each colour in the files; None where files are read by id.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[Color, ...] = ()
+    ignore_index: int = 255
+    ids: Mapping[int, int] | None = None
+    colors: Mapping[Color, int] | None = None
+
+
+class FolderDataset(FileDataset):
+    """The data set that `open_folder` returns.
+
+    Args:
+        root: The folder.
+        split: The split.
+        pairs: Image and label files.
+        classes: What the labels mean.
+    """
+
+    def __init__(self, root: Path, split: str, pairs: Sequence[Any], classes: Classes) -> None:
+        super().__init__(
+            f"{root.name}/{split}",
+            pairs,
+            classes.names,
+            classes.palette or distinct_colors(len(classes.names)),
+            classes.ignore_index,
+            classes.ids,
+            classes.colors,
+        )
+        self.classes_file = root / CLASSES_FILE
+
+    def _label_advice(self, findings: Sequence[Finding]) -> str:
+        """Write out the mapping that would give the values found a meaning."""
+        values = sorted({value for finding in findings for value in finding.labels} - {self.ignore_index})
+        if self.colors is not None or set(values) <= set(range(self.num_classes)):
+            return ""
+        void = 1 if values[0] == 0 and len(values) == self.num_classes + 1 else 0
+        meanings = [*[VOID] * void, *self.class_names, *[VOID] * len(values)]
+        ids = {str(value): meaning for value, meaning in zip(values[:20], meanings, strict=False)}
+        return (
+            f"\nIf these values stand for classes, say in {self.classes_file} for which, for example:\n"
+            f'  {{"class_names": {json.dumps(self.class_names[:20])}, "ids": {json.dumps(ids)}}}'
+        )
+
+
+def open_folder(root: str | Path, split: str = "train") -> FolderDataset:
     """Open ``root/images/<split>`` with ``root/labels/<split>``.
 
-    Labels are PNGs of class ids with the images' names; 255 is void. ``classes.json`` is a list of class names, or
-    ``{"class_names": [...], "palette": [[r, g, b], ...], "ignore_index": 255}`` of which only the names are required.
-    Without that file the labels must be palette PNGs with fewer than 256 colours, each of which is then a class. Where
-    there is no folder ``root/labels`` at all, the labels are blank (``has_labels`` is False) and only
+    Labels are PNGs with the images' names. ``classes.json`` is a list of class names, or an object of
+
+    - ``class_names``: one per class, in the order of the ids;
+    - ``palette``: one ``[r, g, b]`` per class;
+    - ``ignore_index``: the void label, 255 by default;
+    - ``ids``: which class each value in the files stands for, ``{"0": "void", "1": "road", "#ff0000": "car"}``; then
+      `class_names` may be left out, and the classes have the order in which they first appear.
+
+    Labels are read by id: grey values are class ids and 255 is void. They are read by colour where files have colours
+    (RGB, or a palette that is not a ramp of greys): the colours are those of ``ids`` or ``palette``, else those of the
+    palette in the first label file, to which all others are held; where there is no ``classes.json`` either, each of
+    its colours is a class. Where there are two classes and files hold only 0 and 255, these are the two classes. Where
+    there is no folder ``root/labels`` at all, the labels are blank (`has_labels` is False) and only
     ``distill(..., labels="teacher")`` can use the data.
 
     Raises:
         FileNotFoundError: If a folder is missing or empty.
-        ValueError: If images lack labels, or the classes cannot be told.
+        ValueError: If images lack labels, ``classes.json`` cannot be used, or the classes are not known.
     """
     root = Path(root)
     if not root.is_dir():
@@ -39,45 +114,188 @@ def open_folder(root: str | Path, split: str = "train") -> FileDataset:
         )
     labels = root / "labels"
     pairs = pair_files(images, labels / split if labels.is_dir() else None)
-    names, palette, ignore_index = _classes(root, pairs)
-    return FileDataset(f"{root.name}/{split}", pairs, names, palette, ignore_index)
+    return FolderDataset(root, split, pairs, find_classes(root))
 
 
-def _classes(root: Path, pairs: list[Pair]) -> tuple[list[str], list[Color], int]:
+def find_classes(root: Path) -> Classes:
+    """Find out what the labels below ``root/labels`` mean, from ``classes.json`` and from the label files.
+
+    All splits are looked at together, so that they are read by one rule.
+
+    Raises:
+        ValueError: If ``classes.json`` cannot be used, or the classes are not known.
+    """
     file = root / CLASSES_FILE
-    if file.is_file():
-        return _read_classes(file)
-    label = pairs[0].label
-    if label is not None and (palette := _png_palette(label)):
-        return [f"class {i}" for i in range(len(palette))], palette, 255
-    raise ValueError(
-        f"The classes of {root} cannot be told: write {file} with a list of class names, for example "
-        '["road", "car"], or use palette PNGs with one colour for each class as labels.'
-    )
+    classes = _read_classes(file) if file.is_file() else None
+    files = sorted((root / "labels").rglob("*.png"))
+    sampled = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, SAMPLED).astype(int))] if files else []
+    if classes is not None and classes.ids is None and classes.colors is None:
+        return _found_in_labels(root, classes, sampled)
+    if classes is not None:
+        return classes
+    colors = _class_colors(_shared_palette([colors for file in sampled if (colors := _look(file)[1])]))
+    if not colors:
+        raise ValueError(
+            f"The classes of {root} cannot be told: write {file} with a list of class names, for example "
+            '["road", "car"], or use palette PNGs with one colour for each class as labels.'
+        )
+    names = tuple(f"class {index}" for index in range(len(colors)))
+    return Classes(names, tuple(colors), colors=_by_color(colors))
 
 
-def _read_classes(file: Path) -> tuple[list[str], list[Color], int]:
-    try:
-        content: Any = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON ({error}).") from error
+def _found_in_labels(root: Path, classes: Classes, sampled: Sequence[Path]) -> Classes:
+    """The classes of a classes.json without ``ids``, completed by what the label files are."""
+    looks = [_look(file) for file in sampled]
+    palettes = [colors for _, colors in looks if colors]
+    palette = _shared_palette(palettes)
+    if classes.palette and (palette or any(has_colors for has_colors, _ in looks)):
+        if len(set(classes.palette)) < len(classes.palette):
+            raise ValueError(
+                f"{root / CLASSES_FILE} has one colour for several classes, and labels are read by colour."
+            )
+        return replace(classes, colors=_by_color(classes.palette))
+    colors = palette[: len(classes.names)]
+    if len(set(colors)) < len(colors):
+        if any(other != palette[: len(other)] for other in palettes):
+            raise ValueError(
+                f"The label files of {root} have palettes that differ, and that give several classes one colour, so "
+                f'neither their indices nor their colours tell the classes. Write "palette" in {root / CLASSES_FILE} '
+                "with the colour of each class, or save the labels in grey."
+            )
+    elif colors:
+        void = palette[classes.ignore_index] if 0 <= classes.ignore_index < len(palette) else (255, 255, 255)
+        known = {} if void == (255, 255, 255) else {void: classes.ignore_index}  # white only fills the palette up
+        stated = tuple(colors) if len(colors) == len(classes.names) else ()
+        return replace(classes, palette=stated, colors=known | _by_color(colors))
+    if len(classes.names) == 2 and classes.ignore_index == 255 and _is_binary(sampled):
+        if root not in _told:
+            _told.add(root)
+            warnings.warn(
+                f"The label files of {root} hold only 0 and 255, and there are two classes: 0 is read as "
+                f"{classes.names[0]!r} and 255 as {classes.names[1]!r}. If 255 is void here, write "
+                f'"ids": {{"0": "{classes.names[0]}", "1": "{classes.names[1]}", "255": "{VOID}"}} in {CLASSES_FILE}.',
+                stacklevel=2,
+            )
+        return replace(classes, ids={0: 0, 255: 1})
+    return classes
+
+
+def _read_classes(file: Path) -> Classes:
+    content: Any = read_json(file)
     facts: Any = {"class_names": content} if isinstance(content, list) else content
-    names = facts.get("class_names") if isinstance(facts, dict) else None
-    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+    if not isinstance(facts, dict) or not facts.keys() & {"class_names", "ids"}:
         raise ValueError(f'Expected {file} to hold a list of class names, or {{"class_names": [...]}}.')
-    if unknown := facts.keys() - {"class_names", "palette", "ignore_index"}:
-        raise ValueError(f"{file} has unknown keys {sorted(unknown)}; known are class_names, palette, ignore_index.")
-    palette = [(int(r), int(g), int(b)) for r, g, b in facts.get("palette", [])] or [*distinct_colors(len(names))]
-    if len(palette) != len(names):
+    if unknown := sorted(facts.keys() - set(KEYS)):
+        raise ValueError(
+            f"{file} has unknown keys {unknown}; known are {', '.join(KEYS)}.{did_you_mean(unknown[0], KEYS)}"
+        )
+    meanings = facts.get("ids", {})
+    if not (isinstance(meanings, dict) and all(isinstance(name, str) for name in meanings.values())):
+        raise ValueError(f'Expected "ids" in {file} to map values to class names: {{"0": "{VOID}", "1": "road"}}.')
+    names = facts.get("class_names", [name for name in dict.fromkeys(meanings.values()) if name != VOID])
+    if not (isinstance(names, list) and names and all(isinstance(name, str) and name.strip() for name in names)):
+        raise ValueError(f'Expected {file} to hold a list of class names, or {{"class_names": [...]}}.')
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{file} names a class twice: {', '.join(repeated)}.")
+    ignore_index = facts.get("ignore_index", 255)
+    if type(ignore_index) is not int:
+        raise ValueError(f'Expected "ignore_index" in {file} to be a whole number, but got {ignore_index!r}.')
+    palette = _read_palette(file, facts.get("palette", []))
+    if palette and len(palette) != len(names):
         raise ValueError(f"{file} has {len(names)} class names but {len(palette)} colours.")
-    return names, palette, int(facts.get("ignore_index", 255))
+    classes = Classes(tuple(names), palette, ignore_index)
+    return _with_meanings(file, classes, meanings) if "ids" in facts else classes
 
 
-def _png_palette(label: Path) -> list[Color]:
-    with Image.open(label) as image:
-        flat = image.getpalette() if image.mode == "P" else None
-    colors = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)] if flat else []
+def _with_meanings(file: Path, classes: Classes, meanings: Mapping[str, str]) -> Classes:
+    """The classes with the mapping of ``ids``, by id or by colour."""
+    names = classes.names
+    if strange := sorted({name for name in meanings.values() if name not in (*names, VOID)}):
+        raise ValueError(
+            f'"ids" in {file} names {", ".join(map(repr, strange))}, which are no class; classes are '
+            f"{', '.join(names)}, and {VOID!r}.{did_you_mean(strange[0], names)}"
+        )
+    targets = {key: names.index(name) if name in names else classes.ignore_index for key, name in meanings.items()}
+    if all(key.startswith("#") for key in targets) and targets:
+        colors = {_parse_hex(file, key): target for key, target in targets.items()}
+        stated = {color: index for index, color in enumerate(classes.palette)}
+        shown = [next((c for c, target in colors.items() if target == index), None) for index in range(len(names))]
+        palette = classes.palette or tuple(color for color in shown if color is not None)
+        return replace(classes, palette=palette if len(palette) == len(names) else (), colors=stated | colors)
+    ids = {classes.ignore_index: classes.ignore_index} if classes.ignore_index >= 0 else {}
+    for key, target in targets.items():
+        if not (key.isascii() and key.isdigit() and int(key) <= 65535):
+            raise ValueError(
+                f'Expected the keys of "ids" in {file} to be all values 0 to 65535, or all colours like "#ff0000", but '
+                f"got {key!r}."
+            )
+        ids[int(key)] = target
+    return replace(classes, ids=ids)
+
+
+def _read_palette(file: Path, values: Any) -> tuple[Color, ...]:
+    try:
+        palette = tuple((r, g, b) for r, g, b in values)
+        if not all(type(channel) is int and 0 <= channel <= 255 for color in palette for channel in color):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(f'Expected "palette" in {file} to be a list of [r, g, b], each 0 to 255.') from None
+    return palette
+
+
+def _parse_hex(file: Path, text: str) -> Color:
+    try:
+        red, green, blue = bytes.fromhex(text.removeprefix("#"))
+    except ValueError:
+        raise ValueError(f'Expected a colour like "#ff0000" in "ids" of {file}, but got {text!r}.') from None
+    return red, green, blue
+
+
+def _shared_palette(palettes: Sequence[list[Color]]) -> list[Color]:
+    """The first of several palettes; the longest, where all agree as far as they go."""
+    longest = max(palettes, key=len, default=[])
+    return longest if all(longest[: len(palette)] == palette for palette in palettes) else palettes[0]
+
+
+def _look(file: Path) -> tuple[bool, list[Color]]:
+    """Whether a label file has RGB colours, and its palette; empty where it has none, or a ramp of greys as ids have.
+
+    A file that cannot be read has neither: `check` names it together with all others.
+    """
+    try:
+        with Image.open(file) as image:
+            flat = image.getpalette() or [] if image.mode == "P" else []
+            has_colors = image.mode in ("RGB", "RGBA")
+    except Exception:  # what Pillow's readers raise for a damaged file has no base class
+        return False, []
+    colors = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)]
+    return has_colors, [] if all(color == (index,) * 3 for index, color in enumerate(colors)) else colors
+
+
+def _class_colors(palette: Sequence[Color]) -> list[Color]:
+    """The colours of a palette that are classes; none of a full one of 256 colours."""
+    colors = list(palette)
     # Writers fill a palette up to 256 entries with black, or with the grey ramp; neither is a class.
     while len(colors) > 1 and (colors[-1] == (0, 0, 0) or colors[-1] == (len(colors) - 1,) * 3):
         colors.pop()
     return colors if len(colors) < 256 else []
+
+
+def _by_color(colors: Sequence[Color]) -> dict[Color, int]:
+    """Position of each colour; the first of equal ones."""
+    return {color: index for index, color in reversed(list(enumerate(colors)))}
+
+
+def _is_binary(files: Sequence[Path]) -> bool:
+    """Whether label files hold 0 and 255 and nothing else; files of one bit do not tell."""
+    found: set[int] = set()
+    for file in files:
+        try:
+            label = read_label(file)
+        except ValueError:
+            continue  # `check` names it together with all others
+        if label.dtype != np.bool_:
+            found |= set(np.unique(label).tolist())
+        if found - {0, 255}:
+            return False
+    return 255 in found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bpkd_sdk.data.dataset import Finding
+from bpkd_sdk.data.dataset import Finding, absent_classes
 from bpkd_sdk.data.registry import DATASETS
 from bpkd_sdk.errors import check_choice
 
@@ -52,22 +52,22 @@ def _check_split(name: str, root: str | Path, split: str) -> SplitReport:
     expected = entry.images[split]
     try:
         dataset = entry.open(root, split)
+        dataset.check_classes()
     except (FileNotFoundError, ValueError) as error:
         return SplitReport(split, None, expected, problems=(str(error),))
     findings = dataset.examine()
     problems = [
         entry.count_problem(split, dataset),
-        *(finding.problem or _wrong_size(finding, entry.image_size) for finding in findings),
+        *(finding.problem or _wrong_size(finding, entry.image_size) or _turned(finding) for finding in findings),
     ]
     sizes = sorted((finding.size for finding in findings if finding.size), key=lambda size: size[0] * size[1])
-    seen = {label for finding in findings for label in finding.labels}
     return SplitReport(
         split,
         len(dataset),
         expected,
         smallest=sizes[0] if sizes else None,
         largest=sizes[-1] if sizes else None,
-        absent_classes=tuple(name for index, name in enumerate(dataset.class_names) if index not in seen),
+        absent_classes=absent_classes(dataset, findings),
         problems=tuple(filter(None, problems)),
     )
 
@@ -76,3 +76,9 @@ def _wrong_size(finding: Finding, expected: tuple[int, int] | None) -> str | Non
     if expected is None or finding.size in (None, expected):
         return None
     return f"{finding.sample}: image is {finding.size}, all of this data set are {expected}"
+
+
+def _turned(finding: Finding) -> str | None:
+    if not finding.turned:
+        return None
+    return f"{finding.sample}: EXIF data turn the image, and the label is read as stored; does it fit the turned image?"

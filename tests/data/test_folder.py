@@ -128,8 +128,8 @@ def test_folders_that_cannot_be_used(root, break_it, error, message):
 
 
 def test_a_coloured_label_is_refused(root):
-    write(root / "labels/train/1.png", np.zeros((20, 30, 3), np.uint8))
-    with pytest.raises(ValueError, match="holds colours .* expected one class id per pixel"):
+    write(root / "labels/train/1.png", np.full((20, 30, 3), (200, 0, 7), np.uint8))
+    with pytest.raises(ValueError, match="holds colours #c80007, expected one class id per pixel .*\"palette\""):
         open_dataset("folder", root).check()
 
 

@@ -1,0 +1,309 @@
+"""What label files mean: ids, colours, masks of 0 and 255, and classes that no label has."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bpkd_sdk
+from bpkd_sdk.data import open_dataset
+from tests.networks import tiny
+from tests.scenes import NAMES, Scenes, scene, write_folder
+
+COLORS = np.array([(0, 0, 0), (200, 0, 0), (0, 200, 0)], np.uint8)
+OPTIONS = {"steps": 1, "batch_size": 2, "crop_size": (32, 32), "device": "cpu"}
+
+
+def shares(root, split="train"):
+    """Share of pixels of each sample whose class is the scene's."""
+    data = open_dataset("folder", root, split)
+    start = 0 if split == "train" else 100
+    return [
+        float((data[index][1].numpy() == scene(start + index, classes=data.num_classes)[1]).mean())
+        for index in range(len(data))
+    ]
+
+
+def palette_png(order, colors=COLORS):
+    """Writes labels whose palette holds the colours in some order, another for odd files."""
+
+    def write(label, path, index):
+        order_here = order if index % 2 else range(len(colors))
+        image = Image.fromarray(np.argsort(order_here).astype(np.uint8)[label], "P")
+        image.putpalette(colors[list(order_here)].flatten().tolist())
+        image.save(path)
+
+    return write
+
+
+def rgb_png(colors=COLORS):
+    return lambda label, path, _: Image.fromarray(colors[label]).save(path)
+
+
+def mapped(*ids, dtype=np.uint8):
+    return lambda label, path, _: Image.fromarray(np.array(ids, dtype)[label]).save(path)
+
+
+@pytest.mark.parametrize("names", [None, NAMES[:3], {"class_names": NAMES[:3], "palette": COLORS.tolist()}])
+def test_palettes_in_another_order_are_read_by_colour(tmp_path, names):
+    root = write_folder(tmp_path, names, label=palette_png([0, 2, 1]))
+    assert min(shares(root)) == 1
+    data = open_dataset("folder", root)
+    assert data.palette == tuple(map(tuple, COLORS.tolist()))
+    data.check()
+
+
+def test_the_palette_of_classes_json_goes_before_that_of_the_files(tmp_path):
+    names = {"class_names": ["background", "green", "red"], "palette": COLORS[[0, 2, 1]].tolist()}
+    root = write_folder(tmp_path, names, label=palette_png([0, 1, 2]))
+    label = open_dataset("folder", root)[0][1].numpy()
+    assert np.array_equal(label, np.array([0, 2, 1])[scene(0)[1]])
+
+
+def test_a_palette_cut_off_behind_its_last_colour_is_the_same_palette(tmp_path):
+    def write(label, path, index):
+        image = Image.fromarray(np.minimum(label, 1) if index == 0 else label, "P")
+        image.putpalette(COLORS[: 2 if index == 0 else 3].flatten().tolist())
+        image.save(path)
+
+    root = write_folder(tmp_path, NAMES[:3], label=write)
+    assert min(shares(root)[1:]) == 1
+
+
+def test_void_of_palette_pngs(tmp_path):
+    """As PASCAL VOC has it: index 255, of a colour of its own."""
+
+    def write(label, path, _):
+        label[0] = 255
+        image = Image.fromarray(label, "P")
+        palette = np.zeros((256, 3), np.uint8)
+        palette[:3], palette[255] = COLORS, (224, 224, 192)
+        image.putpalette(palette.flatten().tolist())
+        image.save(path)
+
+    data = open_dataset("folder", write_folder(tmp_path, NAMES[:3], label=write))
+    assert set(data[0][1][0].tolist()) == {255}
+    assert np.array_equal(data[0][1][1:].numpy(), scene(0)[1][1:])
+
+
+def test_rgb_labels_are_read_by_the_palette_of_classes_json(tmp_path):
+    facts = {"class_names": NAMES[:3], "palette": COLORS.tolist()}
+    root = write_folder(tmp_path, facts, label=rgb_png())
+    assert min(shares(root)) == 1
+    # A file of nothing but black was made grey by its writer; it is read by colour as the others are.
+    Image.fromarray(np.zeros((48, 48), np.uint8)).save(root / "labels/train/0.png")
+    assert set(open_dataset("folder", root)[0][1].unique().tolist()) == {0}
+    Image.fromarray(np.full((48, 48), 200, np.uint8)).save(root / "labels/train/0.png")
+    with pytest.raises(ValueError, match=r"0\.png: holds the colours #c8c8c8, which are no class's"):
+        open_dataset("folder", root).check()
+
+
+@pytest.mark.parametrize("write", [rgb_png(COLORS + np.uint8(1)), palette_png([0, 1, 2], COLORS + np.uint8(1))])
+def test_a_colour_without_a_class_names_the_file(tmp_path, write):
+    facts = {"class_names": NAMES[:3], "palette": COLORS.tolist()}
+    root = write_folder(tmp_path, facts, label=write)
+    with pytest.raises(ValueError, match=r"3\.png: holds the colours #01.* known are #000000, .*classes\.json"):
+        open_dataset("folder", root).check()
+
+
+def test_colours_without_a_palette_are_refused_with_what_to_write(tmp_path):
+    root = write_folder(tmp_path, NAMES[:3], label=rgb_png())
+    with pytest.raises(ValueError, match=r'0\.png: holds colours #000000, .* "palette" in classes\.json'):
+        open_dataset("folder", root).check()
+
+
+def test_a_palette_of_one_colour_for_several_classes_is_no_palette(tmp_path):
+    """Some tools write a palette of nothing but black; the indices are then ids."""
+    root = write_folder(tmp_path, NAMES[:3], label=palette_png([0, 1, 2], np.zeros((3, 3), np.uint8)))
+    assert min(shares(root)) == 1
+
+
+def test_colours_mapped_to_classes(tmp_path):
+    facts = {"ids": {"#000000": "void", "#c80000": "red", "#00c800": "green"}}
+    data = open_dataset("folder", write_folder(tmp_path, facts, label=rgb_png()))
+    assert (data.class_names, data.palette) == (("red", "green"), ((200, 0, 0), (0, 200, 0)))
+    assert np.array_equal(data[0][1].numpy(), np.array([255, 0, 1])[scene(0)[1]])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_values_mapped_to_classes(tmp_path, dtype):
+    """0 is void and classes start at 1, as in ADE20K; two values may be one class."""
+    facts = {"ids": {"0": "void", "1": "thing", "40": "thing"}, "class_names": ["rest", "thing"]}
+    data = open_dataset("folder", write_folder(tmp_path, facts, label=mapped(0, 1, 40, dtype=dtype)))
+    assert data.class_names == ("rest", "thing")
+    assert np.array_equal(data[0][1].numpy(), np.array([255, 1, 1])[scene(0)[1]])
+    Image.fromarray(np.full((48, 48), 7, dtype)).save(tmp_path / "labels/train/0.png")
+    with pytest.raises(ValueError, match=r"0\.png: holds the ids \[7\], which mean nothing"):
+        data.check()
+
+
+def test_values_of_16_bits_mapped_to_classes(tmp_path):
+    facts = {"ids": {"0": "void", "1000": "a", "26001": "b"}}
+    data = open_dataset("folder", write_folder(tmp_path, facts, label=mapped(0, 1000, 26001, dtype=np.uint16)))
+    assert np.array_equal(data[0][1].numpy(), np.array([255, 0, 1])[scene(0)[1]])
+    data.check()
+
+
+def test_the_error_for_labels_out_of_range_writes_the_mapping_out(tmp_path):
+    root = write_folder(tmp_path, NAMES[1:3], label=mapped(0, 1, 2))
+    with pytest.raises(ValueError, match=r"labels \[2\] are outside the classes 0..1") as caught:
+        open_dataset("folder", root).check()
+    written = str(caught.value).splitlines()[-1]
+    assert json.loads(written) == {"class_names": ["red", "green"], "ids": {"0": "void", "1": "red", "2": "green"}}
+    (root / "classes.json").write_text(written)
+    assert np.array_equal(open_dataset("folder", root)[0][1].numpy(), np.array([255, 0, 1])[scene(0)[1]])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_masks_of_0_and_255_are_two_classes_and_it_is_said_once(tmp_path, channels):
+    def write(label, path, _):
+        mask = label * np.uint8(255)
+        Image.fromarray(mask if channels == 1 else np.repeat(mask[..., None], 3, axis=2)).save(path)
+
+    root = write_folder(tmp_path, ["background", "object"], classes=2, label=write)
+    with pytest.warns(UserWarning, match="0 is read as 'background' and 255 as 'object'") as caught:
+        assert shares(root) + shares(root, "val") == [1.0] * 12
+    assert len(caught) == 1
+
+
+def test_masks_of_one_bit_beside_those_of_0_and_255(tmp_path):
+    def write(label, path, index):
+        Image.fromarray(label.astype(bool) if index % 2 else label * np.uint8(255)).save(path)
+
+    root = write_folder(tmp_path, ["background", "object"], classes=2, label=write)
+    with pytest.warns(UserWarning, match="255 as 'object'"):
+        assert min(shares(root)) == 1
+
+
+def test_255_stays_void_where_1_is_a_class(tmp_path):
+    def write(label, path, index):
+        Image.fromarray(label if index == 3 else np.where(label == 1, 255, 0).astype(np.uint8)).save(path)
+
+    root = write_folder(tmp_path, ["background", "object"], classes=2, label=write)
+    assert set(open_dataset("folder", root)[0][1].unique().tolist()) == {0, 255}
+    open_dataset("folder", root, "val").check()
+
+
+def test_binary_masks_are_learnt(tmp_path):
+    root = write_folder(tmp_path / "data", ["background", "object"], classes=2, label=mapped(0, 255))
+    with pytest.warns(UserWarning, match="255 as 'object'"):
+        result = bpkd_sdk.train(
+            torch.nn.Conv2d(3, 2, 1), root, output_dir=tmp_path / "run",
+            **OPTIONS | {"steps": 60, "learning_rate": 0.5, "scale": (1.0, 1.0)},
+        )  # fmt: skip
+    assert min(result.metrics.per_class_iou) > 0.9
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_ids_of_few_bits(tmp_path, bits):
+    """A PNG of fewer than 8 bits holds the ids themselves, not shades of grey."""
+    classes = 2 if bits == 1 else 3
+
+    def write(label, path, _):
+        rows = np.packbits(
+            np.unpackbits(label[..., None], axis=2, count=None)[..., -bits:].reshape(len(label), -1), axis=1
+        )
+        path.write_bytes(grey_png(label.shape, bits, rows))
+
+    root = write_folder(tmp_path, NAMES[:classes], classes=classes, label=write)
+    assert min(shares(root)) == 1
+
+
+def grey_png(size, bits, rows):
+    """The bytes of a grey PNG of so many bits, from packed rows."""
+    import struct
+    import zlib
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", size[1], size[0], bits, 0, 0, 0, 0)
+    pixels = b"".join(b"\0" + row.tobytes() for row in rows)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+def run_of(entry, data, folder):
+    """One step of an entry point that trains."""
+    if entry == "train":
+        return bpkd_sdk.train(tiny(3), data, output_dir=folder, **OPTIONS)
+    if entry == "distill":
+        return bpkd_sdk.distill(tiny(3, seed=1).eval(), tiny(3), data, output_dir=folder, **OPTIONS)
+    options = {name: value for name, value in OPTIONS.items() if name != "steps"}
+    return bpkd_sdk.compare(
+        tiny(3, seed=1).eval(), tiny(3), data, methods=["cwd"], budget="steps=1", seeds=1, output_dir=folder, **options
+    )
+
+
+@pytest.mark.parametrize("entry", ["train", "distill", "compare"])
+def test_a_class_in_no_training_label_is_named_before_the_first_step(tmp_path, entry):
+    class NoGreen(Scenes):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, torch.where(label == 2, 0, label)
+
+    data = (NoGreen(), Scenes(start=100, length=2))
+    with pytest.warns(UserWarning, match="No label of scenes has the class 'green'.* hold 0, 1, and 255"):
+        run_of(entry, data, tmp_path / "a")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run_of(entry, (Scenes(), NoGreen(start=100, length=2)), tmp_path / "b")
+    assert not [warning for warning in caught if "No label" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(lambda p: Image.fromarray(np.zeros((48, 48), np.float32)).save(p, "TIFF"), "kind 'F'", id="fractions"),
+        pytest.param(lambda p: Image.fromarray(np.zeros((48, 48), np.uint8)).save(p, "JPEG"), "none of PNG, TIFF, BMP", id="jpeg"),
+        pytest.param(lambda p: Image.fromarray(np.full((48, 48, 4), 9, np.uint8)).save(p), "transparent pixels", id="alpha"),
+        pytest.param(lambda p: p.write_bytes(b""), "cannot be read as a label map", id="empty"),
+        pytest.param(lambda p: p.write_bytes(p.read_bytes()[:60]), "cannot be read as a label map", id="cut"),
+    ],
+)  # fmt: skip
+def test_label_files_that_cannot_be_read_are_listed_by_name(tmp_path, make, message):
+    root = write_folder(tmp_path, NAMES[:3])
+    make(root / "labels/train/3.png")
+    with pytest.raises(ValueError, match=rf"1 of 8 samples .*\n.*3\.png: .*{message}"):
+        open_dataset("folder", root).check()
+
+
+def test_a_label_of_too_many_pixels_is_listed_by_name(tmp_path, monkeypatch):
+    """Pillow's own error names no file."""
+    root = write_folder(tmp_path, NAMES[:3])
+    Image.fromarray(np.zeros((200, 200), np.uint8)).save(root / "labels/train/3.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    with pytest.raises(ValueError, match=r"1 of 8 samples .*\n.*3\.png: .*too many pixels"):
+        open_dataset("folder", root).check()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe[\x00]\x00", "classes.json is not text in UTF-8"),
+        ("[" * 5000, "classes.json is not JSON"),
+        ('["a", "a"]', "names a class twice: a"),
+        ('["a", ""]', "list of class names"),
+        ('{"class_names": ["a", "b"], "palette": [[0, 0, 0], [0, 0, 300]]}', r"a list of \[r, g, b\], each 0 to 255"),
+        ('{"class_names": ["a", "b"], "palette": 7}', r"a list of \[r, g, b\]"),
+        ('{"class_names": ["a", "b"], "ignore_index": "x"}', "whole number, but got 'x'"),
+        ('{"class_names": ["a", "b"], "ids": {"0": "c"}}', "names 'c', which are no class"),
+        ('{"class_names": ["road", "car"], "ids": {"0": "raod"}}', "Did you mean 'road'"),
+        ('{"ids": {"zero": "a"}}', "but got 'zero'"),
+        ('{"ids": {"#12": "a"}}', "a colour like .*'#12'"),
+        ('{"ids": ["a"]}', "to map values to class names"),
+    ],
+)
+def test_a_classes_file_that_cannot_be_used(tmp_path, content, message):
+    root = write_folder(tmp_path, NAMES[:3], train=1, val=1)
+    (root / "classes.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        open_dataset("folder", root)
+
+
+def test_a_byte_order_mark_is_no_matter(tmp_path):
+    root = write_folder(tmp_path, NAMES[:3], train=1, val=1)
+    (root / "classes.json").write_text('["a", "b", "c"]', encoding="utf-8-sig")
+    assert open_dataset("folder", root).class_names == ("a", "b", "c")
