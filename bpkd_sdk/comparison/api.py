@@ -20,9 +20,11 @@ from bpkd_sdk.comparison.run import RESULT_FILE, SCORES, Run, perform, read_run,
 from bpkd_sdk.data import SegmentationDataset, open_dataset
 from bpkd_sdk.errors import differences, import_optional, listed
 from bpkd_sdk.evaluation import evaluate
+from bpkd_sdk.files import read_json
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.arguments import describe
 from bpkd_sdk.progress import console
+from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.training.accelerator import create_accelerator
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.networks import default_crop
@@ -76,8 +78,10 @@ def compare(
     contest = _contest(teacher, student, data, Budget.parse(budget), options)
     chosen = named_methods(methods, contest.train.num_classes, contest.train.ignore_index)
     if options.get("check_data", True):
-        contest.train.check()
+        contest.train.warn_of_absent_classes(contest.train.check())
         contest.val.check()
+    if options.get("check_teacher", True):
+        contest.check_teacher()
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     places = {(seed, name): folder / name / f"seed{seed}" for seed, name in product(range(seeds), chosen)}
@@ -156,7 +160,8 @@ def _contest(
         raise ValueError("Expected `data` to be a name, a folder, or a pair of training and validation data.")
     train, val = data
     shared = {name: value for name, value in config.to_dict().items() if name not in SET_HERE}
-    contest = Contest(teacher, student, train, val, budget, accelerator.device, shared | {"check_data": False})
+    shared |= {"check_data": False, "check_teacher": False}  # both are checked once, before the first run
+    contest = Contest(teacher, student, train, val, budget, accelerator.device, shared)
     if config.crop_size is None:
         # One size for all: what suits the student alone may not suit the teacher.
         contest.options["crop_size"] = default_crop(train, [contest.new_student(0), contest.open_teacher()])
@@ -169,7 +174,7 @@ def _settle(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         write_json(path, now)
         return now
-    if changed := differences(json.loads(path.read_text()), now):
+    if changed := differences(read_json(path), now):
         raise ValueError(
             f"{path.parent} holds runs of other settings, which cannot stand in one table with these:\n"
             f"{listed(changed)}\nPass the same settings, or another output_dir."
@@ -180,9 +185,16 @@ def _settle(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 def _teacher_scores(contest: Contest, path: Path) -> dict[str, float]:
     if not path.is_file():
         width = contest.options["boundary_width"]
-        scores = evaluate(contest.open_teacher(), contest.val, boundary_width=width, device=contest.device)
+        guide = contest.open_teacher()
+        scores = evaluate(
+            guide if isinstance(guide, Runtime) else TorchRuntime(guide, contest.device, name="the teacher"),
+            contest.val,
+            boundary_width=width,
+            device=contest.device,
+            match_classes=contest.options["match_classes"],
+        )
         write_json(path, scores.to_dict())
-    scores = json.loads(path.read_text())
+    scores = read_json(path)
     return {name: scores[name] for name in SCORES}
 
 
@@ -197,7 +209,7 @@ def _plan(contest: Contest, name: str, method: DistillationLoss | None, folder: 
         else:
             ms_per_step = time_per_step(lambda steps: _trial(contest, method, steps), budget.amount)
             write_json(path, {"steps": budget.steps(ms_per_step), "ms_per_step": ms_per_step})
-    plan: dict[str, Any] = json.loads(path.read_text())
+    plan: dict[str, Any] = read_json(path)
     return plan
 
 

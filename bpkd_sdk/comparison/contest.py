@@ -17,17 +17,20 @@ from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.checkpoint import content_hash
+from bpkd_sdk.training.accelerator import create_accelerator, teacher_dtype
 from bpkd_sdk.training.api import distill, train
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.loop import TrainingResult
-from bpkd_sdk.training.networks import open_network, open_teacher
+from bpkd_sdk.training.networks import default_crop, match_teacher, open_network, open_teacher
 from bpkd_sdk.training.provenance import fingerprint
 from bpkd_sdk.training.teacher import Guide
+from bpkd_sdk.training.teacher_check import warn_of_teacher
 
 Teacher = nn.Module | str | Path
 Student = nn.Module | str | Path | Callable[[int], nn.Module]
 
-MAY_CHANGE = ("device", "check_data")  # between the parts of a comparison; the device that was found may not
+# Options that may change between the parts of a comparison; the device that was found may not.
+MAY_CHANGE = ("device", "check_data", "check_teacher")
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,14 @@ class Contest:
         """The teacher, ready to be asked."""
         config = TrainingConfig.from_options(self.options)
         return open_teacher(self.teacher, self.train.num_classes, config, self.device)
+
+    def check_teacher(self) -> None:
+        """Warn of what does not fit in the teacher, once for all runs; ValueError if its outputs are not finite."""
+        config = TrainingConfig.from_options(self.options)
+        teacher = match_teacher(self.open_teacher(), self.train, config)
+        dtype = teacher_dtype(config, create_accelerator(config))
+        crop_size = config.crop_size or default_crop(self.train, [teacher])
+        warn_of_teacher(teacher, self.train, crop_size, self.device, dtype, config.base_size)
 
     def fit(
         self,

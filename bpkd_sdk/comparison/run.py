@@ -15,6 +15,7 @@ from bpkd_sdk.comparison.budget import step_times
 from bpkd_sdk.comparison.contest import Contest
 from bpkd_sdk.comparison.memory import MemoryMeter
 from bpkd_sdk.comparison.per_image import write_image_counts
+from bpkd_sdk.files import read_json
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.models.checkpoint import content_hash, write_atomically
 from bpkd_sdk.training.state import RESUME_FILE, read_history
@@ -65,7 +66,7 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """The finished run in a folder."""
-    return Run(**json.loads((folder / RESULT_FILE).read_text()))
+    return Run(**read_json(folder / RESULT_FILE))
 
 
 def perform(

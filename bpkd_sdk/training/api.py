@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
-from bpkd_sdk.data import SegmentationDataset, open_dataset
-from bpkd_sdk.evaluation import Protocol
+from bpkd_sdk.data import DatasetPart, SegmentationDataset, open_dataset
+from bpkd_sdk.errors import listed
+from bpkd_sdk.evaluation import Protocol, evaluate
 from bpkd_sdk.losses import Method, create_method
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.runtime import Runtime
-from bpkd_sdk.training.accelerator import agreed, create_accelerator
+from bpkd_sdk.training.accelerator import agreed, create_accelerator, teacher_dtype
 from bpkd_sdk.training.config import Precision, TrainingConfig
 from bpkd_sdk.training.loop import Task, TrainingResult, run
-from bpkd_sdk.training.networks import Network, default_crop, feature_paths, open_network, open_teacher, probe
-from bpkd_sdk.training.state import HISTORY_FILE
+from bpkd_sdk.training.networks import (
+    Network,
+    default_crop,
+    feature_paths,
+    match_student,
+    match_teacher,
+    open_network,
+    open_teacher,
+    probe,
+)
+from bpkd_sdk.training.state import HISTORY_FILE, try_checkpoint
+from bpkd_sdk.training.teacher import Guide
+from bpkd_sdk.training.teacher_check import warn_of_teacher
 from bpkd_sdk.training.trackers import check_trackers
 
 __all__ = ["distill", "train"]
@@ -135,6 +150,8 @@ def _prepare(
     check_trackers(config.trackers)
     accelerator = create_accelerator(config)
     train_set, val_set = _open_data(data)
+    for dataset in filter(None, (train_set, val_set)):
+        dataset.check_classes()
     if len(train_set) < config.batch_size:
         raise ValueError(
             f"{train_set.name} has {len(train_set)} images, too few for a batch of {config.batch_size} different ones. "
@@ -144,6 +161,7 @@ def _prepare(
     torch.manual_seed(config.seed)
     guide = None if teacher is None else open_teacher(teacher, classes, config, accelerator.device)
     network = open_network(student, classes)
+    _check_samples((train_set, val_set), [0])
     crop_size = config.crop_size or default_crop(train_set, [part for part in (network, guide) if part is not None])
     chosen = None if method is None else create_method(method, classes, ignore_index=train_set.ignore_index)
     features = feature_paths(network, guide, chosen, config)
@@ -161,21 +179,70 @@ def _prepare(
         )
     if val_set is not None and not val_set.has_labels and config.labels == "dataset":
         raise ValueError(f"{val_set.name} has no labels to validate with; pass (train, None) to train without.")
-    if val_set is not None and isinstance(guide, Runtime) and (config.labels, protocol) == ("teacher", WHOLE_IMAGES):
-        guide.accepts.check(val_set[0][0].permute(1, 2, 0)[None], guide.name)
-    if config.check_data and accelerator.is_main_process:  # the others wait in _open_folder
-        for dataset in (train_set, val_set):
-            if dataset is not None:
-                dataset.check()
-    network.spec = replace(  # type: ignore[assignment]
-        get_spec(network), num_classes=classes, class_names=train_set.class_names, palette=train_set.palette
-    )
+    guide = None if guide is None else match_teacher(guide, train_set, config)
+    if accelerator.is_main_process:  # the others wait in _open_folder
+        largest = _check_data(train_set, val_set, config)
+        if guide is not None and config.check_teacher:
+            dtype = teacher_dtype(config, accelerator)
+            warn_of_teacher(guide, train_set, crop_size, accelerator.device, dtype, config.base_size)
+        if val_set is not None:
+            reference = guide if config.labels == "teacher" else None
+            _try_validation(network, DatasetPart(val_set, [largest]), reference, config, protocol, accelerator.device)
+    match_student(network, train_set, crop_size, config)
     verb = "train" if chosen is None else chosen.name
     title = f"{verb} {get_spec(network).name or type(network).__name__}"
     folder = _open_folder(output_dir, title, resume, accelerator)
+    if accelerator.is_main_process:
+        try_checkpoint(network, folder)
     return Task(
         title, network, guide, chosen, features, train_set, val_set, crop_size, config, protocol, folder, accelerator
     )
+
+
+def _check_samples(datasets: Iterable[SegmentationDataset | None], indices: Sequence[int]) -> None:
+    """Raise ValueError for the first of these samples that cannot be used."""
+    for dataset, index in product(filter(None, datasets), indices):
+        if problem := dataset.examine_sample(index).problem:
+            raise ValueError(f"{dataset.name} cannot be used:\n{listed([problem])}")
+
+
+def _check_data(train_set: SegmentationDataset, val_set: SegmentationDataset | None, config: TrainingConfig) -> int:
+    """Read all the data, if configured; return the position of the largest validation image, or of the first."""
+    if not config.check_data:
+        return 0
+    findings = train_set.check()
+    if config.labels == "dataset":
+        train_set.warn_of_absent_classes(findings)
+    sizes = [finding.size or (0, 0) for finding in val_set.check()] if val_set is not None else [(0, 0)]
+    return max(range(len(sizes)), key=lambda index: sizes[index][0] * sizes[index][1])
+
+
+def _try_validation(
+    network: nn.Module,
+    sample: SegmentationDataset,
+    reference: Guide | None,
+    config: TrainingConfig,
+    protocol: Protocol,
+    device: torch.device,
+) -> None:
+    """Take one validation image the whole way to its scores, so that what fails there fails before the first step."""
+    try:
+        evaluate(
+            network,
+            sample,
+            boundary_width=config.boundary_width,
+            reference=reference,
+            match_classes=config.match_classes,
+            device=device,
+            **asdict(protocol),
+        )
+    except Exception as error:  # networks may raise anything at a size that they were not made for
+        size = tuple(sample[0][0].shape[1:])
+        raise ValueError(
+            f"The validation image {sample.sample_name(0)} of {size} cannot be segmented and scored: {error}\n"
+            "If the network takes images of the crops' size only, pass protocol=Protocol(mode='slide', "
+            "crop_size=(height, width)) with that size; to train without validation, pass data=(train, None)."
+        ) from error
 
 
 def _open_data(data: Data) -> tuple[SegmentationDataset, SegmentationDataset | None]:

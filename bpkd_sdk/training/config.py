@@ -70,6 +70,9 @@ class TrainingConfig:
         trackers: Experiment trackers that get the records too, by accelerate's names: "tensorboard", "wandb", ...
         boundary_width: Of the boundary metrics, see `evaluate`.
         check_data: Read all the data once before the first step, and refuse what cannot be used.
+        check_teacher: Score the teacher on a few training images before the first step, and warn of what does not fit.
+        match_classes: Hold the class names of teacher and student against the data's, and put their classes in the
+            data's order; False takes them by position.
         seed: Of initial shuffling, augmentation and dropout.
     """
 
@@ -106,6 +109,8 @@ class TrainingConfig:
     trackers: tuple[str, ...] = ()
     boundary_width: int | float = 3
     check_data: bool = True
+    check_teacher: bool = True
+    match_classes: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What each process reads: training batches, and its share of the validation images.
+"""Training batches.
 
 The order of the batches depends on the seed and the step alone, so that a run can be resumed anywhere.
 """
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
@@ -47,30 +46,6 @@ def training_loader(
 def mixed_seed(*parts: int) -> int:
     """One well-mixed 63-bit seed from several numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
-
-
-class Share(SegmentationDataset):
-    """This process's images of a data set: each image belongs to one process.
-
-    Args:
-        dataset: The whole.
-        accelerator: Knows the processes.
-    """
-
-    def __init__(self, dataset: SegmentationDataset, accelerator: Accelerator) -> None:
-        self.dataset = dataset
-        self.indices = range(accelerator.process_index, len(dataset), accelerator.num_processes)
-        self.name = dataset.name
-        self.class_names = dataset.class_names
-        self.palette = dataset.palette
-        self.ignore_index = dataset.ignore_index
-        self.has_labels = dataset.has_labels
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.dataset[self.indices[index]]
 
 
 class _ShuffledDraws(Sampler[Draw]):

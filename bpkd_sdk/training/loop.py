@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data import DatasetPart, SegmentationDataset
 from bpkd_sdk.evaluation import Metrics, Protocol, evaluate
 from bpkd_sdk.features import Capture
 from bpkd_sdk.losses import DistillationLoss
@@ -24,9 +24,9 @@ from bpkd_sdk.training.accelerator import agreed, share_statistics, synchronize_
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.interrupt import deferred_interrupt
 from bpkd_sdk.training.live import LiveView
-from bpkd_sdk.training.loader import Share, mixed_seed, training_loader
+from bpkd_sdk.training.loader import mixed_seed, training_loader
 from bpkd_sdk.training.objective import Objective
-from bpkd_sdk.training.provenance import write_run
+from bpkd_sdk.training.provenance import check_same_inputs, write_run
 from bpkd_sdk.training.state import (
     RESUME_FILE,
     Position,
@@ -147,9 +147,12 @@ class _Trainer:
         self.metrics: Metrics | None = None
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> Position:
+        folder = self.task.output_dir
         position, scaler = Position(), dict[str, Any]()
-        if (self.task.output_dir / RESUME_FILE).is_file():
-            position, scaler = restore_state(self.task.output_dir, self.settings, self.state, optimizer)
+        if (folder / RESUME_FILE).is_file():
+            if self.accelerator.is_main_process:
+                check_same_inputs(self.task)
+            position, scaler = restore_state(folder, self.settings, self.state, optimizer)
         if agreed(position.step) != position.step:
             raise ValueError(
                 f"The main process goes on from another step than this one, which found step {position.step} in "
@@ -158,8 +161,13 @@ class _Trainer:
         if scaler and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
         if self.accelerator.is_main_process:
-            truncate_history(self.task.output_dir, position.step)
-        return position
+            truncate_history(folder, position.step)
+        # The state of a step is written before its evaluation, so the best score so far is in the history alone.
+        scored = [record for record in read_history(folder, position.step) if "metrics" in record]
+        best = max((record["metrics"]["miou"] or 0.0 for record in scored), default=position.best_miou)
+        due = self._is_evaluated_at(position.step) and not any(record["step"] == position.step for record in scored)
+        self.evaluation_is_due, best = agreed((due, best))
+        return replace(position, best_miou=max(best, position.best_miou))
 
     def run(self) -> Metrics | None:
         """All the steps that are left; returns the scores of the final weights."""
@@ -167,26 +175,33 @@ class _Trainer:
         window, watch = Window(self.position.step), TermWatch(self.task.features)
         self.objective.train()
         with deferred_interrupt() as requested, view:
+            if self.evaluation_is_due:  # the run was stopped between a checkpoint and its evaluation
+                self._evaluate(view)
             for parts in self._steps():
-                window.add(self._step(parts), config.batch_size)
+                terms, teacher = self._step(parts)
+                window.add(terms, config.batch_size, teacher)
                 step = self.position.step + 1
                 self.position = replace(self.position, step=step)
                 view.step(step)
-                evaluating = step % config.evaluation_interval == 0 or step == config.steps
+                evaluating = self._is_evaluated_at(step)
                 saving = evaluating or step % config.checkpoint_interval == 0
                 interrupted = self._agree_to_stop(requested, at_record=saving or step % config.log_every == 0)
                 if saving or interrupted or step % config.log_every == 0:
                     self._log(window, watch, view)
                     if saving or interrupted:
                         share_statistics(self.state, self.accelerator)
-                        is_best = evaluating and self._evaluate(view)
-                        self._save(is_best=is_best)
+                        self._save()
+                    if evaluating:
+                        self._evaluate(view)
                     window = Window(step)
                 if interrupted:
                     break
             if self._agree_to_stop(requested, at_record=True):
                 raise KeyboardInterrupt(f"stopped after step {self.position.step}; go on with resume=True")
         return self.metrics if self.metrics is not None else self._score()
+
+    def _is_evaluated_at(self, step: int) -> bool:
+        return step > 0 and (step % self.config.evaluation_interval == 0 or step == self.config.steps)
 
     def _steps(self) -> Iterator[list[Batch]]:
         batches = iter(self.loader)
@@ -202,26 +217,30 @@ class _Trainer:
         votes = torch.tensor(int(requested.is_set()), device=self.accelerator.device)
         return bool(self.accelerator.reduce(votes).item())
 
-    def _step(self, parts: list[Batch]) -> dict[str, Tensor]:
+    def _step(self, parts: list[Batch]) -> tuple[dict[str, Tensor], Tensor | float]:
+        """Make one optimiser step; return its loss terms, and the sum of the teacher's logits."""
         step = self.position.step
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step)
         share, pixels = self.config.method_share_at(step), self._pixels(parts)
         self.optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
+        teacher: Tensor | float = 0.0
         for index, (images, labels) in enumerate(parts):
             # Every part has its own random stream (dropout), so a resumed run has nothing to restore.
             part = self.accelerator.process_index * len(parts) + index
             torch.manual_seed(mixed_seed(self.config.seed, 2, step, part))
             with self._gradients_shared(is_last=index == len(parts) - 1):
                 taught = self.teacher(images) if self.teacher is not None else None
+                if taught is not None:
+                    teacher = teacher + taught.logits.sum(dtype=torch.float32)
                 terms: dict[str, Tensor] = self.objective(images, labels, taught, pixels, share)
                 self.accelerator.backward(torch.stack(list(terms.values())).sum() / len(parts))
             sums = {name: sums.get(name, 0) + term.detach() / len(parts) for name, term in terms.items()}
         if self.config.gradient_clip is not None:
             self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
         self.optimizer.step()
-        return sums
+        return sums, teacher
 
     def _gradients_shared(self, *, is_last: bool) -> AbstractContextManager[Any]:
         """Processes share what has come together with a step's last part; at the first, where DDP learns, with each."""
@@ -258,48 +277,57 @@ class _Trainer:
         self.trackers.log(record)
 
     def _score(self) -> Metrics | None:
-        if self.task.val is None:
+        val = self.task.val
+        if val is None:
             return None
         return evaluate(
             self.task.student,
-            Share(self.task.val, self.accelerator),
+            DatasetPart(val, range(self.accelerator.process_index, len(val), self.accelerator.num_processes)),
             boundary_width=self.config.boundary_width,
             reference=self.task.teacher if self.config.labels == "teacher" else None,
+            match_classes=self.config.match_classes,
             over_processes=lambda count: self.accelerator.reduce(count.to(self.accelerator.device)).cpu(),
             **asdict(self.task.protocol),
         )
 
-    def _evaluate(self, view: LiveView) -> bool:
-        """Score the student; returns whether it was never better."""
+    def _evaluate(self, view: LiveView) -> None:
+        """Score the student, whose checkpoint is written already, and keep it if it was never better."""
         self.metrics = metrics = self._score()
         if metrics is None:
-            return False
+            return
         is_best = metrics.miou > self.position.best_miou
         self.position = replace(self.position, best_miou=max(metrics.miou, self.position.best_miou))
         if self.accelerator.is_main_process:
+            # The record comes last: a run that is stopped before it evaluates again.
+            with self._explained_write_errors():
+                if is_best:
+                    self._save_model(BEST)
+                self._save_model(LAST)
             self._keep({"step": self.position.step, "metrics": metrics.to_dict()})
             view.evaluated(self.position.step, {"mIoU": metrics.miou, "boundary IoU": metrics.boundary_iou})
-        return is_best
-
-    def _save(self, *, is_best: bool) -> None:
-        if self.accelerator.is_main_process:
-            self._write(is_best=is_best)
         self.accelerator.wait_for_everyone()
 
-    def _write(self, *, is_best: bool) -> None:
-        folder = self.task.output_dir
-        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
+    def _save(self) -> None:
+        """Write the student, and the state to resume from."""
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
+            with self._explained_write_errors():
+                # The state comes last: a run that goes on from the one before writes the student again.
+                self._save_model(LAST)
+                save_state(
+                    self.task.output_dir, self.position, self.settings, self.state, self.optimizer.optimizer, scaler
+                )
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _explained_write_errors(self) -> Iterator[None]:
         try:
-            # The state comes last: a run that goes on from the one before does again what the others hold.
-            if is_best:
-                self._save_model(BEST)
-            self._save_model(LAST)
-            save_state(folder, self.position, self.settings, self.state, self.optimizer.optimizer, scaler)
+            yield
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"The checkpoint of step {self.position.step} could not be written to {folder} ({error.strerror}). "
-                "The one before it is whole: make room, and go on from there with resume=True.",
+                f"The checkpoint of step {self.position.step} could not be written to {self.task.output_dir} "
+                f"({error.strerror}). The one before it is whole: make room, and go on from there with resume=True.",
             ) from error
 
     def _save_model(self, name: str) -> None:

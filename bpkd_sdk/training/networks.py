@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from bpkd_sdk.classes import ReorderedNetwork, class_order, reorder_classifier
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.errors import listed
 from bpkd_sdk.features import Capture, evaluating, feature_path, find_module
 from bpkd_sdk.losses import METHODS, DistillationLoss, create_method
 from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, get_spec, open_checkpoint
 from bpkd_sdk.output import SegmentationOutput, as_output
-from bpkd_sdk.runtime import Runtime, open_runtime
+from bpkd_sdk.runtime import Runtime, match_runtime, open_runtime
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.foreign import open_onnx
@@ -46,7 +47,11 @@ def open_teacher(teacher: Network | Runtime, num_classes: int, config: TrainingC
     if suffix == ".onnx":
         return _checked_runtime(open_onnx(Path(str(teacher)), device, config.teacher_mean, config.teacher_std), config)
     if config.teacher_mean or config.teacher_std:
-        raise ValueError("teacher_mean and teacher_std are for an ONNX file; leave them out for this teacher.")
+        raise ValueError(
+            "teacher_mean and teacher_std are for an ONNX file that does not say how images are normalised. A module "
+            "says it by its spec: teacher.spec = NetworkSpec(name=None, num_classes=..., mean=..., std=...). A "
+            "checkpoint or an engine says it itself."
+        )
     if isinstance(teacher, Runtime) or suffix in ENGINE_SUFFIXES:
         return _checked_runtime(open_runtime(teacher, device), config)
     network = open_network(teacher, num_classes)
@@ -57,6 +62,52 @@ def open_teacher(teacher: Network | Runtime, num_classes: int, config: TrainingC
     if training:
         raise ValueError(f"The teacher is in training mode ({training[0]}). Call teacher.eval() first.")
     return network
+
+
+def match_teacher(teacher: Guide, dataset: SegmentationDataset, config: TrainingConfig) -> Guide:
+    """Return the teacher with its classes in the data's order; it is not changed itself.
+
+    Raises:
+        ValueError: If its classes are not the data's.
+    """
+    if isinstance(teacher, Runtime):
+        return match_runtime(teacher, dataset, dataset.name, match_classes=config.match_classes)
+    order = class_order(
+        get_spec(teacher),
+        dataset,
+        network_name="The teacher",
+        data_name=dataset.name,
+        match_classes=config.match_classes,
+    )
+    if order is None:
+        return teacher
+    matched = ReorderedNetwork(teacher, order).to(next(teacher.parameters()).device)
+    matched.spec = replace(  # type: ignore[assignment]
+        get_spec(teacher), class_names=dataset.class_names, palette=dataset.palette
+    )
+    return matched
+
+
+def match_student(
+    student: nn.Module, dataset: SegmentationDataset, crop_size: tuple[int, int], config: TrainingConfig
+) -> None:
+    """Put the student's classifier in the data's order, in place, and give the student the data's classes.
+
+    Raises:
+        ValueError: If its classes are not the data's, or its classifier cannot be put in order.
+    """
+    spec = get_spec(student)
+    order = class_order(
+        spec, dataset, network_name="The student", data_name=dataset.name, match_classes=config.match_classes
+    )
+    if order is not None:
+        device = next(student.parameters()).device
+        images = torch.rand(1, 3, *crop_size, generator=torch.Generator().manual_seed(0)).to(device)
+        with evaluating(student):
+            reorder_classifier(student, order, images)
+    student.spec = replace(  # type: ignore[assignment]
+        spec, num_classes=dataset.num_classes, class_names=dataset.class_names, palette=dataset.palette
+    )
 
 
 def _checked_runtime(runtime: Runtime, config: TrainingConfig) -> Runtime:

@@ -8,6 +8,8 @@ import json
 import platform
 import subprocess
 import sys
+import warnings
+from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +19,9 @@ import cv2
 import torch
 
 from bpkd_sdk.data import FileDataset, SegmentationDataset
+from bpkd_sdk.errors import differences, flattened, listed
+from bpkd_sdk.features import unwrapped
+from bpkd_sdk.files import read_json
 from bpkd_sdk.losses.arguments import describe
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.checkpoint import content_hash, write_atomically
@@ -44,10 +49,57 @@ _SAMPLES = 16
 def write_run(task: Task, first_step: int) -> dict[str, Any]:
     """Write run.json, or add one more part to that of a run that goes on; returns what it says."""
     path = task.output_dir / RUN_FILE
-    facts = json.loads(path.read_bytes()) if first_step and path.is_file() else _facts(task)
+    facts = read_json(path) if first_step and path.is_file() else _facts(task)
     facts["parts"].append(_part(task, first_step))
     write_atomically(path, (json.dumps(facts, indent=1) + "\n").encode())
     return facts
+
+
+def check_same_inputs(task: Task) -> None:
+    """Hold the inputs of a run that goes on against its run.json; warn of other versions of packages.
+
+    Compared are data, class names, teacher, network of the student, crop size and feature maps; the options are held
+    against the state that the run goes on from.
+
+    Raises:
+        ValueError: If any of them differ; they are named.
+    """
+    path = task.output_dir / RUN_FILE
+    if not path.is_file():
+        warnings.warn(
+            f"{path} is missing, so whether data and teacher are those of the run is not known.", stacklevel=2
+        )
+        return
+    before = read_json(path)
+    known, now = (flattened(_inputs(facts)) for facts in (before, json.loads(json.dumps(_facts(task)))))
+    # An earlier version wrote fewer facts.
+    if changed := differences(known, {key: value for key, value in now.items() if key in known}):
+        raise ValueError(
+            f"The run in {task.output_dir} was started with other inputs, so it cannot be resumed with these:\n"
+            f"{listed(changed)}\nPass the same data and networks, or another output_dir."
+        )
+    if before["parts"] and (changed := differences(before["parts"][-1]["versions"], _versions())):
+        warnings.warn(
+            f"The run in {task.output_dir} goes on with other versions, so its weights may differ from those of one "
+            f"that was never stopped: {'; '.join(sorted(changed))}.",
+            stacklevel=2,
+        )
+
+
+def _inputs(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies the inputs of a run, of the facts in run.json: no paths and no names of data sets or classes."""
+    teacher, student = facts.get("teacher") or {}, facts.get("student") or {}
+    identity = "sha256" if teacher.get("sha256") else "file"
+    return {
+        "data": {
+            split: {key: value for key, value in (data or {}).items() if key != "name"}
+            for split, data in facts.get("data", {}).items()
+        },
+        "teacher": {key: teacher.get(key) for key in (identity, "spec")},
+        "student": {key: student.get(key) for key in ("parameters", "spec")},  # the state brings weights of its own
+        "crop_size": facts.get("crop_size"),
+        "features": facts.get("features"),
+    }
 
 
 def _facts(task: Task) -> dict[str, Any]:
@@ -77,11 +129,15 @@ def _part(task: Task, first_step: int) -> dict[str, Any]:
         "processes": accelerator.num_processes,
         "options": {name: value for name, value in task.config.to_dict().items() if name in FREE_OPTIONS},
         "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
-        "versions": {package: version(package) for package in _PACKAGES}
-        | {"opencv": cv2.__version__, "python": platform.python_version(), "cuda": torch.version.cuda},
+        "versions": _versions(),
         "platform": platform.platform(),
         "git": _git_state(),
     }
+
+
+def _versions() -> dict[str, str | None]:
+    own = {"opencv": cv2.__version__, "python": platform.python_version(), "cuda": torch.version.cuda}
+    return {package: version(package) for package in _PACKAGES} | own
 
 
 def _network(network: Guide | None) -> dict[str, Any] | None:
@@ -89,10 +145,11 @@ def _network(network: Guide | None) -> dict[str, Any] | None:
         return None
     if isinstance(network, Runtime):
         return {"file": network.name, "sha256": _file_hash(network.name), "spec": network.spec.to_dict()}
+    inner = unwrapped(network)
     return {
-        "class": f"{type(network).__module__}.{type(network).__qualname__}",
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "sha256": content_hash(network.state_dict()),
+        "class": f"{type(inner).__module__}.{type(inner).__qualname__}",
+        "parameters": sum(parameter.numel() for parameter in inner.parameters()),
+        "sha256": content_hash(inner.state_dict()),
         "spec": get_spec(network).to_dict(),
     }
 
@@ -107,7 +164,12 @@ def _file_hash(path: str) -> str | None:
 def _data(dataset: SegmentationDataset | None) -> dict[str, Any] | None:
     if dataset is None:
         return None
-    return {"name": dataset.name, "images": len(dataset), "fingerprint": fingerprint(dataset)}
+    return {
+        "name": dataset.name,
+        "images": len(dataset),
+        "class_names": list(dataset.class_names),
+        "fingerprint": fingerprint(dataset),
+    }
 
 
 def fingerprint(dataset: SegmentationDataset) -> str:

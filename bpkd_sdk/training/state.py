@@ -15,14 +15,33 @@ from bpkd_sdk.errors import differences, listed
 from bpkd_sdk.evaluation import Protocol
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.arguments import describe
-from bpkd_sdk.models.checkpoint import FORMAT, load_state, read_tensors, write_atomically, write_tensors
+from bpkd_sdk.models import save_model
+from bpkd_sdk.models.checkpoint import (
+    FORMAT,
+    SUFFIX,
+    content_hash,
+    load_state,
+    read_tensors,
+    write_atomically,
+    write_tensors,
+)
 from bpkd_sdk.training.config import TrainingConfig
 
 RESUME_FILE = "resume.safetensors"
 HISTORY_FILE = "history.jsonl"
 
 # These may change between the parts of one run.
-FREE_OPTIONS = {"accumulate", "channels_last", "check_data", "compile", "device", "log_every", "trackers", "workers"}
+FREE_OPTIONS = {
+    "accumulate",
+    "channels_last",
+    "check_data",
+    "check_teacher",
+    "compile",
+    "device",
+    "log_every",
+    "trackers",
+    "workers",
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +91,32 @@ def save_state(
         "scaler": dict(scaler),
     }
     write_tensors(folder / RESUME_FILE, tensors, header)
+
+
+def try_checkpoint(network: nn.Module, folder: Path) -> None:
+    """Write a checkpoint to the folder of a run and read it back, and remove it.
+
+    Raises:
+        ValueError: If the network, or what its spec says, cannot be written and read; an empty folder is removed.
+        OSError: If the folder cannot be written to; likewise.
+    """
+    path = folder / f".trial{SUFFIX}"
+    try:
+        save_model(network, path)
+        header, state = read_tensors(path)
+        if content_hash(state) != header["sha256"]:
+            raise ValueError("what was read differs from what was written")
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        if isinstance(error, OSError):
+            raise
+        raise ValueError(
+            f"A checkpoint of {type(network).__name__} cannot be written and read again: {error}. Its weights must be "
+            "tensors of their own and the facts in its spec plain numbers and text."
+        ) from error
+    path.unlink()
 
 
 def restore_state(

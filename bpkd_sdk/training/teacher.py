@@ -11,7 +11,6 @@ from bpkd_sdk.features import Capture
 from bpkd_sdk.output import SegmentationOutput, as_output
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.config import TrainingConfig
-from bpkd_sdk.training.foreign import ForeignOnnx
 from bpkd_sdk.training.objective import network_input, runner
 
 Guide = nn.Module | Runtime
@@ -40,9 +39,8 @@ def ask(runtime: Runtime, images: Tensor) -> Tensor:
 
     A file that takes fewer images at once is asked several times.
     """
-    logits = runtime.logits_at_stride if isinstance(runtime, ForeignOnnx) else runtime.logits
     parts = torch.split(images, runtime.accepts.batch[1] or len(images))
-    return torch.cat([logits(part) for part in parts]).to(images.device)
+    return torch.cat([runtime.logits_at_stride(part) for part in parts]).to(images.device)
 
 
 class ModuleTeacher:

@@ -175,13 +175,14 @@ def test_a_crash_leaves_the_history_of_the_last_checkpoint(tmp_path, crash_at):
     assert [record["step"] for record in result.history] == [2, 4, 6, 8]
 
 
-@pytest.mark.parametrize("full_at", ["best", "last", "resume"])
+@pytest.mark.parametrize("full_at", ["last", "resume", "best", "scored"])
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, full_at):
     options = OPTIONS | {"steps": 6, "checkpoint_every": 2, "evaluate_every": 4}
     whole = bpkd_sdk.train(tiny(9), (TRAIN, VAL), output_dir=tmp_path / "whole", **options)
     synced, fsync = [], os.fsync
-    of_step_4 = ["best", "last", "resume"]
-    before = ["history.jsonl", "run.json", "last of step 2", "resume of step 2", *of_step_4[: of_step_4.index(full_at)]]
+    of_step_4 = ["last", "resume", "best", "scored"]
+    of_step_2 = ["trial", "history.jsonl", "run.json", "last of step 2", "resume of step 2"]
+    before = [*of_step_2, *of_step_4[: of_step_4.index(full_at)]]
 
     def fill_up(number):
         if len(synced) == len(before):
@@ -195,7 +196,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, full_at
             bpkd_sdk.train(tiny(9), (TRAIN, VAL), output_dir=tmp_path / "parts", **options)
     assert not list((tmp_path / "parts").glob(".*"))
     usable = bpkd_sdk.load_model(tmp_path / "parts" / "last.safetensors", model=tiny(9))
-    assert usable.provenance["step"] == (4 if full_at == "resume" else 2)
+    assert usable.provenance["step"] == (2 if full_at == "last" else 4)
     parts = bpkd_sdk.train(tiny(9, seed=4), (TRAIN, VAL), output_dir=tmp_path / "parts", resume=True, **options)
     assert [record["step"] for record in parts.history] == [2, 4, 4, 6, 6]
     assert_same(weights(whole.model), weights(parts.model))

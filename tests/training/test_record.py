@@ -33,7 +33,9 @@ def test_run_json(tmp_path, monkeypatch):
     assert run["student"]["parameters"] == sum(weight.numel() for weight in student.parameters())
     assert run["student"]["sha256"] != run["teacher"]["sha256"]
     assert run["student"]["spec"]["class_names"] == list(TRAIN.class_names)
-    assert run["data"]["val"] == {"name": "shapes/val", "images": 2, "fingerprint": fingerprint(VAL)}
+    assert run["data"]["val"] == {
+        "name": "shapes/val", "images": 2, "class_names": list(VAL.class_names), "fingerprint": fingerprint(VAL)
+    }  # fmt: skip
     (part,) = run["parts"]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     assert part["git"] == {"commit": commit, "modified": False}

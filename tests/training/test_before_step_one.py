@@ -1,0 +1,261 @@
+"""What a run will need later is tried before its first step, and nothing is written if it fails."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import bpkd_sdk
+from bpkd_sdk.evaluation import Protocol
+from tests.networks import tiny
+from tests.scenes import NAMES, Scenes, write_folder
+
+OPTIONS = {"steps": 4, "batch_size": 2, "crop_size": (32, 32), "device": "cpu", "log_every": 1, "evaluate_every": 2}
+VAL = Scenes(start=100, length=2)
+
+
+class Changed(Scenes):
+    """Scenes whose samples a function changes."""
+
+    def __init__(self, change, **options):
+        super().__init__(**options)
+        self.change = change
+
+    def __getitem__(self, index):
+        return self.change(*super().__getitem__(index))
+
+
+class OfOneSize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = tiny(3)
+
+    def forward(self, images):
+        if images.shape[2:] != (32, 32):
+            raise AssertionError(f"Input height ({images.shape[2]}) doesn't match model (32).")
+        return self.body(images)
+
+
+class NotSaved(nn.Module):
+    """Two weights that share their memory in part, which safetensors cannot hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = tiny(3)
+        self.spec = bpkd_sdk.NetworkSpec(None, 3, mean=(np.float32(0.5),) * 3)
+
+    def forward(self, images):
+        return self.body(images)
+
+
+@pytest.mark.parametrize(
+    ("network", "data", "message"),
+    [
+        pytest.param(tiny(3), (Changed(lambda image, label: (image.float() / 255, label)), VAL), r"scenes\[0\]: image is float32 \(3, 48, 48\), expected uint8.*from 0\.0\S* to 0\.\d+; return", id="floats"),
+        pytest.param(tiny(3), (Scenes(), Changed(lambda image, label: (image.float() / 255, label))), r"image is float32", id="floats-in-validation"),
+        pytest.param(tiny(3), (Changed(lambda image, label: (image.permute(1, 2, 0), label)), VAL), r"image is uint8 \(48, 48, 3\), expected uint8 \(3, H, W\)", id="channels-last"),
+        pytest.param(tiny(3), (Changed(lambda image, label: (image.numpy(), label)), VAL), "image is a ndarray, expected a torch tensor", id="array"),
+        pytest.param(tiny(3), (Changed(lambda image, label: (image, label.float())), VAL), r"label is float32 \(48, 48\), expected .*uint8 or int64", id="float-labels"),
+        pytest.param(tiny(3), (Changed(lambda image, label: (image, label.bool())), VAL), "label is bool", id="bool-labels"),
+        pytest.param(tiny(3), (Changed(lambda image, label: (image, label[None])), VAL), r"label is uint8 \(1, 48, 48\)", id="label-axes"),
+        pytest.param(tiny(3), (Changed(lambda image, label: (image // 255, label)), VAL), "hold only the values 0 and 1", id="divided"),
+        pytest.param(tiny(3), (Changed(lambda image, label: 1 / 0), VAL), r"scenes\[0\]: ZeroDivisionError", id="own-error"),
+        pytest.param(OfOneSize(), (Scenes(), VAL), r"validation image scenes\[0\] of \(48, 48\) cannot be .*match model.*\n.*mode='slide', crop_size", id="one-size"),
+        pytest.param(NotSaved(), (Scenes(), VAL), "checkpoint of NotSaved cannot be written", id="not-saved"),
+        pytest.param(tiny(1), (Scenes(names=("object",)), None), "has one class, 'object'.*'background'", id="one-class"),
+        pytest.param(tiny(300), (Scenes(names=tuple(map(str, range(300)))), None), "2 to 256 classes.* has 300", id="many-classes"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_the_first_step(tmp_path, network, data, message):
+    with pytest.raises(ValueError, match=message):
+        bpkd_sdk.train(network, data, output_dir=tmp_path / "run", **OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_first_sample_is_looked_at_also_where_the_rest_is_not(tmp_path):
+    data = Changed(lambda image, label: (image.float(), label))
+    with pytest.raises(ValueError, match="image is float32"):
+        bpkd_sdk.train(tiny(3), (data, None), output_dir=tmp_path / "run", check_data=False, **OPTIONS)
+
+
+def test_a_void_label_inside_the_classes(tmp_path):
+    root = write_folder(tmp_path / "data", {"class_names": ["void", "a", "b"], "ignore_index": 0})
+    with pytest.raises(ValueError, match=r"ignore_index=0, is the class 'void'.*classes\.json"):
+        bpkd_sdk.train(tiny(3), root, output_dir=tmp_path / "run", **OPTIONS)
+    with pytest.raises(ValueError, match=r"ignore_index=0, is the class 'void'"):
+        bpkd_sdk.evaluate(tiny(3).eval(), bpkd_sdk.open_dataset("folder", root, split="val"))
+
+
+def test_a_network_of_one_size_is_validated_by_windows(tmp_path):
+    protocol = Protocol(mode="slide", crop_size=(32, 32))
+    result = bpkd_sdk.train(OfOneSize(), (Scenes(), VAL), protocol=protocol, output_dir=tmp_path, **OPTIONS)
+    assert result.metrics.images == 2
+
+
+def test_the_largest_validation_image_is_tried(tmp_path):
+    sizes = []
+
+    class Listening(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = tiny(3)
+
+        def forward(self, images):
+            sizes.append(tuple(images.shape[2:]))
+            return self.body(images)
+
+    root = write_folder(tmp_path / "data", train=2, val=3)
+    large = np.zeros((64, 80), np.uint8)
+    Image.fromarray(np.repeat(large[..., None], 3, axis=2)).save(root / "images/val/1.png")
+    Image.fromarray(large).save(root / "labels/val/1.png")
+    bpkd_sdk.train(Listening(), root, output_dir=tmp_path / "run", **OPTIONS)
+    before_the_first_crop_of_a_batch = sizes[: sizes.index((64, 80)) + 1]
+    assert set(before_the_first_crop_of_a_batch) == {(32, 32), (64, 80)}
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        bpkd_sdk.train(tiny(3), (Scenes(), VAL), output_dir=tmp_path / "run", **OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
+class Failing(Scenes):
+    """Fails as soon as a checkpoint is written: at the validation after step 2."""
+
+    folder = None
+
+    def __getitem__(self, index):
+        if self.folder is not None and (self.folder / "last.safetensors").exists():
+            raise RuntimeError("cannot read")
+        return super().__getitem__(index)
+
+
+def test_a_failing_validation_loses_no_step(tmp_path):
+    whole = bpkd_sdk.train(tiny(3), (Scenes(), VAL), output_dir=tmp_path / "whole", **OPTIONS)
+    data = (Scenes(), Failing(start=100, length=2))
+    data[1].folder = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="cannot read"):
+        bpkd_sdk.train(tiny(3), data, output_dir=tmp_path / "run", **OPTIONS)
+    assert bpkd_sdk.load_model(tmp_path / "run/last.safetensors", model=tiny(3)).provenance["step"] == 2
+    data[1].folder = None
+    again = bpkd_sdk.train(tiny(3, seed=9), data, output_dir=tmp_path / "run", resume=True, **OPTIONS)
+    strip = [{key: record.get(key) for key in ("step", "terms", "metrics")} for record in again.history]
+    assert strip == [{key: record.get(key) for key in ("step", "terms", "metrics")} for record in whole.history]
+    for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+class Teacher(nn.Module):
+    """Returns NaN from some call on."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.body = tiny(3, seed=1)
+        self.left = calls
+
+    def forward(self, images):
+        self.left -= 1
+        logits = self.body(images)
+        return logits if self.left >= 0 else logits * torch.nan
+
+
+@pytest.mark.filterwarnings("ignore:The teacher")
+def test_a_teacher_that_is_not_finite_is_named(tmp_path):
+    data = (Scenes(), None)
+    with pytest.raises(ValueError, match="The teacher's outputs are not finite"):
+        bpkd_sdk.distill(
+            Teacher(0).eval(), tiny(3), data, output_dir=tmp_path / "a", **OPTIONS | {"crop_size": (48, 48)}
+        )
+    assert not (tmp_path / "a").exists()
+    options = OPTIONS | {"check_teacher": False}
+    with pytest.raises(FloatingPointError, match=r"The teacher's logits are not finite between steps 1 and 1\."):
+        bpkd_sdk.distill(Teacher(1).eval(), tiny(3), data, output_dir=tmp_path / "b", **options)
+
+
+def test_the_check_of_the_teacher_changes_nothing_of_the_run(tmp_path):
+    weights = []
+    for check_teacher in (True, False):
+        with pytest.warns() if check_teacher else _nothing():
+            result = bpkd_sdk.distill(
+                tiny(3, seed=1).eval(), tiny(3, dropout=0.5), (Scenes(), None), method="skds",
+                check_teacher=check_teacher, output_dir=tmp_path / str(check_teacher), **OPTIONS,
+            )  # fmt: skip
+        weights.append(result.model.state_dict())
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def _nothing():
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def interrupted(tmp_path, teacher, data, **options):
+    """A run that was stopped after its checkpoint at step 2."""
+
+    class Stopping(type(data[0])):
+        def __getitem__(self, index):
+            if (tmp_path / "resume.safetensors").is_file():
+                raise InterruptedError
+            return super().__getitem__(index)
+
+    stopping = Stopping.__new__(Stopping)
+    stopping.__dict__.update(data[0].__dict__)
+    with pytest.raises(InterruptedError):
+        bpkd_sdk.distill(teacher, tiny(3), (stopping, data[1]), output_dir=tmp_path, **OPTIONS | options)
+
+
+@pytest.mark.filterwarnings("ignore:The teacher")
+@pytest.mark.parametrize(
+    ("teacher", "data", "named"),
+    [
+        pytest.param(tiny(3, seed=1), (Scenes(), VAL), None, id="the same"),
+        pytest.param(tiny(3, seed=2), (Scenes(), VAL), r"teacher\.sha256: was ", id="teacher"),
+        pytest.param(tiny(3, seed=1), (Scenes(start=50), VAL), r"data\.train\.fingerprint: was ", id="images"),
+        pytest.param(tiny(3, seed=1), (Scenes(), Scenes(start=200, length=2)), r"data\.val\.fingerprint", id="validation"),
+        pytest.param(tiny(3, seed=1), (Scenes((0, 2, 1)), Scenes((0, 2, 1), start=100, length=2)), r"data\.train\.class_names: was \['background', 'red', 'green'\], is \['background', 'green', 'red'\]", id="order"),
+    ],
+)  # fmt: skip
+def test_a_run_goes_on_with_its_own_inputs_only(tmp_path, teacher, data, named):
+    interrupted(tmp_path, tiny(3, seed=1).eval(), (Scenes(), VAL))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def go_on():
+        return bpkd_sdk.distill(teacher.eval(), tiny(3), data, output_dir=tmp_path, resume=True, **OPTIONS)
+
+    if named is None:
+        assert go_on().history[-1]["step"] == 4
+        return
+    with pytest.raises(ValueError, match=rf"started with other inputs.*\n(.*\n)*.*{named}"):
+        go_on()
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+@pytest.mark.filterwarnings("ignore:The teacher")
+def test_other_versions_are_told_and_not_refused(tmp_path):
+    interrupted(tmp_path, tiny(3, seed=1).eval(), (Scenes(), VAL))
+    file = tmp_path / "run.json"
+    facts = json.loads(file.read_text())
+    facts["parts"][-1]["versions"]["torch"] = "1.0"
+    file.write_text(json.dumps(facts))
+    with pytest.warns(UserWarning, match=r"other versions.*torch: was '1\.0', is '"):
+        bpkd_sdk.distill(tiny(3, seed=1).eval(), tiny(3), (Scenes(), VAL), output_dir=tmp_path, resume=True, **OPTIONS)
+    file.write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json is not JSON"):
+        bpkd_sdk.distill(tiny(3, seed=1).eval(), tiny(3), (Scenes(), VAL), output_dir=tmp_path, resume=True, **OPTIONS)
+
+
+def test_a_data_set_that_moved_is_the_same(tmp_path):
+    from bpkd_sdk.training.provenance import fingerprint
+
+    roots = [write_folder(tmp_path / name, NAMES[:3]) for name in ("one", "two")]
+    assert len({fingerprint(bpkd_sdk.open_dataset("folder", root)) for root in roots}) == 1
