@@ -78,7 +78,10 @@ def compare(
     contest = _contest(teacher, student, data, Budget.parse(budget), options)
     chosen = named_methods(methods, contest.train.num_classes, contest.train.ignore_index)
     if options.get("check_data", True):
-        contest.train.warn_of_absent_classes(contest.train.check())
+        contest.train.check_classes()
+        findings = contest.train.examine()
+        contest.train.check_findings(findings)
+        contest.train.warn_of_absent_classes(findings)
         contest.val.check()
     if options.get("check_teacher", True):
         contest.check_teacher()

@@ -99,20 +99,20 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
                 f"0..{count - 1}."
             )
 
-    def check(self) -> list[Finding]:
+    def check(self) -> None:
         """Read everything once and refuse what cannot be used.
 
         Images that EXIF data turn, and 16-bit images that are scaled by different depths, are warned of.
-
-        Returns:
-            What `examine` found.
 
         Raises:
             ValueError: With the list of offenders: unreadable files, images that are not uint8 RGB, labels outside the
                 classes, an image and a label of different sizes; and as `check_classes`.
         """
         self.check_classes()
-        findings = self.examine()
+        self.check_findings(self.examine())
+
+    def check_findings(self, findings: Sequence[Finding]) -> None:
+        """Raise and warn as `check`, of what `examine` returned."""
         if offenders := [finding.problem for finding in findings if finding.problem]:
             raise ValueError(
                 f"{len(offenders)} of {len(self)} samples of {self.name} cannot be used:\n{listed(offenders)}"
@@ -139,10 +139,9 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
                 "with 8 bits, or with values that fill 16 bits.",
                 stacklevel=2,
             )
-        return findings
 
     def warn_of_absent_classes(self, findings: Sequence[Finding]) -> None:
-        """Warn of the classes that no label of these findings, which `check` returned, has."""
+        """Warn of the classes that no label has, of what `examine` returned."""
         absent = absent_classes(self, findings)
         if absent and self.has_labels:
             warnings.warn(

@@ -210,10 +210,15 @@ def _check_data(train_set: SegmentationDataset, val_set: SegmentationDataset | N
     """Read all the data, if configured; return the position of the largest validation image, or of the first."""
     if not config.check_data:
         return 0
-    findings = train_set.check()
+    findings = train_set.examine()
+    train_set.check_findings(findings)
     if config.labels == "dataset":
         train_set.warn_of_absent_classes(findings)
-    sizes = [finding.size or (0, 0) for finding in val_set.check()] if val_set is not None else [(0, 0)]
+    if val_set is None:
+        return 0
+    findings = val_set.examine()
+    val_set.check_findings(findings)
+    sizes = [finding.size or (0, 0) for finding in findings]
     return max(range(len(sizes)), key=lambda index: sizes[index][0] * sizes[index][1])
 
 
