@@ -24,14 +24,7 @@ _UNNAMED = re.compile(r"((class|label)[ _-]?)?\d+", re.IGNORECASE)  # what libra
 
 
 class ClassFacts(Protocol):
-    """What is known of the classes of a network or of a data set.
-
-    The number is 0, and names and palette are empty, where they are not known.
-    """
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes; of a network the channels of its logits."""
+    """What is known of the classes of a network or of a data set; both sequences are empty when not known."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -61,8 +54,7 @@ def class_order(
         The order, or None where it is the same.
 
     Raises:
-        ValueError: If the number of classes differs, or the names are not the same names; both lists are in the
-            message.
+        ValueError: If the names are not the same names; both lists are in the message.
 
     Example:
         >>> from bpkd_sdk import NetworkSpec
@@ -71,8 +63,6 @@ def class_order(
         >>> class_order(network, data, network_name="teacher", data_name="data")
         (2, 0, 1)
     """
-    if network.num_classes:
-        check_class_count(network.num_classes, data.num_classes, network_name=network_name, data_name=data_name)
     if not match_classes:
         return None
     own, wanted = list(network.class_names), list(data.class_names)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bpkd_sdk.classes import check_mask_classes, class_order
+from bpkd_sdk.classes import check_class_count, check_mask_classes, class_order
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.errors import check_choice, import_optional
@@ -154,9 +154,12 @@ def to_onnx(
     target, spec = Path(path), get_spec(model)
     _check(target, input_size, precision, opset, spec.size_divisor)
     network = copy.deepcopy(model).cpu().float().eval()
-    check_mask_classes(spec.num_classes or _count_classes(network, input_size, spec.size_divisor))
+    classes = _count_classes(network, input_size, spec.size_divisor) or spec.num_classes
+    check_mask_classes(classes)
     if verify_on is not None:
-        class_order(spec, verify_on, network_name="The network", data_name=verify_on.name, match_classes=match_classes)
+        name = verify_on.name
+        check_class_count(classes, verify_on.num_classes, network_name="The network", data_name=name)
+        class_order(spec, verify_on, network_name="The network", data_name=name, match_classes=match_classes)
     facts = {
         "network": spec.to_dict(),
         "input_size": list(input_size),
@@ -184,7 +187,7 @@ def to_onnx(
 
 @torch.no_grad()
 def _count_classes(network: nn.Module, input_size: tuple[int, int], divisor: int) -> int:
-    """Run a network that does not say how many classes it has; 0 if it fails, which tracing then explains."""
+    """Run a network to count its classes; 0 if it fails, which tracing then explains."""
     try:
         return as_output(network(pad_to_multiple(torch.zeros(1, 3, *input_size), divisor))).logits.shape[1]
     except Exception:  # the network's own code may raise anything

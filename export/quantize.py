@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bpkd_sdk.classes import class_order, reorder_labels
+from bpkd_sdk.classes import check_class_count, class_order, reorder_labels
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.dataset import image_problem
 from bpkd_sdk.errors import import_optional
@@ -258,6 +258,8 @@ def _samples(
     order = None
     if data.has_labels:
         data.check_classes()
+        classes = _classes(source) or data.num_classes
+        check_class_count(classes, data.num_classes, network_name=str(source.path), data_name=data.name)
         order = class_order(
             source.spec,
             data,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.boundary import edge_band
-from bpkd_sdk.classes import class_order, reorder_masks
+from bpkd_sdk.classes import check_class_count, class_order, reorder_masks
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.photos import photo
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
@@ -144,6 +144,10 @@ def verify(
     order = None
     if data is not None:
         data.check_classes()
+        if data.has_labels:
+            with torch.inference_mode():
+                channels = whole_logits(network, data[0][0][None]).shape[1]
+            check_class_count(channels, data.num_classes, network_name="The network", data_name=data.name)
         order = class_order(spec, data, network_name="The network", data_name=data.name, match_classes=match_classes)
     sizes = sizes or _sizes(runtime)
     least, most = runtime.accepts.batch

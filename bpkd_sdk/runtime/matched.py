@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bpkd_sdk.classes import ClassFacts, Order, check_class_count, class_order, reorder_masks
 from bpkd_sdk.runtime.base import Runtime
+from bpkd_sdk.runtime.module import TorchRuntime
 
 
 def match_runtime(runtime: Runtime, data: ClassFacts, data_name: str, *, match_classes: bool = True) -> MatchedRuntime:
@@ -21,9 +22,14 @@ def match_runtime(runtime: Runtime, data: ClassFacts, data_name: str, *, match_c
         match_classes: False takes the runtime's classes by position, whatever their names are.
 
     Raises:
-        ValueError: If the number of classes or their names differ. Where the runtime does not know its number of
-            classes, the first call raises it.
+        ValueError: If the number of classes or their names differ. Of a module, and of a file that does not know its
+            number of classes, the first call raises it.
     """
+    # The spec of a module may be older than its classifier; its first call tells.
+    if runtime.spec.num_classes and not isinstance(runtime, TorchRuntime):
+        check_class_count(
+            runtime.spec.num_classes, len(data.class_names), network_name=runtime.name, data_name=data_name
+        )
     order = class_order(runtime.spec, data, network_name=runtime.name, data_name=data_name, match_classes=match_classes)
     return MatchedRuntime(runtime, data, data_name, order)
 
@@ -40,9 +46,8 @@ class MatchedRuntime(Runtime):
 
     def __init__(self, runtime: Runtime, data: ClassFacts, data_name: str, order: Order | None) -> None:
         names, palette = tuple(data.class_names), tuple(data.palette)
-        spec = replace(
-            runtime.spec, num_classes=runtime.spec.num_classes or len(names), class_names=names, palette=palette
-        )
+        one_logit = runtime.spec.num_classes == 1 and len(names) == 2
+        spec = replace(runtime.spec, num_classes=1 if one_logit else len(names), class_names=names, palette=palette)
         super().__init__(runtime.name, spec, runtime.metadata, runtime.device, runtime.accepts)
         self.runtime = runtime
         self.data_name = data_name

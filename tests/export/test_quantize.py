@@ -323,8 +323,8 @@ def test_bad_input(path, report, trained, data, tmp_path):
     with pytest.raises(ValueError, match=r"takes images of \[64, 64\], but shapes/val\[0\] is \[32, 64\]"):
         quantize(path, tmp_path / "q.onnx", ShapesDataset("val", length=8, size=(32, 64)))
     other = copy.deepcopy(data)
-    other.class_names = other.class_names[:5]
-    with pytest.raises(ValueError, match="tells 9 classes apart, but shapes/val has 5"):
+    other.class_names, other.palette = other.class_names[:5], other.palette[:5]
+    with pytest.raises(ValueError, match="m.onnx predicts 9 classes, but shapes/val has 5"):
         quantize(path, tmp_path / "q.onnx", other)
     proto = onnx.load(path)
     del proto.metadata_props[:]

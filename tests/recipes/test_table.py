@@ -119,7 +119,7 @@ def test_a_plan_tells_every_option():
         "precision": "bf16", "teacher_precision": "fp16", "teacher_mean": (0.1,) * 3, "teacher_std": (0.2,) * 3,
         "channels_last": True, "compile": True, "device": "cpu", "workers": 3, "evaluate_every": 123,
         "checkpoint_every": 45, "log_every": 6, "trackers": ("wandb",), "boundary_width": 9, "check_data": False,
-        "seed": 99,
+        "check_teacher": False, "match_classes": False, "seed": 99,
     }  # fmt: skip
     assert {*changes, "labels"} == {field.name for field in dataclasses.fields(TrainingConfig)}
     for name, value in changes.items():
