@@ -201,7 +201,7 @@ def _check_mask(name: str, mask: np.ndarray, image: np.ndarray | None = None) ->
     if image is not None and mask.shape != image.shape[:2]:
         raise ValueError(
             f"Expected `{name}` to have the size of the image, {image.shape[:2]}, but got {mask.shape}. "
-            f"Resize it with cv2.INTER_NEAREST, which makes up no ids."
+            f"Resize it with cv2.INTER_NEAREST_EXACT, which makes up no ids and keeps to pixel centres."
         )
 
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data.transforms import resize_label
 from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.runtime import TorchRuntime
 from bpkd_sdk.serve.overlay import BODY_COLOR, EDGE_COLOR, draw_difference, draw_overlay, picture_png
@@ -67,13 +68,17 @@ def write_report(
 
 def _scene(runs: Mapping[str, TrainingResult], val: SegmentationDataset, index: int) -> tuple[list[np.ndarray], str]:
     image, label = val[index]
-    masks = [_enlarge(_predict(run, image), nearest=True) for run in runs.values()]
-    picture, truth = _enlarge(image.permute(1, 2, 0).numpy()), _enlarge(label.numpy(), nearest=True)
+    factor = max(1, round(SCENE_HEIGHT / image.shape[1]))
+    size = factor * image.shape[1], factor * image.shape[2]
+    masks = [_enlarged_mask(_predict(run, image), size) for run in runs.values()]
+    truth = _enlarged_mask(label, size)
+    picture = np.asarray(
+        cv2.resize(image.permute(1, 2, 0).numpy(), size[::-1], interpolation=cv2.INTER_CUBIC), np.uint8
+    )
     overlays = [
         draw_overlay(picture, mask, val.palette, alpha=0.45, ignore_index=val.ignore_index) for mask in (truth, *masks)
     ]
-    scale = len(picture) / image.shape[1]
-    band = 2 * round(3 * scale) + 1
+    band = 2 * round(3 * factor) + 1
     difference, share = draw_difference(
         picture, masks[0], masks[-1], label=truth, edge_width=band, ignore_index=val.ignore_index
     )
@@ -81,14 +86,12 @@ def _scene(runs: Mapping[str, TrainingResult], val: SegmentationDataset, index: 
     return [*overlays, difference], note
 
 
-def _predict(run: TrainingResult, image: torch.Tensor) -> np.ndarray:
-    return np.asarray(TorchRuntime(run.model).segment(image[None])[0].cpu().numpy())
+def _predict(run: TrainingResult, image: torch.Tensor) -> torch.Tensor:
+    return TorchRuntime(run.model).segment(image[None])[0].cpu()
 
 
-def _enlarge(picture: np.ndarray, *, nearest: bool = False) -> np.ndarray:
-    factor = max(1, round(SCENE_HEIGHT / len(picture)))
-    mode = cv2.INTER_NEAREST if nearest else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(picture, None, fx=factor, fy=factor, interpolation=mode))
+def _enlarged_mask(mask: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(resize_label(mask, size).numpy())
 
 
 def _headings(columns: list[str], width: int) -> np.ndarray:

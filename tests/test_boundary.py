@@ -147,3 +147,33 @@ def test_bad_input_is_named(arguments, message):
 def test_float_labels_are_refused():
     with pytest.raises(TypeError, match="integer labels"):
         edge_masks(torch.zeros(1, 4, 4), 3, (2, 2))
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["down", "right"])
+@pytest.mark.parametrize("width", [3, 7])
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [
+        pytest.param((64, 96), (8, 12), id="stride-8"),
+        pytest.param((64, 96), (16, 24), id="stride-4"),
+        pytest.param((61, 97), (8, 13), id="odd"),
+        pytest.param((64, 96), (9, 11), id="odd-grid"),
+        pytest.param((48, 48), (48, 48), id="same-size"),
+        pytest.param((32, 40), (47, 61), id="finer-than-labels"),
+    ],
+)
+def test_masks_lie_where_resized_logits_do(size, grid, width, axis):
+    """A mask resized to the labels, as logits are in the cross-entropy, has its middle on the labels' edge.
+
+    One edge may be off by up to half a cell, since a cell is coarser than a pixel; the mean over all places must not.
+    """
+    margin = 2 * size[axis] // grid[axis] + width
+    offsets = []
+    for place in range(margin, size[axis] - margin + 1):
+        labels = torch.zeros(1, *size, dtype=torch.uint8)
+        labels.narrow(axis + 1, place, size[axis] - place).fill_(1)
+        mask = edge_masks(labels, 2, grid, width)[:, :1]
+        resized = torch.nn.functional.interpolate(mask, size, mode="bilinear", align_corners=False)[0, 0]
+        profile = resized.double().mean(1 - axis)
+        offsets.append((profile @ (torch.arange(size[axis]) + 0.5).double() / profile.sum()).item() - place)
+    assert abs(np.mean(offsets)) < 0.01

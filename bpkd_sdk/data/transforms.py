@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ IMAGE_FILL = (124, 116, 104)  # ImageNet's mean colour, so that padding is near 
 
 
 class RandomScale(v2.Transform):  # type: ignore[misc]
-    """Resize image and label by one random factor, keeping the ratio of the sides.
+    """Resize image and label by one random factor about pixel centres, keeping the ratio of the sides.
 
     Args:
         scale: Lowest and highest factor; drawn uniformly.
@@ -34,8 +35,46 @@ class RandomScale(v2.Transform):  # type: ignore[misc]
         return {"size": list(scaled_size((height, width), factor, self.base_size))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Bilinear with antialiasing for images, nearest for labels."""
+        """Resizes images bilinearly with antialiasing, and labels by `resize_label`."""
+        if isinstance(inpt, tv_tensors.Mask):  # torchvision's own kernel for masks ignores pixel centres
+            return tv_tensors.wrap(resize_label(inpt.as_subclass(Tensor), params["size"]), like=inpt)
         return v2.functional.resize(inpt, params["size"], antialias=True)
+
+
+def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
+    """Resizes a label map: each output pixel takes the label pixel whose centre is nearest to its own centre.
+
+    The centre of output row i lies at (i + 0.5) H / h rows of the label, as in bilinear resizing of images. This is the
+    rule of torch's "nearest-exact", except where the centre lies exactly between two pixels, as it does everywhere at
+    half the size. There, "nearest-exact" takes the later pixel, which moves all labels by a quarter of an output pixel.
+    Here, even output pixels take the later one and odd output pixels the earlier one, so that the mean offset is 0.
+
+    Args:
+        label: Integers (..., H, W).
+        size: (h, w) of the result.
+
+    Returns:
+        (..., h, w) of the same dtype; every value is copied, so that all ids stay exact.
+
+    Example:
+        >>> resize_label(torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7]]), (1, 4)).tolist()
+        [[1, 2, 5, 6]]
+        >>> resize_label(torch.tensor([[0, 1, 2, 3]]), (1, 8)).tolist()
+        [[0, 0, 1, 1, 2, 2, 3, 3]]
+    """
+    rows, columns = (
+        _nearest_pixels(length, cells, label.device) for length, cells in zip(label.shape[-2:], size, strict=True)
+    )
+    return label.index_select(-1, columns).index_select(-2, rows)
+
+
+def _nearest_pixels(length: int, cells: int, device: torch.device) -> Tensor:
+    """Index of the nearest of `length` pixels for each of `cells` output pixels, in exact integer arithmetic."""
+    cell = torch.arange(cells, device=device)
+    centre = (2 * cell + 1) * length  # in units of 1 / (2 cells) pixels
+    pixel = centre // (2 * cells)
+    is_tie = centre % (2 * cells) == 0
+    return pixel - (is_tie & (cell % 2 == 1)).long()
 
 
 class VariedCrop(v2.Transform):  # type: ignore[misc]

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 
 from bpkd_sdk.data.dataset import read_label
+from bpkd_sdk.data.transforms import resize_label
+from bpkd_sdk.images import read_image
 from bpkd_sdk.models.spec import Color
 from bpkd_sdk.serve.answers import mask_png
-from bpkd_sdk.serve.images import read_image
 from bpkd_sdk.serve.limits import Limits, read_bounded, read_stranger
 from bpkd_sdk.serve.networks import Network
 from bpkd_sdk.serve.overlay import Difference, draw_difference, draw_overlay
@@ -52,7 +54,7 @@ class Seen:
         """Keep what the page needs of a prediction."""
         return cls(
             mask_png(prediction),
-            to_page(prediction.mask, cv2.INTER_NEAREST),
+            to_page(prediction.mask, cv2.INTER_NEAREST_EXACT),
             prediction.class_names,
             prediction.palette,
             prediction.timings,
@@ -194,12 +196,18 @@ def _draw(
 
 
 def to_page(picture: np.ndarray, way: int = cv2.INTER_CUBIC) -> np.ndarray:
-    """A picture (H, W, 3), or a mask (H, W) by cv2.INTER_NEAREST, at the size of the page."""
+    """Resizes a picture (H, W, 3), or with `way` cv2.INTER_NEAREST_EXACT a mask (H, W), to the size of the page.
+
+    Masks are resized by `resize_label`, so that they lie where the picture does. OpenCV's own way differs from it only
+    where two pixels are equally near; cv2.INTER_NEAREST means the same here.
+    """
     scale = _scale(picture)
-    if scale < 1 and way != cv2.INTER_NEAREST:
-        way = cv2.INTER_AREA
+    if scale == 1:
+        return picture
     height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
-    return picture if scale == 1 else np.asarray(cv2.resize(picture, (width, height), interpolation=way))
+    if way in (cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT):
+        return np.asarray(resize_label(torch.tensor(picture), (height, width)).numpy())
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else way))
 
 
 def _scale(picture: np.ndarray) -> float:

@@ -2,17 +2,24 @@
 
 import colorsys
 
+import numpy as np
 import pytest
 import torch
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.data.transforms import (
+    IMAGE_FILL,
+    PadTo,
     PhotometricDistortion,
+    RandomScale,
+    VariedCrop,
     adjust_brightness,
     adjust_contrast,
     adjust_saturation,
     augment,
+    resize_label,
     training_transform,
 )
 from bpkd_sdk.training.config import TrainingConfig
@@ -161,3 +168,108 @@ def test_void_does_not_count_as_a_class_that_fills_a_crop():
     transform = training_transform((64, 64), ignore_index=255, scale=(1.0, 1.0), max_class_share=0.75)
     _, crop = augment(transform, torch.zeros(3, 64, 64, dtype=torch.uint8), label)
     assert crop.unique().tolist() == [1, 2, 255]
+
+
+SCALES = np.linspace(0.5, 2, 31).tolist()
+SIZES = [pytest.param((40, 56), id="even"), pytest.param((39, 55), id="odd")]
+LIGHT = 200
+
+
+def two_edges(size, row, column):
+    """An image and its label with two edges: red is light from a row on, green is light from a column on."""
+    below, beside = torch.zeros(2, *size, dtype=torch.uint8)
+    below[row:], beside[:, column:] = 1, 1
+    return torch.stack([below, beside, below]) * LIGHT, 2 * below + beside
+
+
+def label_offsets(transform, size, margin=10):
+    """How many pixels the edges of labels lie below and to the right of the image's, for edges at all places: (n, 2).
+
+    An edge is measured by the area of what is light, on the pixels that are not void. Edges that a crop has lost are
+    nan. The places lie symmetrically about the middle of the image, each is used once.
+    """
+    found = []
+    count = min(size) - 2 * margin + 1
+    for place in range(count):
+        pair = augment(transform, *two_edges(size, *((side - count + 1) // 2 + place for side in size)))
+        image, label = (tensor.numpy() for tensor in pair)
+        known = label != 255
+        assert (image[:, ~known].T == IMAGE_FILL).all()
+        found.append([])
+        for axis, is_light in enumerate((label >= 2, label % 2 == 1)):
+            shift = (image[axis][known] / LIGHT).sum() - is_light[known].sum()
+            found[-1].append(shift / known.any(axis).sum() if 0 < is_light[known].mean() < 1 else np.nan)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("base_size", [None, (90, 90), (33, 31)], ids=["own-size", "larger", "smaller"])
+def test_scaled_labels_stay_on_their_edges(size, base_size):
+    means = [label_offsets(RandomScale((scale, scale), base_size), size).mean(0) for scale in SCALES]
+    assert np.abs(np.mean(means, axis=0)).max() < 0.02
+    assert np.abs(means).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("size", "base_size"), [((52, 64), (32, 26)), ((64, 84), (63, 48)), ((64, 96), (24, 16))], ids=str
+)
+def test_labels_between_two_pixels_take_both_alike(size, base_size):
+    """At 1/2, 3/4 and 1/4 many centres lie between two pixels; "nearest-exact" would move labels by up to 0.25."""
+    assert np.abs(label_offsets(RandomScale((1, 1), base_size), size, margin=12).mean(0)).max() < 0.05
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "transform",
+    [
+        pytest.param(VariedCrop((31, 40), 255, 1.0), id="crop"),
+        pytest.param(VariedCrop((31, 40), 255, 0.75), id="varied-crop"),
+        pytest.param(v2.RandomHorizontalFlip(1.0), id="flip"),
+        pytest.param(PadTo((80, 81), 255), id="pad"),
+    ],
+)
+def test_crops_flips_and_padding_move_nothing(transform, size):
+    torch.manual_seed(0)
+    found = label_offsets(transform, size)
+    assert np.isfinite(found).sum() > 20
+    assert np.nanmax(np.abs(found)) < 1e-5
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("base_size", [None, (70, 52)], ids=["own-size", "base-size"])
+def test_training_keeps_labels_on_their_edges(size, base_size):
+    torch.manual_seed(0)
+    transform = training_transform((57, 64), ignore_index=255, base_size=base_size)
+    transform.transforms = [part for part in transform.transforms if not isinstance(part, PhotometricDistortion)]
+    found = np.concatenate([label_offsets(transform, size) for _ in SCALES])
+    assert np.isfinite(found).sum(0).min() > 500
+    assert np.abs(np.nanmean(found, axis=0)).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ids"),
+    [
+        pytest.param(torch.uint8, [0, 7, 254, 255], id="uint8"),
+        pytest.param(torch.int64, [-1, 0, 255, 2**24 - 1, 2**24 + 1, 2**40 + 1], id="int64"),
+        pytest.param(torch.int16, [-1, 0, 300], id="int16"),
+    ],
+)
+@pytest.mark.parametrize("scale", [0.5, 0.83, 1.0, 1.7])
+def test_scaled_labels_keep_type_and_ids(dtype, ids, scale):
+    label = torch.tensor(ids, dtype=dtype).repeat_interleave(8).expand(24, -1)
+    image, scaled = augment(RandomScale((scale, scale)), torch.zeros(3, *label.shape, dtype=torch.uint8), label)
+    assert scaled.dtype == dtype
+    assert scaled.shape == image.shape[1:]
+    assert scaled.unique().tolist() == ids
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 12, 64, 97])
+@pytest.mark.parametrize("cells", [1, 3, 6, 32, 97, 150, 194])
+def test_no_label_pixel_is_nearer_than_the_one_taken(length, cells):
+    taken = resize_label(torch.arange(length)[None], (1, cells))[0]
+    centres, pixels = (2 * torch.arange(cells) + 1) * length, (2 * torch.arange(length) + 1) * cells
+    distances = (centres[:, None] - pixels).abs()  # in units of 1 / (2 cells) pixels
+    assert torch.equal(distances.gather(1, taken[:, None])[:, 0], distances.amin(1))
+    unique = (distances == distances.amin(1, keepdim=True)).sum(1) == 1
+    exact = torch.nn.functional.interpolate(torch.arange(length)[None, None].double(), cells, mode="nearest-exact")
+    assert torch.equal(taken[unique], exact[0, 0].long()[unique])

@@ -14,6 +14,7 @@ from bpkd_sdk.data.sizes import scaled_size
 from bpkd_sdk.evaluation.protocol import Protocol
 from bpkd_sdk.runtime import TorchRuntime
 from bpkd_sdk.runtime.inference import resized_bands, sliding_bands
+from tests.edges import Brightness, images_with_edges, mask_offsets
 from tests.networks import tiny
 
 
@@ -208,3 +209,28 @@ def test_sizes_of_the_papers_data_sets(size, base, expected):
 def test_settings_that_make_no_sense(settings, message):
     with pytest.raises(ValueError, match=message):
         Protocol(**settings)
+
+
+@pytest.mark.parametrize("network", [(1, 1), (4, 8)], ids=["stride-1", "stride-4"])
+@pytest.mark.parametrize("size", [(80, 8), (79, 9)], ids=["even", "odd"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="whole"),
+        pytest.param({"base_size": (40, 40)}, id="half-size"),
+        pytest.param({"base_size": (62, 62)}, id="smaller"),
+        pytest.param({"base_size": (111, 111)}, id="larger"),
+        pytest.param({"scales": (0.5, 1.0, 1.75), "flip": True}, id="scales-and-flip"),
+        pytest.param({"mode": "slide", "crop_size": (48, 48)}, id="slide"),
+        pytest.param(
+            {"mode": "slide", "crop_size": (56, 56), "stride": (43, 43), "base_size": (100, 100), "flip": True},
+            id="all-together",
+        ),
+    ],
+)
+def test_masks_lie_on_the_edges_of_images(settings, size, network):
+    runtime = TorchRuntime(Brightness(*network).eval())
+    for axis, images_size in enumerate((size, size[::-1])):
+        images, places = images_with_edges(images_size, axis)
+        masks = Protocol(**settings).segment(runtime, images, batch_size=64)
+        assert abs(mask_offsets(masks, places, axis).mean()) < 0.05

@@ -17,6 +17,7 @@ from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import onnx as onnx_export
 from bpkd_sdk.export import to_onnx
 from bpkd_sdk.runtime.onnx import OnnxRuntime
+from tests.edges import Brightness, images_with_edges, mask_offsets
 from tests.networks import tiny
 
 
@@ -353,3 +354,14 @@ def test_images_that_the_segmenter_does_not_take(path):
     ):
         with pytest.raises(ValueError, match=r"Expected images uint8 \(N, H, W, 3\), but got"):
             OnnxRuntime(path)(images)
+
+
+@pytest.mark.parametrize("dynamic_size", [False, True])
+def test_masks_of_a_file_lie_on_the_edges_of_images(tmp_path, dynamic_size):
+    """The logits have a quarter of the padded images' size; the file resizes them, and cuts off what was padded."""
+    size = (46, 61)
+    path = to_onnx(Brightness(4, 8), tmp_path / "m.onnx", input_size=size, dynamic_size=dynamic_size).path
+    for axis in (0, 1):
+        images, places = images_with_edges(size, axis)
+        masks = torch.from_numpy(OnnxRuntime(path)(images.permute(0, 2, 3, 1).numpy()))
+        assert abs(mask_offsets(masks, places, axis).mean()) < 0.05

@@ -311,3 +311,24 @@ def test_the_visitors_that_are_kept_fit_into_the_memory(networks):
     page.close()
     assert page.max_file_size < limits.any_body
     assert page._queue.max_size == 7
+
+
+@pytest.mark.parametrize("side", [2 * SIDE, 4 * SIDE // 3, 1999, SIDE + 1, SIDE, SIDE // 2, 301], ids=str)
+@pytest.mark.parametrize("axis", [0, 1], ids=["down", "right"])
+def test_masks_on_the_page_lie_on_the_edges_of_the_picture(side, axis):
+    offsets = []
+    for place in range(12, side - 12, 11):
+        mask = np.zeros((side, 4) if axis == 0 else (4, side), np.uint8)
+        (mask if axis == 0 else mask.T)[place:] = 1
+        picture = to_page(np.repeat(60 + 130 * mask[..., None], 3, 2))
+        shown = to_page(mask, cv2.INTER_NEAREST_EXACT)
+        assert shown.shape == picture.shape[:2]
+        offsets.append(((picture[..., 0] - 60.0) / 130 - shown).sum() / shown.shape[1 - axis])
+    assert abs(np.mean(offsets)) < 0.05
+
+
+def test_masks_on_the_page_are_those_of_opencv_where_one_pixel_is_nearest():
+    mask = np.random.default_rng(0).integers(0, 9, (5, 1999), np.uint8)
+    shown = to_page(mask, cv2.INTER_NEAREST_EXACT)
+    expected = cv2.resize(mask, shown.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    np.testing.assert_array_equal(shown, expected)

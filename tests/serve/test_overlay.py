@@ -181,3 +181,8 @@ def test_void_is_not_compared():
 def test_a_difference_names_the_mask_that_does_not_fit():
     with pytest.raises(ValueError, match="`student` to have the size of the image"):
         draw_difference(grey(3, 4), STEP, STEP[:2])
+
+
+def test_a_mask_of_another_size_must_be_resized_about_pixel_centres():
+    with pytest.raises(ValueError, match="Resize it with cv2.INTER_NEAREST_EXACT"):
+        draw_overlay(grey(6, 8), STEP, PALETTE)
