@@ -66,7 +66,9 @@ def memory_contrast(student: Tensor, teacher: Tensor, memory: Tensor, *, tempera
 class CIRKDLoss(WeightedTerms):
     """Cross-image relational distillation: {"kd", "minibatch_pixel", "memory_pixel", "memory_region"}.
 
-    The memory belongs to the method: it is in its state dict, bounded by `pixel_queue` and `region_queue`.
+    The memory belongs to the method: it is in its state dict, bounded by `pixel_queue` and `region_queue`. Positions
+    enter it under the labels that floor-nearest gives them, as in the authors' code: at stride s the label's pixel lies
+    (s - 1) / 2 pixels above and to the left of the position's centre, see `bpkd_sdk.losses.method.labels_at`.
 
     Args:
         num_classes: C; None: that of the first logits.

@@ -46,12 +46,14 @@ def feature_variation(
 ) -> Tensor:
     """L_ifv = 1 / (N h w) sum over images and positions of (v^S - v^T)^2, v the cosine with the own class's mean.
 
-    Means are per image, and gradients flow through them. Void positions add nothing, but are counted.
+    Means are per image, and gradients flow through them. Void positions add nothing, but are counted. Each position
+    takes its label by floor-nearest, as in the authors' code: at stride s the label's pixel lies (s - 1) / 2 pixels
+    above and to the left of the position's centre, see `labels_at`.
 
     Args:
         student: Features (N, D_S, h, w), float32 or float64.
         teacher: Features (N, D_T, h, w), constant.
-        labels: (N, H, W) integers in [0, num_classes) or `ignore_index`; the nearest to each position counts.
+        labels: (N, H, W) integers in [0, num_classes) or `ignore_index`.
         num_classes: C, 1 to 256.
         ignore_index: The void label.
 
