@@ -1,8 +1,9 @@
 """Checks a teacher on a few training images before the first step, so that a wrongly connected one is noticed.
 
 The teacher runs on a few crops, about 0.26 million pixels in all, and its outputs are compared with the labels. Where
-they leave room for improvement, it runs on the same crops in BGR order and under other common normalisations. An
-alternative is named only if it fits the labels clearly better, so that a right but weak teacher is not accused.
+they leave room for improvement, it also runs on the first crop in BGR order and under other common normalisations. The
+best of these runs on all crops, and is named if it fits the labels clearly better: a right but weak teacher is not
+accused.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def _random_state_kept(device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Sample:
-    """An image uint8 (3, H, W) and its label int64 (H, W), `VOID` where nothing is labelled."""
+    """An image uint8 (3, H, W) and its label int16 (H, W), `VOID` where nothing is labelled."""
 
     image: Tensor
     label: Tensor
@@ -161,52 +162,51 @@ def _read_samples(dataset: SegmentationDataset, base_size: Size | None) -> list[
     """Read images that are spread evenly over a data set, more than `MOST_CROPS` only in search of a second class."""
     count = min(len(dataset), MOST_READ)
     spread = [(2 * index + 1) * len(dataset) // (2 * count) for index in range(count)]
-    every = max(1, count // MOST_CROPS)
+    gap = max(1, count // MOST_CROPS)
     samples: list[_Sample] = []
     classes: set[int] = set()
-    for start in range(every):
-        for index in spread[start::every]:
-            if len(samples) >= MOST_CROPS and (len(classes) > 1 or not dataset.has_labels):
-                return samples
-            samples.append(_read(dataset, index, base_size))
-            classes |= set(torch.unique(samples[-1].label).tolist()) - {VOID}
+    for index in (index for start in range(gap) for index in spread[start::gap]):
+        if len(samples) >= MOST_CROPS and (len(classes) > 1 or not dataset.has_labels):
+            break
+        samples.append(_read(dataset, index, base_size))
+        classes |= set(torch.unique(samples[-1].label[::4, ::4]).tolist()) - {VOID}
     return samples
 
 
 def _read(dataset: SegmentationDataset, index: int, base_size: Size | None) -> _Sample:
     image, label = dataset[index]
-    label = label.long()
+    label = label.int()  # a uint8 could not be compared with an ignore index outside 0..255
     known = (label >= 0) & (label < dataset.num_classes) & (label != dataset.ignore_index)
-    label = torch.where(known, label, VOID) if dataset.has_labels else torch.full_like(label, VOID)
+    label = torch.where(known, label, VOID).short() if dataset.has_labels else torch.full(label.shape, VOID).short()
     if base_size is not None:
         size = scaled_size((image.shape[1], image.shape[2]), 1.0, base_size)
         image = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round().byte()
-        label = F.interpolate(label[None, None].float(), size, mode="nearest-exact")[0, 0].long()
+        label = F.interpolate(label[None, None].float(), size, mode="nearest-exact")[0, 0].short()
     return _Sample(image, label)
 
 
 def _run_on_crops(network: _Network, samples: Sequence[_Sample], crop_size: Size) -> tuple[list[_Sample], list[Tensor]]:
     """Cut crops that the network takes, and run it on them."""
-    crops = _cut(samples, [network.window(sample.size, crop_size) for sample in samples])
+    crops = _cut(samples, [network.crop_size(sample.size, crop_size) for sample in samples])
     try:
-        return crops, network(crops, network.view)
+        return crops, network(crops, network.given)
     except (RuntimeError, ValueError, AssertionError):  # some modules take the size of the training crops only
         if isinstance(network.teacher, Runtime) or all(crop.size == crop_size for crop in crops):
             raise
     crops = _cut(samples, [crop_size] * len(samples))
-    return crops, network(crops, network.view)
+    return crops, network(crops, network.given)
 
 
 def _cut(samples: Sequence[_Sample], sizes: Sequence[Size]) -> list[_Sample]:
-    """Cut a crop of the most mixed classes out of each sample, and keep the most mixed crops."""
+    """Cut a crop of the most mixed classes out of each sample, and keep the most mixed crops, the best first."""
     crops = []
     for sample, size in zip(samples, sizes, strict=True):
         (top, left), mixture = _most_mixed_place(sample.label, size)
         image, label = (part[..., top : top + size[0], left : left + size[1]] for part in (sample.image, sample.label))
-        crops.append((mixture, _padded(_Sample(image, label), size)))
-    crops.sort(key=lambda crop: -crop[0])
+        crops.append((mixture, int((label != VOID).sum()), _padded(_Sample(image, label), size)))
+    crops.sort(key=lambda crop: crop[:2], reverse=True)
     count = min(MOST_CROPS, max(FEWEST_CROPS, MOST_PIXELS // max(map(math.prod, sizes))))
-    return [crop for _, crop in crops[:count]]
+    return [crop for _, _, crop in crops[:count]]
 
 
 def _most_mixed_place(label: Tensor, size: Size) -> tuple[Size, float]:
@@ -217,14 +217,14 @@ def _most_mixed_place(label: Tensor, size: Size) -> tuple[Size, float]:
     """
     step = max(1, max(label.shape) // 64)
     grid = label[step // 2 :: step, step // 2 :: step]
-    window = tuple(min(-(-side // step), cells) for side, cells in zip(size, grid.shape, strict=True))
+    height, width = (min(-(-side // step), cells) for side, cells in zip(size, grid.shape, strict=True))
     classes = torch.unique(grid)
     masks = (grid == classes[classes != VOID].view(-1, 1, 1)).float()
     limits = [max(0, whole - side) for whole, side in zip(label.shape, size, strict=True)]
     middle = (limits[0] // 2, limits[1] // 2)
     if not len(masks):
         return middle, 0.0
-    shares = F.avg_pool2d(masks[None], window, stride=1)[0]
+    shares = F.avg_pool2d(F.avg_pool2d(masks, (height, 1), stride=1), (1, width), stride=1)
     entropy = torch.special.entr(shares).sum(0)
     mixture, place = entropy.flatten().max(0)
     if mixture <= 0:
@@ -239,34 +239,34 @@ def _padded(sample: _Sample, size: Size) -> _Sample:
     if (height, width) == size:
         return sample
     image = torch.tensor(IMAGE_FILL, dtype=torch.uint8).view(3, 1, 1).repeat(1, *size)
-    label = torch.full(size, VOID)
+    label = torch.full(size, VOID, dtype=torch.int16)
     image[:, :height, :width], label[:height, :width] = sample.image, sample.label
     return _Sample(image, label)
 
 
 @dataclass(frozen=True)
-class _View:
+class _InputFormat:
     """A way to feed images to a network.
 
     Attributes:
         name: What a finding calls the normalisation; empty for the given one.
         mean: Per RGB channel, of images in 0..1.
         std: Likewise.
-        swapped: Whether the normalised channels are put in BGR order.
+        is_bgr: Whether the channels are in BGR order, after they are normalised.
     """
 
     name: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    swapped: bool = False
+    is_bgr: bool = False
 
 
 NORMALIZATIONS = (
-    _View("ImageNet's mean and std", IMAGENET_MEAN, IMAGENET_STD),
-    _View("mean and std 0.5", (0.5,) * 3, (0.5,) * 3),
-    _View("values in 0..1", (0.0,) * 3, (1.0,) * 3),
-    _View("values in 0..255", (0.0,) * 3, (1 / 255,) * 3),
-    _View("values in 0..255 minus ImageNet's mean", IMAGENET_MEAN, (1 / 255,) * 3, swapped=True),  # Caffe
+    _InputFormat("ImageNet's mean and std", IMAGENET_MEAN, IMAGENET_STD),
+    _InputFormat("mean and std 0.5", (0.5,) * 3, (0.5,) * 3),
+    _InputFormat("values in 0..1", (0.0,) * 3, (1.0,) * 3),
+    _InputFormat("values in 0..255", (0.0,) * 3, (1 / 255,) * 3),
+    _InputFormat("values in 0..255 minus ImageNet's mean", IMAGENET_MEAN, (1 / 255,) * 3),  # Caffe's, in BGR order
 )
 
 
@@ -290,17 +290,26 @@ class _Network:
             self.module = getattr(teacher, "_orig_mod", teacher).to(device)
             self.device, self.spec, self.accepts = device, get_spec(teacher), Accepts()
             self.normalizes_inside = False
-        self.view = _View("", self.spec.mean, self.spec.std)
+        self.given = _InputFormat("", self.spec.mean, self.spec.std)
 
-    def window(self, image: Size, crop_size: Size) -> Size:
+    def other_formats(self) -> Iterator[_InputFormat]:
+        """Yield the normalisations in both orders of the channels, without the given one."""
+        given = self.given
+        yield replace(given, is_bgr=True)
+        if not self.normalizes_inside:
+            for other in NORMALIZATIONS:
+                if (other.mean, other.std) != (given.mean, given.std):
+                    yield from (other, replace(other, is_bgr=True))
+
+    def crop_size(self, image: Size, largest: Size) -> Size:
         """Choose the size of a crop: at most that of training, and few pixels, where the network takes it."""
-        sides = [min(pair) for pair in zip(image, crop_size, strict=True)]
+        sides = [min(pair) for pair in zip(image, largest, strict=True)]
         shrink = min(1.0, math.sqrt(MOST_PIXELS / MOST_CROPS / math.prod(sides)))
         divisor = self.spec.size_divisor
         height, width = (max(divisor, int(side * shrink) // divisor * divisor) for side in sides)
         return _clamped(height, self.accepts.height), _clamped(width, self.accepts.width)
 
-    def __call__(self, crops: Sequence[_Sample], view: _View) -> list[Tensor]:
+    def __call__(self, crops: Sequence[_Sample], input_format: _InputFormat) -> list[Tensor]:
         """Run on crops.
 
         Returns:
@@ -312,15 +321,15 @@ class _Network:
         for start in range(0, len(crops), most):
             chunk = [crop.image for crop in crops[start : start + most]]
             filled = chunk + chunk[-1:] * (least - len(chunk))
-            outputs.extend(self._run(torch.stack(filled).to(self.device), view)[: len(chunk)])
+            outputs.extend(self._run(torch.stack(filled).to(self.device), input_format)[: len(chunk)])
         return outputs
 
-    def _run(self, images: Tensor, view: _View) -> Tensor:
+    def _run(self, images: Tensor, input_format: _InputFormat) -> Tensor:
         if isinstance(self.teacher, Runtime) and self.normalizes_inside:
-            images = images.flip(1) if view.swapped else images
+            images = images.flip(1) if input_format.is_bgr else images
             return self.teacher.infer(images.permute(0, 2, 3, 1).contiguous())
-        inputs = replace(self.spec, mean=view.mean, std=view.std).normalize(images)
-        inputs = inputs.flip(1) if view.swapped else inputs.contiguous()
+        inputs = replace(self.spec, mean=input_format.mean, std=input_format.std).normalize(images)
+        inputs = inputs.flip(1) if input_format.is_bgr else inputs.contiguous()
         if isinstance(self.teacher, Runtime):
             return self.teacher.infer(inputs)
         half = self.dtype != torch.float32
@@ -339,12 +348,12 @@ def _check_finite(network: _Network, crops: Sequence[_Sample], outputs: Sequence
     if not any(wrong):
         return
     if isinstance(network.teacher, Runtime):
-        advice = f"{network.teacher.name} has precision {network.teacher.metadata['precision']}"
-        advice += ": export it again with precision='fp32', from weights that are finite."
+        precision = network.teacher.metadata["precision"]
+        advice = f"Its precision is {precision}: export it again with precision='fp32', from weights that are finite."
     elif network.dtype != torch.float32:
         name = str(network.dtype).removeprefix("torch.")
         network.dtype = torch.float32
-        if any(_not_finite(network(crops, network.view))):
+        if any(_not_finite(network(crops, network.given))):
             advice = f"They are not finite in float32 either, so {name} is not the reason: check its weights."
         else:
             advice = f"In float32 they are finite, in {name} not: pass teacher_precision='fp32'."
@@ -366,21 +375,27 @@ def _is_constant(crops: Sequence[_Sample], outputs: Sequence[Tensor]) -> bool:
     images = [crop.image for crop in crops]
     if max(int(image.max()) for image in images) - min(int(image.min()) for image in images) < 16:
         return False
-    lowest = torch.stack([output.flatten(1).amin(1) for output in outputs]).amin(0)
-    highest = torch.stack([output.flatten(1).amax(1) for output in outputs]).amax(0)
+    lowest, highest = _ranges(outputs)
     return bool((highest - lowest).max() <= 1e-4 * torch.maximum(highest.abs(), lowest.abs()).max())
 
 
 def _output_kind(outputs: Sequence[Tensor]) -> Kind:
     """Tell logits from probabilities, whose sum over the classes is 1, and from sigmoids, which are in 0..1 too."""
-    lowest, highest = min(float(output.min()) for output in outputs), max(float(output.max()) for output in outputs)
-    if lowest < 0 or highest > 1.001:
+    lowest, highest = _ranges(outputs)
+    if lowest.min() < 0 or highest.max() > 1.001:
         return "logits"
     tolerance = max(1e-3, torch.finfo(outputs[0].dtype).eps)
     sums = torch.cat([output.float().sum(0).flatten() for output in outputs])
     if float(((sums - 1).abs() <= tolerance).float().mean()) > 0.99:
         return "probabilities"
-    return "sigmoids" if highest - lowest > 0.5 else "logits"  # random weights may give small values of one sign
+    # Random weights too may give small values of one sign, but not ones that vary so much.
+    return "sigmoids" if (highest - lowest).max() > 0.5 else "logits"
+
+
+def _ranges(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the lowest and the highest value of each class, (C,) each."""
+    lowest = torch.stack([output.flatten(1).amin(1) for output in outputs]).amin(0)
+    return lowest, torch.stack([output.flatten(1).amax(1) for output in outputs]).amax(0)
 
 
 def _kind_finding(network: _Network, kind: Kind, images: str) -> str:
@@ -424,11 +439,11 @@ class _Fit:
 
     @property
     def accuracy(self) -> float:
-        return float(self.hits.sum()) / self.total
+        return float(self.hits.sum()) / max(1.0, self.total)
 
     @property
     def cross_entropy(self) -> float:
-        return float(self.losses.sum()) / self.total
+        return float(self.losses.sum()) / max(1.0, self.total)
 
     @property
     def most_frequent(self) -> float:
@@ -449,15 +464,17 @@ class _Fit:
     def is_chance(self) -> bool:
         """Whether constant answers fit as well.
 
-        The mean recall protects a teacher of a weighted loss, which gives rare classes more pixels than they have.
+        A teacher of a weighted loss gives rare classes more pixels than they have; its mean recall tells it from
+        chance, unless it errs more than twice as often as a constant answer.
         """
         counts, hits = self.counts.sum(0), self.hits.sum(0)
         present = counts > 0
         recall = float((hits[present] / counts[present]).mean())
+        error, constant_error = 1 - self.accuracy, 1 - self.most_frequent
         return (
-            1 - self.accuracy >= 0.95 * (1 - self.most_frequent)
-            and self.cross_entropy >= self.entropy
-            and recall <= (1 + 1 / int(present.sum())) / 2
+            self.cross_entropy >= self.entropy
+            and error >= 0.95 * constant_error
+            and (recall <= (1 + 1 / int(present.sum())) / 2 or error > 2 * constant_error)
         )
 
     def is_clearly_better(self, other: _Fit) -> bool:
@@ -477,7 +494,7 @@ def _measure(crops: Sequence[_Sample], outputs: Sequence[Tensor], kind: Kind) ->
     losses, counts, hits = [], [], []
     for crop, output in zip(crops, outputs, strict=True):
         logits = _as_logits(_at_every_second_pixel(output.float(), crop.size), kind)
-        label = crop.label[::2, ::2].to(logits.device)
+        label = crop.label[::2, ::2].to(logits.device).long()
         label = torch.where(label < len(logits), label, VOID)
         losses.append(F.cross_entropy(logits[None], label[None], ignore_index=VOID, reduction="sum"))
         own = label.clamp(min=0)[None]
@@ -486,7 +503,7 @@ def _measure(crops: Sequence[_Sample], outputs: Sequence[Tensor], kind: Kind) ->
         known = label != VOID
         counts.append(torch.bincount(label[known], minlength=len(logits)))
         hits.append(torch.bincount(label[known & (logits.gather(0, own)[0] > rivals)], minlength=len(logits)))
-    return _Fit(*(torch.stack(values).double().cpu() for values in (losses, counts, hits)))
+    return _Fit(*(torch.stack(values).cpu().double() for values in (losses, counts, hits)))
 
 
 def _at_every_second_pixel(logits: Tensor, size: Size) -> Tensor:
@@ -515,13 +532,13 @@ def _fit_findings(
     """Look for a better way to feed the network, and for outputs that have nothing to do with the labels."""
     if not fit.leaves_room:
         return []
-    better = _better_view(network, crops, kind, fit)
+    better = _better_format(network, crops, kind, fit)
     if better is not None:
-        view, its_fit = better
+        input_format, its_fit = better
         return [
-            f"The teacher fits the labels better with {_view_name(view)}: over {images} its accuracy is "
+            f"The teacher fits the labels better with {_format_name(input_format)}: over {images} its accuracy is "
             f"{its_fit.accuracy:.3f} instead of {fit.accuracy:.3f}, and its cross-entropy {its_fit.cross_entropy:.3f} "
-            f"instead of {fit.cross_entropy:.3f}. {_view_advice(network, view, len(class_names))}"
+            f"instead of {fit.cross_entropy:.3f}. {_format_advice(network, input_format, len(class_names))}"
         ]
     if not fit.is_chance:
         return []
@@ -533,52 +550,39 @@ def _fit_findings(
     ]
 
 
-def _better_view(network: _Network, crops: Sequence[_Sample], kind: Kind, fit: _Fit) -> tuple[_View, _Fit] | None:
-    """Try other ways to feed the network on the first crop, and the best of them on all.
+def _better_format(
+    network: _Network, crops: Sequence[_Sample], kind: Kind, fit: _Fit
+) -> tuple[_InputFormat, _Fit] | None:
+    """Try other ways to feed the network on the first crop, and the best of them on all crops.
 
     Returns:
         The best, if it is clearly better than the given one.
     """
-
-    def measure(view: _View, crops: Sequence[_Sample]) -> _Fit:
-        return _measure(crops, network(crops, view), kind)
-
-    def attempt(view: _View) -> None:
-        if all((view.mean, view.std, view.swapped) != (other.mean, other.std, other.swapped) for other in fits):
-            fits[view] = measure(view, crops[:1])
-
-    def best() -> _View:
-        return min(fits, key=lambda view: fits[view].cross_entropy)
-
-    fits = {network.view: fit.first}
-    attempt(replace(network.view, swapped=True))
-    if not network.normalizes_inside:
-        for view in NORMALIZATIONS:
-            attempt(view)
-        attempt(replace(best(), swapped=not best().swapped))
-        if best().swapped:
-            for view in NORMALIZATIONS:
-                attempt(replace(view, swapped=True))
-    if best() == network.view:
+    best, best_fit = network.given, fit.first
+    for input_format in network.other_formats():
+        its_fit = _measure(crops[:1], network(crops[:1], input_format), kind)
+        if its_fit.cross_entropy < best_fit.cross_entropy:
+            best, best_fit = input_format, its_fit
+    if best == network.given:
         return None
-    its_fit = measure(best(), crops)
-    return (best(), its_fit) if its_fit.is_clearly_better(fit) else None
+    best_fit = _measure(crops, network(crops, best), kind)
+    return (best, best_fit) if best_fit.is_clearly_better(fit) else None
 
 
-def _view_name(view: _View) -> str:
-    return " and ".join(part for part in (view.name, "channels in BGR order" * view.swapped) if part)
+def _format_name(input_format: _InputFormat) -> str:
+    return " and ".join(part for part in (input_format.name, "channels in BGR order" * input_format.is_bgr) if part)
 
 
-def _view_advice(network: _Network, view: _View, num_classes: int) -> str:
+def _format_advice(network: _Network, input_format: _InputFormat, num_classes: int) -> str:
     """Say what to write."""
-    mean, std = _code(view.mean), _code(view.std)
+    mean, std = _code(input_format.mean), _code(input_format.std)
     if isinstance(network.teacher, Runtime):
         advice = []
-        if view.name and isinstance(_innermost(network.teacher), ForeignOnnx):
+        if input_format.name and isinstance(_innermost(network.teacher), ForeignOnnx):
             advice.append(f"Pass teacher_mean={mean}, teacher_std={std}.")
-        elif view.name:
+        elif input_format.name:
             advice.append(f"Export it again from a network whose spec has mean={mean}, std={std}.")
-        if view.swapped:
+        if input_format.is_bgr:
             advice.append("Export it again from a module whose forward returns network(x.flip(1)).")
         return " ".join(advice)
     spec = network.spec
@@ -587,7 +591,7 @@ def _view_advice(network: _Network, view: _View, num_classes: int) -> str:
     else:
         divisor = f", size_divisor={spec.size_divisor}" if spec.size_divisor > 1 else ""
         code = f"NetworkSpec(name=None, num_classes={num_classes}, mean={mean}, std={std}{divisor})"
-    if not view.swapped:
+    if not input_format.is_bgr:
         return f"Set teacher.spec = {code}."
     return f"Swap its channels: pass a module whose forward returns teacher(x.flip(1)), with its spec = {code}."
 
