@@ -40,8 +40,8 @@ def class_order(
 ) -> Order | None:
     """Find the network's column of each class of the data, by name.
 
-    Names that differ only in case, spaces, hyphens and underscores count as equal. A network that does not name its
-    classes is taken to have them in the data's order, unless its palette has the data's colours in another order.
+    Names that differ only in case, spaces, hyphens and underscores count as equal. Where the network or the data do not
+    name the classes, their order is taken to be the same, unless both have the same colours in another order.
 
     Args:
         network: Class names and palette of the network.
@@ -66,13 +66,15 @@ def class_order(
     if not match_classes:
         return None
     own, wanted = list(network.class_names), list(data.class_names)
-    if all(_UNNAMED.fullmatch(name) for name in own):
-        return _permutation(list(network.palette), list(data.palette))
     if len(own) == 1 and len(wanted) == 2:  # one logit, whose class is the data's second
         own = [wanted[0], *own]
-    order = _permutation(own, wanted) or _permutation(list(map(_plain, own)), list(map(_plain, wanted)))
-    if order is not None or own == wanted or list(map(_plain, own)) == list(map(_plain, wanted)):
+    plain = list(map(_plain, own)), list(map(_plain, wanted))
+    if order := _permutation(own, wanted) or _permutation(*plain):
         return order
+    if own == wanted or plain[0] == plain[1]:
+        return None
+    if any(all(_UNNAMED.fullmatch(name) for name in names) for names in (own, wanted)):
+        return _permutation(list(network.palette), list(data.palette))
     raise ValueError(
         f"{network_name} and {data_name} do not have the same classes.\n"
         f"  {network_name} has {len(network.class_names)}: {', '.join(network.class_names)}\n"
@@ -94,21 +96,21 @@ def _plain(name: str) -> str:
 
 
 def check_class_count(channels: int, num_classes: int, *, network_name: str, data_name: str) -> None:
-    """Raise ValueError unless a network of so many channels predicts so many classes; one channel predicts two."""
+    """Raise ValueError if the number of logits does not fit the data; one logit predicts two classes."""
     if max(channels, 2) == max(num_classes, 2):
         return
     raise ValueError(
-        f"{network_name} predicts {channels} classes, but {data_name} has {num_classes}. "
+        f"{network_name} predicts {max(channels, 2)} classes, but {data_name} has {num_classes}. "
         "Pass the data that the network was trained for, or a network of as many classes."
     )
 
 
 def check_mask_classes(num_classes: int) -> None:
-    """Raise ValueError for more classes than a mask can tell apart."""
+    """Raise ValueError for more classes than a uint8 mask can hold."""
     if num_classes > MOST_CLASSES:
         raise ValueError(
-            f"Masks are uint8, for at most {MOST_CLASSES} classes, but this network has {num_classes}. Train one of "
-            f"fewer classes, or merge classes that need not be told apart."
+            f"Masks are uint8, for at most {MOST_CLASSES} classes, but this network has {num_classes}. Train a network "
+            "of fewer classes, or merge classes."
         )
 
 
@@ -157,16 +159,16 @@ def reorder_classifier(network: nn.Module, order: Order, images: Tensor) -> None
     """Put the classifier's weights in the data's order, in place.
 
     The classifier is found by trial: reordering its output channels must reorder the logits and change nothing else.
-    Auxiliary classifiers are those of as many channels whose path begins with "aux".
+    The auxiliary classifier is the last layer of as many channels whose path begins with "aux".
 
     Args:
-        network: In eval mode.
+        network: In eval mode; without wrappers, which would change the paths of its layers.
         order: For each class of the data the network's column.
         images: Any input (N, 3, H, W) that the network takes, on its device.
 
     Raises:
-        ValueError: If no layer, and not all layers of that width together, proves to be the classifier. The network is
-            then unchanged.
+        ValueError: If neither one layer nor all layers of that width together prove to be the classifier. The network
+            is then unchanged.
     """
     layers = {
         name: module
@@ -174,12 +176,18 @@ def reorder_classifier(network: nn.Module, order: Order, images: Tensor) -> None
         if isinstance(module, (nn.Conv2d, nn.Linear)) and len(module.weight) == len(order) and _groups(module) == 1
     }
     main = [module for name, module in layers.items() if not name.startswith("aux")]
-    wanted = as_output(network(images)).logits[:, list(order)]
+    logits = as_output(network(images)).logits
+    wanted = logits[:, list(order)]
+    if torch.equal(logits, wanted):
+        raise ValueError(
+            f"{type(network).__name__} has the data's classes in another order, and its classes have equal logits, so "
+            "that its classifier cannot be found. Load its weights, or order the classes of the data as it has them."
+        )
     for candidate in (*([module] for module in reversed(main)), main):
         _permute(candidate, order)
         found = as_output(network(images)).logits
         if torch.allclose(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())):
-            _permute([module for name, module in layers.items() if name.startswith("aux")], order)
+            _permute([module for name, module in layers.items() if name.startswith("aux")][-1:], order)
             return
         _permute(candidate, tuple(order.index(column) for column in range(len(order))))
     raise ValueError(

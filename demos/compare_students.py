@@ -17,7 +17,7 @@ from rich.table import Table
 
 import bpkd_sdk as bpkd
 from bpkd_sdk.serve import draw_difference, draw_overlay
-from bpkd_sdk.serve.networks import Network, open_networks
+from bpkd_sdk.serve.networks import Network, match_networks, open_networks
 
 
 def row(network: Network, teacher: Network, data: bpkd.SegmentationDataset, images: list[np.ndarray]) -> list[str]:
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> Path:
     options = parser.parse_args(arguments)
     data = bpkd.open_dataset(options.data, split="val")
     images = [data[index][0].permute(1, 2, 0).contiguous().numpy() for index in range(min(options.images, len(data)))]
-    networks = open_networks([options.teacher, *options.students], options.device)
+    networks = match_networks(open_networks([options.teacher, *options.students], options.device))
     for network in networks:
         if network.problem:
             print(f"{network.name} is left out: {network.problem}")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from bpkd_sdk.export.benchmark.facts import count_cost
-from bpkd_sdk.runtime import Runtime
+from bpkd_sdk.runtime import Runtime, match_runtime
 from bpkd_sdk.serve.prediction import Timings
 from bpkd_sdk.serve.predictor import Predictor
 
@@ -92,6 +92,34 @@ def open_networks(sources: Sequence[Source | Network], device: str | torch.devic
             # The page shows it to whoever looks, and where the file lies is none of their business.
             networks.append(Network(name, None, str(error).replace(_title(source), name)))
     return networks
+
+
+def match_networks(networks: Sequence[Network], *, others_allowed: bool = False) -> list[Network]:
+    """Put the classes of networks in the order of the first open one.
+
+    Args:
+        networks: Stay as they are.
+        others_allowed: Keep networks of other classes as they are; otherwise each is closed, with the reason.
+    """
+    first = next((network for network in networks if network.predictor), None)
+    if first is None:
+        return list(networks)
+    return [network if network is first else _matched(network, first, others_allowed) for network in networks]
+
+
+def _matched(network: Network, first: Network, others_allowed: bool) -> Network:
+    own, other = network.predictor, first.predictor
+    if own is None or other is None or own.class_names == other.class_names:
+        return network
+    if own.runtime.spec.class_names and other.runtime.spec.class_names:
+        try:
+            return Network(network.name, Predictor(match_runtime(own.runtime, other.runtime.spec, first.name)))
+        except ValueError:
+            pass
+    if others_allowed:
+        return network
+    described = (f"{len(names)} ({', '.join(names[:3])}, ...)" for names in (own.class_names, other.class_names))
+    return Network(network.name, None, "Its classes are {}, those of the teacher {}.".format(*described))
 
 
 def _names(sources: Sequence[Source | Network]) -> list[str]:

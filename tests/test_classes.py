@@ -33,6 +33,9 @@ def order(network, data, palettes=((), ()), **options):
         (("Traffic-Light", "bed ", "sky"), ("bed", "traffic light", "sky"), (1, 0, 2)),
         (("a b", "ab", "c"), ("ab", "a b", "c"), (1, 0, 2)),  # names that only their spaces tell apart
         (("LABEL_0", "LABEL_1"), ("sky", "car"), None),
+        (("sky", "car"), ("class 0", "class 1"), None),
+        (("0", "1", "2"), ("2", "1", "0"), (2, 1, 0)),
+        (("object", "background"), ("background", "object"), (1, 0)),  # one logit, or two
         (("0", "1"), ("sky", "car"), None),
         ((), ("sky", "car"), None),
         (("object",), ("background", "object"), None),  # one logit
@@ -110,6 +113,46 @@ def test_a_classifier_is_put_in_order_in_place(name):
         torch.testing.assert_close(as_output(network(images)).logits, before[:, list(ORDER)])
     if auxiliary is not None:
         assert torch.equal(network.auxiliary_head.conv_seg.weight, auxiliary[list(ORDER)])
+
+
+def test_only_the_last_auxiliary_layer_is_put_in_order():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = tiny(3)
+            self.auxiliary = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
+
+        def forward(self, images):
+            return {"out": self.body(images), "aux": self.auxiliary(images)}
+
+    network = Auxiliary().eval()
+    images = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        before = as_output(network(images))
+        reorder_classifier(network, ORDER, images)
+        after = as_output(network(images))
+    torch.testing.assert_close(after.logits, before.logits[:, list(ORDER)])
+    torch.testing.assert_close(after.aux_logits, before.aux_logits[:, list(ORDER)])
+
+
+def test_equal_logits_do_not_tell_the_classifier():
+    network = tiny(3).eval()
+    nn.init.zeros_(network[-1].weight)
+    nn.init.zeros_(network[-1].bias)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(ValueError, match="its classes have equal logits"):
+        reorder_classifier(network, ORDER, torch.rand(1, 3, 32, 32))
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_one_logit_with_two_names():
+    data = Scenes((0, 1), length=2)
+    network = tiny(1).eval()
+    scores = []
+    for names in (("background", "red"), ("red", "background")):
+        network.spec = bpkd_sdk.NetworkSpec(None, 1, class_names=names)
+        scores.append(bpkd_sdk.evaluate(network, data).pixel_accuracy)
+    assert sum(scores) == pytest.approx(1)
 
 
 def test_a_network_without_a_known_classifier_is_left_as_it_was():
@@ -219,7 +262,7 @@ def test_other_names_stop_a_run_before_anything_is_written(trained, tmp_path):
     other = Scenes(names=("one", "two", "three"))
     options = {"steps": 1, "batch_size": 2, "crop_size": (32, 32), "device": "cpu", "output_dir": tmp_path / "run"}
     with pytest.raises(ValueError, match=r"The student and scenes do not have the same classes"):
-        bpkd_sdk.train(copy.deepcopy(trained), (other, None), **options)
+        bpkd_sdk.train(copy.deepcopy(trained), (other, other), **options)
     with pytest.raises(ValueError, match=r"The teacher and scenes do not have the same classes"):
         bpkd_sdk.distill(trained, tiny(3), (other, None), **options)
     assert not (tmp_path / "run").exists()

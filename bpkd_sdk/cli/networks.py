@@ -80,16 +80,20 @@ def evaluate(
 def _named_data(runtime: Any, root: Path | None) -> str:
     """The data set that a file was trained on, or ValueError where only --data can say where it lies."""
     from bpkd_sdk.data import DATASETS
+    from bpkd_sdk.data.shapes import CLASS_NAMES
     from bpkd_sdk.runtime import TorchRuntime
 
     of_module = isinstance(runtime, TorchRuntime)
     facts: Any = getattr(runtime.module, "provenance", {}) if of_module else runtime.metadata.get("training", {})
     trained_on = facts.get("data", "")
     name = str(trained_on).partition("/")[0]
-    if name == "shapes" or (name in DATASETS and root is not None):
+    is_shapes = name == "shapes" and runtime.spec.class_names == CLASS_NAMES  # and not a folder of that name
+    if is_shapes or (name in DATASETS and root is not None):
         return name
-    told = f"was trained on {trained_on!r}, and does not say where that lies" if trained_on else "names no data set"
-    raise ValueError(f"{runtime.name} {told}. Pass --data, the path of a folder or the name of a data set with --root.")
+    problem = f"was trained on {trained_on!r}, and does not say where that lies" if trained_on else "names no data set"
+    raise ValueError(
+        f"{runtime.name} {problem}. Pass --data, the path of a folder, or the name of a data set and its --root."
+    )
 
 
 Model = Annotated[str, typer.Argument(help="A name or a checkpoint.")]

@@ -21,7 +21,7 @@ from bpkd_sdk.training.accelerator import create_accelerator, teacher_dtype
 from bpkd_sdk.training.api import distill, train
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.loop import TrainingResult
-from bpkd_sdk.training.networks import default_crop, match_teacher, open_network, open_teacher
+from bpkd_sdk.training.networks import match_teacher, open_network, open_teacher
 from bpkd_sdk.training.provenance import fingerprint
 from bpkd_sdk.training.teacher import Guide
 from bpkd_sdk.training.teacher_check import warn_of_teacher
@@ -74,8 +74,8 @@ class Contest:
         config = TrainingConfig.from_options(self.options)
         teacher = match_teacher(self.open_teacher(), self.train, config)
         dtype = teacher_dtype(config, create_accelerator(config))
-        crop_size = config.crop_size or default_crop(self.train, [teacher])
-        warn_of_teacher(teacher, self.train, crop_size, self.device, dtype, config.base_size)
+        height, width = self.options["crop_size"]
+        warn_of_teacher(teacher, self.train, (height, width), self.device, dtype, config.base_size)
 
     def fit(
         self,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -78,9 +76,9 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         count = self.num_classes
         if count == 1:
             raise ValueError(
-                f"{self.name} has one class, {self.class_names[0]!r}. Name what is not of that class, too, and number "
-                f"them in that order: class_names ['background', {self.class_names[0]!r}], labels 0 and 1. A network "
-                "of one logit is scored on two classes as well."
+                f"{self.name} has one class, {self.class_names[0]!r}. Add a class for all other pixels: class_names "
+                f"['background', {self.class_names[0]!r}], labels 0 and 1. A network of one logit is scored on these "
+                "two classes as well."
             )
         if not 2 <= count <= MOST_CLASSES:
             raise ValueError(
@@ -355,9 +353,9 @@ class FileDataset(SegmentationDataset):
         if self.colors is not None:
             return read_colors(path, self.colors, self.ignore_index)
         label = read_label(path)
-        if label.dtype == np.bool_:  # white is 255 where that is an id and 1 is none
-            white = 255 if self.ids and 1 not in self.ids and 255 in self.ids else 1
-            label = label.astype(np.uint8) * np.uint8(white)
+        if label.dtype == np.bool_:  # white is 255 where that is the id of a class and 1 is none
+            is_255 = self.ids and 1 not in self.ids and self.ids.get(255, self.ignore_index) != self.ignore_index
+            label = label.astype(np.uint8) * np.uint8(255 if is_255 else 1)
         if self.ids is None:
             return label
         table = np.full(max(self.ids) + 2, -1, np.int64)  # the last entry stands for all ids above
@@ -367,12 +365,6 @@ class FileDataset(SegmentationDataset):
             strange = sorted(set(np.unique(label).tolist()) - self.ids.keys())
             raise ValueError(f"{path}: holds the ids {strange[:10]}, which mean nothing in {self.name}")
         return fitted(classes)
-
-    def head(self, count: int) -> FileDataset:
-        """Return the first `count` samples as a data set of their own."""
-        part = copy.copy(self)
-        part.pairs = self.pairs[:count]
-        return part
 
     def sample_name(self, index: int) -> str:
         """Return the path of the image."""
@@ -446,21 +438,21 @@ def read_label(path: Path) -> np.ndarray:
     Raises:
         ValueError: If the file cannot be decoded, is no PNG, TIFF or BMP, or holds colours or fractions.
     """
-    with _opened_label(path) as (image, raw_mode):
-        if image.mode in ("RGB", "RGBA", "LA"):
-            pixels = _opaque(path, image)
-            if (pixels != pixels[..., :1]).any():
-                raise ValueError(
-                    f"{path}: holds colours {_hex_list(pixels)}, expected one class id per pixel (grey or palette "
-                    'PNG). For a folder, name the colours of the classes: "palette" in classes.json, one per class'
-                )
-            return np.ascontiguousarray(pixels[..., 0])
-        label = np.array(image)
-        if label.ndim != 2 or image.mode == "F":
-            raise ValueError(f"{path}: holds pixels of the kind {image.mode!r}, expected one class id per pixel")
-        if raw_mode in _GREY_STEPS:
-            label //= _GREY_STEPS[raw_mode]
-        return label if label.dtype == np.bool_ else fitted(label)
+    image, raw_mode = _load_label(path)
+    if image.mode in ("RGB", "RGBA", "LA"):
+        pixels = _opaque(path, image)
+        if (pixels != pixels[..., :1]).any():
+            raise ValueError(
+                f"{path}: holds colours {_hex_list(pixels)}, expected one class id per pixel (grey or palette PNG). "
+                'For a folder, name the colours of the classes: "palette" in classes.json, one per class'
+            )
+        return np.ascontiguousarray(pixels[..., 0])
+    label = np.array(image)
+    if label.ndim != 2 or image.mode == "F":
+        raise ValueError(f"{path}: holds pixels of the kind {image.mode!r}, expected one class id per pixel")
+    if raw_mode in _GREY_STEPS:
+        label //= _GREY_STEPS[raw_mode]
+    return label if label.dtype == np.bool_ else fitted(label)
 
 
 def read_colors(path: Path, colors: Mapping[Color, int], ignore_index: int) -> np.ndarray:
@@ -479,28 +471,26 @@ def read_colors(path: Path, colors: Mapping[Color, int], ignore_index: int) -> n
     keys = np.array([_packed(np.array(color)) for color in colors])
     rank = np.argsort(keys)
     keys, classes = keys[rank], fitted(np.array([*colors.values(), ignore_index]))[rank]
-    with _opened_label(path) as (image, _):
-        if image.mode == "P":
-            flat = image.getpalette() or []
-            entries = np.array(flat, np.uint8)[: len(flat) // 3 * 3].reshape(-1, 3)
-            index = np.array(image)
-            used = np.unique(index)
-            used = used[used != ignore_index]
-            if used.size and used[-1] >= len(entries):
-                raise ValueError(
-                    f"{path}: uses the palette index {used[-1]}, but its palette has {len(entries)} colours"
-                )
-            _check_colors(path, entries[used], keys)
-            table = np.full(256, ignore_index, classes.dtype)
-            table[used] = classes[np.searchsorted(keys, _packed(entries[used]))]
-            known: np.ndarray = table[index]
-            return known
-        if image.mode in ("RGB", "RGBA", "LA"):
-            pixels = _opaque(path, image)
-        elif image.mode in ("L", "1"):
-            pixels = np.array(image.convert("RGB"))
-        else:
-            raise ValueError(f"{path}: holds pixels of the kind {image.mode!r}, expected colours of 8 bits a channel")
+    image, _ = _load_label(path)
+    if image.mode == "P":
+        flat = image.getpalette() or []
+        entries = np.array(flat, np.uint8)[: len(flat) // 3 * 3].reshape(-1, 3)
+        index = np.array(image)
+        used = np.unique(index)
+        used = used[used != ignore_index]
+        if used.size and used[-1] >= len(entries):
+            raise ValueError(f"{path}: uses the palette index {used[-1]}, but its palette has {len(entries)} colours")
+        _check_colors(path, entries[used], keys)
+        table = np.full(256, ignore_index, classes.dtype)
+        table[used] = classes[np.searchsorted(keys, _packed(entries[used]))]
+        known: np.ndarray = table[index]
+        return known
+    if image.mode in ("RGB", "RGBA", "LA"):
+        pixels = _opaque(path, image)
+    elif image.mode in ("L", "1"):
+        pixels = np.array(image.convert("RGB"))
+    else:
+        raise ValueError(f"{path}: holds pixels of the kind {image.mode!r}, expected colours of 8 bits a channel")
     packed = _packed(pixels)
     places = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
     if not np.array_equal(keys[places], packed):
@@ -509,7 +499,7 @@ def read_colors(path: Path, colors: Mapping[Color, int], ignore_index: int) -> n
     return found
 
 
-def _hex_color(color: Sequence[int]) -> str:
+def hex_color(color: Sequence[int]) -> str:
     """Return an RGB colour as #rrggbb."""
     return "#{:02x}{:02x}{:02x}".format(*map(int, color))
 
@@ -523,19 +513,15 @@ def fitted(ids: np.ndarray) -> np.ndarray:
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow spreads grey values of 2 and 4 bits over 0..255
 
 
-@contextmanager
-def _opened_label(path: Path) -> Iterator[tuple[Image.Image, str]]:
-    """The image of a label file, and how its pixels lie in the file, in Pillow's words, such as "L;4"."""
+def _load_label(path: Path) -> tuple[Image.Image, str]:
+    """Decode a label file; return the image, and how its pixels lie in the file, in Pillow's words, such as "L;4"."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no label at {path}.")
     try:
         with Image.open(path, formats=LABEL_FORMATS) as image:
             arguments = image.tile[0][3] if image.tile else ""
             raw_mode = str(arguments if isinstance(arguments, str) else arguments[0] if arguments else "")
-            if ";16" in raw_mode and not image.mode.startswith("I"):
-                raise ValueError(f"{path}: holds colours of 16 bits a channel, expected 8")
             image.load()
-            yield image, raw_mode
     except UnidentifiedImageError as error:
         raise ValueError(
             f"{path}: cannot be read as a label map. It is none of {', '.join(LABEL_FORMATS)} (JPEG changes class ids "
@@ -543,10 +529,11 @@ def _opened_label(path: Path) -> Iterator[tuple[Image.Image, str]]:
         ) from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: has too many pixels ({error}). Cut image and label into tiles") from error
-    except ValueError:
-        raise
     except Exception as error:  # what Pillow's readers raise for a damaged file has no base class
         raise ValueError(f"{path}: cannot be read as a label map ({error})") from error
+    if ";16" in raw_mode and not image.mode.startswith("I"):
+        raise ValueError(f"{path}: holds colours of 16 bits a channel, expected 8")
+    return image, raw_mode
 
 
 def _opaque(path: Path, image: Image.Image) -> np.ndarray:
@@ -567,13 +554,15 @@ def _packed(colors: np.ndarray) -> np.ndarray:
 def _check_colors(path: Path, found: np.ndarray, keys: np.ndarray) -> None:
     """Raise ValueError for colours (N, 3) that are not among the packed keys."""
     if len(strange := found[~np.isin(_packed(found), keys)]):
-        known = ", ".join(_hex_color((key >> 16, key >> 8 & 255, key & 255)) for key in keys[:20].tolist())
+        known = ", ".join(hex_color((key >> 16, key >> 8 & 255, key & 255)) for key in keys[:20].tolist())
         raise ValueError(
             f"{path}: holds the colours {_hex_list(strange)}, which are no class's; known are {known}. "
-            'Add them to "palette" in classes.json, or map them: {"ids": {"' + _hex_color(strange[0]) + '": "void"}}'
+            f'In classes.json, add them to "palette", or map them: {{"ids": {{"{hex_color(strange[0])}": "void"}}}}. '
+            "Where not the colours of a palette but its indices are the classes, map the indices: "
+            '{"ids": {"0": "void"}}'
         )
 
 
 def _hex_list(pixels: np.ndarray) -> str:
     colors = np.unique(pixels.reshape(-1, 3), axis=0).tolist()
-    return ", ".join(map(_hex_color, colors[:10])) + (f" and {len(colors) - 10} more" if len(colors) > 10 else "")
+    return ", ".join(map(hex_color, colors[:10])) + (f" and {len(colors) - 10} more" if len(colors) > 10 else "")

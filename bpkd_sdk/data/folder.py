@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from bpkd_sdk.data.dataset import FileDataset, Finding, pair_files, read_label
+from bpkd_sdk.data.dataset import FileDataset, Finding, hex_color, pair_files, read_label
 from bpkd_sdk.errors import did_you_mean
 from bpkd_sdk.files import read_json
 from bpkd_sdk.models.spec import Color, distinct_colors
@@ -88,14 +88,15 @@ def open_folder(root: str | Path, split: str = "train") -> FolderDataset:
     - ``class_names``: one per class, in the order of the ids;
     - ``palette``: one ``[r, g, b]`` per class;
     - ``ignore_index``: the void label, 255 by default;
-    - ``ids``: which class each value in the files stands for, ``{"0": "void", "1": "road", "#ff0000": "car"}``; then
-      `class_names` may be left out, and the classes have the order in which they first appear.
+    - ``ids``: the class of each value in the files, ``{"0": "void", "1": "road", "2": "car"}``, or of each colour,
+      ``{"#000000": "void", "#ff0000": "car"}``; then `class_names` may be left out, and the classes have the order in
+      which they first appear.
 
-    Labels are read by id: grey values are class ids and 255 is void. They are read by colour where files have colours
-    (RGB, or a palette that is not a ramp of greys): the colours are those of ``ids`` or ``palette``, else those of the
-    palette in the first label file, to which all others are held; where there is no ``classes.json`` either, each of
-    its colours is a class. Where there are two classes and files hold only 0 and 255, these are the two classes. Where
-    there is no folder ``root/labels`` at all, the labels are blank (`has_labels` is False) and only
+    Labels are read by id: grey values are class ids and 255 is void. They are read by colour where most files have
+    colours (RGB, or a palette that is not a ramp of greys): the colours are those of ``ids`` or ``palette``, else those
+    of the palette in the first label file, to which all others are held; where there is no ``classes.json`` either,
+    each of its colours is a class. Where there are two classes and files hold only 0 and 255, these are the two
+    classes. Where there is no folder ``root/labels`` at all, the labels are blank (`has_labels` is False) and only
     ``distill(..., labels="teacher")`` can use the data.
 
     Raises:
@@ -133,10 +134,10 @@ def find_classes(root: Path) -> Classes:
         return _found_in_labels(root, classes, sampled)
     if classes is not None:
         return classes
-    colors = _class_colors(_shared_palette([colors for file in sampled if (colors := _look(file)[1])]))
+    colors = _class_colors(_shared_palette([look.palette for look in map(_look, sampled) if look.palette]))
     if not colors:
         raise ValueError(
-            f"The classes of {root} cannot be told: write {file} with a list of class names, for example "
+            f"The classes of {root} are not known: write {file} with a list of class names, for example "
             '["road", "car"], or use palette PNGs with one colour for each class as labels.'
         )
     names = tuple(f"class {index}" for index in range(len(colors)))
@@ -144,11 +145,21 @@ def find_classes(root: Path) -> Classes:
 
 
 def _found_in_labels(root: Path, classes: Classes, sampled: Sequence[Path]) -> Classes:
-    """The classes of a classes.json without ``ids``, completed by what the label files are."""
+    """Complete the classes of a classes.json without ``ids`` from the label files."""
     looks = [_look(file) for file in sampled]
-    palettes = [colors for _, colors in looks if colors]
+    palettes = [look.palette for look in looks if look.palette]
     palette = _shared_palette(palettes)
-    if classes.palette and (palette or any(has_colors for has_colors, _ in looks)):
+    colored = sum(look.has_colors for look in looks)
+    if 2 * colored < len(looks):
+        if colored:
+            warnings.warn(
+                f"{colored} of {len(looks)} label files of {root} that were looked at have colours and the others are "
+                f'grey. All are read by id, palettes by their index. To read them by colour, write "ids" in '
+                f'{CLASSES_FILE}: {{"ids": {{"#ff0000": "{classes.names[0]}", ...}}}}.',
+                stacklevel=2,
+            )
+        palettes, palette = [], []
+    elif classes.palette:
         if len(set(classes.palette)) < len(classes.palette):
             raise ValueError(
                 f"{root / CLASSES_FILE} has one colour for several classes, and labels are read by colour."
@@ -163,6 +174,14 @@ def _found_in_labels(root: Path, classes: Classes, sampled: Sequence[Path]) -> C
                 "with the colour of each class, or save the labels in grey."
             )
     elif colors:
+        if any(other != palette[: len(other)] for other in palettes) and root not in _told:
+            _told.add(root)
+            given = ", ".join(f"{name} {hex_color(color)}" for name, color in zip(classes.names, colors, strict=False))
+            warnings.warn(
+                f"The label files of {root} have palettes of different orders. They are read by colour, in the order "
+                f'of the first file: {given}. If that is not right, write "palette" in {CLASSES_FILE}.',
+                stacklevel=2,
+            )
         void = palette[classes.ignore_index] if 0 <= classes.ignore_index < len(palette) else (255, 255, 255)
         known = {} if void == (255, 255, 255) else {void: classes.ignore_index}  # white only fills the palette up
         stated = tuple(colors) if len(colors) == len(classes.names) else ()
@@ -190,7 +209,8 @@ def _read_classes(file: Path) -> Classes:
             f"{file} has unknown keys {unknown}; known are {', '.join(KEYS)}.{did_you_mean(unknown[0], KEYS)}"
         )
     meanings = facts.get("ids", {})
-    if not (isinstance(meanings, dict) and all(isinstance(name, str) for name in meanings.values())):
+    strings = isinstance(meanings, dict) and all(isinstance(name, str) for name in meanings.values())
+    if not strings or ("ids" in facts and not meanings):
         raise ValueError(f'Expected "ids" in {file} to map values to class names: {{"0": "{VOID}", "1": "road"}}.')
     names = facts.get("class_names", [name for name in dict.fromkeys(meanings.values()) if name != VOID])
     if not (isinstance(names, list) and names and all(isinstance(name, str) and name.strip() for name in names)):
@@ -216,7 +236,7 @@ def _with_meanings(file: Path, classes: Classes, meanings: Mapping[str, str]) ->
             f"{', '.join(names)}, and {VOID!r}.{did_you_mean(strange[0], names)}"
         )
     targets = {key: names.index(name) if name in names else classes.ignore_index for key, name in meanings.items()}
-    if all(key.startswith("#") for key in targets) and targets:
+    if all(key.startswith("#") for key in targets):
         colors = {_parse_hex(file, key): target for key, target in targets.items()}
         stated = {color: index for index, color in enumerate(classes.palette)}
         shown = [next((c for c, target in colors.items() if target == index), None) for index in range(len(names))]
@@ -257,19 +277,31 @@ def _shared_palette(palettes: Sequence[list[Color]]) -> list[Color]:
     return longest if all(longest[: len(palette)] == palette for palette in palettes) else palettes[0]
 
 
-def _look(file: Path) -> tuple[bool, list[Color]]:
-    """Whether a label file has RGB colours, and its palette; empty where it has none, or a ramp of greys as ids have.
+@dataclass(frozen=True)
+class _Look:
+    """How a label file says what its pixels mean.
 
-    A file that cannot be read has neither: `check` names it together with all others.
+    Attributes:
+        has_colors: Whether its pixels are colours: RGB that is not grey, or a palette that is no ramp of greys.
+        palette: The colours of such a palette.
     """
+
+    has_colors: bool = False
+    palette: list[Color] = field(default_factory=list)
+
+
+def _look(file: Path) -> _Look:
+    """Look at a label file; one that cannot be read has no colours, and `check` names it together with all others."""
     try:
         with Image.open(file) as image:
             flat = image.getpalette() or [] if image.mode == "P" else []
-            has_colors = image.mode in ("RGB", "RGBA")
+            pixels = np.asarray(image) if image.mode in ("RGB", "RGBA") else np.zeros((1, 1, 3))
     except Exception:  # what Pillow's readers raise for a damaged file has no base class
-        return False, []
+        return _Look()
     colors = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)]
-    return has_colors, [] if all(color == (index,) * 3 for index, color in enumerate(colors)) else colors
+    is_ramp = all(color == (index,) * 3 for index, color in enumerate(colors))
+    is_grey = bool((pixels[..., :3] == pixels[..., :1]).all())
+    return _Look(not (is_ramp and is_grey), [] if is_ramp else colors)
 
 
 def _class_colors(palette: Sequence[Color]) -> list[Color]:

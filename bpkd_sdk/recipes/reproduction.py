@@ -13,8 +13,7 @@ import torch
 from accelerate.state import PartialState
 from torch import nn
 
-from bpkd_sdk.data.dataset import FileDataset
-from bpkd_sdk.data.registry import DATASETS
+from bpkd_sdk.data import DATASETS, DatasetPart, SegmentationDataset
 from bpkd_sdk.evaluation import Metrics, evaluate
 from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.recipes.networks import create_student, open_teacher
@@ -125,11 +124,12 @@ def score_checkpoint(
     return evaluate(model, dataset, device=device, **dataclasses.asdict(protocol))
 
 
-def _open_splits(plan: Plan, root: str | Path) -> tuple[FileDataset, FileDataset]:
+def _open_splits(plan: Plan, root: str | Path) -> tuple[SegmentationDataset, SegmentationDataset]:
     entry = DATASETS[plan.recipe.dataset]
     train_set, val_set = (entry.open(root, split) for split in ("train", "val"))
     if plan.limit_steps is not None:
-        return train_set, val_set.head(plan.limit_steps * plan.config.batch_size)
+        count = min(len(val_set), plan.limit_steps * plan.config.batch_size)
+        return train_set, DatasetPart(val_set, range(count))
     for split, dataset in (("train", train_set), ("val", val_set)):
         if problem := entry.count_problem(split, dataset):
             raise ValueError(

@@ -38,7 +38,7 @@ class MatchedRuntime(Runtime):
     """A runtime whose outputs are in the data's order.
 
     Args:
-        runtime: The runtime to ask.
+        runtime: The wrapped runtime.
         data: Class names and palette of the data.
         data_name: What errors call the data.
         order: For each class of the data the runtime's column; None for the same order.
@@ -52,6 +52,7 @@ class MatchedRuntime(Runtime):
         self.runtime = runtime
         self.data_name = data_name
         self.order = order
+        self.columns = None if order is None else torch.tensor(order, device=runtime.device)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Prepare images as the runtime does."""
@@ -71,6 +72,7 @@ class MatchedRuntime(Runtime):
         check_class_count(
             outputs.shape[1], len(self.spec.class_names), network_name=self.name, data_name=self.data_name
         )
-        if self.order is None:
+        if self.columns is None:
             return outputs
-        return outputs.index_select(1, torch.tensor(self.order, device=outputs.device))
+        # With one logit, the other class is the negative.
+        return -outputs if outputs.shape[1] == 1 else outputs.index_select(1, self.columns)

@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import atexit
 import os
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
@@ -54,7 +60,11 @@ def create_accelerator(config: TrainingConfig) -> Accelerator:
         mixed_precision=_mixed_precision(config.precision, on_cuda=not on_cpu and torch.cuda.is_available()),
         dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
         # A network may have weights that it never uses; the graph is the same at every step.
-        kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(static_graph=True, gradient_as_bucket_view=True),
+            # The main process checks all the data while the others wait.
+            InitProcessGroupKwargs(timeout=timedelta(hours=3)),
+        ],
     )
     atexit.unregister(_leave_processes)
     atexit.register(_leave_processes)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from bpkd_sdk.training.networks import (
     open_network,
     open_teacher,
     probe,
+    student_order,
 )
 from bpkd_sdk.training.state import HISTORY_FILE, try_checkpoint
 from bpkd_sdk.training.teacher import Guide
@@ -161,7 +161,9 @@ def _prepare(
     torch.manual_seed(config.seed)
     guide = None if teacher is None else open_teacher(teacher, classes, config, accelerator.device)
     network = open_network(student, classes)
-    _check_samples((train_set, val_set), [0])
+    for dataset in filter(None, (train_set, val_set)):
+        if problem := dataset.examine_sample(0).problem:
+            raise ValueError(f"{dataset.name} cannot be used:\n{listed([problem])}")
     crop_size = config.crop_size or default_crop(train_set, [part for part in (network, guide) if part is not None])
     chosen = None if method is None else create_method(method, classes, ignore_index=train_set.ignore_index)
     features = feature_paths(network, guide, chosen, config)
@@ -180,6 +182,7 @@ def _prepare(
     if val_set is not None and not val_set.has_labels and config.labels == "dataset":
         raise ValueError(f"{val_set.name} has no labels to validate with; pass (train, None) to train without.")
     guide = None if guide is None else match_teacher(guide, train_set, config)
+    order = student_order(network, train_set, config)
     if accelerator.is_main_process:  # the others wait in _open_folder
         largest = _check_data(train_set, val_set, config)
         if guide is not None and config.check_teacher:
@@ -188,22 +191,21 @@ def _prepare(
         if val_set is not None:
             reference = guide if config.labels == "teacher" else None
             _try_validation(network, DatasetPart(val_set, [largest]), reference, config, protocol, accelerator.device)
-    match_student(network, train_set, crop_size, config)
+    match_student(network, train_set, crop_size, order)
     verb = "train" if chosen is None else chosen.name
     title = f"{verb} {get_spec(network).name or type(network).__name__}"
-    folder = _open_folder(output_dir, title, resume, accelerator)
+    folder, is_new = _open_folder(output_dir, title, resume, accelerator)
     if accelerator.is_main_process:
-        try_checkpoint(network, folder)
+        try:
+            try_checkpoint(network, folder)
+        except Exception:
+            if is_new:
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
     return Task(
         title, network, guide, chosen, features, train_set, val_set, crop_size, config, protocol, folder, accelerator
     )
-
-
-def _check_samples(datasets: Iterable[SegmentationDataset | None], indices: Sequence[int]) -> None:
-    """Raise ValueError for the first of these samples that cannot be used."""
-    for dataset, index in product(filter(None, datasets), indices):
-        if problem := dataset.examine_sample(index).problem:
-            raise ValueError(f"{dataset.name} cannot be used:\n{listed([problem])}")
 
 
 def _check_data(train_set: SegmentationDataset, val_set: SegmentationDataset | None, config: TrainingConfig) -> int:
@@ -230,7 +232,8 @@ def _try_validation(
     protocol: Protocol,
     device: torch.device,
 ) -> None:
-    """Take one validation image the whole way to its scores, so that what fails there fails before the first step."""
+    """Segment and score one validation image, so that errors of validation surface before the first step."""
+    size = tuple(sample[0][0].shape[1:])
     try:
         evaluate(
             network,
@@ -242,7 +245,6 @@ def _try_validation(
             **asdict(protocol),
         )
     except Exception as error:  # networks may raise anything at a size that they were not made for
-        size = tuple(sample[0][0].shape[1:])
         raise ValueError(
             f"The validation image {sample.sample_name(0)} of {size} cannot be segmented and scored: {error}\n"
             "If the network takes images of the crops' size only, pass protocol=Protocol(mode='slide', "
@@ -263,7 +265,10 @@ def _open_data(data: Data) -> tuple[SegmentationDataset, SegmentationDataset | N
     return data, None
 
 
-def _open_folder(output_dir: str | Path | None, title: str, resume: bool, accelerator: Accelerator) -> Path:
+def _open_folder(
+    output_dir: str | Path | None, title: str, resume: bool, accelerator: Accelerator
+) -> tuple[Path, bool]:
+    """The folder of the run, made if it is not there, and whether it was made."""
     if output_dir is None:
         stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
         output_dir = Path("runs") / f"{stamp}-{title.replace('/', '-').replace(' ', '-')}"
@@ -273,6 +278,7 @@ def _open_folder(output_dir: str | Path | None, title: str, resume: bool, accele
             f"{folder} holds a run already. Pass resume=True to go on with it, or another output_dir."
         )
     accelerator.wait_for_everyone()  # until each has looked
+    is_new = not folder.exists()
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return folder, is_new

@@ -164,7 +164,7 @@ class _Trainer:
             truncate_history(folder, position.step)
         # The state of a step is written before its evaluation, so the best score so far is in the history alone.
         scored = [record for record in read_history(folder, position.step) if "metrics" in record]
-        best = max((record["metrics"]["miou"] or 0.0 for record in scored), default=position.best_miou)
+        best = max((_score_of(record) for record in scored), default=position.best_miou)
         due = self._is_evaluated_at(position.step) and not any(record["step"] == position.step for record in scored)
         self.evaluation_is_due, best = agreed((due, best))
         return replace(position, best_miou=max(best, position.best_miou))
@@ -172,11 +172,12 @@ class _Trainer:
     def run(self) -> Metrics | None:
         """All the steps that are left; returns the scores of the final weights."""
         config, view = self.config, LiveView(self.task.title, self.config.steps, self.position.step)
-        window, watch = Window(self.position.step), TermWatch(self.task.features)
+        watch = TermWatch(self.task.features)
         self.objective.train()
         with deferred_interrupt() as requested, view:
             if self.evaluation_is_due:  # the run was stopped between a checkpoint and its evaluation
                 self._evaluate(view)
+            window = Window(self.position.step)
             for parts in self._steps():
                 terms, teacher = self._step(parts)
                 window.add(terms, config.batch_size, teacher)
@@ -291,18 +292,18 @@ class _Trainer:
         )
 
     def _evaluate(self, view: LiveView) -> None:
-        """Score the student, whose checkpoint is written already, and keep it if it was never better."""
+        """Score the student, whose checkpoint is written already; copy it if its mIoU is the highest so far."""
         self.metrics = metrics = self._score()
         if metrics is None:
             return
         is_best = metrics.miou > self.position.best_miou
         self.position = replace(self.position, best_miou=max(metrics.miou, self.position.best_miou))
         if self.accelerator.is_main_process:
-            # The record comes last: a run that is stopped before it evaluates again.
+            # The record is written last: a run stopped before this line repeats the evaluation.
             with self._explained_write_errors():
                 if is_best:
-                    self._save_model(BEST)
-                self._save_model(LAST)
+                    self._save_model(BEST, metrics)
+                self._save_model(LAST, metrics)
             self._keep({"step": self.position.step, "metrics": metrics.to_dict()})
             view.evaluated(self.position.step, {"mIoU": metrics.miou, "boundary IoU": metrics.boundary_iou})
         self.accelerator.wait_for_everyone()
@@ -312,8 +313,8 @@ class _Trainer:
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
             with self._explained_write_errors():
-                # The state comes last: a run that goes on from the one before writes the student again.
-                self._save_model(LAST)
+                # The state is written last: a run stopped in between resumes from the older one and writes both again.
+                self._save_model(LAST, None)
                 save_state(
                     self.task.output_dir, self.position, self.settings, self.state, self.optimizer.optimizer, scaler
                 )
@@ -327,18 +328,24 @@ class _Trainer:
             raise OSError(
                 error.errno,
                 f"The checkpoint of step {self.position.step} could not be written to {self.task.output_dir} "
-                f"({error.strerror}). The one before it is whole: make room, and go on from there with resume=True.",
+                f"({error.strerror}). Free disk space and go on with resume=True; the checkpoint before is intact.",
             ) from error
 
-    def _save_model(self, name: str) -> None:
+    def _save_model(self, name: str, metrics: Metrics | None) -> None:
         training = {
             "title": self.task.title,
             "data": self.task.train.name,
             "step": self.position.step,
             "config": self.config.to_dict(),
-            "metrics": self.metrics.to_dict() if self.metrics is not None else None,
+            "metrics": metrics.to_dict() if metrics is not None else None,
         }
         save_model(self.task.student, self.task.output_dir / name, training=training)
+
+
+def _score_of(record: dict[str, Any]) -> float:
+    """The mIoU in a record of history.jsonl; -1, the best score before the first, where it is not a number."""
+    miou = record["metrics"]["miou"]
+    return -1.0 if miou is None else float(miou)
 
 
 def _create_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bpkd_sdk.classes import ReorderedNetwork, class_order, reorder_classifier
+from bpkd_sdk.classes import Order, ReorderedNetwork, class_order, reorder_classifier
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.errors import listed
-from bpkd_sdk.features import Capture, evaluating, feature_path, find_module
+from bpkd_sdk.features import Capture, evaluating, feature_path, find_module, unwrapped
 from bpkd_sdk.losses import METHODS, DistillationLoss, create_method
 from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, get_spec, open_checkpoint
 from bpkd_sdk.output import SegmentationOutput, as_output
@@ -81,32 +81,42 @@ def match_teacher(teacher: Guide, dataset: SegmentationDataset, config: Training
     )
     if order is None:
         return teacher
-    matched = ReorderedNetwork(teacher, order).to(next(teacher.parameters()).device)
+    matched = ReorderedNetwork(teacher, order).to(_device(teacher))
     matched.spec = replace(  # type: ignore[assignment]
         get_spec(teacher), class_names=dataset.class_names, palette=dataset.palette
     )
     return matched
 
 
+def student_order(student: nn.Module, dataset: SegmentationDataset, config: TrainingConfig) -> Order | None:
+    """Return the student's column of each class of the data; None for the same order.
+
+    Raises:
+        ValueError: If its classes are not the data's.
+    """
+    return class_order(
+        get_spec(student),
+        dataset,
+        network_name="The student",
+        data_name=dataset.name,
+        match_classes=config.match_classes,
+    )
+
+
 def match_student(
-    student: nn.Module, dataset: SegmentationDataset, crop_size: tuple[int, int], config: TrainingConfig
+    student: nn.Module, dataset: SegmentationDataset, crop_size: tuple[int, int], order: Order | None
 ) -> None:
     """Put the student's classifier in the data's order, in place, and give the student the data's classes.
 
     Raises:
-        ValueError: If its classes are not the data's, or its classifier cannot be put in order.
+        ValueError: If its classifier cannot be put in order.
     """
-    spec = get_spec(student)
-    order = class_order(
-        spec, dataset, network_name="The student", data_name=dataset.name, match_classes=config.match_classes
-    )
     if order is not None:
-        device = next(student.parameters()).device
-        images = torch.rand(1, 3, *crop_size, generator=torch.Generator().manual_seed(0)).to(device)
+        images = torch.rand(1, 3, *crop_size, generator=torch.Generator().manual_seed(0)).to(_device(student))
         with evaluating(student):
-            reorder_classifier(student, order, images)
+            reorder_classifier(unwrapped(student), order, images)
     student.spec = replace(  # type: ignore[assignment]
-        spec, num_classes=dataset.num_classes, class_names=dataset.class_names, palette=dataset.palette
+        get_spec(student), num_classes=dataset.num_classes, class_names=dataset.class_names, palette=dataset.palette
     )
 
 
@@ -189,10 +199,9 @@ def probe(
         with _taking_crops(role, crop_size):
             output = SegmentationOutput(ask(network, torch.zeros(images, 3, *crop_size, dtype=torch.uint8)))
     else:
-        device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
         with Capture(network, [] if feature is None else [feature]) as capture:
             with _taking_crops(role, crop_size), evaluating(network):
-                output = as_output(network(torch.zeros(1, 3, *crop_size, device=device)))
+                output = as_output(network(torch.zeros(1, 3, *crop_size, device=_device(network))))
             output = replace(output, features=capture.take())
     if output.logits.shape[1] != dataset.num_classes:
         raise ValueError(
@@ -200,6 +209,10 @@ def probe(
             f"{', '.join(dataset.class_names[:8])}{', ...' if dataset.num_classes > 8 else ''}."
         )
     return output
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
 
 @contextmanager

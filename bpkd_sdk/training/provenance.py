@@ -87,7 +87,7 @@ def check_same_inputs(task: Task) -> None:
 
 
 def _inputs(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies the inputs of a run, of the facts in run.json: no paths and no names of data sets or classes."""
+    """The facts in run.json that identify the inputs; paths, names of data sets and Python classes do not."""
     teacher, student = facts.get("teacher") or {}, facts.get("student") or {}
     identity = "sha256" if teacher.get("sha256") else "file"
     return {
@@ -95,7 +95,8 @@ def _inputs(facts: Mapping[str, Any]) -> dict[str, Any]:
             split: {key: value for key, value in (data or {}).items() if key != "name"}
             for split, data in facts.get("data", {}).items()
         },
-        "teacher": {key: teacher.get(key) for key in (identity, "spec")},
+        "teacher": {identity: teacher.get(identity)}
+        | {key: (teacher.get("spec") or {}).get(key) for key in ("mean", "std")},
         "student": {key: student.get(key) for key in ("parameters", "spec")},  # the state brings weights of its own
         "crop_size": facts.get("crop_size"),
         "features": facts.get("features"),

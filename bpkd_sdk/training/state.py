@@ -97,8 +97,8 @@ def try_checkpoint(network: nn.Module, folder: Path) -> None:
     """Write a checkpoint to the folder of a run and read it back, and remove it.
 
     Raises:
-        ValueError: If the network, or what its spec says, cannot be written and read; an empty folder is removed.
-        OSError: If the folder cannot be written to; likewise.
+        ValueError: If the network, or what its spec says, cannot be written and read.
+        OSError: If the folder cannot be written to.
     """
     path = folder / f".trial{SUFFIX}"
     try:
@@ -108,13 +108,11 @@ def try_checkpoint(network: nn.Module, folder: Path) -> None:
             raise ValueError("what was read differs from what was written")
     except Exception as error:
         path.unlink(missing_ok=True)
-        if not any(folder.iterdir()):
-            folder.rmdir()
         if isinstance(error, OSError):
             raise
         raise ValueError(
-            f"A checkpoint of {type(network).__name__} cannot be written and read again: {error}. Its weights must be "
-            "tensors of their own and the facts in its spec plain numbers and text."
+            f"A checkpoint of {type(network).__name__} cannot be written and read again: {error}. The facts in its "
+            "spec must be plain numbers and text."
         ) from error
     path.unlink()
 

@@ -80,7 +80,7 @@ def benchmark(
         if data is not None and data.has_labels:
             for entry in track(entries, total=len(entries), description="Scoring"):
                 entry.score(data, match_classes)
-    reference = next((entry.warm.masks for entry in entries if entry.warm and entry.problem is None), None)
+    reference = next((entry for entry in entries if entry.warm and entry.problem is None), None)
     return BenchmarkReport(
         rows=tuple(entry.row(reference) for entry in entries),
         batch=batch,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.boundary import edge_band
+from bpkd_sdk.classes import class_order, reorder_masks
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.evaluation import Metrics, evaluate
 from bpkd_sdk.export.benchmark.facts import Facts
@@ -93,15 +94,15 @@ class Entry:
         if self._remote:
             self._remote.close()
 
-    def row(self, reference: np.ndarray | None) -> BenchmarkRow:
-        """All that was found, with its agreement with masks of the first artifact."""
+    def row(self, reference: Entry | None) -> BenchmarkRow:
+        """All that was found, with the agreement of its masks with those of the first artifact."""
         name, format_, size = self._name()
         if self.problem is not None or not (self.opened and self.warm and self.facts and self._parts):
             return BenchmarkRow(name, format_, problem=self.problem, file_size=size)
         whole = [seconds for part in self._parts for seconds in part.whole]
         stages = {stage: [seconds for part in self._parts for seconds in getattr(part, stage)] for stage in STAGES}
         rounds = tuple(Percentiles.of(part.whole).p50 for part in self._parts)
-        agreement, edge_agreement = _agreement(self.warm.masks, reference)
+        agreement, edge_agreement = _agreement(self.opened, self.warm, reference)
         return BenchmarkRow(
             name=name,
             format=format_,
@@ -174,12 +175,22 @@ def _known(score: float) -> float | None:
     return None if math.isnan(score) else score
 
 
-def _agreement(masks: np.ndarray, reference: np.ndarray | None) -> tuple[float | None, float | None]:
-    """Share of pixels of one class in both: of all, and of those in the edge band of the reference."""
-    if reference is None:
+def _agreement(opened: Opened, warm: WarmUp, reference: Entry | None) -> tuple[float | None, float | None]:
+    """Share of pixels of one class in both: of all, and of those in the edge band of the reference's masks.
+
+    Classes of the same names are compared, whatever their order; of other names nothing agrees.
+    """
+    if reference is None or reference.opened is None or reference.warm is None:
         return None, None
-    same = torch.from_numpy(masks == reference)
-    edge = edge_band(torch.from_numpy(reference).long(), EDGE_WIDTH, ignore_index=-1)
+    spec, wanted = opened.spec, reference.opened.spec
+    try:
+        named = spec.class_names and wanted.class_names
+        order = class_order(spec, wanted, network_name="it", data_name="the first") if named else None
+    except ValueError:
+        return None, None
+    expected = torch.from_numpy(reference.warm.masks).long()
+    same = reorder_masks(torch.from_numpy(warm.masks).long(), order) == expected
+    edge = edge_band(expected, EDGE_WIDTH, ignore_index=-1)
     return same.double().mean().item(), same[edge].double().mean().item() if edge.any() else None
 
 

@@ -34,7 +34,7 @@ def find_examples(folder: Path) -> list[Pair]:
 
 
 def read_labels(pairs: list[Pair], folder: Path, network: NetworkSpec, target: Path) -> list[Pair]:
-    """Write the labels of examples as PNGs of the network's class ids, by what ``classes.json`` says of them.
+    """Write the labels of examples as PNGs of the network's class ids, as ``classes.json`` defines them.
 
     Args:
         pairs: Images and labels below the folder.

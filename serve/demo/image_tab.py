@@ -160,7 +160,8 @@ class ImageTab:
         # The page gets copies: Gradio serves only what lies in its own folder.
         image, label = copy_file(pair.image), pair.label and copy_file(pair.label)
         try:
-            update = self._see(Scene.open(image, self.limits).with_label(label), student, alpha, width)
+            scene = Scene.open(image, self.limits).with_label(label, self._classes(student))
+            update = self._see(scene, student, alpha, width)
             return update | {self.photo: str(image), self.label: label and str(label)}
         except PLAIN_ERRORS as error:
             complain(error)
@@ -172,10 +173,16 @@ class ImageTab:
                 complain("Choose the image of this label first.")
             return gr.skip()
         try:
-            return self._see(scene.with_label(Path(path) if path else None), student, alpha, width)
+            label = Path(path) if path else None
+            return self._see(scene.with_label(label, self._classes(student)), student, alpha, width)
         except PLAIN_ERRORS as error:
             complain(error)
             return {self.label: None}
+
+    def _classes(self, student: str) -> int:
+        predictor = self.lineup.students[student].predictor
+        assert predictor is not None  # noqa: S101  (only open networks are on offer)
+        return len(predictor.class_names)
 
     def _change_student(self, scene: Scene | None, student: str, alpha: float, width: int) -> Any:
         if scene is None:

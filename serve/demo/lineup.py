@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bpkd_sdk.runtime import match_runtime
-from bpkd_sdk.serve.networks import Network, Source, open_networks
-from bpkd_sdk.serve.predictor import Predictor
+from bpkd_sdk.serve.networks import Network, Source, match_networks, open_networks
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,7 @@ class Lineup:
             raise ValueError("Expected a teacher, a student or both, but got neither.")
         networks = open_networks(sources, device)
         first = networks[0] if teacher is not None and networks[0].predictor else None
-        if first is not None:
-            networks = [first, *(_comparable(network, first) for network in networks[1:])]
+        networks = match_networks(networks, others_allowed=first is None)
         able = {network.name: network for network in networks[teacher is not None :] if network.predictor}
         if not able and first is not None:
             return cls(tuple(networks), None, {first.name: first})
@@ -50,20 +47,3 @@ class Lineup:
     def pair(self, student: str) -> list[Network]:
         """The networks to show beside each other: teacher and student, or the student alone."""
         return [*([self.teacher] if self.teacher else []), self.students[student]]
-
-
-def _comparable(student: Network, teacher: Network) -> Network:
-    """Return the student with its classes in the teacher's order; closed, with the reason, if they are others."""
-    assert teacher.predictor is not None  # noqa: S101  (only asked of an open one)
-    if student.predictor is None or student.predictor.class_names == teacher.predictor.class_names:
-        return student
-    own, other = student.predictor, teacher.predictor
-    if own.runtime.spec.class_names and other.runtime.spec.class_names:
-        try:
-            matched = match_runtime(own.runtime, other.runtime.spec, teacher.name)
-        except ValueError:
-            pass
-        else:
-            return Network(student.name, Predictor(matched))
-    described = (f"{len(names)} ({', '.join(names[:3])}, ...)" for names in (own.class_names, other.class_names))
-    return Network(student.name, None, "Its classes are {}, those of the teacher {}.".format(*described))

@@ -93,8 +93,11 @@ class Scene:
         image = read_stranger(content, limits)
         return cls(path.stem, content, (image.shape[0], image.shape[1]), to_page(image))
 
-    def with_label(self, path: Path | None) -> Scene:
-        """The same scene with the label of a file, or without; ValueError if it does not fit the image."""
+    def with_label(self, path: Path | None, num_classes: int | None = None) -> Scene:
+        """Return the same scene with the label of a file, or without; ValueError if it does not fit the image.
+
+        With two classes a label that holds only 0 and 255 is read as 0 and 1.
+        """
         if path is None:
             return replace(self, label=None)
         width, height = _png_size(path)  # before a single pixel is decoded
@@ -109,7 +112,10 @@ class Scene:
             raise ValueError(str(error).replace(str(path), "The label")) from error
         if label.max() > 255:
             raise ValueError(f"Expected class ids of 0 to 255 in the label, but got {label.max()}.")
-        return replace(self, label=label.astype(np.uint8))
+        label = label.astype(np.uint8)
+        if num_classes == 2 and set(np.unique(label)) == {0, 255}:
+            label //= 255
+        return replace(self, label=label)
 
     def seen_by(self, networks: Sequence[Network]) -> Scene:
         """The same scene with the masks of these networks; those that have seen it are not run again."""

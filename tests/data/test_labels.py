@@ -47,13 +47,22 @@ def mapped(*ids, dtype=np.uint8):
     return lambda label, path, _: Image.fromarray(np.array(ids, dtype)[label]).save(path)
 
 
-@pytest.mark.parametrize("names", [None, NAMES[:3], {"class_names": NAMES[:3], "palette": COLORS.tolist()}])
+@pytest.mark.parametrize("names", [None, {"class_names": NAMES[:3], "palette": COLORS.tolist()}])
 def test_palettes_in_another_order_are_read_by_colour(tmp_path, names):
     root = write_folder(tmp_path, names, label=palette_png([0, 2, 1]))
     assert min(shares(root)) == 1
     data = open_dataset("folder", root)
     assert data.palette == tuple(map(tuple, COLORS.tolist()))
     data.check()
+
+
+def test_names_go_to_the_colours_of_the_first_file_and_that_is_said(tmp_path):
+    """Nothing says which colour is which class: the first file may be the odd one."""
+    root = write_folder(tmp_path, NAMES[:3], label=palette_png([0, 2, 1]))
+    said = r"different orders.*background #000000, red #c80000, green #00c800.*palette"
+    with pytest.warns(UserWarning, match=said) as caught:
+        assert min(shares(root) + shares(root, "val")) == 1
+    assert len(caught) == 1
 
 
 def test_the_palette_of_classes_json_goes_before_that_of_the_files(tmp_path):
@@ -119,6 +128,39 @@ def test_a_palette_of_one_colour_for_several_classes_is_no_palette(tmp_path):
     """Some tools write a palette of nothing but black; the indices are then ids."""
     root = write_folder(tmp_path, NAMES[:3], label=palette_png([0, 1, 2], np.zeros((3, 3), np.uint8)))
     assert min(shares(root)) == 1
+
+
+def test_a_palette_file_among_grey_ones_is_read_by_its_indices_and_that_is_said(tmp_path):
+    def write(label, path, index):
+        (palette_png([0, 1, 2]) if index == 3 else lambda *a: Image.fromarray(a[0]).save(a[1]))(label, path, 0)
+
+    root = write_folder(tmp_path, {"class_names": NAMES[:3], "palette": COLORS.tolist()}, label=write)
+    with pytest.warns(UserWarning, match="2 of 12 label files .* have colours and the others are grey"):
+        assert min(shares(root)) == 1
+
+
+def test_grey_ids_in_three_channels_beside_a_palette_for_drawing(tmp_path):
+    def write(label, path, _):
+        Image.fromarray(np.repeat(label[..., None], 3, axis=2)).save(path)
+
+    root = write_folder(tmp_path, {"class_names": NAMES[:3], "palette": COLORS.tolist()}, label=write)
+    assert min(shares(root)) == 1
+
+
+def test_indices_of_a_palette_are_read_where_they_are_mapped(tmp_path):
+    facts = {"class_names": NAMES[:3], "palette": [[9, 9, 9], [8, 8, 8], [7, 7, 7]]}
+    root = write_folder(tmp_path, facts, label=palette_png([0, 1, 2]))
+    with pytest.raises(ValueError, match="map the indices"):
+        open_dataset("folder", root).check()
+    (root / "classes.json").write_text(json.dumps(facts | {"ids": dict(zip("012", NAMES[:3], strict=True))}))
+    assert min(shares(root)) == 1
+
+
+def test_white_of_a_one_bit_mask_is_1_where_255_is_void(tmp_path):
+    facts = {"class_names": ["background", "cat"], "ids": {"0": "background", "2": "cat"}}
+    root = write_folder(tmp_path, facts, classes=2, label=lambda label, p, _: Image.fromarray(label > 0).save(p))
+    with pytest.raises(ValueError, match=r"0\.png: holds the ids \[1\], which mean nothing"):
+        open_dataset("folder", root).check()
 
 
 def test_colours_mapped_to_classes(tmp_path):
@@ -294,6 +336,7 @@ def test_a_label_of_too_many_pixels_is_listed_by_name(tmp_path, monkeypatch):
         ('{"ids": {"zero": "a"}}', "but got 'zero'"),
         ('{"ids": {"#12": "a"}}', "a colour like .*'#12'"),
         ('{"ids": ["a"]}', "to map values to class names"),
+        ('{"class_names": ["a", "b"], "ids": {}, "ignore_index": -1}', "to map values to class names"),
     ],
 )
 def test_a_classes_file_that_cannot_be_used(tmp_path, content, message):

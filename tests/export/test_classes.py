@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import bpkd_sdk
+from bpkd_sdk.classes import reorder_classifier
 from bpkd_sdk.export import benchmark, quantize, to_onnx, verify
 from bpkd_sdk.serve import Predictor
 from bpkd_sdk.serve.networks import open_networks
@@ -79,6 +80,15 @@ def test_the_benchmark_scores_in_the_datas_order(model, path):
     assert all(row.miou is None and "do not have the same classes" in " ".join(row.notes) for row in rows)
     rows = benchmark([model, path], FOREIGN, duration=0.1, match_classes=False).rows
     assert [row.miou for row in rows] == [1, 1]
+
+
+def test_the_benchmarks_agreement_is_of_classes_not_of_positions(model, path):
+    other = ByColor().eval()
+    with torch.no_grad():
+        reorder_classifier(other, ORDER, torch.rand(1, 3, 48, 48))
+    other.spec = bpkd_sdk.NetworkSpec(None, 3, class_names=OTHER.class_names, mean=(0.0,) * 3, std=(1.0,) * 3)
+    rows = benchmark([path, other], SAME, duration=0.1).rows
+    assert [(row.miou, row.agreement, row.edge_agreement) for row in rows] == [(1, 1, 1)] * 2
 
 
 def test_a_file_of_masks_is_evaluated_in_the_datas_order(path):

@@ -10,6 +10,8 @@ from PIL import Image
 import bpkd_sdk
 from bpkd_sdk.serve.demo.examples import find_examples, read_labels
 from bpkd_sdk.serve.demo.lineup import Lineup
+from bpkd_sdk.serve.demo.scene import Scene
+from bpkd_sdk.serve.limits import Limits
 from tests.networks import tiny
 from tests.scenes import NAMES, scene, write_folder
 
@@ -39,6 +41,22 @@ def test_a_student_of_another_order_is_put_in_the_teachers():
     np.testing.assert_array_equal(ours.mask, theirs.mask)
     np.testing.assert_allclose(ours.confidence, theirs.confidence, rtol=1e-5)
     assert student.cost((48, 48)) == teacher.cost((48, 48))
+
+
+def test_students_without_a_teacher_have_the_order_of_the_first():
+    lineup = Lineup.open(None, list(two_networks()), "cpu")
+    first, second = (network.predictor(scene(0)[0]) for network in lineup.students.values())
+    assert first.class_names == second.class_names
+    np.testing.assert_array_equal(first.mask, second.mask)
+
+
+def test_a_label_of_0_and_255_is_of_two_classes(tmp_path):
+    image, label = scene(0, classes=2)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    Image.fromarray(label * np.uint8(255)).save(tmp_path / "label.png")
+    shown = Scene.open(tmp_path / "image.png", Limits())
+    np.testing.assert_array_equal(shown.with_label(tmp_path / "label.png", 2).label, label)
+    np.testing.assert_array_equal(shown.with_label(tmp_path / "label.png", 3).label, label * np.uint8(255))
 
 
 @pytest.mark.parametrize("ids", [False, True])

@@ -42,7 +42,7 @@ class OfOneSize(nn.Module):
 
 
 class NotSaved(nn.Module):
-    """Two weights that share their memory in part, which safetensors cannot hold."""
+    """A network whose spec holds a number that JSON does not know."""
 
     def __init__(self):
         super().__init__()
@@ -118,14 +118,19 @@ def test_the_largest_validation_image_is_tried(tmp_path):
     assert set(before_the_first_crop_of_a_batch) == {(32, 32), (64, 80)}
 
 
-def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch, is_there):
+    if is_there:
+        (tmp_path / "run").mkdir()
+
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         bpkd_sdk.train(tiny(3), (Scenes(), VAL), output_dir=tmp_path / "run", **OPTIONS)
-    assert not (tmp_path / "run").exists()
+    assert (tmp_path / "run").exists() == is_there
+    assert not list(tmp_path.glob("run/*"))
 
 
 class Failing(Scenes):
@@ -145,7 +150,8 @@ def test_a_failing_validation_loses_no_step(tmp_path):
     data[1].folder = tmp_path / "run"
     with pytest.raises(RuntimeError, match="cannot read"):
         bpkd_sdk.train(tiny(3), data, output_dir=tmp_path / "run", **OPTIONS)
-    assert bpkd_sdk.load_model(tmp_path / "run/last.safetensors", model=tiny(3)).provenance["step"] == 2
+    provenance = bpkd_sdk.load_model(tmp_path / "run/last.safetensors", model=tiny(3)).provenance
+    assert (provenance["step"], provenance["metrics"]) == (2, None)
     data[1].folder = None
     again = bpkd_sdk.train(tiny(3, seed=9), data, output_dir=tmp_path / "run", resume=True, **OPTIONS)
     strip = [{key: record.get(key) for key in ("step", "terms", "metrics")} for record in again.history]
