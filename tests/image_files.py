@@ -118,8 +118,6 @@ def jpegs() -> Iterator[ImageFile]:
             for what, end in {
                 "": b"",
                 ", a video behind it": VIDEO,
-                ", an end marker behind it": END,
-                ", an end marker and a video behind it": END + VIDEO,
                 ", zeros behind it": bytes(5000),
             }.items():
                 yield ImageFile(f"{name}, cut at {part:.0%}{what}.jpg", start + end, None, "is cut short")
@@ -131,15 +129,12 @@ def jpegs() -> Iterator[ImageFile]:
     for part in (0.3, 0.6, 0.9, 0.99):
         cut = content[: int(part * len(content))]
         yield ImageFile(f"one scan a channel, cut at {part:.0%}.jpg", cut, None, "is cut short")
-        name = f"one scan a channel, cut at {part:.0%}, an end marker behind it.jpg"
-        yield ImageFile(name, cut + END, None, "is cut short")
     content = encoded(picture[..., 0], "JPEG", quality=95)
     yield ImageFile("grey.jpg", content, decoded(content), tolerance=3)
     ink = Image.fromarray(picture).convert("CMYK")
     content = encoded(ink, "JPEG", quality=95)
     yield ImageFile("CMYK.jpg", content, decoded(content), tolerance=3)
     yield ImageFile("CMYK, cut.jpg", content[: len(content) // 2], None, "is cut short")
-    yield ImageFile("CMYK, cut, an end marker behind it.jpg", content[: len(content) // 2] + END, None, "is cut short")
     content = encoded(Image.fromarray(picture), "MPO", save_all=True, append_images=[Image.fromarray(255 - picture)])
     yield ImageFile("two images.mpo.jpg", content, decoded(content), tolerance=3)
     for value, stored in STORED.items():
