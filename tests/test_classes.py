@@ -207,6 +207,23 @@ def test_evaluate_puts_the_network_in_the_datas_order(trained):
     assert bpkd_sdk.evaluate(trained, OTHER, reference=trained).miou == 1
 
 
+def test_evaluate_names_what_cannot_be_scored():
+    network = tiny(3).eval()
+    nn.init.constant_(network[0].weight, torch.nan)
+    with pytest.raises(ValueError, match="logits of Sequential are not finite"):
+        bpkd_sdk.evaluate(network, SAME)
+    with pytest.warns(UserWarning, match="one channel of Sequential lies in 0..1"):
+        bpkd_sdk.evaluate(nn.Sequential(tiny(1), nn.Sigmoid()).eval(), Scenes((0, 1), length=2))
+
+    class Wrong(Scenes):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, label + index
+
+    with pytest.raises(ValueError, match=r"scenes\[1\]: Expected labels in \[0, 3\)"):
+        bpkd_sdk.evaluate(tiny(3).eval(), Wrong(length=3))
+
+
 def test_evaluate_refuses_other_classes(trained):
     with pytest.raises(ValueError, match=r"scenes has 3: one, two, three"):
         bpkd_sdk.evaluate(trained, Scenes(names=("one", "two", "three")))

@@ -18,6 +18,7 @@ from bpkd_sdk.comparison.methods import Methods, named_methods
 from bpkd_sdk.comparison.report import Comparison
 from bpkd_sdk.comparison.run import RESULT_FILE, SCORES, Run, perform, read_run, write_json
 from bpkd_sdk.data import SegmentationDataset, open_dataset
+from bpkd_sdk.data.dataset import expect_dataset
 from bpkd_sdk.errors import differences, import_optional, listed
 from bpkd_sdk.evaluation import evaluate
 from bpkd_sdk.files import read_json
@@ -27,7 +28,7 @@ from bpkd_sdk.progress import console
 from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.training.accelerator import create_accelerator
 from bpkd_sdk.training.config import TrainingConfig
-from bpkd_sdk.training.networks import default_crop
+from bpkd_sdk.training.networks import default_crop, student_order
 
 LOCK_FILE = "lock"  # held by the process that is at work in its folder
 SET_HERE = {"steps": "budget", "seed": "seeds"}  # options of a run, and what they follow from
@@ -78,11 +79,11 @@ def compare(
     contest = _contest(teacher, student, data, Budget.parse(budget), options)
     chosen = named_methods(methods, contest.train.num_classes, contest.train.ignore_index)
     if options.get("check_data", True):
-        contest.train.check_classes()
         findings = contest.train.examine()
         contest.train.check_findings(findings)
         contest.train.warn_of_absent_classes(findings)
         contest.val.check()
+    student_order(contest.new_student(0), contest.train, TrainingConfig.from_options(options))
     if options.get("check_teacher", True):
         contest.check_teacher()
     folder = Path(output_dir)
@@ -162,6 +163,9 @@ def _contest(
     if not isinstance(data, tuple) or None in data:
         raise ValueError("Expected `data` to be a name, a folder, or a pair of training and validation data.")
     train, val = data
+    for index, dataset in enumerate(data):
+        expect_dataset(dataset, f"data[{index}]")
+        dataset.check_classes()
     shared = {name: value for name, value in config.to_dict().items() if name not in SET_HERE}
     shared |= {"check_data": False, "check_teacher": False}  # both are checked once, before the first run
     contest = Contest(teacher, student, train, val, budget, accelerator.device, shared)

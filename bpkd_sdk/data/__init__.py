@@ -45,6 +45,8 @@ def open_dataset(name: str | Path, root: str | Path | None = None, split: str = 
         return ShapesDataset(split)
     if root is None and Path(name).is_dir():
         return open_folder(name, split)
+    if root is None and str(name) not in DATASETS and (isinstance(name, Path) or "/" in name or "\\" in name):
+        raise FileNotFoundError(f"There is no folder {name}.")
     check_choice("name", str(name), ["shapes", *DATASETS])
     if root is None:
         raise ValueError(f"The data set {str(name)!r} needs `root`, the folder that holds its images and labels.")

@@ -73,7 +73,16 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
             ValueError: For fewer than 2 or more than 256 classes, a palette of another length, or a void label that is
                 one of the classes.
         """
-        count = self.num_classes
+        names, count = self.class_names, self.num_classes
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names) or len(set(names)) < count:
+            raise ValueError(
+                f"Expected class_names of {self.name} to be different texts, one per class, but got {names}."
+            )
+        if not isinstance(self.name, str) or type(self.ignore_index) is not int:
+            raise ValueError(
+                f"Expected `name` of a data set to be a text and `ignore_index` an int, but got {self.name!r} and "
+                f"{self.ignore_index!r}."
+            )
         if count == 1:
             raise ValueError(
                 f"{self.name} has one class, {self.class_names[0]!r}. Add a class for all other pixels: class_names "
@@ -84,10 +93,11 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
             raise ValueError(
                 f"Expected 2 to {MOST_CLASSES} classes, since masks are uint8, but {self.name} has {count}."
             )
-        if len(self.palette) != count:
+        palette = list(self.palette)
+        if len(palette) != count or not all(len(c) == 3 and all(type(v) is int for v in c) for c in palette):
             raise ValueError(
-                f"Expected one colour per class in the palette of {self.name}, which has {count} classes, but got "
-                f"{len(self.palette)}."
+                f"Expected `palette` of {self.name} to be {count} colours, one (r, g, b) of ints per class, but got "
+                f"{len(palette)}: {palette[:3]}."
             )
         if 0 <= self.ignore_index < count:
             raise ValueError(
@@ -114,7 +124,12 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         if offenders := [finding.problem for finding in findings if finding.problem]:
             raise ValueError(
                 f"{len(offenders)} of {len(self)} samples of {self.name} cannot be used:\n{listed(offenders)}"
-                f"{self._label_advice(findings)}"
+                f"{self.label_advice(findings)}"
+            )
+        if self.has_labels and findings and not any(set(f.labels) - {self.ignore_index} for f in findings):
+            raise ValueError(
+                f"All labels of {self.name} are void ({self.ignore_index}), so there is nothing to learn or to score. "
+                "If that value is a class, pass another ignore_index."
             )
         if findings and max(finding.brightest for finding in findings) <= 1:
             raise ValueError(
@@ -164,7 +179,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
             return Finding(sample, problem=_naming(sample, str(error)))
         except Exception as error:  # a data set of the user's own may raise anything
             return Finding(sample, problem=_naming(sample, f"{type(error).__name__}: {error}"))
-        if problem := image_problem(image) or _label_problem(label):
+        if problem := image_problem(image) or label_problem(label):
             return Finding(sample, problem=f"{sample}: {problem}")
         size = (image.shape[1], image.shape[2])
         if size != tuple(label.shape):
@@ -198,9 +213,18 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         """Return what to add to the problem of an image and a label of different sizes."""
         return ""
 
-    def _label_advice(self, findings: Sequence[Finding]) -> str:
+    def label_advice(self, findings: Sequence[Finding]) -> str:
         """Return how to give labels that are outside the classes a meaning."""
         return ""
+
+
+def expect_dataset(data: object, argument: str) -> None:
+    """Raise TypeError unless an argument is a data set of this package, opened."""
+    if not isinstance(data, SegmentationDataset):
+        raise TypeError(
+            f"Expected `{argument}` to be a SegmentationDataset, but got {type(data).__name__}. Open a folder or a "
+            "named data set with bpkd_sdk.open_dataset, or subclass bpkd_sdk.SegmentationDataset."
+        )
 
 
 class DatasetPart(SegmentationDataset):
@@ -285,7 +309,8 @@ def image_problem(image: object) -> str | None:
     return problem
 
 
-def _label_problem(label: object) -> str | None:
+def label_problem(label: object) -> str | None:
+    """Return why a label map of a data set cannot be used, or None for integers (H, W)."""
     if isinstance(label, Tensor) and label.ndim == 2 and label.dtype in LABEL_TYPES:
         return None
     found = (
@@ -430,7 +455,8 @@ def complete(pairs: Iterable[Pair]) -> list[Pair]:
 def read_label(path: Path) -> np.ndarray:
     """Read ids (H, W) from a file: grey values, or the indices of a palette.
 
-    A file of three equal channels is grey. Grey values of 2 and 4 bits are read as they are stored.
+    A file of three equal channels is grey, and so is one whose palette gives each index in use a grey of its own. Grey
+    values of 2 and 4 bits are read as they are stored.
 
     Returns:
         bool of a file with 1 bit per pixel, uint8 if the ids fit, otherwise int64.
@@ -450,6 +476,8 @@ def read_label(path: Path) -> np.ndarray:
     label = np.array(image)
     if label.ndim != 2 or image.mode == "F":
         raise ValueError(f"{path}: holds pixels of the kind {image.mode!r}, expected one class id per pixel")
+    if image.mode == "P":
+        return _greys(image, label)
     if raw_mode in _GREY_STEPS:
         label //= _GREY_STEPS[raw_mode]
     return label if label.dtype == np.bool_ else fitted(label)
@@ -473,8 +501,7 @@ def read_colors(path: Path, colors: Mapping[Color, int], ignore_index: int) -> n
     keys, classes = keys[rank], fitted(np.array([*colors.values(), ignore_index]))[rank]
     image, _ = _load_label(path)
     if image.mode == "P":
-        flat = image.getpalette() or []
-        entries = np.array(flat, np.uint8)[: len(flat) // 3 * 3].reshape(-1, 3)
+        entries = palette_of(image)
         index = np.array(image)
         used = np.unique(index)
         used = used[used != ignore_index]
@@ -542,6 +569,25 @@ def _opaque(path: Path, image: Image.Image) -> np.ndarray:
         raise ValueError(f"{path}: has transparent pixels, whose class is not known. Save labels without transparency")
     pixels: np.ndarray = np.array(image.convert("RGB"))
     return pixels
+
+
+def _greys(image: Image.Image, index: np.ndarray) -> np.ndarray:
+    """The greys of a palette image if all that it uses are greys, each once; otherwise its indices."""
+    palette = palette_of(image)
+    used = np.unique(index)
+    if used[-1] >= len(palette):
+        return index
+    greys = palette[used]
+    if (greys != greys[:, :1]).any() or len(np.unique(greys[:, 0])) < len(used):
+        return index
+    found: np.ndarray = palette[:, 0][index]
+    return found
+
+
+def palette_of(image: Image.Image) -> np.ndarray:
+    """The palette of an image, uint8 (N, 3); of none, (0, 3)."""
+    flat = (image.getpalette() if image.mode == "P" else None) or []
+    return np.array(flat, np.uint8)[: len(flat) // 3 * 3].reshape(-1, 3)
 
 
 def _packed(colors: np.ndarray) -> np.ndarray:

@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from bpkd_sdk.data.dataset import FileDataset, Finding, hex_color, pair_files, read_label
-from bpkd_sdk.errors import did_you_mean
+from bpkd_sdk.data.dataset import IMAGE_SUFFIXES, FileDataset, Finding, hex_color, pair_files, palette_of, read_label
+from bpkd_sdk.errors import did_you_mean, listed
 from bpkd_sdk.files import read_json
 from bpkd_sdk.models.spec import Color, distinct_colors
 
@@ -66,7 +66,7 @@ class FolderDataset(FileDataset):
         )
         self.classes_file = root / CLASSES_FILE
 
-    def _label_advice(self, findings: Sequence[Finding]) -> str:
+    def label_advice(self, findings: Sequence[Finding]) -> str:
         """Write out the mapping that would give the values found a meaning."""
         values = sorted({value for finding in findings for value in finding.labels} - {self.ignore_index})
         if self.colors is not None or set(values) <= set(range(self.num_classes)):
@@ -93,7 +93,7 @@ def open_folder(root: str | Path, split: str = "train") -> FolderDataset:
       which they first appear.
 
     Labels are read by id: grey values are class ids and 255 is void. They are read by colour where most files have
-    colours (RGB, or a palette that is not a ramp of greys): the colours are those of ``ids`` or ``palette``, else those
+    colours (RGB, or a palette, that is not grey): the colours are those of ``ids`` or ``palette``, else those
     of the palette in the first label file, to which all others are held; where there is no ``classes.json`` either,
     each of its colours is a class. Where there are two classes and files hold only 0 and 255, these are the two
     classes. Where there is no folder ``root/labels`` at all, the labels are blank (`has_labels` is False) and only
@@ -115,6 +115,13 @@ def open_folder(root: str | Path, split: str = "train") -> FolderDataset:
         )
     labels = root / "labels"
     pairs = pair_files(images, labels / split if labels.is_dir() else None)
+    known = {pair.label for pair in pairs}
+    if orphans := [path for path in sorted((labels / split).rglob("*.png")) if path not in known]:
+        warnings.warn(
+            f"{len(orphans)} label files in {labels / split} have no image of their name in {images} with one of the "
+            f"suffixes {', '.join(IMAGE_SUFFIXES)}; they are left out:\n{listed(orphans, limit=5)}",
+            stacklevel=2,
+        )
     return FolderDataset(root, split, pairs, find_classes(root))
 
 
@@ -186,7 +193,16 @@ def _found_in_labels(root: Path, classes: Classes, sampled: Sequence[Path]) -> C
         known = {} if void == (255, 255, 255) else {void: classes.ignore_index}  # white only fills the palette up
         stated = tuple(colors) if len(colors) == len(classes.names) else ()
         return replace(classes, palette=stated, colors=known | _by_color(colors))
-    if len(classes.names) == 2 and classes.ignore_index == 255 and _is_binary(sampled):
+    masks = _masks_of_0_and_255(sampled) if len(classes.names) == 2 and classes.ignore_index == 255 else "none"
+    if masks == "some" and root not in _told:
+        _told.add(root)
+        warnings.warn(
+            f"Some label files of {root} hold only 0 and 255, others 0 and 1: 255 is read as void. If it is "
+            f'{classes.names[1]!r}, write "ids": {{"0": "{classes.names[0]}", "1": "{classes.names[1]}", "255": '
+            f'"{classes.names[1]}"}} in {CLASSES_FILE}.',
+            stacklevel=2,
+        )
+    if masks == "all":
         if root not in _told:
             _told.add(root)
             warnings.warn(
@@ -212,7 +228,7 @@ def _read_classes(file: Path) -> Classes:
     strings = isinstance(meanings, dict) and all(isinstance(name, str) for name in meanings.values())
     if not strings or ("ids" in facts and not meanings):
         raise ValueError(f'Expected "ids" in {file} to map values to class names: {{"0": "{VOID}", "1": "road"}}.')
-    names = facts.get("class_names", [name for name in dict.fromkeys(meanings.values()) if name != VOID])
+    names = facts.get("class_names", [name for name in dict.fromkeys(meanings.values()) if name.lower() != VOID])
     if not (isinstance(names, list) and names and all(isinstance(name, str) and name.strip() for name in names)):
         raise ValueError(f'Expected {file} to hold a list of class names, or {{"class_names": [...]}}.')
     if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -230,7 +246,7 @@ def _read_classes(file: Path) -> Classes:
 def _with_meanings(file: Path, classes: Classes, meanings: Mapping[str, str]) -> Classes:
     """The classes with the mapping of ``ids``, by id or by colour."""
     names = classes.names
-    if strange := sorted({name for name in meanings.values() if name not in (*names, VOID)}):
+    if strange := sorted({name for name in meanings.values() if name not in names and name.lower() != VOID}):
         raise ValueError(
             f'"ids" in {file} names {", ".join(map(repr, strange))}, which are no class; classes are '
             f"{', '.join(names)}, and {VOID!r}.{did_you_mean(strange[0], names)}"
@@ -282,7 +298,7 @@ class _Look:
     """How a label file says what its pixels mean.
 
     Attributes:
-        has_colors: Whether its pixels are colours: RGB that is not grey, or a palette that is no ramp of greys.
+        has_colors: Whether its pixels are colours: RGB that is not grey, or a palette that is not.
         palette: The colours of such a palette.
     """
 
@@ -294,14 +310,13 @@ def _look(file: Path) -> _Look:
     """Look at a label file; one that cannot be read has no colours, and `check` names it together with all others."""
     try:
         with Image.open(file) as image:
-            flat = image.getpalette() or [] if image.mode == "P" else []
+            palette = palette_of(image)
             pixels = np.asarray(image) if image.mode in ("RGB", "RGBA") else np.zeros((1, 1, 3))
     except Exception:  # what Pillow's readers raise for a damaged file has no base class
         return _Look()
-    colors = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)]
-    is_ramp = all(color == (index,) * 3 for index, color in enumerate(colors))
-    is_grey = bool((pixels[..., :3] == pixels[..., :1]).all())
-    return _Look(not (is_ramp and is_grey), [] if is_ramp else colors)
+    has_palette = bool((palette != palette[:, :1]).any())  # greys are ids
+    has_colors = has_palette or bool((pixels[..., :3] != pixels[..., :1]).any())
+    return _Look(has_colors, [(r, g, b) for r, g, b in palette.tolist()] if has_palette else [])
 
 
 def _class_colors(palette: Sequence[Color]) -> list[Color]:
@@ -318,16 +333,17 @@ def _by_color(colors: Sequence[Color]) -> dict[Color, int]:
     return {color: index for index, color in reversed(list(enumerate(colors)))}
 
 
-def _is_binary(files: Sequence[Path]) -> bool:
-    """Whether label files hold 0 and 255 and nothing else; files of one bit do not tell."""
-    found: set[int] = set()
+def _masks_of_0_and_255(files: Sequence[Path]) -> Literal["all", "some", "none"]:
+    """How many label files are masks of 0 and 255, where no file has both 1 and 255; files of one bit do not tell."""
+    found = []
     for file in files:
         try:
             label = read_label(file)
         except ValueError:
             continue  # `check` names it together with all others
         if label.dtype != np.bool_:
-            found |= set(np.unique(label).tolist())
-        if found - {0, 255}:
-            return False
-    return 255 in found
+            found.append(set(np.unique(label).tolist()))
+    with_255 = [values for values in found if 255 in values]
+    if not with_255 or any(values - {0, 1, 255} for values in found) or any(1 in values for values in with_255):
+        return "none"
+    return "some" if any(1 in values for values in found) else "all"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data.dataset import expect_dataset
 from bpkd_sdk.data.workers import leave_interrupts_to_the_main_process, spare_cores
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.evaluation.protocol import Mode, Protocol
@@ -61,6 +62,7 @@ def evaluate(
         ValueError: For sizes or classes that do not fit, or a data set without labels and no `reference`.
     """
     protocol = Protocol(mode, crop_size, stride, base_size, tuple(scales), flip)
+    expect_dataset(dataset, "dataset")
     dataset.check_classes()
     if not dataset.has_labels and reference is None:
         raise ValueError(f"{dataset.name} has no labels; pass `reference`, a network to agree with.")
@@ -81,7 +83,11 @@ def evaluate(
         for images, labels in _batches(dataset, batch_size, workers):
             masks = protocol.segment(network, images, batch_size)
             truth = labels if guide is None else protocol.segment(guide, images, batch_size)
-            counts.update(masks, truth.to(masks.device))
+            try:
+                counts.update(masks, truth.to(masks.device))
+            except (ValueError, TypeError) as error:
+                first, last = (dataset.sample_name(counts.images + i) for i in (0, len(images) - 1))
+                raise ValueError(f"{first if first == last else f'{first} to {last}'}: {error}") from error
     if over_processes is not None:
         counts.add_up(over_processes)
     return counts.compute()

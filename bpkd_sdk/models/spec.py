@@ -50,6 +50,10 @@ class NetworkSpec:
                 )
         if min(self.std) <= 0:
             raise ValueError(f"Expected `std` to be above 0 for each channel, but got {self.std}.")
+        if max(*map(abs, self.mean), *self.std) > 10:
+            raise ValueError(
+                f"Expected `mean` and `std` of images in 0..1, but got {self.mean} and {self.std}. Divide them by 255."
+            )
         allowed = (0, self.num_classes, 2 if self.num_classes == 1 else 0)  # one logit tells two classes apart
         for name in ("class_names", "palette"):
             count = len(getattr(self, name))

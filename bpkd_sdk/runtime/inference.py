@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise, product
 
@@ -187,6 +188,18 @@ def _visits(length: int, window: int, starts: list[int]) -> Tensor:
     for start in starts:
         visits[start : start + window] += 1
     return visits
+
+
+def check_logits(logits: Tensor, name: str) -> None:
+    """Raise ValueError for logits that are not finite; warn of one channel that cannot fall below 0."""
+    if not torch.isfinite(logits).all():
+        raise ValueError(f"The logits of {name} are not finite (NaN or infinity). Check its weights and normalisation.")
+    if logits.shape[1] == 1 and logits.min() >= 0 and logits.max() <= 1:
+        warnings.warn(
+            f"The one channel of {name} lies in 0..1, so that every pixel is of its class: masks are where it is above "
+            "0. If it has a sigmoid inside, return the logit before it.",
+            stacklevel=2,
+        )
 
 
 def to_mask(logits: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bpkd_sdk.classes import ClassFacts, Order, check_class_count, class_order, reorder_masks
 from bpkd_sdk.runtime.base import Runtime
+from bpkd_sdk.runtime.inference import check_logits
 from bpkd_sdk.runtime.module import TorchRuntime
 
 
@@ -52,6 +53,7 @@ class MatchedRuntime(Runtime):
         self.runtime = runtime
         self.data_name = data_name
         self.order = order
+        self.is_checked = False
         self.columns = None if order is None else torch.tensor(order, device=runtime.device)
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -72,6 +74,9 @@ class MatchedRuntime(Runtime):
         check_class_count(
             outputs.shape[1], len(self.spec.class_names), network_name=self.name, data_name=self.data_name
         )
+        if not self.is_checked:  # once, as it waits for the device
+            check_logits(outputs, self.name)
+            self.is_checked = True
         if self.columns is None:
             return outputs
         # With one logit, the other class is the negative.

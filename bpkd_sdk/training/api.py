@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -10,9 +11,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from bpkd_sdk.data import DatasetPart, SegmentationDataset, open_dataset
+from bpkd_sdk.data.dataset import expect_dataset
 from bpkd_sdk.errors import listed
 from bpkd_sdk.evaluation import Protocol, evaluate
 from bpkd_sdk.losses import Method, create_method
@@ -34,7 +36,7 @@ from bpkd_sdk.training.networks import (
 )
 from bpkd_sdk.training.state import HISTORY_FILE, try_checkpoint
 from bpkd_sdk.training.teacher import Guide
-from bpkd_sdk.training.teacher_check import warn_of_teacher
+from bpkd_sdk.training.teacher_check import output_kind, warn_of_teacher
 from bpkd_sdk.training.trackers import check_trackers
 
 __all__ = ["distill", "train"]
@@ -157,13 +159,19 @@ def _prepare(
             f"{train_set.name} has {len(train_set)} images, too few for a batch of {config.batch_size} different ones. "
             f"Pass batch_size={len(train_set)} or less, or more data."
         )
+    if val_set is not None and not len(val_set):
+        raise ValueError(f"{val_set.name} has no images to validate on; pass data=(train, None) to train without.")
     classes = train_set.num_classes
     torch.manual_seed(config.seed)
     guide = None if teacher is None else open_teacher(teacher, classes, config, accelerator.device)
     network = open_network(student, classes)
     for dataset in filter(None, (train_set, val_set)):
-        if problem := dataset.examine_sample(0).problem:
-            raise ValueError(f"{dataset.name} cannot be used:\n{listed([problem])}")
+        if (first := dataset.examine_sample(0)).problem:
+            if config.check_data:
+                dataset.check()  # lists all problems
+            raise ValueError(
+                f"{dataset.name} cannot be used:\n{listed([first.problem])}{dataset.label_advice([first])}"
+            )
     crop_size = config.crop_size or default_crop(train_set, [part for part in (network, guide) if part is not None])
     chosen = None if method is None else create_method(method, classes, ignore_index=train_set.ignore_index)
     features = feature_paths(network, guide, chosen, config)
@@ -173,6 +181,7 @@ def _prepare(
         for role, module, path in zip(("student", "teacher"), (network, guide), features, strict=True)
         if module is not None
     ]
+    _check_student(network, outputs[0].logits)
     if chosen is not None:
         chosen.prepare(*outputs)
     if not train_set.has_labels and config.labels == "dataset":
@@ -206,6 +215,20 @@ def _prepare(
     return Task(
         title, network, guide, chosen, features, train_set, val_set, crop_size, config, protocol, folder, accelerator
     )
+
+
+def _check_student(network: nn.Module, logits: Tensor) -> None:
+    """Refuse a student that cannot be trained, and warn of one that returns probabilities."""
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError("The student has no parameter that requires a gradient; call student.requires_grad_(True).")
+    if not torch.isfinite(logits).all():
+        raise ValueError("The student's outputs are not finite (NaN or infinity) before training. Check its weights.")
+    if output_kind(list(logits)) == "probabilities":
+        warnings.warn(
+            "The student's outputs lie in 0..1 and sum to 1: it has a softmax inside, and the cross-entropy takes "
+            "logits. Return the logits before the softmax (segmentation-models-pytorch: activation=None).",
+            stacklevel=4,
+        )
 
 
 def _check_data(train_set: SegmentationDataset, val_set: SegmentationDataset | None, config: TrainingConfig) -> int:
@@ -256,12 +279,18 @@ def _open_data(data: Data) -> tuple[SegmentationDataset, SegmentationDataset | N
     if isinstance(data, (str, Path)):
         return open_dataset(data, split="train"), open_dataset(data, split="val")
     if isinstance(data, tuple):
+        if len(data) != 2:
+            raise ValueError(f"Expected `data` to be a pair (train, val), but got {len(data)} entries.")
         train_set, val_set = data
+        expect_dataset(train_set, "data[0]")
+        if val_set is not None:
+            expect_dataset(val_set, "data[1]")
         if val_set is not None and val_set.class_names != train_set.class_names:
             raise ValueError(
                 f"Training and validation data have other classes: {train_set.class_names} and {val_set.class_names}."
             )
         return train_set, val_set
+    expect_dataset(data, "data")
     return data, None
 
 

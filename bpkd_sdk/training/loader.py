@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data.dataset import image_problem, label_problem
 from bpkd_sdk.data.transforms import augment, training_transform
 from bpkd_sdk.data.workers import leave_interrupts_to_the_main_process, spare_cores
 from bpkd_sdk.training.config import TrainingConfig
@@ -87,8 +88,16 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, item: Draw) -> tuple[Tensor, Tensor]:
         draw, index = item
         image, label = self.dataset[index]
+        if problem := image_problem(image) or label_problem(label):
+            raise ValueError(f"{self.dataset.sample_name(index)}: {problem}.")
         if self.dataset.ignore_index not in range(256):
             label = label.long()  # crops are padded with the void label, which uint8 could not hold
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(mixed_seed(self.seed, 1, draw))
-            return augment(self.transform, image, torch.zeros_like(label) if self.blank else label)
+            image, label = augment(self.transform, image, torch.zeros_like(label) if self.blank else label)
+        wrong = label[(label < 0) | (label >= self.dataset.num_classes)]
+        if (wrong := wrong[wrong != self.dataset.ignore_index]).numel():
+            raise ValueError(
+                f"{self.dataset.sample_name(index)}: labels {sorted(set(wrong.tolist()))[:10]} are outside the classes."
+            )
+        return image, label

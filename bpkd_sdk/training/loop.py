@@ -28,6 +28,7 @@ from bpkd_sdk.training.loader import mixed_seed, training_loader
 from bpkd_sdk.training.objective import Objective
 from bpkd_sdk.training.provenance import check_same_inputs, write_run
 from bpkd_sdk.training.state import (
+    HISTORY_FILE,
     RESUME_FILE,
     Position,
     append_history,
@@ -149,9 +150,9 @@ class _Trainer:
     def _restore(self, optimizer: torch.optim.Optimizer) -> Position:
         folder = self.task.output_dir
         position, scaler = Position(), dict[str, Any]()
+        if (folder / HISTORY_FILE).is_file() and self.accelerator.is_main_process:
+            check_same_inputs(self.task)
         if (folder / RESUME_FILE).is_file():
-            if self.accelerator.is_main_process:
-                check_same_inputs(self.task)
             position, scaler = restore_state(folder, self.settings, self.state, optimizer)
         if agreed(position.step) != position.step:
             raise ValueError(

@@ -24,9 +24,9 @@ from bpkd_sdk.features import unwrapped
 from bpkd_sdk.files import read_json
 from bpkd_sdk.losses.arguments import describe
 from bpkd_sdk.models import get_spec
-from bpkd_sdk.models.checkpoint import content_hash, write_atomically
+from bpkd_sdk.models.checkpoint import SUFFIX, content_hash, write_atomically
 from bpkd_sdk.runtime import Runtime
-from bpkd_sdk.training.state import FREE_OPTIONS
+from bpkd_sdk.training.state import FREE_OPTIONS, RESUME_FILE
 from bpkd_sdk.training.teacher import Guide
 
 if TYPE_CHECKING:
@@ -65,12 +65,19 @@ def check_same_inputs(task: Task) -> None:
         ValueError: If any of them differ; they are named.
     """
     path = task.output_dir / RUN_FILE
+    if not (task.output_dir / RESUME_FILE).is_file() and any(task.output_dir.glob(f"*{SUFFIX}")):
+        warnings.warn(
+            f"{task.output_dir} holds a run but no {RESUME_FILE} to go on from; it starts again from the first step.",
+            stacklevel=2,
+        )
     if not path.is_file():
         warnings.warn(
             f"{path} is missing, so whether data and teacher are those of the run is not known.", stacklevel=2
         )
         return
     before = read_json(path)
+    if not isinstance(before, dict) or not before.get("parts"):
+        raise ValueError(f"{path} does not describe a run. Restore it, or delete it to go on without the comparison.")
     known, now = (flattened(_inputs(facts)) for facts in (before, json.loads(json.dumps(_facts(task)))))
     # An earlier version wrote fewer facts.
     if changed := differences(known, {key: value for key, value in now.items() if key in known}):
@@ -78,7 +85,7 @@ def check_same_inputs(task: Task) -> None:
             f"The run in {task.output_dir} was started with other inputs, so it cannot be resumed with these:\n"
             f"{listed(changed)}\nPass the same data and networks, or another output_dir."
         )
-    if before["parts"] and (changed := differences(before["parts"][-1]["versions"], _versions())):
+    if changed := differences(before["parts"][-1]["versions"], _versions()):
         warnings.warn(
             f"The run in {task.output_dir} goes on with other versions, so its weights may differ from those of one "
             f"that was never stopped: {'; '.join(sorted(changed))}.",

@@ -130,6 +130,8 @@ def restore_state(
     """
     path = folder / RESUME_FILE
     header, tensors = read_tensors(path)
+    if missing := {"position", "settings", "param_groups", "optimizer_scalars", "scaler"} - header.keys():
+        raise ValueError(f"{path} holds no state of a run: it lacks {', '.join(sorted(missing))}. Restore the file.")
     _check_same_run(path, header["settings"], settings)
     load_state(module, _below(tensors, "module"), source=str(path))
     slots: dict[int, dict[str, Any]] = {

@@ -96,7 +96,7 @@ def check_teacher(
         network = _Network(teacher, device, dtype)
         crops, outputs = _run_on_crops(network, _read_samples(dataset, base_size), crop_size)
         _check_finite(network, crops, outputs)
-        kind = _output_kind(outputs)
+        kind = output_kind(outputs)
         fit = _measure(crops, outputs, kind)
         is_labelled = dataset.num_classes > 1 and fit.total > 0
         images = f"{len(crops)} training image{'s' if len(crops) > 1 else ''}"
@@ -379,7 +379,7 @@ def _is_constant(crops: Sequence[_Sample], outputs: Sequence[Tensor]) -> bool:
     return bool((highest - lowest).max() <= 1e-4 * torch.maximum(highest.abs(), lowest.abs()).max())
 
 
-def _output_kind(outputs: Sequence[Tensor]) -> Kind:
+def output_kind(outputs: Sequence[Tensor]) -> Kind:
     """Tell logits from probabilities, whose sum over the classes is 1, and from sigmoids, which are in 0..1 too."""
     lowest, highest = _ranges(outputs)
     if lowest.min() < 0 or highest.max() > 1.001:

@@ -163,6 +163,69 @@ def test_white_of_a_one_bit_mask_is_1_where_255_is_void(tmp_path):
         open_dataset("folder", root).check()
 
 
+def grey_palette_png(values, every=1):
+    """Writes grey values as indices into a palette of these greys in descending order, as optimisers of PNGs may."""
+
+    def write(label, path, index):
+        greys = np.array(values, np.uint8)[label]
+        if index % every:
+            Image.fromarray(greys).save(path)
+            return
+        shades = np.unique(greys)[::-1]
+        image = Image.fromarray(np.searchsorted(-shades.astype(int), -greys.astype(int)).astype(np.uint8), "P")
+        image.putpalette(np.repeat(shades, 3).tolist())
+        image.save(path)
+
+    return write
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_palettes_of_greys_are_read_by_their_greys(tmp_path, every):
+    root = write_folder(tmp_path, NAMES[:3], label=grey_palette_png([0, 1, 2], every))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert min(shares(root)) == 1
+
+
+def test_masks_of_0_and_255_in_palettes_of_greys(tmp_path):
+    root = write_folder(tmp_path, NAMES[:2], classes=2, label=grey_palette_png([0, 255], 2))
+    with pytest.warns(UserWarning, match="255 as 'red'"):
+        assert min(shares(root)) == 1
+
+
+def test_masks_of_0_and_1_beside_masks_of_0_and_255_are_told(tmp_path):
+    def write(label, path, _):
+        Image.fromarray(label * np.uint8(255 if path.parent.name == "val" else 1)).save(path)
+
+    root = write_folder(tmp_path, NAMES[:2], classes=2, label=write)
+    with pytest.warns(UserWarning, match=r'hold only 0 and 255, others 0 and 1: 255 is read as void.*"255": "red"'):
+        open_dataset("folder", root)
+
+
+def test_labels_of_nothing_but_void_are_refused(tmp_path):
+    root = write_folder(tmp_path, NAMES[:3], label=mapped(255, 255, 255))
+    with pytest.raises(ValueError, match=r"All labels of .*/train are void \(255\)"):
+        open_dataset("folder", root).check()
+
+
+def test_labels_without_an_image_are_told(tmp_path):
+    root = write_folder(tmp_path, NAMES[:3])
+    (root / "images/train/3.png").rename(root / "images/train/3.jp2")
+    with pytest.warns(UserWarning, match=r"1 label files .* have no image .*\n.*3\.png"):
+        assert len(open_dataset("folder", root)) == 7
+
+
+def test_ids_from_1_are_told_in_the_first_error(tmp_path):
+    root = write_folder(tmp_path / "data", NAMES[:3], label=mapped(1, 2, 3))
+    with pytest.raises(ValueError, match=r'"ids": \{"1": "background", "2": "red", "3": "green"\}'):
+        bpkd_sdk.train(tiny(3), root, output_dir=tmp_path / "run", **OPTIONS)
+
+
+def test_a_folder_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match="There is no folder no/such/folder"):
+        open_dataset("no/such/folder")
+
+
 def test_colours_mapped_to_classes(tmp_path):
     facts = {"ids": {"#000000": "void", "#c80000": "red", "#00c800": "green"}}
     data = open_dataset("folder", write_folder(tmp_path, facts, label=rgb_png()))

@@ -121,3 +121,18 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
 def test_unknown_names_list_the_nearest(name, message):
     with pytest.raises(ValueError, match=message):
         bpkd_sdk.create_model(name, 5)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"mean": (0.5, 0.5)}, "`mean` to have three values"),
+        ({"std": (0.5, 0.0, 0.5)}, "`std` to be above 0"),
+        ({"mean": (123.675, 116.28, 103.53)}, "of images in 0..1, but got .*Divide them by 255"),
+        ({"class_names": ("a", "b")}, "`class_names` to have one entry per class, 3, but got 2"),
+        ({"palette": ((0, 0, 0),)}, "`palette` to have one entry per class, 3, but got 1"),
+    ],
+)
+def test_facts_that_do_not_fit_together(facts, message):
+    with pytest.raises(ValueError, match=message):
+        bpkd_sdk.NetworkSpec(None, 3, **facts)

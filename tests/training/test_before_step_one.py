@@ -53,6 +53,13 @@ class NotSaved(nn.Module):
         return self.body(images)
 
 
+def with_facts(**facts):
+    """Scenes with other attributes."""
+    data = Scenes()
+    data.__dict__.update(facts)
+    return data
+
+
 @pytest.mark.parametrize(
     ("network", "data", "message"),
     [
@@ -67,6 +74,14 @@ class NotSaved(nn.Module):
         pytest.param(tiny(3), (Changed(lambda image, label: 1 / 0), VAL), r"scenes\[0\]: ZeroDivisionError", id="own-error"),
         pytest.param(OfOneSize(), (Scenes(), VAL), r"validation image scenes\[0\] of \(48, 48\) cannot be .*match model.*\n.*mode='slide', crop_size", id="one-size"),
         pytest.param(NotSaved(), (Scenes(), VAL), "checkpoint of NotSaved cannot be written", id="not-saved"),
+        pytest.param(tiny(3).requires_grad_(False), (Scenes(), VAL), "no parameter that requires a gradient", id="frozen"),
+        pytest.param(nn.Sequential(tiny(3), nn.Threshold(torch.inf, torch.nan)), (Scenes(), VAL), "student's outputs are not finite", id="nan"),
+        pytest.param(tiny(3), (Scenes(), Scenes(length=0)), "has no images to validate on", id="no-validation-images"),
+        pytest.param(tiny(3), (Scenes(), Changed(lambda image, label: (image, label * 0 + 255))), "All labels of scenes are void", id="void-validation"),
+        pytest.param(tiny(3), (Scenes(names=("a", "a", "b")), None), "different texts, one per class", id="names-twice"),
+        pytest.param(tiny(3), (Scenes(names=(0, 1, 2)), None), "different texts, one per class", id="names-of-numbers"),
+        pytest.param(tiny(3), (with_facts(ignore_index=np.int64(255)), None), "`ignore_index` an int, but got .*np.int64", id="void-of-numpy"),
+        pytest.param(tiny(3), (with_facts(palette=np.zeros((3, 3), np.uint8)), None), r"one \(r, g, b\) of ints per class", id="palette-of-numpy"),
         pytest.param(tiny(1), (Scenes(names=("object",)), None), "has one class, 'object'.*'background'", id="one-class"),
         pytest.param(tiny(300), (Scenes(names=tuple(map(str, range(300)))), None), "2 to 256 classes.* has 300", id="many-classes"),
     ],
@@ -81,6 +96,34 @@ def test_the_first_sample_is_looked_at_also_where_the_rest_is_not(tmp_path):
     data = Changed(lambda image, label: (image.float(), label))
     with pytest.raises(ValueError, match="image is float32"):
         bpkd_sdk.train(tiny(3), (data, None), output_dir=tmp_path / "run", check_data=False, **OPTIONS)
+
+
+@pytest.mark.parametrize("late", [lambda i, y: (i.float() / 255, y), lambda i, y: (i, y + 5)])
+def test_samples_that_change_after_the_check_are_named(tmp_path, late):
+    class Late(Scenes):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            sample = super().__getitem__(index)
+            return late(*sample) if self.reads > 20 else sample
+
+    with pytest.raises(ValueError, match=r"scenes\[\d\]: (image is float32|labels \[.*\] are outside the classes)"):
+        bpkd_sdk.train(tiny(3), (Late(), None), output_dir=tmp_path, **OPTIONS | {"steps": 40})
+
+
+def test_a_student_with_a_softmax_inside_is_told(tmp_path):
+    with pytest.warns(UserWarning, match="The student's outputs .* has a softmax inside"):
+        bpkd_sdk.train(nn.Sequential(tiny(3), nn.Softmax(1)), (Scenes(), None), output_dir=tmp_path, **OPTIONS)
+
+
+def test_what_is_no_data_set_is_named(tmp_path):
+    for data in ([1, 2], torch.utils.data.Subset(Scenes(), [0]), (Scenes(), [1])):
+        with pytest.raises(TypeError, match=r"to be a SegmentationDataset, but got (list|Subset)"):
+            bpkd_sdk.train(tiny(3), data, output_dir=tmp_path / "run", **OPTIONS)
+    with pytest.raises(TypeError, match="`dataset` to be a SegmentationDataset, but got str"):
+        bpkd_sdk.evaluate(tiny(3).eval(), "data")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_void_label_inside_the_classes(tmp_path):
@@ -258,6 +301,26 @@ def test_other_versions_are_told_and_not_refused(tmp_path):
     file.write_text("{")
     with pytest.raises(ValueError, match=r"run\.json is not JSON"):
         bpkd_sdk.distill(tiny(3, seed=1).eval(), tiny(3), (Scenes(), VAL), output_dir=tmp_path, resume=True, **OPTIONS)
+
+
+@pytest.mark.filterwarnings("ignore:The teacher")
+def test_a_run_without_a_state_is_held_against_its_inputs_too(tmp_path):
+    bpkd_sdk.train(tiny(3), (Scenes(), VAL), output_dir=tmp_path, **OPTIONS)
+    (tmp_path / "resume.safetensors").unlink()
+    with pytest.warns(UserWarning, match="no resume.safetensors to go on from"):
+        bpkd_sdk.train(tiny(3), (Scenes(), VAL), output_dir=tmp_path, resume=True, **OPTIONS)
+    (tmp_path / "resume.safetensors").unlink()
+    with (
+        pytest.warns(UserWarning, match="no resume.safetensors"),
+        pytest.raises(ValueError, match=r"data\.train\.fingerprint"),
+    ):
+        bpkd_sdk.train(tiny(3), (Scenes(start=7), VAL), output_dir=tmp_path, resume=True, **OPTIONS)
+    (tmp_path / "resume.safetensors").write_bytes((tmp_path / "last.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"resume\.safetensors holds no state of a run: it lacks optimizer_scalars"):
+        bpkd_sdk.train(tiny(3), (Scenes(), VAL), output_dir=tmp_path, resume=True, **OPTIONS)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"run\.json does not describe a run"):
+        bpkd_sdk.train(tiny(3), (Scenes(), VAL), output_dir=tmp_path, resume=True, **OPTIONS)
 
 
 def test_a_data_set_that_moved_is_the_same(tmp_path):
