@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from bpkd_sdk.data.dataset import IMAGE_SUFFIXES, FileDataset, Finding, hex_color, pair_files, palette_of, read_label
+from bpkd_sdk.data.dataset import IMAGE_SUFFIXES, FileDataset, Finding, pair_files
+from bpkd_sdk.data.labels import hex_color, palette_of, read_label
 from bpkd_sdk.errors import did_you_mean, listed
 from bpkd_sdk.files import read_json
 from bpkd_sdk.models.spec import Color, distinct_colors
@@ -22,7 +23,7 @@ VOID = "void"
 KEYS = ("class_names", "palette", "ignore_index", "ids")
 SAMPLED = 64  # label files, spread over all splits, that are looked at to find out what labels mean
 
-_told: set[Path] = set()  # folders whose masks of 0 and 255 were reported
+_said: set[str] = set()  # warnings of this process
 
 
 @dataclass(frozen=True)
@@ -154,65 +155,73 @@ def find_classes(root: Path) -> Classes:
 def _found_in_labels(root: Path, classes: Classes, sampled: Sequence[Path]) -> Classes:
     """Complete the classes of a classes.json without ``ids`` from the label files."""
     looks = [_look(file) for file in sampled]
-    palettes = [look.palette for look in looks if look.palette]
-    palette = _shared_palette(palettes)
     colored = sum(look.has_colors for look in looks)
-    if 2 * colored < len(looks):
+    if not colored or 2 * colored < len(looks):
         if colored:
-            warnings.warn(
+            _warn_once(
                 f"{colored} of {len(looks)} label files of {root} that were looked at have colours and the others are "
                 f'grey. All are read by id, palettes by their index. To read them by colour, write "ids" in '
-                f'{CLASSES_FILE}: {{"ids": {{"#ff0000": "{classes.names[0]}", ...}}}}.',
-                stacklevel=2,
+                f'{CLASSES_FILE}: {{"ids": {{"#ff0000": "{classes.names[0]}", ...}}}}.'
             )
-        palettes, palette = [], []
-    elif classes.palette:
-        if len(set(classes.palette)) < len(classes.palette):
-            raise ValueError(
-                f"{root / CLASSES_FILE} has one colour for several classes, and labels are read by colour."
-            )
-        return replace(classes, colors=_by_color(classes.palette))
+        return _read_by_id(root, classes, sampled)
+    if not classes.palette:
+        return _read_by_first_palette(root, classes, [look.palette for look in looks if look.palette])
+    if len(set(classes.palette)) < len(classes.palette):
+        raise ValueError(f"{root / CLASSES_FILE} gives several classes one colour, and labels are read by colour.")
+    return replace(classes, colors=_by_color(classes.palette))
+
+
+def _read_by_first_palette(root: Path, classes: Classes, palettes: Sequence[list[Color]]) -> Classes:
+    """Give each class the colour at its index in the first palette; ids remain ids where that cannot tell classes."""
+    palette = _shared_palette(palettes)
     colors = palette[: len(classes.names)]
-    if len(set(colors)) < len(colors):
-        if any(other != palette[: len(other)] for other in palettes):
-            raise ValueError(
-                f"The label files of {root} have palettes that differ, and that give several classes one colour, so "
-                f'neither their indices nor their colours tell the classes. Write "palette" in {root / CLASSES_FILE} '
-                "with the colour of each class, or save the labels in grey."
-            )
-    elif colors:
-        if any(other != palette[: len(other)] for other in palettes) and root not in _told:
-            _told.add(root)
-            given = ", ".join(f"{name} {hex_color(color)}" for name, color in zip(classes.names, colors, strict=False))
-            warnings.warn(
-                f"The label files of {root} have palettes of different orders. They are read by colour, in the order "
-                f'of the first file: {given}. If that is not right, write "palette" in {CLASSES_FILE}.',
-                stacklevel=2,
-            )
-        void = palette[classes.ignore_index] if 0 <= classes.ignore_index < len(palette) else (255, 255, 255)
-        known = {} if void == (255, 255, 255) else {void: classes.ignore_index}  # white only fills the palette up
-        stated = tuple(colors) if len(colors) == len(classes.names) else ()
-        return replace(classes, palette=stated, colors=known | _by_color(colors))
-    masks = _masks_of_0_and_255(sampled) if len(classes.names) == 2 and classes.ignore_index == 255 else "none"
-    if masks == "some" and root not in _told:
-        _told.add(root)
-        warnings.warn(
-            f"Some label files of {root} hold only 0 and 255, others 0 and 1: 255 is read as void. If it is "
-            f'{classes.names[1]!r}, write "ids": {{"0": "{classes.names[0]}", "1": "{classes.names[1]}", "255": '
-            f'"{classes.names[1]}"}} in {CLASSES_FILE}.',
-            stacklevel=2,
+    differ = any(other != palette[: len(other)] for other in palettes)
+    if len(set(colors)) < len(colors) and differ:
+        raise ValueError(
+            f"The label files of {root} have palettes that differ, and that give several classes one colour, so that "
+            f'neither indices nor colours tell the classes. Write "palette" in {root / CLASSES_FILE}, the colour of '
+            "each class, or save the labels in grey."
         )
-    if masks == "all":
-        if root not in _told:
-            _told.add(root)
-            warnings.warn(
-                f"The label files of {root} hold only 0 and 255, and there are two classes: 0 is read as "
-                f"{classes.names[0]!r} and 255 as {classes.names[1]!r}. If 255 is void here, write "
-                f'"ids": {{"0": "{classes.names[0]}", "1": "{classes.names[1]}", "255": "{VOID}"}} in {CLASSES_FILE}.',
-                stacklevel=2,
-            )
-        return replace(classes, ids={0: 0, 255: 1})
-    return classes
+    if not colors or len(set(colors)) < len(colors):
+        return classes
+    if differ:
+        given = ", ".join(f"{name} {hex_color(color)}" for name, color in zip(classes.names, colors, strict=False))
+        _warn_once(
+            f"The label files of {root} have palettes of different orders. They are read by colour, in the order of "
+            f'the first file: {given}. If that is not right, write "palette" in {CLASSES_FILE}.'
+        )
+    void = palette[classes.ignore_index] if 0 <= classes.ignore_index < len(palette) else None
+    # White at index 255 is the end of a grey ramp, with which writers fill palettes up.
+    known = {void: classes.ignore_index} if void and void != (255, 255, 255) else {}
+    stated = tuple(colors) if len(colors) == len(classes.names) else ()
+    return replace(classes, palette=stated, colors=known | _by_color(colors))
+
+
+def _read_by_id(root: Path, classes: Classes, sampled: Sequence[Path]) -> Classes:
+    """Take ids as the classes; 0 and 255 as two classes where label files hold nothing else."""
+    if len(classes.names) != 2 or classes.ignore_index != 255:
+        return classes
+    zero, one = classes.names
+    masks = _masks_of_0_and_255(sampled)
+    if masks == "some":
+        _warn_once(
+            f"Some label files of {root} hold only 0 and 255, others 0 and 1: 255 is read as void. If it is {one!r}, "
+            f'write "ids": {{"0": "{zero}", "1": "{one}", "255": "{one}"}} in {CLASSES_FILE}.'
+        )
+    if masks != "all":
+        return classes
+    _warn_once(
+        f"The label files of {root} hold only 0 and 255, and there are two classes: 0 is read as {zero!r} and 255 as "
+        f'{one!r}. If 255 is void, write "ids": {{"0": "{zero}", "1": "{one}", "255": "{VOID}"}} in {CLASSES_FILE}.'
+    )
+    return replace(classes, ids={0: 0, 255: 1})
+
+
+def _warn_once(message: str) -> None:
+    """Warn of what a folder means; it is opened once for each split."""
+    if message not in _said:
+        _said.add(message)
+        warnings.warn(message, stacklevel=2)
 
 
 def _read_classes(file: Path) -> Classes:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from bpkd_sdk.data.dataset import read_label
+from bpkd_sdk.data.labels import read_label
 from bpkd_sdk.data.transforms import resize_label
 from bpkd_sdk.images import read_image
 from bpkd_sdk.models.spec import Color
