@@ -191,9 +191,13 @@ def _visits(length: int, window: int, starts: list[int]) -> Tensor:
 
 
 def check_logits(logits: Tensor, name: str) -> None:
-    """Raise ValueError for logits that are not finite; warn of one channel that cannot fall below 0."""
+    """Warn of logits that are not finite, and of one channel that does not fall below 0."""
     if not torch.isfinite(logits).all():
-        raise ValueError(f"The logits of {name} are not finite (NaN or infinity). Check its weights and normalisation.")
+        warnings.warn(
+            f"The logits of {name} are not finite (NaN or infinity), so its masks mean nothing. Check its weights and "
+            "normalisation.",
+            stacklevel=2,
+        )
     if logits.shape[1] == 1 and logits.min() >= 0 and logits.max() <= 1:
         warnings.warn(
             f"The one channel of {name} lies in 0..1, so that every pixel is of its class: masks are where it is above "

@@ -78,7 +78,7 @@ class Entry:
             self.facts, host_memory = found
             self.host_memory = host_memory if self._remote else None
 
-    def score(self, data: SegmentationDataset, match_classes: bool) -> None:
+    def score(self, data: SegmentationDataset, match_classes: bool = True) -> None:
         """Score it on labelled data, in its own process, if it could be measured."""
         if self.problem is not None or self.opened is None:
             return
