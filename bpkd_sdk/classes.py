@@ -20,11 +20,11 @@ MOST_CLASSES = 256  # masks are uint8
 
 Order = tuple[int, ...]
 
-_UNNAMED = re.compile(r"((class|label)[ _-]?)?\d+", re.IGNORECASE)  # what libraries call classes that nobody named
+_UNNAMED = re.compile(r"((class|label)[ _-]?)?\d+", re.IGNORECASE)  # placeholders that libraries use for names
 
 
 class ClassFacts(Protocol):
-    """What is known of the classes of a network or of a data set; both sequences are empty when not known."""
+    """Class names and palette of a network or of a data set; each is empty where it is not known."""
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -79,9 +79,7 @@ def compare(
     contest = _contest(teacher, student, data, Budget.parse(budget), options)
     chosen = named_methods(methods, contest.train.num_classes, contest.train.ignore_index)
     if options.get("check_data", True):
-        findings = contest.train.examine()
-        contest.train.check_findings(findings)
-        contest.train.warn_of_absent_classes(findings)
+        contest.train.check_for_training()
         contest.val.check()
     student_order(contest.new_student(0), contest.train, TrainingConfig.from_options(options))
     if options.get("check_teacher", True):

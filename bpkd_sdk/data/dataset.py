@@ -152,6 +152,18 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
                 stacklevel=2,
             )
 
+    def check_for_training(self) -> None:
+        """Check as `check`, and warn of the classes that no label has."""
+        self.check_classes()
+        findings = self.examine()
+        self.check_findings(findings)
+        self.warn_of_absent_classes(findings)
+
+    def unknown_labels(self, label: Tensor) -> list[int]:
+        """Return the values of a label map that are neither a class nor the void label, ascending."""
+        wrong = label[(label < 0) | (label >= self.num_classes)]
+        return sorted(set(wrong[wrong != self.ignore_index].tolist()))
+
     def warn_of_absent_classes(self, findings: Sequence[Finding]) -> None:
         """Warn of the classes that no label has, of what `examine` returned."""
         absent = absent_classes(self, findings)
@@ -185,7 +197,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
             problem = f"{sample}: image is {size}, label is {tuple(label.shape)}{self._size_advice(index, size, label)}"
             return Finding(sample, size, problem=problem)
         labels = tuple(torch.unique(label).tolist())
-        wrong = [value for value in labels if value != self.ignore_index and not 0 <= value < self.num_classes]
+        wrong = self.unknown_labels(label)
         problem = (
             f"{sample}: labels {wrong[:10]} are outside the classes 0..{self.num_classes - 1} "
             f"and not the void label {self.ignore_index}"

@@ -28,7 +28,7 @@ _said: set[str] = set()  # warnings of this process
 
 @dataclass(frozen=True)
 class Classes:
-    """What the labels of a folder mean.
+    """Meaning of the labels in a folder.
 
     Attributes:
         names: One per class.
@@ -304,7 +304,7 @@ def _shared_palette(palettes: Sequence[list[Color]]) -> list[Color]:
 
 @dataclass(frozen=True)
 class _Look:
-    """How a label file says what its pixels mean.
+    """Kind of pixels in a label file.
 
     Attributes:
         has_colors: Whether its pixels are colours: RGB that is not grey, or a palette that is not.
@@ -343,7 +343,10 @@ def _by_color(colors: Sequence[Color]) -> dict[Color, int]:
 
 
 def _masks_of_0_and_255(files: Sequence[Path]) -> Literal["all", "some", "none"]:
-    """How many label files are masks of 0 and 255, where no file has both 1 and 255; files of one bit do not tell."""
+    """Return whether all, some or none of the label files are masks of 0 and 255; files of one bit do not count.
+
+    "some" means that other files have 1 and no file has both 1 and 255.
+    """
     found = []
     for file in files:
         try:

@@ -235,10 +235,10 @@ def _check_data(train_set: SegmentationDataset, val_set: SegmentationDataset | N
     """Read all the data, if configured; return the position of the largest validation image, or of the first."""
     if not config.check_data:
         return 0
-    findings = train_set.examine()
-    train_set.check_findings(findings)
     if config.labels == "dataset":
-        train_set.warn_of_absent_classes(findings)
+        train_set.check_for_training()
+    else:
+        train_set.check()
     if val_set is None:
         return 0
     findings = val_set.examine()

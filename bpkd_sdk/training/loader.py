@@ -95,9 +95,6 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(mixed_seed(self.seed, 1, draw))
             image, label = augment(self.transform, image, torch.zeros_like(label) if self.blank else label)
-        wrong = label[(label < 0) | (label >= self.dataset.num_classes)]
-        if (wrong := wrong[wrong != self.dataset.ignore_index]).numel():
-            raise ValueError(
-                f"{self.dataset.sample_name(index)}: labels {sorted(set(wrong.tolist()))[:10]} are outside the classes."
-            )
+        if wrong := self.dataset.unknown_labels(label):
+            raise ValueError(f"{self.dataset.sample_name(index)}: labels {wrong[:10]} are outside the classes.")
         return image, label
