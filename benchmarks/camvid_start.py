@@ -12,7 +12,7 @@ from pathlib import Path
 
 import bpkd_sdk
 from benchmarks.camvid_study import load_encoder
-from bpkd_sdk.data.camvid import CLASSES
+from bpkd_sdk.data.public import CAMVID_CLASSES
 
 TEACHER, STUDENT = "smp/FPN/timm-tf_efficientnet_lite2", "smp/PAN/timm-tf_efficientnet_lite0"
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path, nargs=2, help="of the teacher's encoder, of the student's")
     options = parser.parse_args()
     for role, name, weights in zip(("teacher", "student"), (TEACHER, STUDENT), options.weights, strict=True):
-        network = bpkd_sdk.create_model(name, len(CLASSES))
+        network = bpkd_sdk.create_model(name, len(CAMVID_CLASSES))
         load_encoder(network, weights)
         network.spec = replace(network.spec, mean=(0.5,) * 3, std=(0.5,) * 3)
         bpkd_sdk.save_model(network, options.folder / f"{role}.safetensors")

@@ -39,11 +39,10 @@ from torch import Tensor, nn
 import bpkd_sdk
 from bpkd_sdk import Comparison
 from bpkd_sdk.boundary import edge_band, edge_masks
-from bpkd_sdk.comparison.bootstrap import paired_bootstrap
 from bpkd_sdk.comparison.run import PER_IMAGE_FILE, RESULT_FILE, read_run
-from bpkd_sdk.comparison.summary import beyond_noise, statistic
+from bpkd_sdk.comparison.statistics import beyond_noise, paired_bootstrap, statistic
 from bpkd_sdk.data import FileDataset
-from bpkd_sdk.data.camvid import CLASSES
+from bpkd_sdk.data.public import CAMVID_CLASSES
 from bpkd_sdk.evaluation import Metrics
 from bpkd_sdk.export import benchmark, quantize, to_onnx
 from bpkd_sdk.export.benchmark.report import BenchmarkReport
@@ -131,7 +130,11 @@ CANDIDATES: dict[str, dict[str, DistillationLoss]] = {
     },
     "cwd": {"paper": CWDLoss.paper(), "logit 5": CWDLoss(weight=5), "logit 1": CWDLoss(weight=1)},
     "skds": {"paper": SKDSLoss.paper(), "pixel 5": SKDSLoss(pixel_weight=5), "pixel 15": SKDSLoss(pixel_weight=15)},
-    "ifvd": {"paper": IFVDLoss.paper(len(CLASSES)), "kd 5": IFVDLoss(kd_weight=5), "kd 15": IFVDLoss(kd_weight=15)},
+    "ifvd": {
+        "paper": IFVDLoss.paper(len(CAMVID_CLASSES)),
+        "kd 5": IFVDLoss(kd_weight=5),
+        "kd 15": IFVDLoss(kd_weight=15),
+    },
     "cirkd": {
         "kd 5": CIRKDLoss(kd_weight=5),
         "kd 15": CIRKDLoss(kd_weight=15),
@@ -213,11 +216,15 @@ def camvid(root: Path) -> tuple[FileDataset, FileDataset]:
 
 
 def train_teacher(arguments: argparse.Namespace) -> None:
-    network = teacher_network(arguments.weights[0], len(CLASSES))
+    network = teacher_network(arguments.weights[0], len(CAMVID_CLASSES))
     folder = arguments.runs / "teacher"
     data = camvid(arguments.data)
     result = bpkd_sdk.train(network, data, **TEACHER_RECIPE, steps=TEACHER_STEPS, output_dir=folder, resume=True)
-    facts = {"steps": TEACHER_STEPS, "teacher": cost(network), "student": cost(new_student(arguments)(len(CLASSES)))}
+    facts = {
+        "steps": TEACHER_STEPS,
+        "teacher": cost(network),
+        "student": cost(new_student(arguments)(len(CAMVID_CLASSES))),
+    }
     curve = {record["step"]: record["metrics"]["miou"] for record in result.history if "metrics" in record}
     write(RESULTS / "teacher.json", facts | {"miou_by_step": curve, "metrics": result.metrics.to_dict()})
 
@@ -359,7 +366,7 @@ def compare(
     folder = arguments.runs / place
     try:
         comparison = bpkd_sdk.compare(
-            bpkd_sdk.load_model(teacher, model=teacher_network(arguments.weights[0], len(CLASSES))),
+            bpkd_sdk.load_model(teacher, model=teacher_network(arguments.weights[0], len(CAMVID_CLASSES))),
             student,
             data,
             methods=methods,
@@ -431,7 +438,7 @@ def finished(place: Path) -> dict[str, list[Path]]:
 
 
 def open_network(build: Callable[[Path, int], nn.Module], weights: Path, folder: Path) -> nn.Module:
-    return bpkd_sdk.load_model(folder / "last.safetensors", model=build(weights, len(CLASSES)))
+    return bpkd_sdk.load_model(folder / "last.safetensors", model=build(weights, len(CAMVID_CLASSES)))
 
 
 def open_student(arguments: argparse.Namespace, folder: Path) -> nn.Module:
@@ -464,8 +471,8 @@ def report_lines(edge_widths: dict[str, list], class_iou: dict[str, list], boots
         columns = ([seed[str(width)][row] for seed in seeds] for width in EDGE_WIDTHS for row in (0, 1))
         yield f"| {method} | {' | '.join(mean_and_deviation(values) for values in columns)} |"
     yield ""
-    yield f"| method | {' | '.join(CLASSES)} |"
-    yield "|---" + "|---:" * len(CLASSES) + "|"
+    yield f"| method | {' | '.join(CAMVID_CLASSES)} |"
+    yield "|---" + "|---:" * len(CAMVID_CLASSES) + "|"
     for method, seeds in class_iou.items():
         means = (statistic(values).mean for values in zip(*seeds, strict=True))
         yield f"| {method} | {' | '.join(f'{100 * mean:.1f}' for mean in means)} |"

@@ -28,7 +28,7 @@ from bpkd_sdk.export import benchmark, to_onnx, to_tensorrt, verify
 from bpkd_sdk.export.benchmark import BenchmarkReport, Environment
 from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.runtime import Runtime, TorchRuntime
-from bpkd_sdk.runtime.backend import EXTRAS, capability, open_backend, supports
+from bpkd_sdk.runtime.manifest import EXTRAS, capability, open_backend, supports
 
 PRECISIONS = ("fp32", "fp16", "int8")
 HARDWARE = {"tensorrt": None, "tensorrt_rtx": "current"}

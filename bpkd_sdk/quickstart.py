@@ -25,9 +25,9 @@ from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.progress import console as progress_console
 from bpkd_sdk.runtime.inference import to_mask, whole_logits
 from bpkd_sdk.runtime.onnx import OnnxRuntime
-from bpkd_sdk.serve.report import write_report
 from bpkd_sdk.training.api import distill, train
 from bpkd_sdk.training.loop import TrainingResult
+from bpkd_sdk.training_report import write_report
 
 TEACHER, TEACHER_STEPS = "smp/Unet/tu-test_resnet", 300
 STUDENT, STUDENT_STEPS = "smp/Linknet/tu-test_resnet", 300

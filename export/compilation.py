@@ -12,7 +12,7 @@ from typing import Any
 
 from bpkd_sdk.errors import check_choice, listed
 from bpkd_sdk.export.audit import check_engine_layers, engine_layers, network_types
-from bpkd_sdk.runtime.backend import capability, supports, trt_log
+from bpkd_sdk.runtime.manifest import capability, supports, trt_log
 
 Size = tuple[int, int]
 

@@ -20,9 +20,8 @@ from bpkd_sdk.errors import check_choice
 from bpkd_sdk.export.audit import check_network, network_layers
 from bpkd_sdk.export.compilation import Compilation, Size
 from bpkd_sdk.models.checkpoint import write_atomically
-from bpkd_sdk.runtime.backend import Backend, capability, covers, open_backend, supports
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
-from bpkd_sdk.runtime.manifest import EngineManifest, manifest_path
+from bpkd_sdk.runtime.manifest import Backend, EngineManifest, capability, covers, manifest_path, open_backend, supports
 from bpkd_sdk.runtime.onnx import read_file
 
 

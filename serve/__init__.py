@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from bpkd_sdk.images import read_image
 from bpkd_sdk.serve.overlay import draw_difference, draw_overlay, label_boundaries
-from bpkd_sdk.serve.prediction import Prediction, Timings
-from bpkd_sdk.serve.predictor import Predictor
+from bpkd_sdk.serve.predictor import Prediction, Predictor, Timings
 from bpkd_sdk.serve.video import annotate_video
 
 if TYPE_CHECKING:
     from bpkd_sdk.serve.demo import build_demo
-    from bpkd_sdk.serve.service import create_app
+    from bpkd_sdk.serve.service.app import create_app
 
 __all__ = [
     "Prediction",
@@ -29,7 +28,7 @@ __all__ = [
 ]
 
 # These need optional packages, and are imported when they are first used.
-_HOME = {"build_demo": "bpkd_sdk.serve.demo", "create_app": "bpkd_sdk.serve.service"}
+_HOME = {"build_demo": "bpkd_sdk.serve.demo", "create_app": "bpkd_sdk.serve.service.app"}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bpkd_sdk.doctor import driver_version, query_gpus
-from bpkd_sdk.export.benchmark.environment import gpus
+from bpkd_sdk.export.benchmark.facts import gpus
 
 ANSWER = "echo 'a GPU, 595.10'; echo 'another GPU, 595.10'"
 

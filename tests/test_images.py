@@ -29,7 +29,7 @@ from bpkd_sdk.images import (
 )
 from bpkd_sdk.serve import Predictor
 from bpkd_sdk.serve.demo.scene import Scene
-from bpkd_sdk.serve.limits import Limits
+from bpkd_sdk.serve.service.limits import Limits
 from tests.image_files import (
     END,
     STORED,

@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from bpkd_sdk.data import convert_pascal_context
-from bpkd_sdk.data.pascal_context import CATEGORIES
+from bpkd_sdk.data.public import PASCAL_CATEGORIES
 
 
 def save(path, array):
@@ -78,7 +78,7 @@ def pascal_release(root, *, images=2, size=(64, 96)):
         save(top / "JPEGImages" / name, picture(generator, size))
         record = {"file_name": name, "image_id": 2008000000 + i, "phase": phase, "height": size[0], "width": size[1]}
         records.append(record)
-        categories = generator.choice(list(CATEGORIES.values()), 6) if phase != "test" else ()
+        categories = generator.choice(list(PASCAL_CATEGORIES.values()), 6) if phase != "test" else ()
         masks += [mask_record(record, int(category), rectangle(generator, size)) for category in categories]
     generator.shuffle(masks)
     release = {"info": {}, "images": records, "annos_segmentation": masks}

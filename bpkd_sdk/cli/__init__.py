@@ -5,14 +5,11 @@ from __future__ import annotations
 import sys
 
 from bpkd_sdk.cli import (  # noqa: F401  (each adds its commands)
-    benchmark,
-    compare,
     deployment,
     networks,
     paper,
     serve,
     training,
-    triton,
 )
 from bpkd_sdk.cli.common import app, errors
 

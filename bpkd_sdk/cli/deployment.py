@@ -10,10 +10,11 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from bpkd_sdk.cli.common import Root, app, console, errors, parse_size
+from bpkd_sdk.cli.common import MatchClasses, Root, app, console, errors, parse_size
 
 if TYPE_CHECKING:
     from bpkd_sdk.export import QuantizationReport
+
 
 Sizes = tuple[tuple[int, int], ...]
 SHOWN_LAYERS = 12
@@ -192,3 +193,79 @@ def doctor() -> None:
     for finding in examine():
         table.add_row(finding.part, finding.found, finding.advice)
     console.print(table)
+
+
+@app.command()
+def benchmark(
+    artifacts: Annotated[list[str], typer.Argument(help="Checkpoints, ONNX files, engines, triton:// URLs.")],
+    data: Annotated[
+        str | None, typer.Option(help="Score them on this data set or folder, and time them on its images.")
+    ] = None,
+    root: Root = None,
+    split: Annotated[str, typer.Option(help="Of the data set.")] = "val",
+    batch: Annotated[int, typer.Option(help="Images at a time.")] = 1,
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH of the images; by default the data's, or the first artifact's.")
+    ] = None,
+    duration: Annotated[float, typer.Option(help="Seconds of timed calls for each artifact.")] = 10.0,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")] = "auto",
+    match_classes: MatchClasses = True,
+    json: Annotated[Path | None, typer.Option(help="Also write all figures to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with a plot to this file.")] = None,
+) -> None:
+    """Measure artifacts of all formats side by side: cost, latency, memory, precision as found, accuracy."""
+    import bpkd_sdk
+    from bpkd_sdk.export import benchmark as run
+    from bpkd_sdk.models.checkpoint import write_atomically
+
+    scored_on = bpkd_sdk.open_dataset(data, root, split) if data is not None else None
+    report = run(
+        artifacts,
+        scored_on,
+        batch=batch,
+        size=parse_size(size),
+        duration=duration,
+        device=device,
+        match_classes=match_classes,
+    )
+    for path, content in ((json, report.to_json), (markdown, report.to_markdown), (html, report.to_html)):
+        if path is not None:
+            write_atomically(path, content().encode())
+    console.print(report)
+    if not report.measured:
+        raise typer.Exit(1)
+
+
+@app.command()
+def triton(
+    artifact: Annotated[Path, typer.Argument(help="An ONNX file of export, or a TensorRT engine.")],
+    repository: Annotated[Path, typer.Argument(help="The folder of all models of the server.")],
+    name: Annotated[str | None, typer.Option(help="Of the model; by default the file's.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="'onnxruntime', 'tensorrt' or 'python'; by default what the file needs.")
+    ] = None,
+    max_batch_size: Annotated[int | None, typer.Option(help="Most images that are put together.")] = None,
+    preferred_batch_size: Annotated[
+        list[int] | None, typer.Option(help="A batch that is not held back for more; may be given several times.")
+    ] = None,
+    max_queue_delay: Annotated[int, typer.Option(help="How long an image waits for others, in microseconds.")] = 1000,
+    instances: Annotated[int, typer.Option(help="Copies of the model that run at the same time.")] = 1,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'gpu'.")] = "auto",
+) -> None:
+    """Write a model repository for the Triton Inference Server, or the next version of a model in one."""
+    from bpkd_sdk.export import to_triton
+
+    options: dict[str, Any] = {"backend": backend, "instances": instances, "device": device}
+    report = to_triton(
+        artifact,
+        repository,
+        name=name,
+        max_batch_size=max_batch_size,
+        preferred_batch_sizes=preferred_batch_size or None,
+        max_queue_delay_us=max_queue_delay,
+        **options,
+    )
+    console.print(f"{report.path}: version {report.version}, backend {report.config.backend}", soft_wrap=True)
+    console.print(f"Serve it: tritonserver --model-repository={repository.resolve()}", soft_wrap=True)
+    console.print(f"Use it: triton://localhost:8000/{report.path.name}", soft_wrap=True)

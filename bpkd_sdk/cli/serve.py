@@ -14,8 +14,8 @@ from rich.table import Table
 from bpkd_sdk.cli.common import app, console, errors
 
 if TYPE_CHECKING:
-    from bpkd_sdk.serve.access import Access
     from bpkd_sdk.serve.networks import Network
+    from bpkd_sdk.serve.service.security import Access
 
 _NETWORK = "A checkpoint, an ONNX file, an engine or triton://host:port/model"
 
@@ -58,11 +58,11 @@ def serve(
         import_optional(package, "serve")
     from starlette.responses import RedirectResponse
 
-    from bpkd_sdk.serve.access import Access
-    from bpkd_sdk.serve.limits import Limits
     from bpkd_sdk.serve.networks import open_networks
-    from bpkd_sdk.serve.server import listen, mount_demo, run, url_of
-    from bpkd_sdk.serve.service import create_app
+    from bpkd_sdk.serve.service.app import create_app
+    from bpkd_sdk.serve.service.limits import Limits
+    from bpkd_sdk.serve.service.security import Access
+    from bpkd_sdk.serve.service.server import listen, mount_demo, run, url_of
 
     if demo and find_spec("gradio") is None:
         errors.print("No page for people: gradio is not installed. Install it with: pip install 'bpkd-sdk[serve]'")
@@ -101,7 +101,7 @@ def _tell(networks: list[Network], host: str, url: str, access: Access, *, demo:
     """What is served, to whom, and what is missing."""
     import torch
 
-    from bpkd_sdk.serve.access import is_loopback
+    from bpkd_sdk.serve.service.security import is_loopback
 
     table = Table("network", "runs on", "classes", "confidence")
     for network in networks:

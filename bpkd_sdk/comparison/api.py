@@ -12,23 +12,35 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bpkd_sdk.comparison.budget import LOG_EVERY, Budget, time_per_step
-from bpkd_sdk.comparison.contest import Contest, Student, Teacher
-from bpkd_sdk.comparison.methods import Methods, named_methods
 from bpkd_sdk.comparison.report import Comparison
-from bpkd_sdk.comparison.run import RESULT_FILE, SCORES, Run, perform, read_run, write_json
+from bpkd_sdk.comparison.run import (
+    LOG_EVERY,
+    RESULT_FILE,
+    SCORES,
+    Budget,
+    Contest,
+    Methods,
+    Run,
+    Student,
+    Teacher,
+    named_methods,
+    perform,
+    read_run,
+    time_per_step,
+    write_json,
+)
 from bpkd_sdk.data import SegmentationDataset, open_dataset
 from bpkd_sdk.data.dataset import expect_dataset
 from bpkd_sdk.errors import differences, import_optional, listed
 from bpkd_sdk.evaluation import evaluate
 from bpkd_sdk.files import read_json
 from bpkd_sdk.losses import DistillationLoss
-from bpkd_sdk.losses.arguments import describe
+from bpkd_sdk.losses.method import describe
 from bpkd_sdk.progress import console
 from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.training.accelerator import create_accelerator
 from bpkd_sdk.training.config import TrainingConfig
-from bpkd_sdk.training.networks import default_crop, student_order
+from bpkd_sdk.training.prepare import default_crop, student_order
 
 LOCK_FILE = "lock"  # held by the process that is at work in its folder
 SET_HERE = {"steps": "budget", "seed": "seeds"}  # options of a run, and what they follow from

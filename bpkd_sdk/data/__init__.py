@@ -6,10 +6,10 @@ from pathlib import Path
 
 from bpkd_sdk.data.dataset import DatasetPart, FileDataset, Pair, SegmentationDataset, pair_files
 from bpkd_sdk.data.folder import open_folder
-from bpkd_sdk.data.generated import ShapesDataset
 from bpkd_sdk.data.integrity import SplitReport, check_dataset
-from bpkd_sdk.data.pascal_release import convert_pascal_context
+from bpkd_sdk.data.public import convert_pascal_context
 from bpkd_sdk.data.registry import DATASETS, DatasetEntry
+from bpkd_sdk.data.shapes import ShapesDataset
 from bpkd_sdk.errors import check_choice
 
 __all__ = [

@@ -6,9 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bpkd_sdk.data import ade20k, camvid, cityscapes, pascal_context
 from bpkd_sdk.data.dataset import FileDataset
 from bpkd_sdk.data.folder import open_folder
+from bpkd_sdk.data.public import (
+    ADE20K_IMAGES,
+    CAMVID_IMAGES,
+    CITYSCAPES_IMAGE_SIZE,
+    CITYSCAPES_IMAGES,
+    PASCAL_IMAGES,
+    open_ade20k,
+    open_camvid,
+    open_cityscapes,
+    open_pascal_context,
+)
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,8 @@ class DatasetEntry:
 
 DATASETS: dict[str, DatasetEntry] = {
     "folder": DatasetEntry(open_folder, {"train": None, "val": None}),
-    "camvid": DatasetEntry(camvid.open_camvid, camvid.SPLITS),
-    "cityscapes": DatasetEntry(cityscapes.open_cityscapes, cityscapes.SPLITS, cityscapes.IMAGE_SIZE),
-    "ade20k": DatasetEntry(ade20k.open_ade20k, ade20k.SPLITS),
-    "pascal_context_59": DatasetEntry(pascal_context.open_pascal_context, pascal_context.SPLITS),
+    "camvid": DatasetEntry(open_camvid, CAMVID_IMAGES),
+    "cityscapes": DatasetEntry(open_cityscapes, CITYSCAPES_IMAGES, CITYSCAPES_IMAGE_SIZE),
+    "ade20k": DatasetEntry(open_ade20k, ADE20K_IMAGES),
+    "pascal_context_59": DatasetEntry(open_pascal_context, PASCAL_IMAGES),
 }

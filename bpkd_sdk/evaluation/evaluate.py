@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.dataset import expect_dataset
-from bpkd_sdk.data.workers import leave_interrupts_to_the_main_process, spare_cores
+from bpkd_sdk.data.dataset import expect_dataset, leave_interrupts_to_the_main_process, spare_cores
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.evaluation.protocol import Mode, Protocol
 from bpkd_sdk.features import evaluating

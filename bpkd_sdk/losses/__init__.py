@@ -8,10 +8,9 @@ from bpkd_sdk.errors import check_choice
 from bpkd_sdk.losses.bpkd import BPKDLoss
 from bpkd_sdk.losses.canonical import CanonicalKDLoss
 from bpkd_sdk.losses.cirkd import CIRKDLoss
-from bpkd_sdk.losses.composition import Composition
 from bpkd_sdk.losses.cwd import CWDLoss
 from bpkd_sdk.losses.ifvd import IFVDLoss
-from bpkd_sdk.losses.method import DistillationLoss
+from bpkd_sdk.losses.method import Composition, DistillationLoss
 from bpkd_sdk.losses.skds import SKDSLoss
 
 __all__ = [

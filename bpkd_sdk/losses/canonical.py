@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpkd_sdk.losses.divergence import pixel_kl
 from bpkd_sdk.losses.method import Outputs, Terms, WeightedTerms, built, check_positive, projection
-from bpkd_sdk.losses.pixel import pixel_kl
 
 
 def feature_mse(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from bpkd_sdk.errors import check_choice
-from bpkd_sdk.losses.method import Outputs, WeightedTerms, built
-from bpkd_sdk.losses.processes import mean_over_processes
+from bpkd_sdk.losses.method import Outputs, WeightedTerms, built, mean_over_processes
 
 CriticLoss = Literal["hinge", "wgan-gp"]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bpkd_sdk.boundary import check_labels
 from bpkd_sdk.losses.critic import AdversarialTerms, CriticLoss
+from bpkd_sdk.losses.divergence import pixel_kl
 from bpkd_sdk.losses.method import Outputs, Terms, labels_at
-from bpkd_sdk.losses.pixel import pixel_kl
 
 
 def class_cosine(features: Tensor, members: Tensor) -> Tensor:

@@ -7,12 +7,14 @@ each of their files holds only its own equations, arguments and parts.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -253,3 +255,101 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < float("inf"):
             raise ValueError(f"Expected `{name}` to be a number above 0, but got {value}.")
+
+
+class Composition(DistillationLoss):
+    """The terms of several methods, "bpkd/edge" for the term "edge" of the method "bpkd".
+
+    A method whose name occurred before gets a number: "cwd", "cwd2". So does what the methods keep, in the state dict.
+
+    Args:
+        methods: One or more, none of them twice.
+
+    Raises:
+        ValueError: For no method, or the same object twice.
+
+    Example:
+        >>> from bpkd_sdk.losses import CWDLoss
+        >>> Composition([CWDLoss(weight=3), CWDLoss(weight=0, feature_weight=50)]).weights
+        {'cwd/logit': 3, 'cwd/feature': 0.0, 'cwd2/logit': 0, 'cwd2/feature': 50}
+    """
+
+    def __init__(self, methods: Sequence[DistillationLoss]) -> None:
+        super().__init__()
+        if not methods:
+            raise ValueError("Expected at least one method, but got none. Name one, or call train() instead.")
+        if len(set(methods)) < len(methods):
+            raise ValueError("Expected methods that differ, but got the same object twice. Make one for each place.")
+        named: dict[str, DistillationLoss] = {}
+        count = Counter[str]()
+        for method in methods:
+            count[method.name] += 1
+            named[f"{method.name}{count[method.name]}" if count[method.name] > 1 else method.name] = method
+        self.methods = nn.ModuleDict(named)
+        self.name = "+".join(named)
+        self.needs_features = any(method.needs_features for method in methods)
+        self.weights = {
+            f"{name}/{term}": weight for name, method in named.items() for term, weight in method.weights.items()
+        }
+
+    def prepare(self, student: SegmentationOutput, teacher: SegmentationOutput) -> None:
+        """Prepare every method; see `DistillationLoss.prepare`."""
+        for method in self.methods.values():
+            method.prepare(student, teacher)  # type: ignore[operator]
+
+    def forward(
+        self, student: Tensor | SegmentationOutput, teacher: Tensor | SegmentationOutput, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """See `DistillationLoss.forward`."""
+        return {
+            f"{name}/{term}": value
+            for name, method in self.methods.items()
+            for term, value in method(student, teacher, labels).items()
+        }
+
+
+def describe(method: DistillationLoss | None) -> dict[str, Any]:
+    """The arguments of a method, as far as it keeps them, as plain JSON values."""
+    if method is None:
+        return {}
+    facts: dict[str, Any] = {"class": type(method).__name__}
+    for name, value in vars(method).items():
+        plain = dict(value) if isinstance(value, Mapping) else value
+        if name[0] != "_" and name != "training" and isinstance(plain, (bool, int, float, str, tuple, list, dict)):
+            facts[name] = plain
+    facts |= {name: buffer.tolist() for name, buffer in method.named_buffers(recurse=False)}
+    parts = [part for child in method.children() for part in _methods_in(child)]
+    return facts | ({"parts": [describe(part) for part in parts]} if parts else {})
+
+
+def _methods_in(module: nn.Module) -> list[DistillationLoss]:
+    if isinstance(module, DistillationLoss):
+        return [module]
+    return [part for child in module.children() for part in _methods_in(child)]
+
+
+def process_count() -> int:
+    """How many processes train together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of a tensor of the same shape on every process."""
+    if process_count() == 1:
+        return x
+    total = x.clone()
+    dist.all_reduce(total)
+    return total / process_count()
+
+
+def rows_of_all_processes(x: Tensor) -> Tensor:
+    """The rows of every process's (M, ...) one behind the other, by rank; M may differ."""
+    if process_count() == 1:
+        return x
+    lengths = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(process_count())]
+    dist.all_gather(lengths, torch.tensor([len(x)], device=x.device))
+    longest = max(int(length) for length in lengths)
+    padded = torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])])
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(length)] for part, length in zip(parts, lengths, strict=True)])

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.losses.critic import AdversarialTerms, CriticLoss
+from bpkd_sdk.losses.divergence import pixel_kl
 from bpkd_sdk.losses.method import Outputs, Terms
-from bpkd_sdk.losses.pixel import pixel_kl
 from bpkd_sdk.losses.similarity import gram_mse
 
 PixelLoss = Literal["kl", "cross_entropy"]

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from bpkd_sdk.errors import listed
 from bpkd_sdk.models.checkpoint import load_state
-from bpkd_sdk.models.network import SegmentationNetwork
 from bpkd_sdk.models.spec import Color
-from bpkd_sdk.models.zoo import ZOO, build
+from bpkd_sdk.models.zoo import ZOO, SegmentationNetwork, build
 
 SUFFIXES = (".pth", ".pt")
 

@@ -1,8 +1,7 @@
 """The paper's table: its rows as data, and what reproduces a figure of it."""
 
 from bpkd_sdk.recipes.estimate import Estimate, estimate
-from bpkd_sdk.recipes.plan import Plan, describe, make_plan
-from bpkd_sdk.recipes.reproduction import Reproduction, reproduce, score_checkpoint
+from bpkd_sdk.recipes.reproduction import Plan, Reproduction, describe, make_plan, reproduce, score_checkpoint
 from bpkd_sdk.recipes.table import RECIPES, Recipe, Score, find_recipe
 
 __all__ = [

@@ -13,7 +13,7 @@ from torch import nn
 from bpkd_sdk.evaluation.profile import profile
 from bpkd_sdk.models.zoo import ZOO, build
 from bpkd_sdk.output import as_output
-from bpkd_sdk.recipes.plan import Plan
+from bpkd_sdk.recipes.reproduction import Plan
 from bpkd_sdk.training.accelerator import create_accelerator
 from bpkd_sdk.training.objective import cross_entropy
 

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from bpkd_sdk.models import open_checkpoint
-from bpkd_sdk.runtime.base import Accepts, Runtime
+from bpkd_sdk.runtime.base import Accepts, Runtime, TorchRuntime
 from bpkd_sdk.runtime.formats import FORMATS, Format, find_format
 from bpkd_sdk.runtime.matched import MatchedRuntime, match_runtime
-from bpkd_sdk.runtime.module import TorchRuntime
 
 __all__ = [
     "FORMATS",

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bpkd_sdk.models.spec import NetworkSpec
-from bpkd_sdk.runtime.inference import to_mask
+from bpkd_sdk.errors import check_choice
+from bpkd_sdk.models.spec import NetworkSpec, get_spec
+from bpkd_sdk.runtime.inference import full_size_logits, to_mask
 
 Range = tuple[int, int | None]
 
@@ -160,3 +161,58 @@ class Runtime(ABC):
         """
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """The device of a name: "auto" (a CUDA GPU if there is one, otherwise the CPU), "cpu", "cuda", "cuda:1", "mps".
+
+    Without an index, "cuda" is torch's current GPU, and the index is filled in: torch, TensorRT and ONNX Runtime each
+    take a GPU without one for another.
+
+    Raises:
+        ValueError: For another name.
+        RuntimeError: If the device is not there.
+    """
+    chosen = device if isinstance(device, torch.device) else _named(device)
+    if chosen.type == "cuda" and chosen.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return chosen
+
+
+def _named(device: str) -> torch.device:
+    kind, _, index = device.partition(":")
+    check_choice("device", kind, ("auto", "cpu", "cuda", "mps"))
+    if kind == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise RuntimeError(
+            f"device={device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices. "
+            "Run `bpkd doctor`."
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise RuntimeError("device='mps' was asked for, but torch sees no Apple GPU.")
+    return torch.device(device)
+
+
+class TorchRuntime(Runtime):
+    """A network in torch, in its own precision; logits are brought to the images' size.
+
+    Args:
+        module: In eval mode; also one that was given to `torch.compile`. It is moved to the device.
+        device: "auto": a CUDA GPU if there is one. None: where the module is.
+        name: What errors call it; None: the network's name.
+    """
+
+    def __init__(self, module: nn.Module, device: str | torch.device | None = None, *, name: str | None = None) -> None:
+        parameter = next(module.parameters(), None)
+        where = choose_device(device or (parameter.device if parameter is not None else "cpu"))
+        precision = parameter.dtype if parameter is not None else torch.float32
+        self.module = module.to(where)
+        spec = get_spec(module)
+        facts = {"preprocess": False, "argmax": False, "precision": str(precision).removeprefix("torch.")}
+        super().__init__(name or spec.name or type(module).__name__, spec, facts, where, Accepts())
+
+    @torch.inference_mode()
+    def infer(self, inputs: Tensor) -> Tensor:
+        """Normalised (N, 3, H, W) -> float32 logits (N, C, H, W) of the images' size."""
+        return full_size_logits(self.module, inputs, self.spec.size_divisor)

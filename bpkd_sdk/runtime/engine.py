@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from bpkd_sdk.models.spec import NetworkSpec
-from bpkd_sdk.runtime.backend import open_backend, trt_log
-from bpkd_sdk.runtime.base import Accepts, Runtime
-from bpkd_sdk.runtime.device import choose_device
-from bpkd_sdk.runtime.manifest import EngineManifest, check_engine
+from bpkd_sdk.runtime.base import Accepts, Runtime, choose_device
+from bpkd_sdk.runtime.manifest import EngineManifest, check_engine, open_backend, trt_log
 from bpkd_sdk.runtime.recording import SETTING_UP, Recording, run_on
 
 

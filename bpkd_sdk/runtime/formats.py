@@ -9,7 +9,7 @@ from typing import Any
 from bpkd_sdk.errors import did_you_mean
 from bpkd_sdk.models.checkpoint import SUFFIX
 from bpkd_sdk.models.openmmlab import SUFFIXES as OPENMMLAB_SUFFIXES
-from bpkd_sdk.runtime.backend import EXTRAS
+from bpkd_sdk.runtime.manifest import EXTRAS
 
 ENGINE_SUFFIXES = (".engine", ".plan")
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from bpkd_sdk.classes import ClassFacts, Order, check_class_count, class_order, reorder_masks
-from bpkd_sdk.runtime.base import Runtime
+from bpkd_sdk.runtime.base import Runtime, TorchRuntime
 from bpkd_sdk.runtime.inference import check_logits
-from bpkd_sdk.runtime.module import TorchRuntime
 
 
 def match_runtime(runtime: Runtime, data: ClassFacts, data_name: str, *, match_classes: bool = True) -> MatchedRuntime:

@@ -19,11 +19,9 @@ from torch.utils.dlpack import from_dlpack
 
 from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.models.spec import NetworkSpec
-from bpkd_sdk.runtime.base import Accepts, Runtime
-from bpkd_sdk.runtime.classes_last import put_classes_last
-from bpkd_sdk.runtime.device import choose_device
+from bpkd_sdk.runtime.base import Accepts, Runtime, choose_device
+from bpkd_sdk.runtime.onnx_cpu import as_uint8, put_classes_last
 from bpkd_sdk.runtime.recording import Recording
-from bpkd_sdk.runtime.uint8 import as_uint8
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -23,7 +23,8 @@ from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.accelerator import agreed, create_accelerator, teacher_dtype
 from bpkd_sdk.training.config import Precision, TrainingConfig
 from bpkd_sdk.training.loop import Task, TrainingResult, run
-from bpkd_sdk.training.networks import (
+from bpkd_sdk.training.monitor import check_trackers
+from bpkd_sdk.training.prepare import (
     Network,
     default_crop,
     feature_paths,
@@ -34,10 +35,9 @@ from bpkd_sdk.training.networks import (
     probe,
     student_order,
 )
-from bpkd_sdk.training.state import HISTORY_FILE, try_checkpoint
+from bpkd_sdk.training.records import HISTORY_FILE, try_checkpoint
 from bpkd_sdk.training.teacher import Guide
 from bpkd_sdk.training.teacher_check import output_kind, warn_of_teacher
-from bpkd_sdk.training.trackers import check_trackers
 
 __all__ = ["distill", "train"]
 

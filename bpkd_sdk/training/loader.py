@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.dataset import image_problem, label_problem
+from bpkd_sdk.data.dataset import image_problem, label_problem, leave_interrupts_to_the_main_process, spare_cores
 from bpkd_sdk.data.transforms import augment, training_transform
-from bpkd_sdk.data.workers import leave_interrupts_to_the_main_process, spare_cores
 from bpkd_sdk.training.config import TrainingConfig
 
 Draw = tuple[int, int]  # (how many samples were drawn before, index into the data set)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from threading import Event
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,26 +25,49 @@ from bpkd_sdk.models import save_model
 from bpkd_sdk.models.checkpoint import SUFFIX
 from bpkd_sdk.training.accelerator import agreed, share_statistics, synchronize_batch_norm, teacher_dtype
 from bpkd_sdk.training.config import TrainingConfig
-from bpkd_sdk.training.interrupt import deferred_interrupt
-from bpkd_sdk.training.live import LiveView
 from bpkd_sdk.training.loader import mixed_seed, training_loader
+from bpkd_sdk.training.monitor import LiveView, TermWatch, Trackers, Window
 from bpkd_sdk.training.objective import Objective
-from bpkd_sdk.training.provenance import check_same_inputs, write_run
-from bpkd_sdk.training.state import (
+from bpkd_sdk.training.records import (
     HISTORY_FILE,
     RESUME_FILE,
     Position,
     append_history,
+    check_same_inputs,
     read_history,
     restore_state,
     run_settings,
     save_state,
     truncate_history,
+    write_run,
 )
 from bpkd_sdk.training.teacher import Guide, create_teacher, to_device
-from bpkd_sdk.training.trackers import Trackers
-from bpkd_sdk.training.watch import TermWatch
-from bpkd_sdk.training.window import Window
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into an event to be looked at between steps; the second acts at once."""
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield requested
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def request(_number: int, _frame: FrameType | None) -> None:
+        requested.set()
+        restore()
+
+    for number in previous:
+        signal.signal(number, request)
+    try:
+        yield requested
+    finally:
+        restore()
+
 
 LAST, BEST = f"last{SUFFIX}", f"best{SUFFIX}"
 

@@ -22,14 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.sizes import scaled_size
-from bpkd_sdk.data.transforms import IMAGE_FILL
+from bpkd_sdk.data.transforms import IMAGE_FILL, scaled_size
 from bpkd_sdk.features import evaluating
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD
 from bpkd_sdk.output import as_output
 from bpkd_sdk.runtime import Accepts, Runtime
-from bpkd_sdk.training.foreign import ForeignOnnx
+from bpkd_sdk.training.teacher import ForeignOnnx
 
 MOST_PIXELS = 1 << 18  # of all crops together, unless the teacher takes only larger ones
 MOST_CROPS, FEWEST_CROPS = 4, 2

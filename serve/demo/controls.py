@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 from gradio.components import Component
 
-from bpkd_sdk.serve.demo.lineup import Lineup
+from bpkd_sdk.serve.networks import Lineup
 
 # What a visitor or a network can get wrong; the messages are written for people.
 PLAIN_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)

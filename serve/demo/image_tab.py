@@ -13,10 +13,10 @@ import numpy as np
 from bpkd_sdk.data.dataset import Pair
 from bpkd_sdk.serve.demo import tables
 from bpkd_sdk.serve.demo.controls import DRAWS, PLAIN_ERRORS, RUNS_NETWORK, Controls, complain
-from bpkd_sdk.serve.demo.files import copy_file, new_file, write_picture
-from bpkd_sdk.serve.demo.lineup import Lineup
 from bpkd_sdk.serve.demo.scene import Scene
-from bpkd_sdk.serve.limits import Limits
+from bpkd_sdk.serve.demo.uploads import copy_file, new_file, write_picture
+from bpkd_sdk.serve.networks import Lineup
+from bpkd_sdk.serve.service.limits import Limits
 
 _MOVE_DIVIDERS = "position => Array(3).fill({__type__: 'update', slider_position: position})"
 # On a phone the results lie below the screen.

@@ -14,15 +14,12 @@ import torch
 from bpkd_sdk.data import shapes
 from bpkd_sdk.data.dataset import Pair
 from bpkd_sdk.serve.demo import tables
-from bpkd_sdk.serve.demo.batch_tab import build_batch_tab
-from bpkd_sdk.serve.demo.closed import ClosedBlocks
 from bpkd_sdk.serve.demo.controls import build_controls
-from bpkd_sdk.serve.demo.examples import find_examples, generate_examples, read_labels, write_thumbnail
+from bpkd_sdk.serve.demo.file_tabs import build_batch_tab, build_video_tab
 from bpkd_sdk.serve.demo.image_tab import ImageTab
-from bpkd_sdk.serve.demo.lineup import Lineup
-from bpkd_sdk.serve.demo.video_tab import build_video_tab
-from bpkd_sdk.serve.limits import Limits
-from bpkd_sdk.serve.networks import Network, Source
+from bpkd_sdk.serve.demo.uploads import ClosedBlocks, find_examples, generate_examples, read_labels, write_thumbnail
+from bpkd_sdk.serve.networks import Lineup, Network, Source
+from bpkd_sdk.serve.service.limits import Limits
 
 COUNTED = (512, 512)  # size for which MACs are counted until there is an image
 

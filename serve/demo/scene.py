@@ -20,11 +20,11 @@ from bpkd_sdk.data.labels import read_label
 from bpkd_sdk.data.transforms import resize_label
 from bpkd_sdk.images import read_image
 from bpkd_sdk.models.spec import Color
-from bpkd_sdk.serve.answers import mask_png
-from bpkd_sdk.serve.limits import Limits, read_bounded, read_stranger
 from bpkd_sdk.serve.networks import Network
 from bpkd_sdk.serve.overlay import Difference, draw_difference, draw_overlay
-from bpkd_sdk.serve.prediction import Prediction, Timings
+from bpkd_sdk.serve.predictor import Prediction, Timings
+from bpkd_sdk.serve.service.limits import Limits, read_bounded, read_stranger
+from bpkd_sdk.serve.service.responses import mask_png
 
 SIDE = 1280  # most pixels of a side of a picture on the page; smaller images are enlarged by a whole factor up to it
 

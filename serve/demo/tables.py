@@ -12,11 +12,10 @@ import torch
 
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.models.spec import Color
-from bpkd_sdk.serve.demo.lineup import Lineup
 from bpkd_sdk.serve.demo.scene import Scene, Seen
-from bpkd_sdk.serve.networks import Network
+from bpkd_sdk.serve.networks import Lineup, Network
 from bpkd_sdk.serve.overlay import BODY_COLOR, EDGE_COLOR, Difference
-from bpkd_sdk.serve.prediction import Timings
+from bpkd_sdk.serve.predictor import Timings
 
 BOUNDARY_WIDTH = 3  # pixels, of boundary IoU
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bpkd_sdk.comparison import bootstrap, paired_bootstrap
-from bpkd_sdk.comparison.per_image import write_image_counts
+from bpkd_sdk.comparison import paired_bootstrap, statistics
+from bpkd_sdk.comparison.run import write_image_counts
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.evaluation import evaluate
 from tests.networks import tiny
@@ -55,7 +55,7 @@ class Drawn(ShapesDataset):
 
 
 def test_the_interval_is_of_scores_over_drawn_images(networks, runs, monkeypatch):
-    monkeypatch.setattr(bootstrap, "DRAWS", 8)
+    monkeypatch.setattr(statistics, "DRAWS", 8)
     draws = np.random.default_rng(0).multinomial(len(DATA), np.full(len(DATA), 1 / len(DATA)), size=8)
     one, other = networks["a"][0], networks["b"][0]
     found = paired_bootstrap({method: paths[:1] for method, paths in runs.items()}, [("a", "b")])["a", "b"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bpkd_sdk.comparison.budget import LOG_EVERY, Budget, step_times, time_per_step
+from bpkd_sdk.comparison.run import LOG_EVERY, Budget, step_times, time_per_step
 
 
 def history(seconds, every=LOG_EVERY, evaluate_at=()):

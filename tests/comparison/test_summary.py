@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bpkd_sdk.comparison.run import SCORES, Run
-from bpkd_sdk.comparison.summary import T_95, beyond_noise, summarize
+from bpkd_sdk.comparison.statistics import T_95, beyond_noise, summarize
 
 
 def run(method, seed, miou, *, error=None, memory=1000, ms=10.0):

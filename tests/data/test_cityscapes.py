@@ -9,7 +9,7 @@ from PIL import Image
 
 import bpkd_sdk
 from bpkd_sdk.data import open_dataset
-from bpkd_sdk.data.cityscapes import CLASS_OF_ID, LABEL_IDS
+from bpkd_sdk.data.public import CITYSCAPES_CLASS_OF_ID, CITYSCAPES_LABEL_IDS
 from tests import trees
 
 
@@ -28,7 +28,7 @@ def test_classes_are_the_official_ones(root):
 def test_every_id_becomes_the_official_training_id():
     for label in labels:
         if label.id >= 0:
-            assert CLASS_OF_ID[label.id] == (label.trainId if 0 <= label.trainId < 255 else 255), label.name
+            assert CITYSCAPES_CLASS_OF_ID[label.id] == (label.trainId if 0 <= label.trainId < 255 else 255), label.name
 
 
 def test_mapped_ids_are_the_training_ids_that_the_official_script_draws(root):
@@ -70,7 +70,7 @@ def test_scores_are_those_of_the_official_script(root, tmp_path):
         spec = bpkd_sdk.NetworkSpec(name=None, num_classes=19)
         classes = model(spec.normalize(image[None])).argmax(1)[0].numpy()
         predictions.append(str(tmp_path / f"{i}.png"))
-        trees.save(tmp_path / f"{i}.png", np.array(LABEL_IDS, np.uint8)[classes])
+        trees.save(tmp_path / f"{i}.png", np.array(CITYSCAPES_LABEL_IDS, np.uint8)[classes])
     options = evalPixelLevelSemanticLabeling.args
     options.evalInstLevelScore, options.JSONOutput, options.quiet = False, False, True
     truths = [str(pair.label) for pair in data.pairs]

@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from bpkd_sdk.data import convert_pascal_context, open_dataset
-from bpkd_sdk.data.pascal_context import CATEGORIES
+from bpkd_sdk.data.public import PASCAL_CATEGORIES
 from tests import trees
 
 TOP = "VOCdevkit/VOC2010"
@@ -30,7 +30,7 @@ def rewrite(root, release):
 def test_later_masks_lie_over_earlier_ones_and_the_rest_is_background(root):
     convert_pascal_context(root)
     release = release_of(root)
-    numbers = sorted(CATEGORIES.values())
+    numbers = sorted(PASCAL_CATEGORIES.values())
     for image in (image for image in release["images"] if image["phase"] != "test"):
         expected = np.zeros((image["height"], image["width"]), int)
         for mask in release["annos_segmentation"]:
@@ -62,9 +62,9 @@ def test_the_data_set_leaves_the_background_out(root):
 
 def test_class_names_belong_to_their_numbers():
     """The 459 categories of the release are numbered alphabetically, and so are the 59 among them."""
-    assert list(CATEGORIES) == sorted(CATEGORIES)
-    assert list(CATEGORIES.values()) == sorted(CATEGORIES.values())
-    assert len(CATEGORIES) == 59
+    assert list(PASCAL_CATEGORIES) == sorted(PASCAL_CATEGORIES)
+    assert list(PASCAL_CATEGORIES.values()) == sorted(PASCAL_CATEGORIES.values())
+    assert len(PASCAL_CATEGORIES) == 59
 
 
 def test_an_interrupted_conversion_goes_on_where_it_stopped(root):

@@ -20,10 +20,12 @@ import bpkd_sdk
 from benchmarks.networks import to_int8
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import benchmark, to_onnx
-from bpkd_sdk.export.benchmark import BenchmarkReport, Environment, Percentiles, environment, plot, subject, table
-from bpkd_sdk.export.benchmark.entry import Entry
+from bpkd_sdk.export.benchmark import BenchmarkReport, Environment, Percentiles, facts, subject
+from bpkd_sdk.export.benchmark import page as html
+from bpkd_sdk.export.benchmark.api import Entry
 from bpkd_sdk.export.benchmark.facts import onnx_nodes, precision_found
-from bpkd_sdk.export.benchmark.process import ArtifactError, RemoteSubject
+from bpkd_sdk.export.benchmark.report import machine
+from bpkd_sdk.export.benchmark.subject import ArtifactError, RemoteSubject
 from bpkd_sdk.export.onnx import sealed
 from bpkd_sdk.runtime import Accepts, Runtime, TorchRuntime, open_runtime
 from tests.networks import tiny
@@ -359,15 +361,15 @@ def test_an_artifact_that_crashes_while_it_is_scored_takes_nobody_along(files):
 
 
 def test_names_in_the_plot_lie_apart():
-    crowd = [plot.Point(f"student.number{i}.onnx", "s0", 10 + 0.01 * i, 99.9, "") for i in range(8)]
-    drawn = plot.make_plot("", [*crowd, plot.Point("slow", "s1", 200, 98, "")])
+    crowd = [html.Point(f"student.number{i}.onnx", "s0", 10 + 0.01 * i, 99.9, "") for i in range(8)]
+    drawn = html.make_plot("", [*crowd, html.Point("slow", "s1", 200, 98, "")])
     boxes = [
-        (mark.text_x, mark.text_y - plot.TEXT_HEIGHT, mark.text_x + plot.TEXT_WIDTH * len(mark.point.name), mark.text_y)
+        (mark.text_x, mark.text_y - html.TEXT_HEIGHT, mark.text_x + html.TEXT_WIDTH * len(mark.point.name), mark.text_y)
         for mark in drawn.marks
     ]
     for (left, top, right, bottom), (l2, t2, r2, b2) in itertools.combinations(boxes, 2):
         assert right <= l2 or r2 <= left or bottom <= t2 or b2 <= top
-    assert all(plot.LEFT <= mark.x <= plot.WIDTH and 0 <= mark.y <= plot.HEIGHT - plot.BOTTOM for mark in drawn.marks)
+    assert all(html.LEFT <= mark.x <= html.WIDTH and 0 <= mark.y <= html.HEIGHT - html.BOTTOM for mark in drawn.marks)
     by_name = {mark.point.name: mark for mark in drawn.marks}
     assert by_name["slow"].x > by_name["student.number0.onnx"].x
     assert by_name["slow"].y > by_name["student.number0.onnx"].y  # less is lower on the screen, where y grows downwards
@@ -377,8 +379,8 @@ def test_the_machine_is_stated(monkeypatch, report):
     here = report.environment
     assert here.versions["torch"] == version("torch")
     assert here.cores >= 1
-    assert here.cpu in table.machine(here)
-    monkeypatch.setattr(environment.os, "getloadavg", lambda: (99.0, 1.0, 1.0))
+    assert here.cpu in machine(here)
+    monkeypatch.setattr(facts.os, "getloadavg", lambda: (99.0, 1.0, 1.0))
     assert any("busy: a load of 99.0" in warning for warning in Environment.here().warnings)
     calm = dataclasses.replace(here, load=0.0, governor="performance")
     assert calm.warnings == ()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from bpkd_sdk.losses import CanonicalKDLoss
 from bpkd_sdk.losses.canonical import feature_mse
-from bpkd_sdk.losses.pixel import pixel_kl
+from bpkd_sdk.losses.divergence import pixel_kl
 from tests.losses.cases import assert_gradient, load, output, random_output
 
 LABELS = torch.zeros(2, 8, 8, dtype=torch.uint8)

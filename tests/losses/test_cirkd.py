@@ -7,10 +7,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from bpkd_sdk.losses import CIRKDLoss, cirkd, similarity
-from bpkd_sdk.losses.cirkd import memory_contrast, minibatch_pixel
-from bpkd_sdk.losses.method import labels_at
-from bpkd_sdk.losses.processes import mean_over_processes, rows_of_all_processes
-from bpkd_sdk.losses.queue import ClassQueue, class_means, rank_within, sample_positions
+from bpkd_sdk.losses.cirkd import (
+    ClassQueue,
+    class_means,
+    memory_contrast,
+    minibatch_pixel,
+    rank_within,
+    sample_positions,
+)
+from bpkd_sdk.losses.method import labels_at, mean_over_processes, rows_of_all_processes
 from tests.losses.cases import assert_gradient, load, output, random_labels, random_output
 
 OFF = {"kd_weight": 0, "minibatch_weight": 0, "pixel_weight": 0, "region_weight": 0}

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bpkd_sdk.losses import IFVDLoss
+from bpkd_sdk.losses.divergence import pixel_kl
 from bpkd_sdk.losses.ifvd import feature_variation
-from bpkd_sdk.losses.pixel import pixel_kl
 from tests.losses.cases import assert_gradient, load, output, random_labels, random_output
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from bpkd_sdk.losses import SKDSLoss, similarity
 from bpkd_sdk.losses.critic import Adversary, Critic, critic_loss, generator_loss, gradient_penalty
-from bpkd_sdk.losses.pixel import pixel_kl
+from bpkd_sdk.losses.divergence import pixel_kl
 from bpkd_sdk.losses.skds import pair_similarity, pixel_cross_entropy
 from tests.losses.cases import assert_gradient, load, output, random_output
 

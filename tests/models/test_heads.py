@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bpkd_sdk.models.heads import ISAHead
-from bpkd_sdk.models.heads.isa import TILE, SelfAttention
+from bpkd_sdk.models.decoders import TILE, ISAHead, SelfAttention
 
 
 def attend_within(relation: SelfAttention, x: Tensor, groups: list[list[tuple[int, int]]]) -> Tensor:

@@ -260,11 +260,11 @@ def test_text_and_nothing_are_refused(tmp_path: Path) -> None:
 
 def test_early_names_of_pascal_context_are_put_in_the_order_of_its_logits(tmp_path: Path) -> None:
     """Files of early versions list the twenty classes of PASCAL VOC first; their logits are alphabetical."""
-    from bpkd_sdk.data.pascal_context import CLASS_NAMES
+    from bpkd_sdk.data.public import PASCAL_CLASS_NAMES
 
     voc = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "table", "dog"]
-    early = [*voc, *(name for name in reversed(CLASS_NAMES) if name not in voc)]
+    early = [*voc, *(name for name in reversed(PASCAL_CLASS_NAMES) if name not in voc)]
     state = build("pspnet_r18", 59).state_dict()
-    for names in (early, list(CLASS_NAMES)):
+    for names in (early, list(PASCAL_CLASS_NAMES)):
         spec = load_openmmlab(write(tmp_path / "a.pth", state, {"CLASSES": tuple(names)})).spec
-        assert spec.class_names == CLASS_NAMES
+        assert spec.class_names == PASCAL_CLASS_NAMES

@@ -5,7 +5,7 @@ import torch
 
 from bpkd_sdk.models.zoo import build
 from bpkd_sdk.recipes import find_recipe
-from bpkd_sdk.recipes.networks import create_student, load_backbone, open_teacher
+from bpkd_sdk.recipes.reproduction import create_student, load_backbone, open_teacher
 
 RECIPE = find_recipe("cityscapes/pspnet_r18")
 

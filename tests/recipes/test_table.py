@@ -7,7 +7,7 @@ import pytest
 
 from bpkd_sdk.data import DATASETS
 from bpkd_sdk.losses import METHODS, BPKDLoss, CIRKDLoss, CWDLoss, IFVDLoss, SKDSLoss
-from bpkd_sdk.losses.arguments import describe as arguments_of
+from bpkd_sdk.losses.method import describe as arguments_of
 from bpkd_sdk.models import ZOO
 from bpkd_sdk.recipes import RECIPES, describe, find_recipe, make_plan
 from bpkd_sdk.training.config import TrainingConfig

@@ -9,8 +9,14 @@ import pytest
 import torch
 
 import bpkd_sdk
-from bpkd_sdk.runtime.backend import capability, open_backend
-from bpkd_sdk.runtime.manifest import EngineManifest, check_engine, load_manifest, manifest_path
+from bpkd_sdk.runtime.manifest import (
+    EngineManifest,
+    capability,
+    check_engine,
+    load_manifest,
+    manifest_path,
+    open_backend,
+)
 
 FACTS = {
     "network": bpkd_sdk.NetworkSpec(name=None, num_classes=4).to_dict(),

@@ -14,7 +14,7 @@ import bpkd_sdk
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.export import to_onnx
 from bpkd_sdk.runtime import FORMATS, Accepts, TorchRuntime, find_format, open_runtime
-from bpkd_sdk.runtime.device import choose_device
+from bpkd_sdk.runtime.base import choose_device
 from bpkd_sdk.runtime.manifest import EngineManifest, manifest_path
 from bpkd_sdk.runtime.onnx import OnnxRuntime
 

@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from bpkd_sdk.runtime.uint8 import as_uint8
+from bpkd_sdk.runtime.onnx_cpu import as_uint8
 
 
 def graph(body, *, scale="0.05", other="0.05", top="6.0"):

@@ -22,8 +22,8 @@ from torch import nn
 import bpkd_sdk
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.serve import Predictor
-from bpkd_sdk.serve.server import listen, make_server, url_of
-from bpkd_sdk.serve.service import create_app
+from bpkd_sdk.serve.service.app import create_app
+from bpkd_sdk.serve.service.server import listen, make_server, url_of
 from tests.networks import tiny
 
 SIZE = (48, 64)

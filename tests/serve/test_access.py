@@ -2,7 +2,7 @@
 
 import pytest
 
-from bpkd_sdk.serve.access import Access
+from bpkd_sdk.serve.service.security import Access
 from tests.serve.cases import SIZE, encoded, network, scene, served
 
 

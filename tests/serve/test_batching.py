@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from starlette.responses import StreamingResponse
 
-from bpkd_sdk.serve.limits import Limits
+from bpkd_sdk.serve.service.limits import Limits
 from tests.serve.cases import SIZE, accepted, encoded, in_background, network, pixels, scene, served, wait_until
 
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 import bpkd_sdk
-from bpkd_sdk.serve.demo.examples import find_examples, read_labels
-from bpkd_sdk.serve.demo.lineup import Lineup
 from bpkd_sdk.serve.demo.scene import Scene
-from bpkd_sdk.serve.limits import Limits
+from bpkd_sdk.serve.demo.uploads import find_examples, read_labels
+from bpkd_sdk.serve.networks import Lineup
+from bpkd_sdk.serve.service.limits import Limits
 from tests.networks import tiny
 from tests.scenes import NAMES, scene, write_folder
 

@@ -19,13 +19,11 @@ import bpkd_sdk
 from bpkd_sdk.data import shapes
 from bpkd_sdk.serve import Predictor, build_demo, draw_overlay
 from bpkd_sdk.serve.demo import page_options, tables
-from bpkd_sdk.serve.demo.batch_tab import write_zip
-from bpkd_sdk.serve.demo.closed import MEMORY
-from bpkd_sdk.serve.demo.examples import MOST, find_examples, generate_examples
-from bpkd_sdk.serve.demo.lineup import Lineup
+from bpkd_sdk.serve.demo.file_tabs import write_zip
 from bpkd_sdk.serve.demo.scene import SIDE, Scene, full_overlay, to_page
-from bpkd_sdk.serve.limits import Limits
-from bpkd_sdk.serve.networks import Network, open_networks
+from bpkd_sdk.serve.demo.uploads import MEMORY, MOST, find_examples, generate_examples
+from bpkd_sdk.serve.networks import Lineup, Network, open_networks
+from bpkd_sdk.serve.service.limits import Limits
 from tests.serve import colors
 from tests.serve.cases import Counted, encoded, scene
 

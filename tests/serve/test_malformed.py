@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from bpkd_sdk.serve.limits import Limits
+from bpkd_sdk.serve.service.limits import Limits
 from tests.serve.cases import encoded, scene, served
 
 LIMITS = Limits(body=200_000, pixels=1_000_000)

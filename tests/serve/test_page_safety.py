@@ -10,9 +10,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from bpkd_sdk.serve.access import Access
-from bpkd_sdk.serve.limits import Limits
-from bpkd_sdk.serve.server import mount_demo
+from bpkd_sdk.serve.service.limits import Limits
+from bpkd_sdk.serve.service.security import Access
+from bpkd_sdk.serve.service.server import mount_demo
 from tests.serve import colors
 from tests.serve.cases import Counted, encoded, scene, served
 from tests.serve.test_malformed import BODIES

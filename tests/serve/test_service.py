@@ -15,10 +15,10 @@ from pycocotools import mask as coco
 
 from bpkd_sdk.runtime.triton import UnreachableError
 from bpkd_sdk.serve import draw_overlay
-from bpkd_sdk.serve.prediction import Prediction, Timings
-from bpkd_sdk.serve.segmenter import Wish, encode
-from bpkd_sdk.serve.server import listen
-from bpkd_sdk.serve.service import create_app
+from bpkd_sdk.serve.predictor import Prediction, Timings
+from bpkd_sdk.serve.service.app import create_app
+from bpkd_sdk.serve.service.segmenter import Wish, encode
+from bpkd_sdk.serve.service.server import listen
 from tests.serve.cases import NAMES, PALETTE, SIZE, Held, encoded, network, pixels, scene, served, wait_until
 
 

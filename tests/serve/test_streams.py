@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from starlette.requests import Request
 
-from bpkd_sdk.serve.streams import EndStreams
+from bpkd_sdk.serve.service.security import EndStreams
 
 
 @pytest.mark.parametrize(("path", "after"), [("/gradio_api/queue/data", True), ("/v1/segment", False)])

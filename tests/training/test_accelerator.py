@@ -7,7 +7,7 @@ from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.losses import CIRKDLoss, SKDSLoss
-from bpkd_sdk.losses.composition import Composition
+from bpkd_sdk.losses.method import Composition
 from bpkd_sdk.output import SegmentationOutput
 from bpkd_sdk.training.accelerator import create_accelerator, synchronize_batch_norm
 from bpkd_sdk.training.config import TrainingConfig

@@ -324,7 +324,7 @@ def test_a_run_without_a_state_is_held_against_its_inputs_too(tmp_path):
 
 
 def test_a_data_set_that_moved_is_the_same(tmp_path):
-    from bpkd_sdk.training.provenance import fingerprint
+    from bpkd_sdk.training.records import fingerprint
 
     roots = [write_folder(tmp_path / name, NAMES[:3]) for name in ("one", "two")]
     assert len({fingerprint(bpkd_sdk.open_dataset("folder", root)) for root in roots}) == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.data.workers import spare_cores
+from bpkd_sdk.data.dataset import spare_cores
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.loader import training_loader
 

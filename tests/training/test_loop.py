@@ -17,8 +17,8 @@ from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.evaluation.protocol import Protocol
 from bpkd_sdk.losses import BPKDLoss
 from bpkd_sdk.output import SegmentationOutput
+from bpkd_sdk.training.monitor import LoudTermWarning
 from bpkd_sdk.training.objective import cross_entropy
-from bpkd_sdk.training.watch import LoudTermWarning
 from tests.networks import tiny
 
 TRAIN, VAL = ShapesDataset("train", length=10, size=(48, 48)), ShapesDataset("val", length=3, size=(48, 40))

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset, open_dataset
 from bpkd_sdk.losses import CWDLoss
-from bpkd_sdk.training.provenance import fingerprint
+from bpkd_sdk.training.records import fingerprint
 from tests.networks import tiny
 
 TRAIN, VAL = ShapesDataset("train", length=4, size=(32, 32)), ShapesDataset("val", length=2, size=(32, 32))

@@ -19,7 +19,7 @@ from bpkd_sdk.models import NetworkSpec
 from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD
 from bpkd_sdk.runtime import Accepts, MatchedRuntime, TorchRuntime
 from bpkd_sdk.training import teacher_check
-from bpkd_sdk.training.foreign import open_onnx
+from bpkd_sdk.training.teacher import open_onnx
 from bpkd_sdk.training.teacher_check import TeacherWarning, check_teacher, warn_of_teacher
 
 CPU = torch.device("cpu")

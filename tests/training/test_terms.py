@@ -10,8 +10,7 @@ import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.losses import BPKDLoss, CWDLoss
 from bpkd_sdk.training.config import TrainingConfig
-from bpkd_sdk.training.live import LiveView
-from bpkd_sdk.training.watch import SILENT, SilentTermWarning, TermWatch
+from bpkd_sdk.training.monitor import SILENT, LiveView, SilentTermWarning, TermWatch
 from tests.networks import tiny
 
 TRAIN = ShapesDataset("train", length=8, size=(48, 48))

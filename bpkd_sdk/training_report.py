@@ -1,0 +1,160 @@
+"""A training report as one HTML file: table, curves, and what each network sees, side by side."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data.transforms import resize_label
+from bpkd_sdk.models.checkpoint import write_atomically
+from bpkd_sdk.runtime import TorchRuntime
+from bpkd_sdk.serve.overlay import BODY_COLOR, EDGE_COLOR, draw_difference, draw_overlay, picture_png
+from bpkd_sdk.training.loop import TrainingResult
+
+SCENES = 4
+SCENE_HEIGHT = 256  # pixels that small images are enlarged to, so that boundaries can be seen
+
+
+def write_report(
+    path: str | Path, runs: Mapping[str, TrainingResult], val: SegmentationDataset, results: Mapping[str, Any]
+) -> Path:
+    """Write a self-contained page; the first `SCENES` validation images are shown, not chosen ones.
+
+    Args:
+        path: Of the HTML file; a picture of the scenes, ``scenes.png``, is written beside it.
+        runs: By name; the first is the teacher, the last the student to compare with it.
+        val: Validation data.
+        results: ``rows`` of the table, ``agreement`` of the exported file with torch, and its ``bytes``.
+    """
+    path = Path(path)
+    columns = ["image and label", *runs, "teacher and student differ"]
+    scenes = [_scene(runs, val, index) for index in range(min(SCENES, len(val)))]
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        (Path(__file__).parent / "training_report.html.jinja").read_text()
+    )
+    page = template.render(
+        columns=columns,
+        scenes=[{"pictures": [_data_uri(picture) for picture in pictures], "note": note} for pictures, note in scenes],
+        legend=[
+            {"name": name, "color": f"rgb{tuple(color)}"}
+            for name, color in (
+                *zip(val.class_names, val.palette, strict=True),
+                ("differ near an edge", EDGE_COLOR),
+                ("differ in a body", BODY_COLOR),
+            )
+        ],
+        losses=_svg(_draw_losses(runs)),
+        scores=_svg(_draw_scores(runs)),
+        data=val.name,
+        **results,
+    )
+    write_atomically(path, page.encode())
+    grid = np.vstack([_headings(columns, scenes[0][0][0].shape[1]), *(np.hstack(pictures) for pictures, _ in scenes)])
+    write_atomically(path.with_name("scenes.png"), picture_png(grid))
+    return path
+
+
+def _scene(runs: Mapping[str, TrainingResult], val: SegmentationDataset, index: int) -> tuple[list[np.ndarray], str]:
+    image, label = val[index]
+    factor = max(1, round(SCENE_HEIGHT / image.shape[1]))
+    size = factor * image.shape[1], factor * image.shape[2]
+    masks = [_enlarged_mask(_predict(run, image), size) for run in runs.values()]
+    truth = _enlarged_mask(label, size)
+    picture = np.asarray(
+        cv2.resize(image.permute(1, 2, 0).numpy(), size[::-1], interpolation=cv2.INTER_CUBIC), np.uint8
+    )
+    overlays = [
+        draw_overlay(picture, mask, val.palette, alpha=0.45, ignore_index=val.ignore_index) for mask in (truth, *masks)
+    ]
+    band = 2 * round(3 * factor) + 1
+    difference, share = draw_difference(
+        picture, masks[0], masks[-1], label=truth, edge_width=band, ignore_index=val.ignore_index
+    )
+    note = f"differ: {share.edge_share:.1%} near edges, {share.body_share:.1%} in bodies"
+    return [*overlays, difference], note
+
+
+def _predict(run: TrainingResult, image: torch.Tensor) -> torch.Tensor:
+    return TorchRuntime(run.model).segment(image[None])[0].cpu()
+
+
+def _enlarged_mask(mask: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(resize_label(mask, size).numpy())
+
+
+def _headings(columns: list[str], width: int) -> np.ndarray:
+    strip = Image.new("RGB", (width * len(columns), width // 8), "white")
+    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(width // 14)
+    for i, text in enumerate(columns):
+        draw.text((i * width + width // 40, width // 16), text, fill="black", font=font, anchor="lm")
+    return np.asarray(strip)
+
+
+def _draw_losses(runs: Mapping[str, TrainingResult]) -> Figure:
+    figure, axes = _figure()
+    for name, run in runs.items():
+        records = [record for record in run.history if "terms" in record]
+        for term in records[-1]["terms"]:
+            label = name if term == "ce" else f"{name}: {term}"
+            axes.plot(
+                [record["step"] for record in records],
+                [record["terms"][term] for record in records],
+                label=label,
+                linestyle="-" if term == "ce" else ":",
+            )
+    axes.set(
+        xlabel="step",
+        ylabel="loss term, weighted",
+        yscale="log",
+        title="Cross-entropy (solid) and distillation (dotted)",
+    )
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _draw_scores(runs: Mapping[str, TrainingResult]) -> Figure:
+    figure, axes = _figure()
+    for i, (name, run) in enumerate(runs.items()):
+        records = [record for record in run.history if "metrics" in record]
+        for score, style in {"miou": "-", "boundary_iou": ":"}.items():
+            axes.plot(
+                [record["step"] for record in records],
+                [record["metrics"][score] for record in records],
+                label=name if score == "miou" else None,
+                color=f"C{i}",
+                linestyle=style,
+                marker="o",
+                markersize=3,
+            )
+    axes.set(xlabel="step", ylim=(0, 1), title="mIoU (solid) and boundary IoU (dotted), validation")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    content = io.BytesIO()
+    figure.savefig(content, format="svg")
+    return "data:image/svg+xml;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _data_uri(picture: np.ndarray) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture_png(picture)).decode()

@@ -1,0 +1,1 @@
+"""HTTP service: FastAPI application, request security, admission control, batching and metrics."""
