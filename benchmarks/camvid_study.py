@@ -46,6 +46,7 @@ from bpkd_sdk.data.public import CAMVID_CLASSES
 from bpkd_sdk.evaluation import Metrics
 from bpkd_sdk.export import benchmark, quantize, to_onnx
 from bpkd_sdk.export.benchmark.report import BenchmarkReport
+from bpkd_sdk.files import write_atomically, write_json
 from bpkd_sdk.losses import (
     BPKDLoss,
     CanonicalKDLoss,
@@ -60,7 +61,6 @@ from bpkd_sdk.losses.bpkd import post_mask
 from bpkd_sdk.losses.divergence import softmax_kl
 from bpkd_sdk.losses.method import Outputs, Terms
 from bpkd_sdk.models import get_spec
-from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.runtime import TorchRuntime
 from bpkd_sdk.serve import draw_overlay
 
@@ -563,7 +563,7 @@ def export_lines(names: Iterable[str], measured: BenchmarkReport, scores: dict[s
 
 def write(path: Path, content: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(path, content)
 
 
 PARTS = {

@@ -26,7 +26,7 @@ from torch import nn
 from benchmarks.networks import fitted, to_int8
 from bpkd_sdk.export import benchmark, to_onnx, to_tensorrt, verify
 from bpkd_sdk.export.benchmark import BenchmarkReport, Environment
-from bpkd_sdk.models.checkpoint import write_atomically
+from bpkd_sdk.files import write_atomically, write_json
 from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.runtime.manifest import EXTRAS, capability, open_backend, supports
 
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
         "engines": engines,
         "benchmark": report and json.loads(report.to_json()),
     }
-    write_atomically(options.output / "engines.json", (json.dumps(found, indent=1) + "\n").encode())
+    write_json(options.output / "engines.json", found)
     if report is not None:
         write_atomically(options.output / "engines.md", report.to_markdown().encode())
         write_atomically(options.output / "engines.html", report.to_html().encode())

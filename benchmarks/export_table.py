@@ -30,8 +30,8 @@ from benchmarks.networks import fitted
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import quantize, to_onnx, to_tensorrt
 from bpkd_sdk.export.benchmark.facts import precision_found
+from bpkd_sdk.files import write_atomically, write_json
 from bpkd_sdk.models import ZOO
-from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.runtime import open_runtime
 
 SIZE = (96, 128)
@@ -88,7 +88,7 @@ def run(path: Path, names: list[str]) -> dict[str, Any]:
             "versions": {package: version(package) for package in ("torch", "onnx", "tensorrt-rtx-cu13")},
             "rows": done,
         }
-        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        write_json(path, content)
         write_atomically(path.with_suffix(".md"), table(done).encode())
         print(f"{name} {shapes}", flush=True)
     return done

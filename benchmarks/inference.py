@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from benchmarks.networks import settled, to_int8
 from bpkd_sdk.export import benchmark, to_onnx
 from bpkd_sdk.export.benchmark import BenchmarkReport, Environment
+from bpkd_sdk.files import write_atomically, write_json
 from bpkd_sdk.models import get_spec
-from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.runtime import Accepts, Runtime, TorchRuntime
 from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session
 
@@ -126,7 +126,7 @@ def run(path: Path, names: list[str], size: tuple[int, int], duration: float, wo
         if failed:
             raise SystemExit(f"{name}: {failed}")
         done[name] = {"ratios": ratios(report), "report": json.loads(report.to_json())}
-        write_atomically(path, (json.dumps(done, indent=1) + "\n").encode())
+        write_json(path, done)
         print(report.to_markdown())
     write_atomically(path.with_suffix(".md"), table(done).encode())
     return done

@@ -28,8 +28,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import losses_originals as originals
 from bpkd_sdk.errors import differences, listed
+from bpkd_sdk.files import write_atomically, write_json
 from bpkd_sdk.losses import METHODS, BPKDLoss, CanonicalKDLoss, CIRKDLoss, CWDLoss, IFVDLoss, SKDSLoss
-from bpkd_sdk.models.checkpoint import write_atomically
 
 ROOT = Path(__file__).parents[1]
 CLASSES = (19, 150)
@@ -151,7 +151,7 @@ def run(device: str, cases: list[Case], folder: Path, *, quick: bool) -> dict[st
     for case in cases:
         if case.key not in done:
             done[case.key] = measure_alone(case, device, quick=quick)
-            write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+            write_json(path, content)
             row = done[case.key]
             print(f"{device:5} {case.key:30} {row['ms']:10.1f} ms {row['peak_mb']:8.0f} MB", flush=True)
         check(case, done)

@@ -15,7 +15,7 @@ from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export.onnx import sealed
 from bpkd_sdk.export.qdq import find_layers, quantized, without_ends
 from bpkd_sdk.export.quantize import find_ranges, int8_facts
-from bpkd_sdk.models.checkpoint import write_atomically
+from bpkd_sdk.files import write_atomically
 from bpkd_sdk.models.encoders import BasicBlock, Bottleneck, InvertedResidual
 from bpkd_sdk.runtime import open_runtime
 from bpkd_sdk.runtime.inference import whole_logits

@@ -18,8 +18,8 @@ import torch
 
 import bpkd_sdk
 from benchmarks.camvid_study import student_network
+from bpkd_sdk.files import write_json
 from bpkd_sdk.losses import METHODS
-from bpkd_sdk.models.checkpoint import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "losses-term-sizes.json"
 STEPS, WINDOW = 20, 5
@@ -82,7 +82,7 @@ def main() -> None:
                     student = bpkd_sdk.load_model(arguments.student, model=student)
                 sizes[start] = measure(method, arguments.teacher, student, data)
             done[method] = sizes
-        write_atomically(RESULTS, (json.dumps(content, indent=1) + "\n").encode())
+        write_json(RESULTS, content)
     print(table(content))
 
 

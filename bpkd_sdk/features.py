@@ -201,7 +201,7 @@ def list_features(module: nn.Module, input_size: tuple[int, int] = (512, 512)) -
     handles = [_hook(find_module(network, path), path, record) for path in paths]
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     try:
-        with evaluating(network), torch.no_grad():
+        with eval_mode(network), torch.no_grad():
             network(torch.zeros(1, 3, *input_size, device=like.device, dtype=like.dtype))
     finally:
         for handle in handles:
@@ -221,7 +221,7 @@ def _is_map(value: object) -> bool:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """The module in eval mode for the length of a ``with`` block; every part then returns to the mode it was in."""
     was_training = [part for part in module.modules() if part.training]
     module.eval()

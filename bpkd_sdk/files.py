@@ -1,18 +1,50 @@
-"""Files that are read from disk: JSON whose errors name the file."""
+"""Files on disk: atomic writes, JSON and hashes. All other modules write and read through these functions."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader finds either the old or the new content, never a part of it.
+
+    The content goes to a temporary file beside `path`, is flushed to disk (fsync), and replaces `path` by a rename.
+    Missing parent folders are created.
+
+    Args:
+        path: File to write.
+        content: Bytes of the whole file.
+
+    Raises:
+        OSError: If the file cannot be written; a file that was there before is then unchanged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values as indented JSON in UTF-8, atomically."""
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file in UTF-8, with or without a byte-order mark.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not JSON; the message names it.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not JSON; the message names the file.
     """
     try:
         return json.loads(path.read_bytes().decode("utf-8-sig"))
@@ -20,3 +52,13 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not text in UTF-8 ({error}). Save it again as UTF-8.") from error
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}). It may be cut short or damaged.") from error
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes, as hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+    """
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import statistics
 import time
@@ -20,8 +19,8 @@ from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.evaluation import Metrics, evaluate
 from bpkd_sdk.evaluation.profile import profile
 from bpkd_sdk.export import to_onnx
+from bpkd_sdk.files import write_json
 from bpkd_sdk.models import create_model
-from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.progress import console as progress_console
 from bpkd_sdk.runtime.inference import to_mask, whole_logits
 from bpkd_sdk.runtime.onnx import OnnxRuntime
@@ -102,7 +101,7 @@ def quickstart(
             row("student, BPKD, ONNX", student.model, scores, None, median_ms(lambda: segmenter(array))),
         ]
     results = {"rows": [asdict(line) for line in rows], "agreement": exported.agreement, "bytes": exported.size}
-    write_atomically(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    write_json(folder / "results.json", results)
     runs = {"teacher": teacher, "student alone": alone, "student with BPKD": student}
     report = write_report(folder / "report.html", runs, val_set, results)
     console.print(as_table(rows))

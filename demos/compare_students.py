@@ -54,10 +54,10 @@ def picture(networks: list[Network], images: list[np.ndarray]) -> np.ndarray:
 def main(arguments: list[str] | None = None) -> Path:
     """Print the table and write the picture; returns its path."""
     made = Path("quickstart")
-    pupils = ("student_alone/last.safetensors", "student_bpkd/last.safetensors", "student.onnx")
+    students = ("student_alone/last.safetensors", "student_bpkd/last.safetensors", "student.onnx")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, default=made / "teacher/last.safetensors")
-    parser.add_argument("--students", type=Path, nargs="+", default=[made / name for name in pupils])
+    parser.add_argument("--students", type=Path, nargs="+", default=[made / name for name in students])
     parser.add_argument("--data", default="shapes", help="a data set's name, or a folder")
     parser.add_argument("--images", type=int, default=4, help="in the picture, and to measure agreement on")
     parser.add_argument("--device", default="auto")

@@ -69,7 +69,7 @@ class Compilation:
         self.config.add_optimization_profile(profile)
         return inputs
 
-    def aim(self, hardware: Sequence[str]) -> tuple[str, ...]:
+    def select_hardware(self, hardware: Sequence[str]) -> tuple[str, ...]:
         """Choose the GPUs (none named: the compiler's own default); returned as the manifest names them."""
         if self.name == "tensorrt_rtx":
             return self._aim_rtx(hardware)

@@ -25,8 +25,9 @@ from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.export.verify import VerificationReport, verify
+from bpkd_sdk.files import write_atomically
 from bpkd_sdk.models import NetworkSpec, get_spec
-from bpkd_sdk.models.checkpoint import content_hash, write_atomically
+from bpkd_sdk.models.checkpoint import content_hash
 from bpkd_sdk.output import as_output
 from bpkd_sdk.runtime.inference import full_size_logits, pad_to_multiple, to_mask
 from bpkd_sdk.runtime.onnx import METADATA_KEY, SEAL_KEY, SEAL_LENGTH, OnnxRuntime

@@ -26,7 +26,7 @@ from bpkd_sdk.errors import import_optional
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.export.onnx import sealed
 from bpkd_sdk.export.qdq import Layer, find_layers, measured_ranges, quantized, with_ranges, without_ends
-from bpkd_sdk.models.checkpoint import write_atomically
+from bpkd_sdk.files import write_atomically
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime.onnx import OnnxRuntime, for_cpu, open_session
 

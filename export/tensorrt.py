@@ -19,7 +19,7 @@ from bpkd_sdk.doctor import driver_version
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.export.audit import check_network, network_layers
 from bpkd_sdk.export.compilation import Compilation, Size
-from bpkd_sdk.models.checkpoint import write_atomically
+from bpkd_sdk.files import write_atomically
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.manifest import Backend, EngineManifest, capability, covers, manifest_path, open_backend, supports
 from bpkd_sdk.runtime.onnx import read_file
@@ -92,7 +92,7 @@ def to_tensorrt(
     layers = network_layers(job.network)
     check_network(layers, facts)
     inputs = job.add_profile(1 if facts["preprocess"] else 2, batch, size)
-    targets = job.aim(named)
+    targets = job.select_hardware(named)
     job.configure(workspace_mb, version_compatible, timing_cache)
     plan, seconds = job.build(str(onnx_path))
     here = capability()

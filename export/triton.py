@@ -19,8 +19,8 @@ import torch
 
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.errors import check_choice, import_optional
+from bpkd_sdk.files import write_atomically
 from bpkd_sdk.models import NetworkSpec
-from bpkd_sdk.models.checkpoint import write_atomically
 from bpkd_sdk.runtime.base import Accepts
 from bpkd_sdk.runtime.engine import accepted
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES

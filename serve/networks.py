@@ -141,7 +141,7 @@ def _title(source: Source | Network) -> str:
 
 
 @dataclass(frozen=True)
-class Lineup:
+class DemoModels:
     """The networks on show.
 
     Attributes:
@@ -157,7 +157,7 @@ class Lineup:
     @classmethod
     def open(
         cls, teacher: Source | Network | None, students: Sequence[Source | Network], device: str | torch.device
-    ) -> Lineup:
+    ) -> DemoModels:
         """Open the networks.
 
         Raises:

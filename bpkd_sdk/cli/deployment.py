@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bpkd_sdk.cli.common import MatchClasses, Root, app, console, errors, parse_size
+from bpkd_sdk.files import write_atomically
 
 if TYPE_CHECKING:
     from bpkd_sdk.export import QuantizationReport
@@ -217,7 +218,6 @@ def benchmark(
     """Measure artifacts of all formats side by side: cost, latency, memory, precision as found, accuracy."""
     import bpkd_sdk
     from bpkd_sdk.export import benchmark as run
-    from bpkd_sdk.models.checkpoint import write_atomically
 
     scored_on = bpkd_sdk.open_dataset(data, root, split) if data is not None else None
     report = run(

@@ -78,9 +78,9 @@ def serve(
         sources = [*student, *([] if teacher is None else [teacher])]
         with errors.status("Opening the networks"):
             networks = open_networks(sources, device)
-        pupils, guide = networks[: len(student)], None if teacher is None else networks[-1]
+        students, guide = networks[: len(student)], None if teacher is None else networks[-1]
         service = create_app(
-            pupils,
+            students,
             guide,
             access=access,
             limits=limits,
@@ -89,7 +89,7 @@ def serve(
             parallel=parallel,
         )
         if demo:
-            mount_demo(service, guide, pupils, examples=examples, limits=limits)
+            mount_demo(service, guide, students, examples=examples, limits=limits)
         else:
             service.add_route("/", lambda _: RedirectResponse("/docs"))
         _tell(networks, host, url_of(listening), access, demo=demo)

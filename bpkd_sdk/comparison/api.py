@@ -18,22 +18,21 @@ from bpkd_sdk.comparison.run import (
     RESULT_FILE,
     SCORES,
     Budget,
-    Contest,
+    ComparisonSetup,
     Methods,
     Run,
     Student,
     Teacher,
     named_methods,
-    perform,
     read_run,
+    run_one,
     time_per_step,
-    write_json,
 )
 from bpkd_sdk.data import SegmentationDataset, open_dataset
 from bpkd_sdk.data.dataset import expect_dataset
 from bpkd_sdk.errors import differences, import_optional, listed
 from bpkd_sdk.evaluation import evaluate
-from bpkd_sdk.files import read_json
+from bpkd_sdk.files import read_json, write_json
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.method import describe
 from bpkd_sdk.progress import console
@@ -88,31 +87,31 @@ def compare(
     import_optional("matplotlib", "compare")
     if seeds < 1:
         raise ValueError(f"Expected `seeds` to be at least 1, but got {seeds}.")
-    contest = _contest(teacher, student, data, Budget.parse(budget), options)
-    chosen = named_methods(methods, contest.train.num_classes, contest.train.ignore_index)
+    setup = _create_setup(teacher, student, data, Budget.parse(budget), options)
+    chosen = named_methods(methods, setup.train.num_classes, setup.train.ignore_index)
     if options.get("check_data", True):
-        contest.train.check_for_training()
-        contest.val.check()
-    student_order(contest.new_student(0), contest.train, TrainingConfig.from_options(options))
+        setup.train.check_for_training()
+        setup.val.check()
+    student_order(setup.new_student(0), setup.train, TrainingConfig.from_options(options))
     if options.get("check_teacher", True):
-        contest.check_teacher()
+        setup.check_teacher()
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     places = {(seed, name): folder / name / f"seed{seed}" for seed, name in product(range(seeds), chosen)}
     with FileLock(folder / LOCK_FILE):
-        settings = _settle(folder / "settings.json", contest.settings())
+        settings = _settle(folder / "settings.json", setup.settings())
         own = {name: _settle(folder / name / "method.json", describe(method)) for name, method in chosen.items()}
-        comparison = Comparison(settings, _teacher_scores(contest, folder / "teacher.json"), [], folder)
+        comparison = Comparison(settings, _teacher_scores(setup, folder / "teacher.json"), [], folder)
     try:
         with FileLock(folder / LOCK_FILE):
-            plans = {name: _plan(contest, name, method, folder) for name, method in chosen.items()}
+            plans = {name: _plan(setup, name, method, folder) for name, method in chosen.items()}
         with closing(_claimed(places)) as claimed:
             for (seed, name), place in claimed:
                 number = 1 + list(places).index((seed, name))
                 title = f"Run {number} of {len(places)}: {name}, seed {seed}, {plans[name]['steps']} steps"
                 console.print(title, highlight=False)
                 facts = settings | {"method": own[name], "plan": plans[name]}
-                perform(contest, name, chosen[name], seed=seed, folder=place, settings=facts)
+                run_one(setup, name, chosen[name], seed=seed, folder=place, settings=facts)
     except KeyboardInterrupt:
         finished = len(_finished(places))
         raise KeyboardInterrupt(
@@ -150,13 +149,13 @@ def _finished(places: Places) -> list[Run]:
     return [read_run(place) for place in places.values() if (place / RESULT_FILE).is_file()]
 
 
-def _contest(
+def _create_setup(
     teacher: Teacher,
     student: Student,
     data: str | Path | tuple[SegmentationDataset, SegmentationDataset],
     budget: Budget,
     options: dict[str, Any],
-) -> Contest:
+) -> ComparisonSetup:
     for option, argument in SET_HERE.items():
         if option in options:
             raise TypeError(f"`{option}` of the runs follows from `{argument}`; leave it out.")
@@ -178,11 +177,11 @@ def _contest(
         dataset.check_classes()
     shared = {name: value for name, value in config.to_dict().items() if name not in SET_HERE}
     shared |= {"check_data": False, "check_teacher": False}  # both are checked once, before the first run
-    contest = Contest(teacher, student, train, val, budget, accelerator.device, shared)
+    setup = ComparisonSetup(teacher, student, train, val, budget, accelerator.device, shared)
     if config.crop_size is None:
         # One size for all: what suits the student alone may not suit the teacher.
-        contest.options["crop_size"] = default_crop(train, [contest.new_student(0), contest.open_teacher()])
-    return contest
+        setup.options["crop_size"] = default_crop(train, [setup.new_student(0), setup.open_teacher()])
+    return setup
 
 
 def _settle(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -199,39 +198,39 @@ def _settle(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return now
 
 
-def _teacher_scores(contest: Contest, path: Path) -> dict[str, float]:
+def _teacher_scores(setup: ComparisonSetup, path: Path) -> dict[str, float]:
     if not path.is_file():
-        width = contest.options["boundary_width"]
-        guide = contest.open_teacher()
+        width = setup.options["boundary_width"]
+        guide = setup.open_teacher()
         scores = evaluate(
-            guide if isinstance(guide, Runtime) else TorchRuntime(guide, contest.device, name="the teacher"),
-            contest.val,
+            guide if isinstance(guide, Runtime) else TorchRuntime(guide, setup.device, name="the teacher"),
+            setup.val,
             boundary_width=width,
-            device=contest.device,
-            match_classes=contest.options["match_classes"],
+            device=setup.device,
+            match_classes=setup.options["match_classes"],
         )
         write_json(path, scores.to_dict())
     scores = read_json(path)
     return {name: scores[name] for name in SCORES}
 
 
-def _plan(contest: Contest, name: str, method: DistillationLoss | None, folder: Path) -> dict[str, Any]:
+def _plan(setup: ComparisonSetup, name: str, method: DistillationLoss | None, folder: Path) -> dict[str, Any]:
     """Steps of each run of a method, once it is tried, and timed for a budget of seconds; what fails fails here."""
-    path, budget = folder / name / "plan.json", contest.budget
+    path, budget = folder / name / "plan.json", setup.budget
     if not path.is_file():
         console.print(f"Trying {name}", highlight=False)
         if budget.unit == "steps":
-            _trial(contest, method, 1)
+            _trial(setup, method, 1)
             write_json(path, {"steps": int(budget.amount)})
         else:
-            ms_per_step = time_per_step(lambda steps: _trial(contest, method, steps), budget.amount)
+            ms_per_step = time_per_step(lambda steps: _trial(setup, method, steps), budget.amount)
             write_json(path, {"steps": budget.steps(ms_per_step), "ms_per_step": ms_per_step})
     plan: dict[str, Any] = read_json(path)
     return plan
 
 
-def _trial(contest: Contest, method: DistillationLoss | None, steps: int) -> list[dict[str, Any]]:
+def _trial(setup: ComparisonSetup, method: DistillationLoss | None, steps: int) -> list[dict[str, Any]]:
     """The history of a short run without evaluation, which leaves nothing."""
     with TemporaryDirectory() as scratch:
         options = {"steps": steps, "log_every": LOG_EVERY, "evaluate_every": steps, "trackers": (), "seed": 0}
-        return contest.fit(method, contest.new_student(0), None, Path(scratch), **options).history
+        return setup.fit(method, setup.new_student(0), None, Path(scratch), **options).history

@@ -22,9 +22,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from bpkd_sdk.comparison.run import ALONE, Run, write_json
+from bpkd_sdk.comparison.run import ALONE, Run
 from bpkd_sdk.comparison.statistics import Row, Statistic, statistic, summarize
-from bpkd_sdk.models.checkpoint import write_atomically
+from bpkd_sdk.files import write_atomically, write_json
 
 HEADINGS = {
     "miou": "mIoU",

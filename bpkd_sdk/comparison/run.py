@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +19,11 @@ from torch import Tensor, nn
 from bpkd_sdk.comparison.memory import MemoryMeter
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.evaluation import MetricCounts, Metrics
-from bpkd_sdk.features import evaluating
-from bpkd_sdk.files import read_json
+from bpkd_sdk.features import eval_mode
+from bpkd_sdk.files import file_sha256, read_json, write_json
 from bpkd_sdk.losses import METHODS, DistillationLoss, Method, create_method
 from bpkd_sdk.models import get_spec
-from bpkd_sdk.models.checkpoint import FORMAT, content_hash, write_atomically, write_tensors
+from bpkd_sdk.models.checkpoint import FORMAT, content_hash, write_tensors
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime import TorchRuntime
 from bpkd_sdk.training.accelerator import create_accelerator, teacher_dtype
@@ -34,7 +32,7 @@ from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.loop import TrainingResult
 from bpkd_sdk.training.prepare import match_teacher, open_network, open_teacher
 from bpkd_sdk.training.records import RESUME_FILE, fingerprint, read_history
-from bpkd_sdk.training.teacher import Guide
+from bpkd_sdk.training.teacher import TeacherModel
 from bpkd_sdk.training.teacher_check import warn_of_teacher
 
 ALONE = "alone"  # the student without a teacher, which the methods are measured by
@@ -160,7 +158,7 @@ MAY_CHANGE = ("device", "check_data", "check_teacher")
 
 
 @dataclass(frozen=True)
-class Contest:
+class ComparisonSetup:
     """The equal terms.
 
     Attributes:
@@ -190,7 +188,7 @@ class Contest:
             return self.student(self.train.num_classes)
         return open_network(self.student, self.train.num_classes)
 
-    def open_teacher(self) -> Guide:
+    def open_teacher(self) -> TeacherModel:
         """The teacher, ready to be asked."""
         config = TrainingConfig.from_options(self.options)
         return open_teacher(self.teacher, self.train.num_classes, config, self.device)
@@ -252,8 +250,7 @@ def _identity(teacher: Teacher) -> str:
     """Which teacher it is: a hash of its weights, or of its file."""
     if isinstance(teacher, nn.Module):
         return content_hash(teacher.state_dict())
-    with Path(teacher).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(teacher)
 
 
 def write_image_counts(path: Path, model: nn.Module, dataset: SegmentationDataset, metrics: Metrics) -> None:
@@ -270,7 +267,7 @@ def write_image_counts(path: Path, model: nn.Module, dataset: SegmentationDatase
         dataset: Images and labels.
         metrics: The scores over the whole data set, whose widths are used.
     """
-    with evaluating(model):
+    with eval_mode(model):
         runtime = TorchRuntime(model)
         images = track(range(len(dataset)), total=len(dataset), description=f"Counting in {dataset.name}")
         each = [_counts(runtime, *dataset[index], dataset, metrics) for index in images]
@@ -344,8 +341,8 @@ def read_run(folder: Path) -> Run:
     return Run(**read_json(folder / RESULT_FILE))
 
 
-def perform(
-    contest: Contest,
+def run_one(
+    setup: ComparisonSetup,
     name: str,
     method: DistillationLoss | None,
     *,
@@ -355,19 +352,19 @@ def perform(
 ) -> None:
     """Train a student, or go on with it, score it, and write what `read_run` reads to its folder."""
     steps, done_before = settings["plan"]["steps"], len(read_history(folder))
-    meter = MemoryMeter(contest.device)
-    student = contest.new_student(seed)
+    meter = MemoryMeter(setup.device)
+    student = setup.new_student(seed)
     first_weights = content_hash(student.state_dict())
     metrics, error = None, None
     options = {"steps": steps, "seed": seed}
-    options["evaluate_every"] = contest.options["evaluate_every"] or math.ceil(steps / EVALUATIONS)
+    options["evaluate_every"] = setup.options["evaluate_every"] or math.ceil(steps / EVALUATIONS)
     try:
-        metrics = contest.fit(method, student, contest.val, folder, **options).metrics
+        metrics = setup.fit(method, student, setup.val, folder, **options).metrics
     except FloatingPointError as stopped:
         error = str(stopped)
     peak = meter.peak()
     if metrics is not None:
-        write_image_counts(folder / PER_IMAGE_FILE, student, contest.val, metrics)
+        write_image_counts(folder / PER_IMAGE_FILE, student, setup.val, metrics)
     history = read_history(folder)
     terms = [record["terms"] for record in history if "terms" in record]
     times = step_times(history)
@@ -400,8 +397,3 @@ def curve(history: list[dict[str, Any]]) -> list[dict[str, float]]:
             scores = {name: record["metrics"][name] for name in SCORES}
             points.append({"step": record["step"], "seconds": seconds} | scores)
     return points
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write plain values, atomically."""
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bpkd_sdk.data.dataset import DatasetPart, FileDataset, Pair, SegmentationDataset, pair_files
+from bpkd_sdk.data.dataset import DatasetSubset, FileDataset, Pair, SegmentationDataset, pair_files
 from bpkd_sdk.data.folder import open_folder
 from bpkd_sdk.data.integrity import SplitReport, check_dataset
 from bpkd_sdk.data.public import convert_pascal_context
@@ -15,7 +15,7 @@ from bpkd_sdk.errors import check_choice
 __all__ = [
     "DATASETS",
     "DatasetEntry",
-    "DatasetPart",
+    "DatasetSubset",
     "FileDataset",
     "Pair",
     "SegmentationDataset",

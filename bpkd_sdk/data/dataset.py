@@ -239,7 +239,7 @@ def expect_dataset(data: object, argument: str) -> None:
         )
 
 
-class DatasetPart(SegmentationDataset):
+class DatasetSubset(SegmentationDataset):
     """Some samples of a data set.
 
     Args:

@@ -13,7 +13,7 @@ import numpy as np
 
 from bpkd_sdk.data.dataset import FileDataset, Pair, complete, pair_files
 from bpkd_sdk.errors import check_choice, import_optional
-from bpkd_sdk.models.checkpoint import write_atomically
+from bpkd_sdk.files import write_atomically
 from bpkd_sdk.models.spec import Color
 from bpkd_sdk.progress import track
 

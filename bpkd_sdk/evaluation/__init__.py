@@ -2,6 +2,6 @@
 
 from bpkd_sdk.evaluation.evaluate import evaluate
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
-from bpkd_sdk.evaluation.protocol import Protocol
+from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 
-__all__ = ["MetricCounts", "Metrics", "Protocol", "evaluate"]
+__all__ = ["EvaluationProtocol", "MetricCounts", "Metrics", "evaluate"]

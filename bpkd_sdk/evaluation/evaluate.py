@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.dataset import expect_dataset, leave_interrupts_to_the_main_process, spare_cores
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
-from bpkd_sdk.evaluation.protocol import Mode, Protocol
-from bpkd_sdk.features import evaluating
+from bpkd_sdk.evaluation.protocol import EvaluationProtocol, Mode
+from bpkd_sdk.features import eval_mode
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime import Runtime, TorchRuntime, match_runtime, open_runtime
 
@@ -60,7 +60,7 @@ def evaluate(
     Raises:
         ValueError: For sizes or classes that do not fit, or a data set without labels and no `reference`.
     """
-    protocol = Protocol(mode, crop_size, stride, base_size, tuple(scales), flip)
+    protocol = EvaluationProtocol(mode, crop_size, stride, base_size, tuple(scales), flip)
     expect_dataset(dataset, "dataset")
     dataset.check_classes()
     if not dataset.has_labels and reference is None:
@@ -96,7 +96,7 @@ def evaluate(
 def _opened(model: nn.Module | Runtime | str | Path, device: str | torch.device | None) -> Iterator[Runtime]:
     """A runtime of whatever is given; a module of the caller's then goes back to the mode it came in."""
     if isinstance(model, nn.Module):
-        with evaluating(model):
+        with eval_mode(model):
             yield TorchRuntime(model, device)
     else:
         yield open_runtime(model, device or "auto")

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from bpkd_sdk.features import evaluating
+from bpkd_sdk.features import eval_mode
 from bpkd_sdk.output import as_output
 
 
@@ -63,7 +63,7 @@ def profile(model: nn.Module, input_size: tuple[int, int] = (512, 512)) -> Profi
     image = torch.zeros(1, 3, *input_size, device=like.device, dtype=like.dtype)
     counter = FlopCounterMode(display=False)
     watch = _Watch(counter)
-    with evaluating(model), torch.no_grad(), watch, counter:
+    with eval_mode(model), torch.no_grad(), watch, counter:
         logits = as_output(model(image)).logits
     products: Counter[str] = Counter()
     for operator, flops in counter.get_flop_counts().get("Global", {}).items():

@@ -21,7 +21,7 @@ BAND = 64  # rows of a whole image's logits that are resized at a time
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvaluationProtocol:
     """An evaluation protocol, as in OpenMMLab's test-time settings.
 
     The logits of every view, one for each scale and again mirrored, are resized bilinearly to the image's own size; of

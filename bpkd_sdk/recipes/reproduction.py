@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,14 +13,15 @@ import torch
 from accelerate.state import PartialState
 from torch import nn
 
-from bpkd_sdk.data import DATASETS, DatasetPart, SegmentationDataset
+from bpkd_sdk.data import DATASETS, DatasetSubset, SegmentationDataset
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.evaluation import Metrics, evaluate
-from bpkd_sdk.evaluation.protocol import Protocol
+from bpkd_sdk.evaluation.protocol import EvaluationProtocol
+from bpkd_sdk.files import write_json
 from bpkd_sdk.losses import METHODS, DistillationLoss
 from bpkd_sdk.losses.method import describe as arguments_of
 from bpkd_sdk.models import ZOO, create_model, get_spec, open_checkpoint
-from bpkd_sdk.models.checkpoint import load_state, write_atomically
+from bpkd_sdk.models.checkpoint import load_state
 from bpkd_sdk.recipes.table import Recipe, Score, find_recipe
 from bpkd_sdk.training.api import distill, train
 from bpkd_sdk.training.config import TrainingConfig
@@ -126,7 +126,7 @@ class Plan:
     recipe: Recipe
     method: str
     config: TrainingConfig
-    evaluation: Protocol
+    evaluation: EvaluationProtocol
     limit_steps: int | None
 
     @property
@@ -221,7 +221,7 @@ def _method(plan: Plan) -> str:
     return f"{plan.setting}: {arguments}" if arguments else plan.setting
 
 
-def _evaluation(scoring: Protocol) -> str:
+def _evaluation(scoring: EvaluationProtocol) -> str:
     how = "whole images"
     if scoring.crop_size is not None:
         how = f"windows of {scoring.crop_size[0]}x{scoring.crop_size[1]}, stride {scoring.stride}"
@@ -306,7 +306,7 @@ def reproduce(
     seconds = sum(record["seconds"] for record in result.history if "seconds" in record) / plan.config.steps
     done = Reproduction(plan, result.metrics, result.checkpoint, result.output_dir, seconds)
     if PartialState().is_main_process:
-        write_atomically(result.output_dir / REPORT, json.dumps(_facts(done), indent=1).encode())
+        write_json(result.output_dir / REPORT, _facts(done))
     return done
 
 
@@ -320,7 +320,7 @@ def score_checkpoint(
         root: Where the data set lies.
         model: What `evaluate` takes.
         device: Where to run; None as for `evaluate`.
-        **changes: Fields of `Protocol` that are to differ from the row's, for example ``flip=True``.
+        **changes: Fields of `EvaluationProtocol` that are to differ from the row's, for example ``flip=True``.
 
     Raises:
         FileNotFoundError: If data or file is not there.
@@ -340,7 +340,7 @@ def _open_splits(plan: Plan, root: str | Path) -> tuple[SegmentationDataset, Seg
     train_set, val_set = (entry.open(root, split) for split in ("train", "val"))
     if plan.limit_steps is not None:
         count = min(len(val_set), plan.limit_steps * plan.config.batch_size)
-        return train_set, DatasetPart(val_set, range(count))
+        return train_set, DatasetSubset(val_set, range(count))
     for split, dataset in (("train", train_set), ("val", val_set)):
         if problem := entry.count_problem(split, dataset):
             raise ValueError(

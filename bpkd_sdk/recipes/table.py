@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bpkd_sdk.errors import check_choice
-from bpkd_sdk.evaluation.protocol import Protocol
+from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 
 OPENMMLAB = "https://download.openmmlab.com/"
 SEGMENTATION = f"{OPENMMLAB}mmsegmentation/v0.5/"
@@ -61,7 +61,7 @@ class Recipe:
     batch_size: int
     learning_rate: float
     weight_decay: float
-    evaluation: Protocol
+    evaluation: EvaluationProtocol
     teacher_source: str
     backbone_source: str
     paper: Mapping[str, Score]
@@ -203,7 +203,7 @@ def _row(name: str, figures: list[float]) -> Recipe:
         batch_size=setting.batch_size,
         learning_rate=setting.learning_rate,
         weight_decay=setting.weight_decay,
-        evaluation=Protocol(
+        evaluation=EvaluationProtocol(
             mode="slide" if window else "whole",
             crop_size=window,
             stride=_WINDOW_STRIDE if window else None,

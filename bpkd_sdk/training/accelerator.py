@@ -119,7 +119,7 @@ def share_statistics(module: nn.Module, accelerator: Accelerator) -> None:
             buffer.copy_(accelerator.reduce(buffer, "mean"))
 
 
-def agreed(value: Value) -> Value:
+def broadcast_from_main(value: Value) -> Value:
     """The main process's value, on all processes."""
     values = [value]
     broadcast_object_list(values)

@@ -13,14 +13,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from bpkd_sdk.data import DatasetPart, SegmentationDataset, open_dataset
+from bpkd_sdk.data import DatasetSubset, SegmentationDataset, open_dataset
 from bpkd_sdk.data.dataset import expect_dataset
 from bpkd_sdk.errors import listed
-from bpkd_sdk.evaluation import Protocol, evaluate
+from bpkd_sdk.evaluation import EvaluationProtocol, evaluate
 from bpkd_sdk.losses import Method, create_method
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.runtime import Runtime
-from bpkd_sdk.training.accelerator import agreed, create_accelerator, teacher_dtype
+from bpkd_sdk.training.accelerator import broadcast_from_main, create_accelerator, teacher_dtype
 from bpkd_sdk.training.config import Precision, TrainingConfig
 from bpkd_sdk.training.loop import Task, TrainingResult, run
 from bpkd_sdk.training.monitor import check_trackers
@@ -36,12 +36,12 @@ from bpkd_sdk.training.prepare import (
     student_order,
 )
 from bpkd_sdk.training.records import HISTORY_FILE, try_checkpoint
-from bpkd_sdk.training.teacher import Guide
+from bpkd_sdk.training.teacher import TeacherModel
 from bpkd_sdk.training.teacher_check import output_kind, warn_of_teacher
 
 __all__ = ["distill", "train"]
 
-WHOLE_IMAGES = Protocol()
+WHOLE_IMAGES = EvaluationProtocol()
 
 Data = str | Path | SegmentationDataset | tuple[SegmentationDataset, SegmentationDataset | None]
 
@@ -50,7 +50,7 @@ def train(
     model: Network,
     data: Data,
     *,
-    protocol: Protocol = WHOLE_IMAGES,
+    protocol: EvaluationProtocol = WHOLE_IMAGES,
     output_dir: str | Path | None = None,
     resume: bool = False,
     **options: Any,
@@ -88,7 +88,7 @@ def distill(
     learning_rate: float | None = None,
     precision: Precision = "auto",
     device: str = "auto",
-    protocol: Protocol = WHOLE_IMAGES,
+    protocol: EvaluationProtocol = WHOLE_IMAGES,
     output_dir: str | Path | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -145,7 +145,7 @@ def _prepare(
     method: Method | None,
     data: Data,
     config: TrainingConfig,
-    protocol: Protocol,
+    protocol: EvaluationProtocol,
     output_dir: str | Path | None,
     resume: bool,
 ) -> Task:
@@ -199,7 +199,7 @@ def _prepare(
             warn_of_teacher(guide, train_set, crop_size, accelerator.device, dtype, config.base_size)
         if val_set is not None:
             reference = guide if config.labels == "teacher" else None
-            _try_validation(network, DatasetPart(val_set, [largest]), reference, config, protocol, accelerator.device)
+            _try_validation(network, DatasetSubset(val_set, [largest]), reference, config, protocol, accelerator.device)
     match_student(network, train_set, crop_size, order)
     verb = "train" if chosen is None else chosen.name
     title = f"{verb} {get_spec(network).name or type(network).__name__}"
@@ -250,9 +250,9 @@ def _check_data(train_set: SegmentationDataset, val_set: SegmentationDataset | N
 def _try_validation(
     network: nn.Module,
     sample: SegmentationDataset,
-    reference: Guide | None,
+    reference: TeacherModel | None,
     config: TrainingConfig,
-    protocol: Protocol,
+    protocol: EvaluationProtocol,
     device: torch.device,
 ) -> None:
     """Segment and score one validation image, so that errors of validation surface before the first step."""
@@ -270,7 +270,7 @@ def _try_validation(
     except Exception as error:  # networks may raise anything at a size that they were not made for
         raise ValueError(
             f"The validation image {sample.sample_name(0)} of {size} cannot be segmented and scored: {error}\n"
-            "If the network takes images of the crops' size only, pass protocol=Protocol(mode='slide', "
+            "If the network takes images of the crops' size only, pass protocol=EvaluationProtocol(mode='slide', "
             "crop_size=(height, width)) with that size; to train without validation, pass data=(train, None)."
         ) from error
 
@@ -301,7 +301,7 @@ def _open_folder(
     if output_dir is None:
         stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
         output_dir = Path("runs") / f"{stamp}-{title.replace('/', '-').replace(' ', '-')}"
-    folder = Path(agreed(str(output_dir)))
+    folder = Path(broadcast_from_main(str(output_dir)))
     if not resume and (folder / HISTORY_FILE).exists():
         raise FileExistsError(
             f"{folder} holds a run already. Pass resume=True to go on with it, or another output_dir."

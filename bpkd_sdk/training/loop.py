@@ -17,16 +17,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from bpkd_sdk.data import DatasetPart, SegmentationDataset
-from bpkd_sdk.evaluation import Metrics, Protocol, evaluate
+from bpkd_sdk.data import DatasetSubset, SegmentationDataset
+from bpkd_sdk.evaluation import EvaluationProtocol, Metrics, evaluate
 from bpkd_sdk.features import Capture
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.models import save_model
 from bpkd_sdk.models.checkpoint import SUFFIX
-from bpkd_sdk.training.accelerator import agreed, share_statistics, synchronize_batch_norm, teacher_dtype
+from bpkd_sdk.training.accelerator import broadcast_from_main, share_statistics, synchronize_batch_norm, teacher_dtype
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.loader import mixed_seed, training_loader
-from bpkd_sdk.training.monitor import LiveView, TermWatch, Trackers, Window
+from bpkd_sdk.training.monitor import LiveView, LossTermMonitor, StepMeter, Trackers
 from bpkd_sdk.training.objective import Objective
 from bpkd_sdk.training.records import (
     HISTORY_FILE,
@@ -41,7 +41,7 @@ from bpkd_sdk.training.records import (
     truncate_history,
     write_run,
 )
-from bpkd_sdk.training.teacher import Guide, create_teacher, to_device
+from bpkd_sdk.training.teacher import TeacherModel, create_teacher, to_device
 
 
 @contextmanager
@@ -114,14 +114,14 @@ class Task:
 
     title: str
     student: nn.Module
-    teacher: Guide | None
+    teacher: TeacherModel | None
     method: DistillationLoss | None
     features: tuple[str | None, str | None]
     train: SegmentationDataset
     val: SegmentationDataset | None
     crop_size: tuple[int, int]
     config: TrainingConfig
-    protocol: Protocol
+    protocol: EvaluationProtocol
     output_dir: Path
     accelerator: Accelerator
 
@@ -134,7 +134,7 @@ def run(task: Task) -> TrainingResult:
     return TrainingResult(task.student, metrics, read_history(task.output_dir), task.output_dir / LAST, task.output_dir)
 
 
-def _capture(network: Guide | None, path: str | None) -> Capture:
+def _capture(network: TeacherModel | None, path: str | None) -> Capture:
     return Capture(network, [path]) if isinstance(network, nn.Module) and path else Capture(nn.Identity(), [])
 
 
@@ -180,7 +180,7 @@ class _Trainer:
             check_same_inputs(self.task)
         if (folder / RESUME_FILE).is_file():
             position, scaler = restore_state(folder, self.settings, self.state, optimizer)
-        if agreed(position.step) != position.step:
+        if broadcast_from_main(position.step) != position.step:
             raise ValueError(
                 f"The main process goes on from another step than this one, which found step {position.step} in "
                 f"{self.task.output_dir}. That folder must be the same on all machines: put it on a shared file system."
@@ -193,35 +193,35 @@ class _Trainer:
         scored = [record for record in read_history(folder, position.step) if "metrics" in record]
         best = max((_score_of(record) for record in scored), default=position.best_miou)
         due = self._is_evaluated_at(position.step) and not any(record["step"] == position.step for record in scored)
-        self.evaluation_is_due, best = agreed((due, best))
+        self.evaluation_is_due, best = broadcast_from_main((due, best))
         return replace(position, best_miou=max(best, position.best_miou))
 
     def run(self) -> Metrics | None:
         """All the steps that are left; returns the scores of the final weights."""
         config, view = self.config, LiveView(self.task.title, self.config.steps, self.position.step)
-        watch = TermWatch(self.task.features)
+        watch = LossTermMonitor(self.task.features)
         self.objective.train()
         with deferred_interrupt() as requested, view:
             if self.evaluation_is_due:  # the run was stopped between a checkpoint and its evaluation
                 self._evaluate(view)
-            window = Window(self.position.step)
+            meter = StepMeter(self.position.step)
             for parts in self._steps():
                 terms, teacher = self._step(parts)
-                window.add(terms, config.batch_size, teacher)
+                meter.add(terms, config.batch_size, teacher)
                 step = self.position.step + 1
                 self.position = replace(self.position, step=step)
                 view.step(step)
-                evaluating = self._is_evaluated_at(step)
-                saving = evaluating or step % config.checkpoint_interval == 0
+                evaluation_due = self._is_evaluated_at(step)
+                saving = evaluation_due or step % config.checkpoint_interval == 0
                 interrupted = self._agree_to_stop(requested, at_record=saving or step % config.log_every == 0)
                 if saving or interrupted or step % config.log_every == 0:
-                    self._log(window, watch, view)
+                    self._log(meter, watch, view)
                     if saving or interrupted:
                         share_statistics(self.state, self.accelerator)
                         self._save()
-                    if evaluating:
+                    if evaluation_due:
                         self._evaluate(view)
-                    window = Window(step)
+                    meter = StepMeter(step)
                 if interrupted:
                     break
             if self._agree_to_stop(requested, at_record=True):
@@ -289,15 +289,15 @@ class _Trainer:
         total: Tensor = self.accelerator.reduce(known)
         return total.clamp(min=1) / shares
 
-    def _log(self, window: Window, watch: TermWatch, view: LiveView) -> None:
+    def _log(self, meter: StepMeter, watch: LossTermMonitor, view: LiveView) -> None:
         done = self.position.step - 1
-        record = window.record(self.position.step, self.accelerator)
+        record = meter.record(self.position.step, self.accelerator)
         record["weights"] = self.state.weights(record["terms"], self.config.method_share_at(done))
         record["learning_rate"] = self.config.learning_rate_at(done)
         self.position = replace(self.position, seconds=self.position.seconds + record["seconds"])
         if self.accelerator.is_main_process:
             self._keep(record)
-            watch.look(record, window.first_step)
+            watch.observe(record, meter.first_step)
             view.log(record)
 
     def _keep(self, record: dict[str, Any]) -> None:
@@ -310,7 +310,7 @@ class _Trainer:
             return None
         return evaluate(
             self.task.student,
-            DatasetPart(val, range(self.accelerator.process_index, len(val), self.accelerator.num_processes)),
+            DatasetSubset(val, range(self.accelerator.process_index, len(val), self.accelerator.num_processes)),
             boundary_width=self.config.boundary_width,
             reference=self.task.teacher if self.config.labels == "teacher" else None,
             match_classes=self.config.match_classes,

@@ -93,7 +93,7 @@ class SilentTermWarning(UserWarning):
     """A term is exactly 0 and stays so."""
 
 
-class TermWatch:
+class LossTermMonitor:
     """Reads the records of a run and warns of what its user should look into.
 
     Args:
@@ -105,7 +105,7 @@ class TermWatch:
         self.silent_since: dict[str, int] = {}
         self.reported: set[tuple[str, type[UserWarning]]] = set()
 
-    def look(self, record: Mapping[str, Any], first_step: int) -> None:
+    def observe(self, record: Mapping[str, Any], first_step: int) -> None:
         """Look at the record of the steps after `first_step`."""
         reference = record["terms"]["ce"]
         for name, value in record["terms"].items():
@@ -193,7 +193,7 @@ def _plain(value: object) -> object:
     return value if isinstance(value, (bool, int, float, str)) else str(value)
 
 
-class Window:
+class StepMeter:
     """Sums up steps until `record` tells what happened in them.
 
     Args:

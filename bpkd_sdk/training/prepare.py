@@ -15,14 +15,14 @@ from torch import nn
 from bpkd_sdk.classes import Order, ReorderedNetwork, class_order, reorder_classifier
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.errors import listed
-from bpkd_sdk.features import Capture, evaluating, feature_path, find_module, unwrapped
+from bpkd_sdk.features import Capture, eval_mode, feature_path, find_module, unwrapped
 from bpkd_sdk.losses import METHODS, DistillationLoss, create_method
 from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, get_spec, open_checkpoint
 from bpkd_sdk.output import SegmentationOutput, as_output
 from bpkd_sdk.runtime import Runtime, match_runtime, open_runtime
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.training.config import TrainingConfig
-from bpkd_sdk.training.teacher import Guide, ask, open_onnx
+from bpkd_sdk.training.teacher import TeacherModel, open_onnx, teacher_logits
 
 Network = nn.Module | str | Path
 
@@ -36,7 +36,9 @@ def open_network(network: Network, num_classes: int) -> nn.Module:
     return create_model(str(network), num_classes)
 
 
-def open_teacher(teacher: Network | Runtime, num_classes: int, config: TrainingConfig, device: torch.device) -> Guide:
+def open_teacher(
+    teacher: Network | Runtime, num_classes: int, config: TrainingConfig, device: torch.device
+) -> TeacherModel:
     """A module in eval mode, or what runs an exported file.
 
     Raises:
@@ -63,7 +65,7 @@ def open_teacher(teacher: Network | Runtime, num_classes: int, config: TrainingC
     return network
 
 
-def match_teacher(teacher: Guide, dataset: SegmentationDataset, config: TrainingConfig) -> Guide:
+def match_teacher(teacher: TeacherModel, dataset: SegmentationDataset, config: TrainingConfig) -> TeacherModel:
     """Return the teacher with its classes in the data's order; it is not changed itself.
 
     Raises:
@@ -112,7 +114,7 @@ def match_student(
     """
     if order is not None:
         images = torch.rand(1, 3, *crop_size, generator=torch.Generator().manual_seed(0)).to(_device(student))
-        with evaluating(student):
+        with eval_mode(student):
             reorder_classifier(unwrapped(student), order, images)
     student.spec = replace(  # type: ignore[assignment]
         get_spec(student), num_classes=dataset.num_classes, class_names=dataset.class_names, palette=dataset.palette
@@ -129,7 +131,7 @@ def _checked_runtime(runtime: Runtime, config: TrainingConfig) -> Runtime:
     return runtime
 
 
-def default_crop(dataset: SegmentationDataset, networks: Sequence[Guide]) -> tuple[int, int]:
+def default_crop(dataset: SegmentationDataset, networks: Sequence[TeacherModel]) -> tuple[int, int]:
     """The first image's size, at most 512 a side, as all networks take it; that of a file which takes only one."""
     for network in networks:
         if isinstance(network, Runtime) and network.accepts.fixed_size is not None:
@@ -139,12 +141,12 @@ def default_crop(dataset: SegmentationDataset, networks: Sequence[Guide]) -> tup
     return height, width
 
 
-def _divisor(network: Guide) -> int:
+def _divisor(network: TeacherModel) -> int:
     return (network.spec if isinstance(network, Runtime) else get_spec(network)).size_divisor
 
 
 def feature_paths(
-    student: nn.Module, teacher: Guide | None, method: DistillationLoss | None, config: TrainingConfig
+    student: nn.Module, teacher: TeacherModel | None, method: DistillationLoss | None, config: TrainingConfig
 ) -> tuple[str | None, str | None]:
     """The paths of both feature maps, or None where the method needs none.
 
@@ -168,7 +170,7 @@ def feature_paths(
 @torch.no_grad()
 def probe(
     role: str,
-    network: Guide,
+    network: TeacherModel,
     feature: str | None,
     dataset: SegmentationDataset,
     crop_size: tuple[int, int],
@@ -196,10 +198,10 @@ def probe(
         )
     if isinstance(network, Runtime):
         with _taking_crops(role, crop_size):
-            output = SegmentationOutput(ask(network, torch.zeros(images, 3, *crop_size, dtype=torch.uint8)))
+            output = SegmentationOutput(teacher_logits(network, torch.zeros(images, 3, *crop_size, dtype=torch.uint8)))
     else:
         with Capture(network, [] if feature is None else [feature]) as capture:
-            with _taking_crops(role, crop_size), evaluating(network):
+            with _taking_crops(role, crop_size), eval_mode(network):
                 output = as_output(network(torch.zeros(1, 3, *crop_size, device=_device(network))))
             output = replace(output, features=capture.take())
     if output.logits.shape[1] != dataset.num_classes:

@@ -23,24 +23,16 @@ from torch.optim import Optimizer
 
 from bpkd_sdk.data import FileDataset, SegmentationDataset
 from bpkd_sdk.errors import differences, flattened, listed
-from bpkd_sdk.evaluation import Protocol
+from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.features import unwrapped
-from bpkd_sdk.files import read_json
+from bpkd_sdk.files import file_sha256, read_json, write_atomically, write_json
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.method import describe
 from bpkd_sdk.models import get_spec, save_model
-from bpkd_sdk.models.checkpoint import (
-    FORMAT,
-    SUFFIX,
-    content_hash,
-    load_state,
-    read_tensors,
-    write_atomically,
-    write_tensors,
-)
+from bpkd_sdk.models.checkpoint import FORMAT, SUFFIX, content_hash, load_state, read_tensors, write_tensors
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.config import TrainingConfig
-from bpkd_sdk.training.teacher import Guide
+from bpkd_sdk.training.teacher import TeacherModel
 
 if TYPE_CHECKING:
     from bpkd_sdk.training.loop import Task
@@ -78,7 +70,9 @@ class Position:
     best_miou: float = -1.0
 
 
-def run_settings(config: TrainingConfig, method: DistillationLoss | None, protocol: Protocol) -> dict[str, Any]:
+def run_settings(
+    config: TrainingConfig, method: DistillationLoss | None, protocol: EvaluationProtocol
+) -> dict[str, Any]:
     """What the parts of one run must agree in, but for `FREE_OPTIONS`."""
     return config.to_dict() | {"method": describe(method), "protocol": asdict(protocol)}
 
@@ -168,7 +162,7 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _check_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    defaults = TrainingConfig().to_dict() | {"protocol": asdict(Protocol())}  # of what is newer than the run
+    defaults = TrainingConfig().to_dict() | {"protocol": asdict(EvaluationProtocol())}  # of what is newer than the run
     plain = (json.loads(json.dumps(facts)) for facts in (defaults | dict(before), now))
     if changed := differences(*({key: facts[key] for key in facts.keys() - FREE_OPTIONS} for facts in plain)):
         raise ValueError(
@@ -221,7 +215,7 @@ def write_run(task: Task, first_step: int) -> dict[str, Any]:
     path = task.output_dir / RUN_FILE
     facts = read_json(path) if first_step and path.is_file() else _facts(task)
     facts["parts"].append(_part(task, first_step))
-    write_atomically(path, (json.dumps(facts, indent=1) + "\n").encode())
+    write_json(path, facts)
     return facts
 
 
@@ -318,7 +312,7 @@ def _versions() -> dict[str, str | None]:
     return {package: version(package) for package in _PACKAGES} | own
 
 
-def _network(network: Guide | None) -> dict[str, Any] | None:
+def _network(network: TeacherModel | None) -> dict[str, Any] | None:
     if network is None:
         return None
     if isinstance(network, Runtime):
@@ -333,10 +327,7 @@ def _network(network: Guide | None) -> dict[str, Any] | None:
 
 
 def _file_hash(path: str) -> str | None:
-    if not Path(path).is_file():
-        return None
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path) if Path(path).is_file() else None
 
 
 def _data(dataset: SegmentationDataset | None) -> dict[str, Any] | None:

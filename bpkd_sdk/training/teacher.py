@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 
-Guide = nn.Module | Runtime
+TeacherModel = nn.Module | Runtime
 Teacher = Callable[[Tensor], SegmentationOutput]  # from uint8 images (N, 3, h, w) on the device
 
 
 def create_teacher(
-    guide: Guide, capture: Capture, config: TrainingConfig, device: torch.device, dtype: torch.dtype
+    guide: TeacherModel, capture: Capture, config: TrainingConfig, device: torch.device, dtype: torch.dtype
 ) -> Teacher:
     """What teaches: an exported file by its runtime, or a module.
 
@@ -40,11 +40,11 @@ def create_teacher(
         dtype: Of a module's autocast; float32 for none.
     """
     if isinstance(guide, Runtime):
-        return lambda images: SegmentationOutput(ask(guide, images))
+        return lambda images: SegmentationOutput(teacher_logits(guide, images))
     return ModuleTeacher(guide, capture, config, device, dtype)
 
 
-def ask(runtime: Runtime, images: Tensor) -> Tensor:
+def teacher_logits(runtime: Runtime, images: Tensor) -> Tensor:
     """Logits (N, C, h, w) of an exported file for uint8 images (N, 3, H, W), on the images' device.
 
     A file that takes fewer images at once is asked several times.
@@ -105,13 +105,13 @@ def open_onnx(
     device = device if device.type == "cuda" else torch.device("cpu")
     session = open_session(path, device)
     if METADATA_KEY not in session.get_modelmeta().custom_metadata_map:
-        return ForeignOnnx(path, session, device, mean or IMAGENET_MEAN, std or IMAGENET_STD)
+        return ExternalOnnxRuntime(path, session, device, mean or IMAGENET_MEAN, std or IMAGENET_STD)
     if mean or std:
         raise ValueError(f"{path} says itself how images are normalised; leave out teacher_mean and teacher_std.")
     return OnnxRuntime(path, device)
 
 
-class ForeignOnnx(Runtime):
+class ExternalOnnxRuntime(Runtime):
     """A foreign ONNX file as a `Runtime`.
 
     Args:

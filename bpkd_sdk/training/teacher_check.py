@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.transforms import IMAGE_FILL, scaled_size
-from bpkd_sdk.features import evaluating
+from bpkd_sdk.features import eval_mode
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD
 from bpkd_sdk.output import as_output
 from bpkd_sdk.runtime import Accepts, Runtime
-from bpkd_sdk.training.teacher import ForeignOnnx
+from bpkd_sdk.training.teacher import ExternalOnnxRuntime
 
 MOST_PIXELS = 1 << 18  # of all crops together, unless the teacher takes only larger ones
 MOST_CROPS, FEWEST_CROPS = 4, 2
@@ -332,7 +332,7 @@ class _Network:
         if isinstance(self.teacher, Runtime):
             return self.teacher.infer(inputs)
         half = self.dtype != torch.float32
-        with evaluating(self.module), torch.autocast(self.device.type, self.dtype) if half else nullcontext():
+        with eval_mode(self.module), torch.autocast(self.device.type, self.dtype) if half else nullcontext():
             return as_output(self.module(inputs)).logits
 
 
@@ -577,7 +577,7 @@ def _format_advice(network: _Network, input_format: _InputFormat, num_classes: i
     mean, std = _code(input_format.mean), _code(input_format.std)
     if isinstance(network.teacher, Runtime):
         advice = []
-        if input_format.name and isinstance(_innermost(network.teacher), ForeignOnnx):
+        if input_format.name and isinstance(_innermost(network.teacher), ExternalOnnxRuntime):
             advice.append(f"Pass teacher_mean={mean}, teacher_std={std}.")
         elif input_format.name:
             advice.append(f"Export it again from a network whose spec has mean={mean}, std={std}.")

@@ -75,9 +75,9 @@ class Entry:
         if (times := self._attempt(lambda: self._open().round(seconds))) is not None:
             self._parts.append(times)
 
-    def look(self) -> None:
+    def inspect(self) -> None:
         """Look into it."""
-        if (found := self._attempt(lambda: self._open().look())) is not None:
+        if (found := self._attempt(lambda: self._open().inspect())) is not None:
             self.facts, host_memory = found
             self.host_memory = host_memory if self._remote else None
 
@@ -276,7 +276,7 @@ def benchmark(
             entry.round(duration / ROUNDS)
         clocks = tuple(gpus())
         for entry in track(entries, total=len(entries), description="Looking into"):
-            entry.look()
+            entry.inspect()
         if data is not None and data.has_labels:
             for entry in track(entries, total=len(entries), description="Scoring"):
                 entry.score(data, match_classes)

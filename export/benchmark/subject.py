@@ -76,9 +76,9 @@ class RemoteSubject:
         masks: np.ndarray = self._ask("segment", images)
         return masks
 
-    def look(self) -> tuple[Facts, int | None]:
-        """As `Subject.look`."""
-        found: tuple[Facts, int | None] = self._ask("look")
+    def inspect(self) -> tuple[Facts, int | None]:
+        """As `Subject.inspect`."""
+        found: tuple[Facts, int | None] = self._ask("inspect")
         return found
 
     def close(self) -> None:
@@ -244,7 +244,7 @@ class Subject:
         """Masks (N, H, W) of images (N, H, W, 3)."""
         return self.runtime(images)
 
-    def look(self) -> tuple[Facts, int | None]:
+    def inspect(self) -> tuple[Facts, int | None]:
         """What it is, and the bytes of host memory at the peak beyond those before it was opened (None: not known)."""
         now = host_memory()
         # The images came in later.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 from gradio.components import Component
 
-from bpkd_sdk.serve.networks import Lineup
+from bpkd_sdk.serve.networks import DemoModels
 
 # What a visitor or a network can get wrong; the messages are written for people.
 PLAIN_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
@@ -32,7 +32,7 @@ class Controls(NamedTuple):
         return [self.student, self.alpha, self.width]
 
 
-def build_controls(lineup: Lineup) -> Controls:
+def build_controls(lineup: DemoModels) -> Controls:
     """Lay the controls out in one row."""
     names = list(lineup.students)
     with gr.Row(elem_classes="controls"):
@@ -63,7 +63,7 @@ class Job(NamedTuple):
     stop: gr.Button
 
     @classmethod
-    def build(cls, lineup: Lineup, label: str, elem_id: str) -> Job:
+    def build(cls, lineup: DemoModels, label: str, elem_id: str) -> Job:
         """Lay it out where the caller is."""
         roles = ["teacher", "student"] if lineup.teacher else ["network"]
         role = gr.Radio(roles, value=roles[-1], type="index", label="Network", visible=len(roles) > 1)

@@ -15,10 +15,10 @@ import numpy as np
 from bpkd_sdk.serve.demo.controls import PLAIN_ERRORS, Controls, Job, complain
 from bpkd_sdk.serve.demo.scene import full_overlay
 from bpkd_sdk.serve.demo.uploads import new_file
-from bpkd_sdk.serve.networks import Lineup
+from bpkd_sdk.serve.networks import DemoModels
 from bpkd_sdk.serve.overlay import picture_png
 from bpkd_sdk.serve.predictor import Predictor
-from bpkd_sdk.serve.service.limits import Limits, read_bounded, read_stranger
+from bpkd_sdk.serve.service.limits import Limits, read_bounded, read_untrusted_image
 from bpkd_sdk.serve.service.responses import mask_png
 from bpkd_sdk.serve.video import annotate_video
 
@@ -28,7 +28,7 @@ _ABOUT = (
 )
 
 
-def build_batch_tab(lineup: Lineup, controls: Controls, limits: Limits) -> None:
+def build_batch_tab(lineup: DemoModels, controls: Controls, limits: Limits) -> None:
     """Lay the tab out and connect it."""
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
@@ -75,7 +75,7 @@ def write_zip(
             name = next(name for name in itertools.chain([path.stem], others) if name not in taken)
             taken.add(name)
             try:
-                image = read_stranger(read_bounded(path, limits.body), limits)
+                image = read_untrusted_image(read_bounded(path, limits.body), limits)
                 prediction = predictor(image)
             except PLAIN_ERRORS as error:
                 yield f"{path.name} is left out: {error}"
@@ -89,7 +89,7 @@ def write_zip(
 _REPORT_EVERY = 5  # frames
 
 
-def build_video_tab(lineup: Lineup, controls: Controls, limits: Limits) -> None:
+def build_video_tab(lineup: DemoModels, controls: Controls, limits: Limits) -> None:
     """Lay the tab out and connect it."""
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):

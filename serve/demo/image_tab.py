@@ -15,7 +15,7 @@ from bpkd_sdk.serve.demo import tables
 from bpkd_sdk.serve.demo.controls import DRAWS, PLAIN_ERRORS, RUNS_NETWORK, Controls, complain
 from bpkd_sdk.serve.demo.scene import Scene
 from bpkd_sdk.serve.demo.uploads import copy_file, new_file, write_picture
-from bpkd_sdk.serve.networks import Lineup
+from bpkd_sdk.serve.networks import DemoModels
 from bpkd_sdk.serve.service.limits import Limits
 
 _MOVE_DIVIDERS = "position => Array(3).fill({__type__: 'update', slider_position: position})"
@@ -46,7 +46,7 @@ class ImageTab:
 
     def __init__(
         self,
-        lineup: Lineup,
+        lineup: DemoModels,
         controls: Controls,
         cost: gr.HTML,
         examples: Sequence[Pair],

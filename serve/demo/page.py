@@ -17,8 +17,8 @@ from bpkd_sdk.serve.demo import tables
 from bpkd_sdk.serve.demo.controls import build_controls
 from bpkd_sdk.serve.demo.file_tabs import build_batch_tab, build_video_tab
 from bpkd_sdk.serve.demo.image_tab import ImageTab
-from bpkd_sdk.serve.demo.uploads import ClosedBlocks, find_examples, generate_examples, read_labels, write_thumbnail
-from bpkd_sdk.serve.networks import Lineup, Network, Source
+from bpkd_sdk.serve.demo.uploads import RestrictedBlocks, find_examples, generate_examples, read_labels, write_thumbnail
+from bpkd_sdk.serve.networks import DemoModels, Network, Source
 from bpkd_sdk.serve.service.limits import Limits
 
 COUNTED = (512, 512)  # size for which MACs are counted until there is an image
@@ -38,7 +38,7 @@ def build_demo(
     device: str | torch.device = "auto",
     title: str = "Teacher and student",
     limits: Limits | None = None,
-) -> ClosedBlocks:
+) -> RestrictedBlocks:
     """Build the page. A network that cannot be opened is listed with the reason; the page works with the others.
 
     Args:
@@ -58,12 +58,12 @@ def build_demo(
         ValueError: If there is neither teacher nor student, or the examples' labels have other classes.
         FileNotFoundError: If there is no folder of examples, or no image in it.
     """
-    lineup = Lineup.open(teacher, students, device)
+    lineup = DemoModels.open(teacher, students, device)
     scratch = tempfile.TemporaryDirectory(prefix="bpkd-examples-")
     pairs = _examples(lineup, examples, Path(scratch.name))
     thumbnails = [write_thumbnail(pair.image, Path(scratch.name)) for pair in pairs]
     limits = limits or Limits()
-    demo = ClosedBlocks(limits, title=title, fill_width=True)
+    demo = RestrictedBlocks(limits, title=title, fill_width=True)
     with demo:
         gr.HTML(tables.header(title, lineup), elem_id="header")
         cost = gr.HTML(tables.cost_table(lineup.networks, COUNTED), elem_id="cost", render=False)
@@ -99,7 +99,7 @@ def page_options() -> dict[str, Any]:
     }
 
 
-def _examples(lineup: Lineup, folder: str | Path | None, scratch: Path) -> list[Pair]:
+def _examples(lineup: DemoModels, folder: str | Path | None, scratch: Path) -> list[Pair]:
     if folder is not None:
         pairs = find_examples(Path(folder))
         able = [network.predictor.runtime.spec for network in lineup.networks if network.predictor]

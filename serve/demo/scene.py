@@ -23,7 +23,7 @@ from bpkd_sdk.models.spec import Color
 from bpkd_sdk.serve.networks import Network
 from bpkd_sdk.serve.overlay import Difference, draw_difference, draw_overlay
 from bpkd_sdk.serve.predictor import Prediction, Timings
-from bpkd_sdk.serve.service.limits import Limits, read_bounded, read_stranger
+from bpkd_sdk.serve.service.limits import Limits, read_bounded, read_untrusted_image
 from bpkd_sdk.serve.service.responses import mask_png
 
 SIDE = 1280  # most pixels of a side of a picture on the page; smaller images are enlarged by a whole factor up to it
@@ -32,7 +32,7 @@ _LINE: Color = (255, 214, 10)
 
 
 @dataclass(frozen=True)
-class Seen:
+class CachedPrediction:
     """What one network made of the image.
 
     Attributes:
@@ -50,7 +50,7 @@ class Seen:
     timings: Timings
 
     @classmethod
-    def keep(cls, prediction: Prediction) -> Seen:
+    def keep(cls, prediction: Prediction) -> CachedPrediction:
         """Keep what the page needs of a prediction."""
         return cls(
             mask_png(prediction),
@@ -84,13 +84,13 @@ class Scene:
     size: tuple[int, int]
     shown: np.ndarray
     label: np.ndarray | None = None
-    seen: Mapping[str, Seen] = field(default_factory=dict)
+    seen: Mapping[str, CachedPrediction] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path, limits: Limits) -> Scene:
         """Read an image file; ValueError if it is none, or too large."""
         content = read_bounded(path, limits.body)
-        image = read_stranger(content, limits)
+        image = read_untrusted_image(content, limits)
         return cls(path.stem, content, (image.shape[0], image.shape[1]), to_page(image))
 
     def with_label(self, path: Path | None, num_classes: int | None = None) -> Scene:
@@ -123,7 +123,7 @@ class Scene:
         for network in networks:
             if network.name not in seen:
                 assert network.predictor is not None  # noqa: S101  (only open networks are on offer)
-                seen[network.name] = Seen.keep(network.predictor(image))
+                seen[network.name] = CachedPrediction.keep(network.predictor(image))
         return replace(self, seen=seen)
 
     @property

@@ -12,8 +12,8 @@ import torch
 
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.models.spec import Color
-from bpkd_sdk.serve.demo.scene import Scene, Seen
-from bpkd_sdk.serve.networks import Lineup, Network
+from bpkd_sdk.serve.demo.scene import CachedPrediction, Scene
+from bpkd_sdk.serve.networks import DemoModels, Network
 from bpkd_sdk.serve.overlay import BODY_COLOR, EDGE_COLOR, Difference
 from bpkd_sdk.serve.predictor import Timings
 
@@ -31,7 +31,7 @@ class _Share(NamedTuple):
     agreement: float
 
 
-def header(title: str, lineup: Lineup) -> str:
+def header(title: str, lineup: DemoModels) -> str:
     """The title, and what is on show and on which device."""
     able = [network for network in lineup.networks if network.predictor]
     devices = sorted({device_name(network) for network in able})
@@ -104,7 +104,7 @@ def errors_table(scene: Scene, names: Sequence[str]) -> str:
     return _legend(entries) + _table(["Network", *heads], rows)
 
 
-def _score(seen: Seen, label: np.ndarray) -> Metrics:
+def _score(seen: CachedPrediction, label: np.ndarray) -> Metrics:
     counts = MetricCounts(seen.class_names, boundary_width=BOUNDARY_WIDTH)
     counts.update(torch.tensor(seen.mask[None]), torch.tensor(label[None]))
     return counts.compute()

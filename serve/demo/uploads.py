@@ -35,7 +35,7 @@ MEMORY = 2_000_000_000  # bytes for the images and masks of all visitors
 _FORM = 65_536  # bytes of an upload beside its file
 
 
-class ClosedBlocks(gr.Blocks):
+class RestrictedBlocks(gr.Blocks):
     """As `gradio.Blocks`, with bounds that hold for `launch` and `mount_gradio_app` alike.
 
     Args:

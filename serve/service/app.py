@@ -30,8 +30,8 @@ from bpkd_sdk.serve.service.responses import (
     problem_response,
     to_problem,
 )
-from bpkd_sdk.serve.service.security import Access, EndStreams, Guard
-from bpkd_sdk.serve.service.segmenter import Segmenter, Wish
+from bpkd_sdk.serve.service.security import Access, EndStreams, SecurityMiddleware
+from bpkd_sdk.serve.service.segmenter import Segmenter, SegmentRequest
 
 log = logging.getLogger("bpkd_sdk.serve")
 
@@ -88,7 +88,9 @@ def create_app(
     )
     app.state.stopping = asyncio.Event()
     app.add_middleware(EndStreams, stopping=app.state.stopping)
-    app.add_middleware(Guard, access=access or Access(), metrics=metrics, largest=max(limits.body, limits.any_body))
+    app.add_middleware(
+        SecurityMiddleware, access=access or Access(), metrics=metrics, largest=max(limits.body, limits.any_body)
+    )
     _explain_problems(app)
     _add_segment(app, segmenter, default)
     _add_models(app, networks)
@@ -129,7 +131,9 @@ def _add_segment(app: FastAPI, segmenter: Segmenter, default: str | None) -> Non
         chosen = choose_format(format, request.headers.get("accept", ""))
         if chosen is None:
             raise Problem(HTTPStatus.NOT_ACCEPTABLE, "Answers are application/json or image/png.")
-        content, stages = await segmenter.answer(request, Wish(name, chosen, confidence, alpha, boundary_width, legend))
+        content, stages = await segmenter.answer(
+            request, SegmentRequest(name, chosen, confidence, alpha, boundary_width, legend)
+        )
         timing = ", ".join(f"{stage};dur={milliseconds:.2f}" for stage, milliseconds in stages.items())
         headers = {"Server-Timing": timing, "Cache-Control": "no-store"}
         return Response(content, media_type=media_type(chosen), headers=headers)

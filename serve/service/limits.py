@@ -46,7 +46,7 @@ class Limits:
     seconds: float = 30.0
 
 
-class Gate:
+class AdmissionControl:
     """Lets in as many requests and pixels as there is room for."""
 
     def __init__(self, limits: Limits) -> None:
@@ -139,7 +139,7 @@ def read_bounded(path: Path, most: int) -> bytes:
     return path.read_bytes()
 
 
-def read_stranger(content: bytes, limits: Limits) -> np.ndarray:
+def read_untrusted_image(content: bytes, limits: Limits) -> np.ndarray:
     """The image in a file that a stranger sent, uint8 (H, W, 3) RGB.
 
     Raises:
@@ -155,9 +155,9 @@ def read_stranger(content: bytes, limits: Limits) -> np.ndarray:
 
 
 def decode(content: bytes, limits: Limits) -> np.ndarray:
-    """As `read_stranger`, but every error is a `Problem`."""
+    """As `read_untrusted_image`, but every error is a `Problem`."""
     try:
-        return read_stranger(content, limits)
+        return read_untrusted_image(content, limits)
     except UnknownFormatError as error:
         raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, str(error)) from error
     except TooLargeError as error:

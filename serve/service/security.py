@@ -122,7 +122,7 @@ HEADERS = {
 }
 
 
-class Guard:
+class SecurityMiddleware:
     """ASGI middleware: refuses who may not come in, names every request, keeps tracebacks on this side.
 
     Each request gets an id, which its answer carries as ``X-Request-ID`` and the log names. No answer has CORS headers,

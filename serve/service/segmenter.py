@@ -23,7 +23,7 @@ from bpkd_sdk.serve.overlay import draw_overlay, picture_png
 from bpkd_sdk.serve.predictor import Prediction
 from bpkd_sdk.serve.service import responses
 from bpkd_sdk.serve.service.batching import Batcher
-from bpkd_sdk.serve.service.limits import Gate, Limits, decode, read_upload
+from bpkd_sdk.serve.service.limits import AdmissionControl, Limits, decode, read_upload
 from bpkd_sdk.serve.service.metrics import Metrics
 from bpkd_sdk.serve.service.responses import Problem
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Wish:
+class SegmentRequest:
     """What a client asks for.
 
     Attributes:
@@ -76,7 +76,7 @@ class Segmenter:
         parallel: int,
     ) -> None:
         self.limits = limits
-        self.gate = Gate(limits)
+        self.gate = AdmissionControl(limits)
         self.batchers = {
             network.name: Batcher(
                 network.predictor,
@@ -112,7 +112,7 @@ class Segmenter:
         """Whether every network's threads run."""
         return all(batcher.is_alive for batcher in self.batchers.values())
 
-    async def answer(self, request: Request, wish: Wish) -> tuple[bytes, dict[str, float]]:
+    async def answer(self, request: Request, wish: SegmentRequest) -> tuple[bytes, dict[str, float]]:
         """The answer to a request, and the milliseconds of each stage.
 
         Raises:
@@ -136,7 +136,7 @@ class Segmenter:
                     Retry_After="5",
                 ) from error
 
-    def _find(self, wish: Wish) -> Batcher:
+    def _find(self, wish: SegmentRequest) -> Batcher:
         if wish.model not in self.batchers:
             raise Problem(
                 HTTPStatus.NOT_FOUND,
@@ -151,7 +151,7 @@ class Segmenter:
             )
         return batcher
 
-    async def _segment(self, upload: bytes, wish: Wish, batcher: Batcher) -> tuple[bytes, dict[str, float]]:
+    async def _segment(self, upload: bytes, wish: SegmentRequest, batcher: Batcher) -> tuple[bytes, dict[str, float]]:
         stages: dict[str, float] = {}
         image = await self._timed("decode", stages, lambda: decode(upload, self.limits))
         with self.gate.image(image):
@@ -169,11 +169,11 @@ class Segmenter:
         return result
 
 
-def _needs_confidence(wish: Wish) -> bool:
+def _needs_confidence(wish: SegmentRequest) -> bool:
     return wish.format == "confidence" or (wish.format == "json" and wish.confidence)
 
 
-def encode(image: np.ndarray, prediction: Prediction, wish: Wish, stages: dict[str, float]) -> bytes:
+def encode(image: np.ndarray, prediction: Prediction, wish: SegmentRequest, stages: dict[str, float]) -> bytes:
     """The body of an answer."""
     if wish.format == "mask":
         return responses.mask_png(prediction)

@@ -11,7 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.data.transforms import scaled_size
-from bpkd_sdk.evaluation.protocol import Protocol
+from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 from bpkd_sdk.runtime import TorchRuntime
 from bpkd_sdk.runtime.inference import resized_bands, sliding_bands
 from tests.edges import Brightness, images_with_edges, mask_offsets
@@ -58,7 +58,7 @@ def test_windows_in_any_batches_are_summed_and_divided_by_visits(size, crop, str
     expected = slid(model, images, crop, stride)
     actual = torch.cat(list(sliding_bands(TorchRuntime(model).logits, images, crop, stride, batch_size)), dim=2)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-    masks = Protocol("slide", crop, stride).segment(TorchRuntime(model), images, batch_size)
+    masks = EvaluationProtocol("slide", crop, stride).segment(TorchRuntime(model), images, batch_size)
     assert (masks == expected.argmax(1)).float().mean() > 0.999  # ties apart
 
 
@@ -80,7 +80,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(height, width, *, images=1, **settings):
-    protocol = Protocol("slide", (32, 32), (16, 16), **settings)
+    protocol = EvaluationProtocol("slide", (32, 32), (16, 16), **settings)
     with LiveBytes() as seen:
         protocol.segment(TorchRuntime(tiny(19).eval()), images_of(images, 3, height, width), batch_size=4)
     return seen.peak
@@ -132,7 +132,7 @@ def test_images_are_fitted_into_the_base_size_and_logits_come_back(mode):
     resized = F.interpolate(images.float(), (40, 60), mode="bilinear", align_corners=False).round().to(torch.uint8)
     inner = logits_of(model, resized) if mode == "whole" else slid(model, resized, (32, 32), (16, 16))
     expected = F.interpolate(inner, (30, 45), mode="bilinear", align_corners=False).argmax(1)
-    protocol = Protocol(mode, (32, 32), (16, 16), base_size=(60, 40))
+    protocol = EvaluationProtocol(mode, (32, 32), (16, 16), base_size=(60, 40))
     assert (protocol.segment(TorchRuntime(model), images) == expected).float().mean() > 0.999
 
 
@@ -149,21 +149,21 @@ def test_probabilities_of_all_views_are_averaged(flip):
             logits = F.interpolate(logits, (32, 48), mode="bilinear", align_corners=False).double().numpy()
             exponentials = np.exp(logits - logits.max(1, keepdims=True))
             total += exponentials / exponentials.sum(1, keepdims=True)
-    masks = Protocol(scales=(0.5, 1.0, 1.75), flip=flip).segment(TorchRuntime(model), images)
+    masks = EvaluationProtocol(scales=(0.5, 1.0, 1.75), flip=flip).segment(TorchRuntime(model), images)
     assert (masks.numpy() == total.argmax(1)).mean() > 0.999
 
 
 def test_one_class_is_split_at_one_half_of_the_averaged_probability():
     model, images = tiny(1).eval(), images_of(1, 3, 32, 48)
     left, right = (logits_of(model, view).sigmoid() for view in (images, images.flip(3)))
-    masks = Protocol(flip=True).segment(TorchRuntime(model), images)
+    masks = EvaluationProtocol(flip=True).segment(TorchRuntime(model), images)
     assert torch.equal(masks, ((left + right.flip(3))[:, 0] / 2 > 0.5).long())
 
 
 def test_a_symmetric_image_has_a_symmetric_mask_with_flip():
     half = images_of(1, 3, 32, 24)
     images = torch.cat([half, half.flip(3)], dim=3)
-    masks = Protocol(flip=True).segment(TorchRuntime(tiny(5).eval()), images)
+    masks = EvaluationProtocol(flip=True).segment(TorchRuntime(tiny(5).eval()), images)
     assert torch.equal(masks, masks.flip(2))
 
 
@@ -172,7 +172,7 @@ def test_evaluate_takes_every_setting_and_labels_keep_their_size():
     model = tiny(data.num_classes)
     settings = {"mode": "slide", "crop_size": (32, 32), "stride": (20, 20), "base_size": (80, 60), "scales": (0.5, 1.0)}
     metrics = bpkd_sdk.evaluate(model, data, **settings, flip=True, batch_size=3)
-    protocol = Protocol(**settings, flip=True)
+    protocol = EvaluationProtocol(**settings, flip=True)
     right = total = 0
     for image, label in data:
         mask = protocol.segment(TorchRuntime(model.eval()), image[None])[0]
@@ -208,7 +208,7 @@ def test_sizes_of_the_papers_data_sets(size, base, expected):
 )
 def test_settings_that_make_no_sense(settings, message):
     with pytest.raises(ValueError, match=message):
-        Protocol(**settings)
+        EvaluationProtocol(**settings)
 
 
 @pytest.mark.parametrize("network", [(1, 1), (4, 8)], ids=["stride-1", "stride-4"])
@@ -232,5 +232,5 @@ def test_masks_lie_on_the_edges_of_images(settings, size, network):
     runtime = TorchRuntime(Brightness(*network).eval())
     for axis, images_size in enumerate((size, size[::-1])):
         images, places = images_with_edges(images_size, axis)
-        masks = Protocol(**settings).segment(runtime, images, batch_size=64)
+        masks = EvaluationProtocol(**settings).segment(runtime, images, batch_size=64)
         assert abs(mask_offsets(masks, places, axis).mean()) < 0.05

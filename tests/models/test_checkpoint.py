@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import bpkd_sdk
-from bpkd_sdk.models.checkpoint import write_atomically
+from bpkd_sdk.files import write_atomically
 from tests.networks import tiny
 
 NAME = "smp/FPN/tu-mobilenetv3_small_050"

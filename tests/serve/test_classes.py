@@ -10,7 +10,7 @@ from PIL import Image
 import bpkd_sdk
 from bpkd_sdk.serve.demo.scene import Scene
 from bpkd_sdk.serve.demo.uploads import find_examples, read_labels
-from bpkd_sdk.serve.networks import Lineup
+from bpkd_sdk.serve.networks import DemoModels
 from bpkd_sdk.serve.service.limits import Limits
 from tests.networks import tiny
 from tests.scenes import NAMES, scene, write_folder
@@ -32,7 +32,7 @@ def two_networks():
 
 
 def test_a_student_of_another_order_is_put_in_the_teachers():
-    lineup = Lineup.open(*(lambda pair: (pair[0], [pair[1]]))(two_networks()), "cpu")
+    lineup = DemoModels.open(*(lambda pair: (pair[0], [pair[1]]))(two_networks()), "cpu")
     teacher, student = lineup.pair(next(iter(lineup.students)))
     image = scene(0)[0]
     ours, theirs = (network.predictor(image, confidence=True) for network in (student, teacher))
@@ -44,7 +44,7 @@ def test_a_student_of_another_order_is_put_in_the_teachers():
 
 
 def test_students_without_a_teacher_have_the_order_of_the_first():
-    lineup = Lineup.open(None, list(two_networks()), "cpu")
+    lineup = DemoModels.open(None, list(two_networks()), "cpu")
     first, second = (network.predictor(scene(0)[0]) for network in lineup.students.values())
     assert first.class_names == second.class_names
     np.testing.assert_array_equal(first.mask, second.mask)

@@ -22,7 +22,7 @@ from bpkd_sdk.serve.demo import page_options, tables
 from bpkd_sdk.serve.demo.file_tabs import write_zip
 from bpkd_sdk.serve.demo.scene import SIDE, Scene, full_overlay, to_page
 from bpkd_sdk.serve.demo.uploads import MEMORY, MOST, find_examples, generate_examples
-from bpkd_sdk.serve.networks import Lineup, Network, open_networks
+from bpkd_sdk.serve.networks import DemoModels, Network, open_networks
 from bpkd_sdk.serve.service.limits import Limits
 from tests.serve import colors
 from tests.serve.cases import Counted, encoded, scene
@@ -212,7 +212,7 @@ class TestTables:
 class TestLineup:
     def test_a_student_of_other_classes_is_not_compared(self, networks, model):
         other = Network("other", Predictor(model, "cpu"))
-        lineup = Lineup.open(networks[0], [networks[1], other], "cpu")
+        lineup = DemoModels.open(networks[0], [networks[1], other], "cpu")
         assert list(lineup.students) == ["student"]
         assert [network.name for network in lineup.pair("student")] == ["teacher", "student"]
         assert "Its classes are 5 (a, b, c, ...), those of the teacher 5 (shadow" in lineup.networks[2].problem
@@ -220,19 +220,19 @@ class TestLineup:
 
     @pytest.mark.parametrize("teacher", [None, "none.onnx"])
     def test_students_are_shown_alone_without_a_teacher(self, networks, teacher):
-        lineup = Lineup.open(teacher, networks, "cpu")
+        lineup = DemoModels.open(teacher, networks, "cpu")
         assert lineup.teacher is None
         assert list(lineup.students) == ["teacher", "student"]
         assert lineup.pair("student") == networks[1:]
 
     def test_a_teacher_without_students_shows_itself(self, networks):
-        lineup = Lineup.open(networks[0], ["none.onnx"], "cpu")
+        lineup = DemoModels.open(networks[0], ["none.onnx"], "cpu")
         assert lineup.teacher is None
         assert list(lineup.students) == ["teacher"]
 
     def test_nothing_to_show_is_an_error(self):
         with pytest.raises(ValueError, match="got neither"):
-            Lineup.open(None, [], "cpu")
+            DemoModels.open(None, [], "cpu")
 
 
 class TestExamples:

@@ -17,7 +17,7 @@ from bpkd_sdk.runtime.triton import UnreachableError
 from bpkd_sdk.serve import draw_overlay
 from bpkd_sdk.serve.predictor import Prediction, Timings
 from bpkd_sdk.serve.service.app import create_app
-from bpkd_sdk.serve.service.segmenter import Wish, encode
+from bpkd_sdk.serve.service.segmenter import SegmentRequest, encode
 from bpkd_sdk.serve.service.server import listen
 from tests.serve.cases import NAMES, PALETTE, SIZE, Held, encoded, network, pixels, scene, served, wait_until
 
@@ -71,7 +71,7 @@ def test_overlay_and_confidence(server, student):
 def test_class_255_of_256_is_drawn():
     image, mask = scene(8, 8), np.full((8, 8), 255, np.uint8)
     prediction = Prediction(mask, tuple(map(str, range(256))), ((0, 0, 0),) * 255 + ((9, 8, 7),), Timings(1, 1, 1))
-    content = encode(image, prediction, Wish("network", "overlay", alpha=1.0), {})
+    content = encode(image, prediction, SegmentRequest("network", "overlay", alpha=1.0), {})
     assert np.unique(np.asarray(Image.open(io.BytesIO(content))).reshape(-1, 3), axis=0).tolist() == [[9, 8, 7]]
 
 

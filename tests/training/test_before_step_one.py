@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import bpkd_sdk
-from bpkd_sdk.evaluation import Protocol
+from bpkd_sdk.evaluation import EvaluationProtocol
 from tests.networks import tiny
 from tests.scenes import NAMES, Scenes, write_folder
 
@@ -135,7 +135,7 @@ def test_a_void_label_inside_the_classes(tmp_path):
 
 
 def test_a_network_of_one_size_is_validated_by_windows(tmp_path):
-    protocol = Protocol(mode="slide", crop_size=(32, 32))
+    protocol = EvaluationProtocol(mode="slide", crop_size=(32, 32))
     result = bpkd_sdk.train(OfOneSize(), (Scenes(), VAL), protocol=protocol, output_dir=tmp_path, **OPTIONS)
     assert result.metrics.images == 2
 

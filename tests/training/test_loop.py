@@ -14,7 +14,7 @@ from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.evaluation.protocol import Protocol
+from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 from bpkd_sdk.losses import BPKDLoss
 from bpkd_sdk.output import SegmentationOutput
 from bpkd_sdk.training.monitor import LoudTermWarning
@@ -326,11 +326,11 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_options(tmp_path):
     with pytest.raises(ValueError, match="steps: was 2, is 3"):
         bpkd_sdk.train(tiny(9), (TRAIN, None), resume=True, **options | {"steps": 3})
     with pytest.raises(ValueError, match="protocol.flip: was False, is True"):
-        bpkd_sdk.train(tiny(9), (TRAIN, None), resume=True, protocol=Protocol(flip=True), **options)
+        bpkd_sdk.train(tiny(9), (TRAIN, None), resume=True, protocol=EvaluationProtocol(flip=True), **options)
 
 
 def test_validation_follows_the_protocol(tmp_path):
-    protocol = Protocol("slide", crop_size=(16, 16), base_size=(60, 40))
+    protocol = EvaluationProtocol("slide", crop_size=(16, 16), base_size=(60, 40))
     result = bpkd_sdk.train(tiny(9), (TRAIN, VAL), steps=2, protocol=protocol, output_dir=tmp_path, **OPTIONS)
     assert result.metrics == bpkd_sdk.evaluate(result.model, VAL, mode="slide", crop_size=(16, 16), base_size=(60, 40))
     assert result.metrics != bpkd_sdk.evaluate(result.model, VAL)

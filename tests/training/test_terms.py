@@ -10,7 +10,7 @@ import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.losses import BPKDLoss, CWDLoss
 from bpkd_sdk.training.config import TrainingConfig
-from bpkd_sdk.training.monitor import SILENT, LiveView, SilentTermWarning, TermWatch
+from bpkd_sdk.training.monitor import SILENT, LiveView, LossTermMonitor, SilentTermWarning
 from tests.networks import tiny
 
 TRAIN = ShapesDataset("train", length=8, size=(48, 48))
@@ -79,18 +79,18 @@ def test_a_term_that_stays_0_is_reported_once(tmp_path):
 
 
 def test_what_to_check_names_the_feature_maps():
-    watch = TermWatch(("neck", "head:input"))
+    watch = LossTermMonitor(("neck", "head:input"))
     silence = {"step": SILENT, "terms": {"ce": 1.0, "feature": 0.0}}
     with pytest.warns(SilentTermWarning, match="'neck' of the student and 'head:input' of the teacher"):
-        watch.look(silence, first_step=0)
+        watch.observe(silence, first_step=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        watch.look(silence | {"step": 2 * SILENT}, first_step=SILENT)
+        watch.observe(silence | {"step": 2 * SILENT}, first_step=SILENT)
 
 
 def test_a_term_that_speaks_now_and_then_is_not_reported():
-    watch = TermWatch((None, None))
+    watch = LossTermMonitor((None, None))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for step in range(10, 5 * SILENT, 10):
-            watch.look({"step": step, "terms": {"ce": 1.0, "edge": float(step % 40 == 0)}}, first_step=step - 10)
+            watch.observe({"step": step, "terms": {"ce": 1.0, "edge": float(step % 40 == 0)}}, first_step=step - 10)
