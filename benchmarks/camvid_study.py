@@ -211,7 +211,7 @@ def cost(network: nn.Module) -> dict[str, int]:
 
 
 def camvid(root: Path) -> tuple[FileDataset, FileDataset]:
-    train, val = (bpkd_sdk.open_dataset("camvid", root, split) for split in ("train", "val"))
+    train, val = (bpkd_sdk.open_dataset("camvid", root=root, split=split) for split in ("train", "val"))
     return train, val
 
 

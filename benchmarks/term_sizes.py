@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--student", type=Path, required=True)
     arguments = parser.parse_args()
-    data = bpkd_sdk.open_dataset("camvid", arguments.data, "train")
+    data = bpkd_sdk.open_dataset("camvid", root=arguments.data, split="train")
     done = json.loads(RESULTS.read_text())["methods"] if RESULTS.is_file() else {}
     content = {"steps": STEPS, "window": WINDOW, "recipe": RECIPE, "torch": torch.__version__, "methods": done}
     for method in METHODS:

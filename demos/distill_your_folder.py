@@ -48,7 +48,10 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--output", type=Path, default=Path("runs/your_folder"))
     options = parser.parse_args(arguments)
     folder = options.data or write_example(options.output / "data", {"train": 64, "val": 8})
-    data = bpkd.open_dataset("folder", folder, "train"), bpkd.open_dataset("folder", folder, "val")
+    data = (
+        bpkd.open_dataset("folder", root=folder, split="train"),
+        bpkd.open_dataset("folder", root=folder, split="val"),
+    )
 
     common = {
         "batch_size": options.batch_size,

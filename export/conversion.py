@@ -12,7 +12,7 @@ from typing import Any
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.export.onnx import to_onnx
 from bpkd_sdk.export.quantize import quantize
-from bpkd_sdk.models import open_checkpoint
+from bpkd_sdk.models import load_model
 from bpkd_sdk.runtime.formats import FORMATS, Format, find_format
 
 Step = Callable[..., Any]
@@ -49,7 +49,7 @@ def convert(source: str | Path, target: str | Path, *, precision: str | None = N
     _check(steps, options, f"from {source.name} to {target.name}")
     reports: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
-        reached: Any = source if source.suffix == ".onnx" else open_checkpoint(source)
+        reached: Any = source if source.suffix == ".onnx" else load_model(source)
         for index, step in enumerate(steps):
             path = target if step is steps[-1] else Path(folder) / f"{index}.onnx"
             own = {name: value for name, value in options.items() if name in inspect.signature(step).parameters}

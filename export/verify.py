@@ -18,7 +18,7 @@ from bpkd_sdk.classes import check_class_count, class_order, reorder_masks
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.photos import photo
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
-from bpkd_sdk.models import get_spec, open_checkpoint
+from bpkd_sdk.models import get_spec, load_model
 from bpkd_sdk.runtime import Runtime, match_runtime, open_runtime
 from bpkd_sdk.runtime.base import Range
 from bpkd_sdk.runtime.inference import to_mask, whole_logits
@@ -136,7 +136,7 @@ def verify(
         RuntimeError: If the artifact cannot be run.
     """
     runtime = open_runtime(artifact)
-    network = copy.deepcopy(model) if isinstance(model, nn.Module) else open_checkpoint(model)
+    network = copy.deepcopy(model) if isinstance(model, nn.Module) else load_model(model)
     network = network.cpu().float().eval()
     spec = get_spec(network)
     if spec.class_names and runtime.spec.class_names:

@@ -8,6 +8,7 @@ from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.classes import ReorderedNetwork, class_order, reorder_classifier, reorder_labels, reorder_masks
+from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.output import as_output
 from tests.networks import tiny
@@ -203,7 +204,7 @@ def test_evaluate_puts_the_network_in_the_datas_order(trained):
     assert reordered.miou == pytest.approx(right.miou)
     assert reordered.per_class_iou == pytest.approx([right.per_class_iou[index] for index in ORDER])
     assert bpkd_sdk.evaluate(trained, OTHER, match_classes=False).miou < 0.5
-    assert bpkd_sdk.evaluate(trained, OTHER, scales=(1.0, 1.5), flip=True).miou > 0.95
+    assert bpkd_sdk.evaluate(trained, OTHER, protocol=EvaluationProtocol(scales=(1.0, 1.5), flip=True)).miou > 0.95
     assert bpkd_sdk.evaluate(trained, OTHER, reference=trained).miou == 1
 
 

@@ -313,7 +313,7 @@ class TestDoors:
             (tmp_path / "images/train" / path.name).write_bytes(path.read_bytes())
             size = (4, 4) if right is None else right.shape[:2]
             Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / f"labels/train/{path.stem}.png")
-        data = open_dataset("folder", tmp_path, "train")
+        data = open_dataset("folder", root=tmp_path, split="train")
         assert [pair.image.name for pair in data.pairs] == [path.name for path in paths]
         self.check(expected, lambda index: data[index][0].permute(1, 2, 0).numpy(), range(len(data)))
         for index, right in enumerate(expected):

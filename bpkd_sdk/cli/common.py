@@ -35,7 +35,7 @@ def open_splits(data: str, root: Path | None) -> Any:
     """The training and validation split of a data set."""
     import bpkd_sdk
 
-    return tuple(bpkd_sdk.open_dataset(data, root, split) for split in ("train", "val"))
+    return tuple(bpkd_sdk.open_dataset(data, root=root, split=split) for split in ("train", "val"))
 
 
 def is_main_process() -> bool:

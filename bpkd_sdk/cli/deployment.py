@@ -80,9 +80,9 @@ def export(
         "argmax": argmax,
         "opset": opset,
         "force": force,
-        "verify_on": verify_on and bpkd_sdk.open_dataset(verify_on, root, "val"),
+        "verify_on": verify_on and bpkd_sdk.open_dataset(verify_on, root=root, split="val"),
         "match_classes": match_classes,
-        "calibration_data": data and bpkd_sdk.open_dataset(data, root, "train"),
+        "calibration_data": data and bpkd_sdk.open_dataset(data, root=root, split="train"),
         "images": images,
         "max_boundary_loss": max_boundary_loss,
         "batch": parse_batch(batch),
@@ -219,7 +219,7 @@ def benchmark(
     import bpkd_sdk
     from bpkd_sdk.export import benchmark as run
 
-    scored_on = bpkd_sdk.open_dataset(data, root, split) if data is not None else None
+    scored_on = bpkd_sdk.open_dataset(data, root=root, split=split) if data is not None else None
     report = run(
         artifacts,
         scored_on,

@@ -51,6 +51,7 @@ def evaluate(
 ) -> None:
     """Score a network on a data set: regions, boundaries, edges and bodies apart, class by class."""
     import bpkd_sdk
+    from bpkd_sdk.evaluation import EvaluationProtocol
     from bpkd_sdk.runtime import open_runtime
 
     runtime = open_runtime(model, device)
@@ -59,13 +60,10 @@ def evaluate(
         errors.print(f"Data set: {name}, which {model} names.", highlight=False, soft_wrap=True)
     metrics = bpkd_sdk.evaluate(
         runtime,
-        bpkd_sdk.open_dataset(name, root, split),
-        mode="slide" if window else "whole",
-        crop_size=parse_size(window),
-        stride=parse_size(stride),
-        base_size=base_size,
-        scales=scales,
-        flip=flip,
+        bpkd_sdk.open_dataset(name, root=root, split=split),
+        protocol=EvaluationProtocol(
+            "slide" if window else "whole", parse_size(window), parse_size(stride), base_size, tuple(scales), flip
+        ),
         batch_size=batch_size,
         boundary_width=boundary_width,
         match_classes=match_classes,
@@ -103,10 +101,10 @@ Size = Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input.")]
 
 def _open(model: str, classes: int) -> Any:
     import bpkd_sdk
-    from bpkd_sdk.models import CHECKPOINT_SUFFIXES, open_checkpoint
+    from bpkd_sdk.models import CHECKPOINT_SUFFIXES, load_model
 
     is_file = Path(model).suffix in CHECKPOINT_SUFFIXES
-    return open_checkpoint(model) if is_file else bpkd_sdk.create_model(model, classes)
+    return load_model(model) if is_file else bpkd_sdk.create_model(model, classes)
 
 
 @app.command()

@@ -28,26 +28,27 @@ __all__ = [
 ]
 
 
-def open_dataset(name: str | Path, root: str | Path | None = None, split: str = "train") -> SegmentationDataset:
+def open_dataset(path_or_name: str | Path, root: str | Path | None = None, split: str = "train") -> SegmentationDataset:
     """Open a data set.
 
     Args:
-        name: "shapes" (embedded, needs no root), "folder", "camvid", "cityscapes", "ade20k", "pascal_context_59", or
-            the path of a folder in "folder" layout.
-        root: Where the data lies, in the layout that OpenMMLab documents.
-        split: "train" or "val", or any other split the data has.
+        path_or_name: Path of a folder in "folder" layout, or one of "shapes" (generated scenes, without a root),
+            "folder", "camvid", "cityscapes", "ade20k" and "pascal_context_59".
+        root: Folder of a data set that is named, in the layout that OpenMMLab documents.
+        split: "train", "val", or another split of the data set.
 
     Raises:
         ValueError: For an unknown name, a missing root, or data that cannot be used.
         FileNotFoundError: If the data is not there; with where to get it.
     """
+    name = str(path_or_name)
     if name == "shapes":
         return ShapesDataset(split)
     if root is None and Path(name).is_dir():
         return open_folder(name, split)
-    if root is None and str(name) not in DATASETS and (isinstance(name, Path) or "/" in name or "\\" in name):
+    if root is None and name not in DATASETS and (isinstance(path_or_name, Path) or "/" in name or "\\" in name):
         raise FileNotFoundError(f"There is no folder {name}.")
-    check_choice("name", str(name), ["shapes", *DATASETS])
+    check_choice("path_or_name", name, ["shapes", *DATASETS])
     if root is None:
-        raise ValueError(f"The data set {str(name)!r} needs `root`, the folder that holds its images and labels.")
-    return DATASETS[str(name)].open(root, split)
+        raise ValueError(f"The data set {name!r} needs `root`, the folder that holds its images and labels.")
+    return DATASETS[name].open(root, split)

@@ -225,7 +225,7 @@ Record = dict[str, Any]
 
 
 def convert_pascal_context(root: str | Path) -> Path:
-    """Write the labels and lists that `open_dataset("pascal_context_59", root)` reads.
+    """Write the labels and lists that `open_dataset("pascal_context_59", root=root)` reads.
 
     Files are written one by one and whole, and those that are there already are kept: an interrupted conversion goes
     on where it stopped. The lists come last.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -13,54 +13,46 @@ from torch.utils.data import DataLoader
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.dataset import expect_dataset, leave_interrupts_to_the_main_process, spare_cores
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
-from bpkd_sdk.evaluation.protocol import EvaluationProtocol, Mode
+from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 from bpkd_sdk.features import eval_mode
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime import Runtime, TorchRuntime, match_runtime, open_runtime
 
+Source = nn.Module | Runtime | str | Path
+
 
 def evaluate(
-    model: nn.Module | Runtime | str | Path,
+    source: Source,
     dataset: SegmentationDataset,
     *,
-    mode: Mode = "whole",
-    crop_size: tuple[int, int] | None = None,
-    stride: tuple[int, int] | None = None,
-    base_size: tuple[int, int] | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
+    protocol: EvaluationProtocol = EvaluationProtocol(),  # noqa: B008  (frozen)
     boundary_width: int | float = 3,
     edge_width: int = 7,
     batch_size: int = 1,
     device: str | torch.device | None = None,
-    reference: nn.Module | Runtime | str | Path | None = None,
-    over_processes: Callable[[Tensor], Tensor] | None = None,
+    reference: Source | None = None,
+    sum_over_processes: Callable[[Tensor], Tensor] | None = None,
     match_classes: bool = True,
 ) -> Metrics:
     """Score a network on a data set, at the labels' own resolution.
 
     Args:
-        model: A module, a path or URL of one of the `bpkd_sdk.runtime.FORMATS`, or a runtime.
+        source: Network to score: a module, a path or URL of one of the `bpkd_sdk.runtime.FORMATS`, or a runtime.
         dataset: Images and labels.
-        mode: "whole" images, or "slide" a window over them and average the logits.
-        crop_size: (height, width) of the window.
-        stride: (vertical, horizontal) step of the window; None: two thirds of the window.
-        base_size: (longer side, shorter side) that images are fitted into first; None: they stay as they are.
-        scales: Factors on that size; the class probabilities of several are averaged.
-        flip: Average with the mirror images too.
+        protocol: How images are segmented; by default whole, at their own size.
         boundary_width: Distance for boundary IoU and F1: pixels, or a share of the diagonal if below 1.
         edge_width: Side of the trimap window that separates `edge_accuracy` from `body_accuracy`.
         batch_size: Most images, or windows, at once; only neighbours of one size share a batch.
         device: Where to run; None: where the module is, and "auto" for a file.
         reference: A network whose prediction stands in for the labels, for images without any.
-        over_processes: Makes of an int64 count its sum over all processes, where each scores its own part of the data.
+        sum_over_processes: Function that sums an int64 count tensor across processes, for a data set that is split
+            between processes. None: this process scores all of the data.
         match_classes: Hold the class names of network and reference against the data's and put them in the data's
             order; False takes them by position.
 
     Raises:
         ValueError: For sizes or classes that do not fit, or a data set without labels and no `reference`.
     """
-    protocol = EvaluationProtocol(mode, crop_size, stride, base_size, tuple(scales), flip)
     expect_dataset(dataset, "dataset")
     dataset.check_classes()
     if not dataset.has_labels and reference is None:
@@ -73,11 +65,11 @@ def evaluate(
     )
     with ExitStack() as stack:
 
-        def opened(source: nn.Module | Runtime | str | Path) -> Runtime:
+        def opened(source: Source) -> Runtime:
             runtime = stack.enter_context(_opened(source, device))
             return match_runtime(runtime, dataset, dataset.name, match_classes=match_classes)
 
-        network, guide = opened(model), None if reference is None else opened(reference)
+        network, guide = opened(source), None if reference is None else opened(reference)
         workers = min(spare_cores(), len(dataset)) if network.device.type == "cuda" else 0
         for images, labels in _batches(dataset, batch_size, workers):
             masks = protocol.segment(network, images, batch_size)
@@ -87,19 +79,19 @@ def evaluate(
             except (ValueError, TypeError) as error:
                 first, last = (dataset.sample_name(counts.images + i) for i in (0, len(images) - 1))
                 raise ValueError(f"{first if first == last else f'{first} to {last}'}: {error}") from error
-    if over_processes is not None:
-        counts.add_up(over_processes)
+    if sum_over_processes is not None:
+        counts.add_up(sum_over_processes)
     return counts.compute()
 
 
 @contextmanager
-def _opened(model: nn.Module | Runtime | str | Path, device: str | torch.device | None) -> Iterator[Runtime]:
+def _opened(source: Source, device: str | torch.device | None) -> Iterator[Runtime]:
     """A runtime of whatever is given; a module of the caller's then goes back to the mode it came in."""
-    if isinstance(model, nn.Module):
-        with eval_mode(model):
-            yield TorchRuntime(model, device)
+    if isinstance(source, nn.Module):
+        with eval_mode(source):
+            yield TorchRuntime(source, device)
     else:
-        yield open_runtime(model, device or "auto")
+        yield open_runtime(source, device or "auto")
 
 
 def _batches(dataset: SegmentationDataset, batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from bpkd_sdk.errors import did_you_mean
-from bpkd_sdk.models.checkpoint import SUFFIX, load_model, load_state, read_tensors, save_model
+from bpkd_sdk.models.checkpoint import SUFFIX, load_checkpoint, load_state, read_tensors, save_model
 from bpkd_sdk.models.openmmlab import SUFFIXES as OPENMMLAB_SUFFIXES
 from bpkd_sdk.models.openmmlab import load_openmmlab
 from bpkd_sdk.models.spec import NetworkSpec, get_spec
@@ -21,7 +22,6 @@ __all__ = [
     "get_spec",
     "list_models",
     "load_model",
-    "open_checkpoint",
     "save_model",
 ]
 
@@ -78,8 +78,23 @@ def create_model(
     return model
 
 
-def open_checkpoint(path: str | Path) -> nn.Module:
-    """The network in a checkpoint of ours or in an OpenMMLab ``.pth``, in eval mode; errors as their own readers'."""
+def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: nn.Module | None = None) -> nn.Module:
+    """Load a network from a checkpoint, in eval mode.
+
+    How the network was trained is then in `model.provenance` (plain JSON values), which `to_onnx` passes on.
+
+    Args:
+        path: Checkpoint of this package (``.safetensors``, written by `save_model`, `train` or `distill`), or one of
+            OpenMMLab (``.pth``) for a network of the paper.
+        device: Device that the network is moved to.
+        model: Instance to load a ``.safetensors`` file into, for a network class that `create_model` cannot build.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not a checkpoint, has been altered, or does not fit the network.
+    """
     if Path(path).suffix in OPENMMLAB_SUFFIXES:
-        return load_openmmlab(path)
-    return load_model(path)
+        if model is not None:
+            raise ValueError(f"{path} is a checkpoint of OpenMMLab, which builds its own network; leave out `model`.")
+        return load_openmmlab(path).to(device)
+    return load_checkpoint(path, device, model=model)

@@ -102,7 +102,9 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: nn.Module | None = None) -> nn.Module:
+def load_checkpoint(
+    path: str | Path, device: str | torch.device = "cpu", *, model: nn.Module | None = None
+) -> nn.Module:
     """Build the network that a checkpoint of ours describes, load its weights, and set it to eval mode.
 
     How it was trained is then in `model.provenance`, plain JSON values that `to_onnx` hands on.

@@ -20,7 +20,7 @@ from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 from bpkd_sdk.files import write_json
 from bpkd_sdk.losses import METHODS, DistillationLoss
 from bpkd_sdk.losses.method import describe as arguments_of
-from bpkd_sdk.models import ZOO, create_model, get_spec, open_checkpoint
+from bpkd_sdk.models import ZOO, create_model, get_spec, load_model
 from bpkd_sdk.models.checkpoint import load_state
 from bpkd_sdk.recipes.table import Recipe, Score, find_recipe
 from bpkd_sdk.training.api import distill, train
@@ -41,7 +41,7 @@ def open_teacher(recipe: Recipe, teacher: nn.Module | str | Path | None) -> nn.M
     get_it = f"Get {recipe.teacher_source}"
     if teacher is None:
         raise ValueError(f"The row {recipe.name!r} needs its teacher, a {recipe.teacher}. {get_it}")
-    network = teacher if isinstance(teacher, nn.Module) else open_checkpoint(teacher)
+    network = teacher if isinstance(teacher, nn.Module) else load_model(teacher)
     name = get_spec(network).name
     if name != recipe.teacher:
         raise ValueError(f"The row {recipe.name!r} has a {recipe.teacher} as teacher, but got a {name}. {get_it}")
@@ -332,7 +332,7 @@ def score_checkpoint(
     dataset = entry.open(root, "val")
     if problem := entry.count_problem("val", dataset):
         warnings.warn(f"{dataset.name} in {root}: {problem}. This is the score of part of the data.", stacklevel=2)
-    return evaluate(model, dataset, device=device, **dataclasses.asdict(protocol))
+    return evaluate(model, dataset, device=device, protocol=protocol)
 
 
 def _open_splits(plan: Plan, root: str | Path) -> tuple[SegmentationDataset, SegmentationDataset]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bpkd_sdk.models import open_checkpoint
+from bpkd_sdk.models import load_model
 from bpkd_sdk.runtime.base import Accepts, Runtime, TorchRuntime
 from bpkd_sdk.runtime.formats import FORMATS, Format, find_format
 from bpkd_sdk.runtime.matched import MatchedRuntime, match_runtime
@@ -49,4 +49,4 @@ def open_runtime(source: str | Path | nn.Module | Runtime, device: str | torch.d
 
 def open_module(path: str, device: str | torch.device) -> TorchRuntime:
     """Open a checkpoint, ours or an OpenMMLab ``.pth``."""
-    return TorchRuntime(open_checkpoint(path), device, name=path)
+    return TorchRuntime(load_model(path), device, name=path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -265,7 +264,7 @@ def _try_validation(
             reference=reference,
             match_classes=config.match_classes,
             device=device,
-            **asdict(protocol),
+            protocol=protocol,
         )
     except Exception as error:  # networks may raise anything at a size that they were not made for
         raise ValueError(

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from threading import Event
@@ -314,8 +314,8 @@ class _Trainer:
             boundary_width=self.config.boundary_width,
             reference=self.task.teacher if self.config.labels == "teacher" else None,
             match_classes=self.config.match_classes,
-            over_processes=lambda count: self.accelerator.reduce(count.to(self.accelerator.device)).cpu(),
-            **asdict(self.task.protocol),
+            sum_over_processes=lambda count: self.accelerator.reduce(count.to(self.accelerator.device)).cpu(),
+            protocol=self.task.protocol,
         )
 
     def _evaluate(self, view: LiveView) -> None:

@@ -17,7 +17,7 @@ from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.errors import listed
 from bpkd_sdk.features import Capture, eval_mode, feature_path, find_module, unwrapped
 from bpkd_sdk.losses import METHODS, DistillationLoss, create_method
-from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, get_spec, open_checkpoint
+from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, get_spec, load_model
 from bpkd_sdk.output import SegmentationOutput, as_output
 from bpkd_sdk.runtime import Runtime, match_runtime, open_runtime
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
@@ -32,7 +32,7 @@ def open_network(network: Network, num_classes: int) -> nn.Module:
     if isinstance(network, nn.Module):
         return network
     if Path(network).suffix in CHECKPOINT_SUFFIXES:
-        return open_checkpoint(network)
+        return load_model(network)
     return create_model(str(network), num_classes)
 
 

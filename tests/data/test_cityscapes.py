@@ -20,7 +20,7 @@ def root(tmp_path_factory):
 
 def test_classes_are_the_official_ones(root):
     evaluated = sorted((label for label in labels if not label.ignoreInEval), key=lambda label: label.trainId)
-    data = open_dataset("cityscapes", root, "val")
+    data = open_dataset("cityscapes", root=root, split="val")
     assert data.class_names == tuple(label.name for label in evaluated)
     assert data.palette == tuple(label.color for label in evaluated)
 
@@ -32,7 +32,7 @@ def test_every_id_becomes_the_official_training_id():
 
 
 def test_mapped_ids_are_the_training_ids_that_the_official_script_draws(root):
-    data = open_dataset("cityscapes", root, "train")
+    data = open_dataset("cityscapes", root=root, split="train")
     assert len(data) == 3
     for i, pair in enumerate(data.pairs):
         drawn = np.asarray(Image.open(str(pair.label).replace("labelIds", "labelTrainIds")))
@@ -44,9 +44,9 @@ def test_mapped_ids_are_the_training_ids_that_the_official_script_draws(root):
 
 
 def test_training_ids_are_taken_where_there_are_no_label_ids(root, tmp_path):
-    both = open_dataset("cityscapes", root, "val")
+    both = open_dataset("cityscapes", root=root, split="val")
     trees.cityscapes(tmp_path, images=3, encodings=("trainIds",))
-    drawn = open_dataset("cityscapes", tmp_path, "val")
+    drawn = open_dataset("cityscapes", root=tmp_path, split="val")
     assert all(pair.label.name.endswith("_labelTrainIds.png") for pair in drawn.pairs)
     assert all(torch.equal(a[1], b[1]) for a, b in zip(both, drawn, strict=True))
 
@@ -64,7 +64,7 @@ class Guess(torch.nn.Module):
 
 
 def test_scores_are_those_of_the_official_script(root, tmp_path):
-    data, model = open_dataset("cityscapes", root, "val"), Guess().eval()
+    data, model = open_dataset("cityscapes", root=root, split="val"), Guess().eval()
     predictions = []
     for i, (image, _) in enumerate(data):
         spec = bpkd_sdk.NetworkSpec(name=None, num_classes=19)
@@ -83,29 +83,29 @@ def test_scores_are_those_of_the_official_script(root, tmp_path):
 
 def test_an_id_out_of_range_names_the_file(tmp_path):
     trees.cityscapes(tmp_path)
-    label = open_dataset("cityscapes", tmp_path).pairs[1].label
+    label = open_dataset("cityscapes", root=tmp_path).pairs[1].label
     trees.save(label, np.full((64, 128), 40, np.uint8))
     with pytest.raises(
         ValueError, match=r"1 of 2 samples.*\n.*000001_000019_gtFine_labelIds.png: holds the ids \[40\]"
     ):
-        open_dataset("cityscapes", tmp_path).check()
+        open_dataset("cityscapes", root=tmp_path).check()
 
 
 def test_half_of_the_archives(tmp_path):
     trees.cityscapes(tmp_path)
     (tmp_path / "gtFine").rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"Expected gtFine/train in .*it holds elsewhere, leftImg8bit. Get"):
-        open_dataset("cityscapes", tmp_path)
+        open_dataset("cityscapes", root=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"there is no such folder. Get .*cityscapes-dataset.com"):
-        open_dataset("cityscapes", tmp_path / "typo")
+        open_dataset("cityscapes", root=tmp_path / "typo")
     with pytest.raises(ValueError, match="Did you mean 'train'"):
-        open_dataset("cityscapes", tmp_path, "trian")
+        open_dataset("cityscapes", root=tmp_path, split="trian")
 
 
 def test_a_folder_with_the_archives_name_inside_a_whole_copy_is_no_other_root(tmp_path):
     trees.cityscapes(tmp_path)
     (tmp_path / "cityscapes").mkdir()
-    assert len(open_dataset("cityscapes", tmp_path)) == 2
+    assert len(open_dataset("cityscapes", root=tmp_path)) == 2
     (tmp_path / "gtFine").rename(tmp_path / "cityscapes/gtFine")
     with pytest.raises(FileNotFoundError, match="Expected leftImg8bit/train in .*/cityscapes, but it holds gtFine"):
-        open_dataset("cityscapes", tmp_path)
+        open_dataset("cityscapes", root=tmp_path)

@@ -35,7 +35,7 @@ def write(path, array):
 
 
 def test_samples_are_rgb_and_ids(root):
-    data = open_dataset("folder", root, "val")
+    data = open_dataset("folder", root=root, split="val")
     image, label = data[1]
     expected = cv2.imread(str(root / "images/val/1.png"))[:, :, ::-1]
     assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
@@ -51,11 +51,11 @@ def test_ids_of_16_bits_are_bytes_where_they_fit(root):
     path = root / "labels/val/1.png"
     ids = np.asarray(Image.open(path)).astype(np.uint16)
     write(path, ids)
-    assert open_dataset("folder", root, "val")[1][1].dtype == torch.uint8
-    open_dataset("folder", root, "val").check()
+    assert open_dataset("folder", root=root, split="val")[1][1].dtype == torch.uint8
+    open_dataset("folder", root=root, split="val").check()
     write(path, ids + 300)
     with pytest.raises(ValueError, match=r"1\.png: labels \[300, 301, 302\] are outside the classes"):
-        open_dataset("folder", root, "val").check()
+        open_dataset("folder", root=root, split="val").check()
 
 
 def test_a_path_alone_is_a_folder(root):
@@ -65,7 +65,7 @@ def test_a_path_alone_is_a_folder(root):
 def test_classes_with_palette_and_void(root):
     facts = {"class_names": NAMES, "palette": [[1, 2, 3], [4, 5, 6], [7, 8, 9]], "ignore_index": 254}
     (root / "classes.json").write_text(json.dumps(facts))
-    data = open_dataset("folder", root)
+    data = open_dataset("folder", root=root)
     assert (data.palette[1], data.ignore_index) == ((4, 5, 6), 254)
     with pytest.raises(
         ValueError, match=r"0\.png: labels \[255\] are outside the classes 0..2 and not the void label 254"
@@ -80,7 +80,7 @@ def test_palette_pngs_need_no_classes_file(root):
         indexed = Image.fromarray(np.asarray(indexed), "P")
         indexed.putpalette([10, 20, 30, 40, 50, 60])
         indexed.save(path)
-    data = open_dataset("folder", root)
+    data = open_dataset("folder", root=root)
     assert data.palette == ((10, 20, 30), (40, 50, 60))
     assert data.class_names == ("class 0", "class 1")
     assert set(torch.unique(data[1][1]).tolist()) == {0, 1}
@@ -91,7 +91,7 @@ def test_images_without_any_labels(root):
         path.unlink()
     for folder in ("labels/train", "labels/val", "labels"):
         (root / folder).rmdir()
-    data = open_dataset("folder", root)
+    data = open_dataset("folder", root=root)
     assert not data.has_labels
     assert data[0][1].shape == (20, 30)
 
@@ -101,7 +101,7 @@ def test_everything_wrong_is_listed_up_front(root):
     write(root / "labels/train/1.png", np.zeros((20, 31), np.uint8))
     (root / "images/train/2.png").write_bytes((root / "images/train/2.png").read_bytes()[:200])
     with pytest.raises(ValueError, match="3 of 3 samples") as caught:
-        open_dataset("folder", root).check()
+        open_dataset("folder", root=root).check()
     text = str(caught.value)
     assert "0.png: labels [9] are outside the classes 0..2" in text
     assert "1.png: image is (20, 30), label is (20, 31)" in text
@@ -124,22 +124,22 @@ def test_everything_wrong_is_listed_up_front(root):
 def test_folders_that_cannot_be_used(root, break_it, error, message):
     break_it(root)
     with pytest.raises(error, match=message):
-        open_dataset("folder", root)
+        open_dataset("folder", root=root)
 
 
 def test_a_coloured_label_is_refused(root):
     write(root / "labels/train/1.png", np.full((20, 30, 3), (200, 0, 7), np.uint8))
     with pytest.raises(ValueError, match='holds colours #c80007, expected one class id per pixel .*"palette"'):
-        open_dataset("folder", root).check()
+        open_dataset("folder", root=root).check()
 
 
 def test_unusable_names():
     with pytest.raises(ValueError, match="Did you mean 'camvid'"):
-        open_dataset("camvd", "x")
+        open_dataset("camvd", root="x")
     with pytest.raises(ValueError, match="needs `root`"):
         open_dataset("camvid")
     with pytest.raises(FileNotFoundError, match="splits found"):
-        open_dataset("folder", "tests", "train")
+        open_dataset("folder", root="tests", split="train")
 
 
 def test_bad_data_stops_training_before_anything_is_written(root, tmp_path):
@@ -152,7 +152,7 @@ def test_bad_data_stops_training_before_anything_is_written(root, tmp_path):
 
 
 def test_camvid(camvid):
-    data = open_dataset("camvid", camvid, "val")
+    data = open_dataset("camvid", root=camvid, split="val")
     image, label = data[0]
     assert (len(data), data.num_classes, image.shape, label.shape) == (101, 11, (3, 360, 480), (360, 480))
     assert data.class_names[8] == "car"

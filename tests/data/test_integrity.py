@@ -17,8 +17,12 @@ def test_a_small_copy_is_sound_but_not_whole(name, tmp_path):
         assert report.problems[0] == f"2 images, but a whole copy has {report.expected}"
         sizes = [line for line in report.problems[1:] if "all of this data set are (1024, 2048)" in line]
         assert len(sizes) == len(report.problems) - 1 == (2 if name == "cityscapes" else 0)
-        labels = {label for _, label in open_dataset(name, tmp_path, report.split) for label in label.unique().tolist()}
-        names = open_dataset(name, tmp_path, report.split).class_names
+        labels = {
+            label
+            for _, label in open_dataset(name, root=tmp_path, split=report.split)
+            for label in label.unique().tolist()
+        }
+        names = open_dataset(name, root=tmp_path, split=report.split).class_names
         assert set(report.absent_classes) == {names[i] for i in range(len(names)) if i not in labels}
 
 

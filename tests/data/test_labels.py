@@ -19,7 +19,7 @@ OPTIONS = {"steps": 1, "batch_size": 2, "crop_size": (32, 32), "device": "cpu"}
 
 def shares(root, split="train"):
     """Share of pixels of each sample whose class is the scene's."""
-    data = open_dataset("folder", root, split)
+    data = open_dataset("folder", root=root, split=split)
     start = 0 if split == "train" else 100
     return [
         float((data[index][1].numpy() == scene(start + index, classes=data.num_classes)[1]).mean())
@@ -51,7 +51,7 @@ def mapped(*ids, dtype=np.uint8):
 def test_palettes_in_another_order_are_read_by_colour(tmp_path, names):
     root = write_folder(tmp_path, names, label=palette_png([0, 2, 1]))
     assert min(shares(root)) == 1
-    data = open_dataset("folder", root)
+    data = open_dataset("folder", root=root)
     assert data.palette == tuple(map(tuple, COLORS.tolist()))
     data.check()
 
@@ -68,7 +68,7 @@ def test_names_go_to_the_colours_of_the_first_file_and_that_is_said(tmp_path):
 def test_the_palette_of_classes_json_goes_before_that_of_the_files(tmp_path):
     names = {"class_names": ["background", "green", "red"], "palette": COLORS[[0, 2, 1]].tolist()}
     root = write_folder(tmp_path, names, label=palette_png([0, 1, 2]))
-    label = open_dataset("folder", root)[0][1].numpy()
+    label = open_dataset("folder", root=root)[0][1].numpy()
     assert np.array_equal(label, np.array([0, 2, 1])[scene(0)[1]])
 
 
@@ -93,7 +93,7 @@ def test_void_of_palette_pngs(tmp_path):
         image.putpalette(palette.flatten().tolist())
         image.save(path)
 
-    data = open_dataset("folder", write_folder(tmp_path, NAMES[:3], label=write))
+    data = open_dataset("folder", root=write_folder(tmp_path, NAMES[:3], label=write))
     assert set(data[0][1][0].tolist()) == {255}
     assert np.array_equal(data[0][1][1:].numpy(), scene(0)[1][1:])
 
@@ -104,10 +104,10 @@ def test_rgb_labels_are_read_by_the_palette_of_classes_json(tmp_path):
     assert min(shares(root)) == 1
     # A file of nothing but black was made grey by its writer; it is read by colour as the others are.
     Image.fromarray(np.zeros((48, 48), np.uint8)).save(root / "labels/train/0.png")
-    assert set(open_dataset("folder", root)[0][1].unique().tolist()) == {0}
+    assert set(open_dataset("folder", root=root)[0][1].unique().tolist()) == {0}
     Image.fromarray(np.full((48, 48), 200, np.uint8)).save(root / "labels/train/0.png")
     with pytest.raises(ValueError, match=r"0\.png: holds the colours #c8c8c8, which are no class's"):
-        open_dataset("folder", root).check()
+        open_dataset("folder", root=root).check()
 
 
 @pytest.mark.parametrize("write", [rgb_png(COLORS + np.uint8(1)), palette_png([0, 1, 2], COLORS + np.uint8(1))])
@@ -115,13 +115,13 @@ def test_a_colour_without_a_class_names_the_file(tmp_path, write):
     facts = {"class_names": NAMES[:3], "palette": COLORS.tolist()}
     root = write_folder(tmp_path, facts, label=write)
     with pytest.raises(ValueError, match=r"3\.png: holds the colours #01.* known are #000000, .*classes\.json"):
-        open_dataset("folder", root).check()
+        open_dataset("folder", root=root).check()
 
 
 def test_colours_without_a_palette_are_refused_with_what_to_write(tmp_path):
     root = write_folder(tmp_path, NAMES[:3], label=rgb_png())
     with pytest.raises(ValueError, match=r'0\.png: holds colours #000000, .* "palette" in classes\.json'):
-        open_dataset("folder", root).check()
+        open_dataset("folder", root=root).check()
 
 
 def test_a_palette_of_one_colour_for_several_classes_is_no_palette(tmp_path):
@@ -151,7 +151,7 @@ def test_indices_of_a_palette_are_read_where_they_are_mapped(tmp_path):
     facts = {"class_names": NAMES[:3], "palette": [[9, 9, 9], [8, 8, 8], [7, 7, 7]]}
     root = write_folder(tmp_path, facts, label=palette_png([0, 1, 2]))
     with pytest.raises(ValueError, match="map the indices"):
-        open_dataset("folder", root).check()
+        open_dataset("folder", root=root).check()
     (root / "classes.json").write_text(json.dumps(facts | {"ids": dict(zip("012", NAMES[:3], strict=True))}))
     assert min(shares(root)) == 1
 
@@ -160,7 +160,7 @@ def test_white_of_a_one_bit_mask_is_1_where_255_is_void(tmp_path):
     facts = {"class_names": ["background", "cat"], "ids": {"0": "background", "2": "cat"}}
     root = write_folder(tmp_path, facts, classes=2, label=lambda label, p, _: Image.fromarray(label > 0).save(p))
     with pytest.raises(ValueError, match=r"0\.png: holds the ids \[1\], which mean nothing"):
-        open_dataset("folder", root).check()
+        open_dataset("folder", root=root).check()
 
 
 def grey_palette_png(values, every=1):
@@ -199,20 +199,20 @@ def test_masks_of_0_and_1_beside_masks_of_0_and_255_are_told(tmp_path):
 
     root = write_folder(tmp_path, NAMES[:2], classes=2, label=write)
     with pytest.warns(UserWarning, match=r'hold only 0 and 255, others 0 and 1: 255 is read as void.*"255": "red"'):
-        open_dataset("folder", root)
+        open_dataset("folder", root=root)
 
 
 def test_labels_of_nothing_but_void_are_refused(tmp_path):
     root = write_folder(tmp_path, NAMES[:3], label=mapped(255, 255, 255))
     with pytest.raises(ValueError, match=r"All labels of .*/train are void \(255\)"):
-        open_dataset("folder", root).check()
+        open_dataset("folder", root=root).check()
 
 
 def test_labels_without_an_image_are_told(tmp_path):
     root = write_folder(tmp_path, NAMES[:3])
     (root / "images/train/3.png").rename(root / "images/train/3.jp2")
     with pytest.warns(UserWarning, match=r"1 label files .* have no image .*\n.*3\.png"):
-        assert len(open_dataset("folder", root)) == 7
+        assert len(open_dataset("folder", root=root)) == 7
 
 
 def test_ids_from_1_are_told_in_the_first_error(tmp_path):
@@ -228,7 +228,7 @@ def test_a_folder_that_is_not_there_is_named():
 
 def test_colours_mapped_to_classes(tmp_path):
     facts = {"ids": {"#000000": "void", "#c80000": "red", "#00c800": "green"}}
-    data = open_dataset("folder", write_folder(tmp_path, facts, label=rgb_png()))
+    data = open_dataset("folder", root=write_folder(tmp_path, facts, label=rgb_png()))
     assert (data.class_names, data.palette) == (("red", "green"), ((200, 0, 0), (0, 200, 0)))
     assert np.array_equal(data[0][1].numpy(), np.array([255, 0, 1])[scene(0)[1]])
 
@@ -237,7 +237,7 @@ def test_colours_mapped_to_classes(tmp_path):
 def test_values_mapped_to_classes(tmp_path, dtype):
     """0 is void and classes start at 1, as in ADE20K; two values may be one class."""
     facts = {"ids": {"0": "void", "1": "thing", "40": "thing"}, "class_names": ["rest", "thing"]}
-    data = open_dataset("folder", write_folder(tmp_path, facts, label=mapped(0, 1, 40, dtype=dtype)))
+    data = open_dataset("folder", root=write_folder(tmp_path, facts, label=mapped(0, 1, 40, dtype=dtype)))
     assert data.class_names == ("rest", "thing")
     assert np.array_equal(data[0][1].numpy(), np.array([255, 1, 1])[scene(0)[1]])
     Image.fromarray(np.full((48, 48), 7, dtype)).save(tmp_path / "labels/train/0.png")
@@ -247,7 +247,7 @@ def test_values_mapped_to_classes(tmp_path, dtype):
 
 def test_values_of_16_bits_mapped_to_classes(tmp_path):
     facts = {"ids": {"0": "void", "1000": "a", "26001": "b"}}
-    data = open_dataset("folder", write_folder(tmp_path, facts, label=mapped(0, 1000, 26001, dtype=np.uint16)))
+    data = open_dataset("folder", root=write_folder(tmp_path, facts, label=mapped(0, 1000, 26001, dtype=np.uint16)))
     assert np.array_equal(data[0][1].numpy(), np.array([255, 0, 1])[scene(0)[1]])
     data.check()
 
@@ -255,11 +255,11 @@ def test_values_of_16_bits_mapped_to_classes(tmp_path):
 def test_the_error_for_labels_out_of_range_writes_the_mapping_out(tmp_path):
     root = write_folder(tmp_path, NAMES[1:3], label=mapped(0, 1, 2))
     with pytest.raises(ValueError, match=r"labels \[2\] are outside the classes 0..1") as caught:
-        open_dataset("folder", root).check()
+        open_dataset("folder", root=root).check()
     written = str(caught.value).splitlines()[-1]
     assert json.loads(written) == {"class_names": ["red", "green"], "ids": {"0": "void", "1": "red", "2": "green"}}
     (root / "classes.json").write_text(written)
-    assert np.array_equal(open_dataset("folder", root)[0][1].numpy(), np.array([255, 0, 1])[scene(0)[1]])
+    assert np.array_equal(open_dataset("folder", root=root)[0][1].numpy(), np.array([255, 0, 1])[scene(0)[1]])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -288,8 +288,8 @@ def test_255_stays_void_where_1_is_a_class(tmp_path):
         Image.fromarray(label if index == 3 else np.where(label == 1, 255, 0).astype(np.uint8)).save(path)
 
     root = write_folder(tmp_path, ["background", "object"], classes=2, label=write)
-    assert set(open_dataset("folder", root)[0][1].unique().tolist()) == {0, 255}
-    open_dataset("folder", root, "val").check()
+    assert set(open_dataset("folder", root=root)[0][1].unique().tolist()) == {0, 255}
+    open_dataset("folder", root=root, split="val").check()
 
 
 def test_binary_masks_are_learnt(tmp_path):
@@ -372,7 +372,7 @@ def test_label_files_that_cannot_be_read_are_listed_by_name(tmp_path, make, mess
     root = write_folder(tmp_path, NAMES[:3])
     make(root / "labels/train/3.png")
     with pytest.raises(ValueError, match=rf"1 of 8 samples .*\n.*3\.png: .*{message}"):
-        open_dataset("folder", root).check()
+        open_dataset("folder", root=root).check()
 
 
 def test_a_label_of_too_many_pixels_is_listed_by_name(tmp_path, monkeypatch):
@@ -381,7 +381,7 @@ def test_a_label_of_too_many_pixels_is_listed_by_name(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((200, 200), np.uint8)).save(root / "labels/train/3.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     with pytest.raises(ValueError, match=r"1 of 8 samples .*\n.*3\.png: .*too many pixels"):
-        open_dataset("folder", root).check()
+        open_dataset("folder", root=root).check()
 
 
 @pytest.mark.parametrize(
@@ -406,10 +406,10 @@ def test_a_classes_file_that_cannot_be_used(tmp_path, content, message):
     root = write_folder(tmp_path, NAMES[:3], train=1, val=1)
     (root / "classes.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
-        open_dataset("folder", root)
+        open_dataset("folder", root=root)
 
 
 def test_a_byte_order_mark_is_no_matter(tmp_path):
     root = write_folder(tmp_path, NAMES[:3], train=1, val=1)
     (root / "classes.json").write_text('["a", "b", "c"]', encoding="utf-8-sig")
-    assert open_dataset("folder", root).class_names == ("a", "b", "c")
+    assert open_dataset("folder", root=root).class_names == ("a", "b", "c")

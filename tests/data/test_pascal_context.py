@@ -52,12 +52,12 @@ def test_lists_hold_the_images_of_their_phase_and_test_images_are_left_out(root)
 
 def test_the_data_set_leaves_the_background_out(root):
     convert_pascal_context(root)
-    data = open_dataset("pascal_context_59", root, "val")
+    data = open_dataset("pascal_context_59", root=root, split="val")
     assert (len(data), data.num_classes, len(data.palette)) == (3, 59, 59)
     assert (data.palette[0], data.palette[58]) == ((180, 120, 120), (31, 0, 255))
     trees.assert_zero_is_void(data)
     data.check()
-    assert open_dataset("pascal_context_59", root / TOP, "val").class_names == data.class_names
+    assert open_dataset("pascal_context_59", root=root / TOP, split="val").class_names == data.class_names
 
 
 def test_class_names_belong_to_their_numbers():
@@ -80,12 +80,12 @@ def test_an_interrupted_conversion_goes_on_where_it_stopped(root):
     done = {path: path.stat().st_mtime_ns for path in labels.iterdir()}
     assert len(done) == 5
     with pytest.raises(FileNotFoundError, match="train.txt"):
-        open_dataset("pascal_context_59", root)
+        open_dataset("pascal_context_59", root=root)
     rewrite(root, whole)
     convert_pascal_context(root)
     assert len(list(labels.iterdir())) == 6
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
-    assert len(open_dataset("pascal_context_59", root)) == 3
+    assert len(open_dataset("pascal_context_59", root=root)) == 3
 
 
 def test_a_release_that_cannot_be_used(root):
@@ -111,10 +111,10 @@ def test_files_that_are_listed_but_missing(root):
     convert_pascal_context(root)
     (root / TOP / "JPEGImages/2008_000001.jpg").unlink()
     with pytest.raises(ValueError, match=r"1 of 3 images are missing:\n.*2008_000001.jpg"):
-        open_dataset("pascal_context_59", root)
+        open_dataset("pascal_context_59", root=root)
     (root / TOP / "SegmentationClassContext/2008_000004.png").unlink()
     with pytest.raises(ValueError, match=r"1 of 3 images have no label:\n.*2008_000004.jpg"):
-        open_dataset("pascal_context_59", root, "val")
+        open_dataset("pascal_context_59", root=root, split="val")
     (root / TOP / "ImageSets/SegmentationContext/val.txt").write_text("")
     with pytest.raises(ValueError, match="lists no image"):
-        open_dataset("pascal_context_59", root, "val")
+        open_dataset("pascal_context_59", root=root, split="val")

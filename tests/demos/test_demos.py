@@ -42,7 +42,7 @@ def test_distill_your_folder(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "mIoU" in told
     assert f"bpkd serve --teacher {output / 'teacher' / 'last.safetensors'} --student {file}" in told
-    assert len(bpkd_sdk.open_dataset("folder", output / "data", "val")) == 8
+    assert len(bpkd_sdk.open_dataset("folder", root=output / "data", split="val")) == 8
 
 
 def test_compare_students(checkpoints, tmp_path, capsys, monkeypatch):

@@ -7,6 +7,7 @@ from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.evaluation.evaluate import _batches
 from bpkd_sdk.runtime.inference import to_mask, whole_logits
 from tests.networks import tiny
@@ -39,7 +40,7 @@ class Painted(bpkd_sdk.SegmentationDataset):
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_a_perfect_network_scores_one_at_any_mix_of_sizes(mode, batch_size):
     data = Painted([(20, 30), (20, 30), (33, 17), (20, 30)])
-    metrics = bpkd_sdk.evaluate(Oracle(), data, mode=mode, crop_size=(16, 16), batch_size=batch_size)
+    metrics = bpkd_sdk.evaluate(Oracle(), data, protocol=EvaluationProtocol(mode, (16, 16)), batch_size=batch_size)
     assert metrics.miou == 1
     assert metrics.images == 4
 
@@ -86,8 +87,8 @@ def test_a_reference_network_stands_in_for_labels():
 def test_bad_arguments_are_named():
     data = ShapesDataset("val", length=1)
     with pytest.raises(ValueError, match="Did you mean 'slide'"):
-        bpkd_sdk.evaluate(tiny(9), data, mode="slides")
+        EvaluationProtocol(mode="slides")
     with pytest.raises(ValueError, match="needs `crop_size`"):
-        bpkd_sdk.evaluate(tiny(9), data, mode="slide")
+        EvaluationProtocol(mode="slide")
     with pytest.raises(ValueError, match=r"ends in one of .safetensors, .pth, .pt, .onnx.*but got 'student.tar'"):
         bpkd_sdk.evaluate("student.tar", data)

@@ -171,8 +171,8 @@ def test_evaluate_takes_every_setting_and_labels_keep_their_size():
     data = ShapesDataset("val", length=2, size=(48, 64))
     model = tiny(data.num_classes)
     settings = {"mode": "slide", "crop_size": (32, 32), "stride": (20, 20), "base_size": (80, 60), "scales": (0.5, 1.0)}
-    metrics = bpkd_sdk.evaluate(model, data, **settings, flip=True, batch_size=3)
     protocol = EvaluationProtocol(**settings, flip=True)
+    metrics = bpkd_sdk.evaluate(model, data, protocol=protocol, batch_size=3)
     right = total = 0
     for image, label in data:
         mask = protocol.segment(TorchRuntime(model.eval()), image[None])[0]

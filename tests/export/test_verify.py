@@ -108,7 +108,7 @@ def test_both_are_scored_on_labelled_data(model, path):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_camvid_at_a_size_that_was_not_traced(camvid, precision, tmp_path):
     """Street scenes, as a user would pass them: the file agrees there, and scores as the network does."""
-    val = open_dataset("camvid", camvid, "val")
+    val = open_dataset("camvid", root=camvid, split="val")
     data = FileDataset(val.name, val.pairs[::40], val.class_names, val.palette)
     network, path = tiny(11, width=16).eval(), tmp_path / "m.onnx"
     report = to_onnx(network, path, input_size=(48, 64), dynamic_size=True, precision=precision, verify_on=data)

@@ -6,6 +6,7 @@ import pytest
 from accelerate.state import PartialState
 
 import bpkd_sdk
+from bpkd_sdk.evaluation import EvaluationProtocol
 from tests import trees
 
 SMALL = ["--set", "batch_size=2", "--set", "crop_size=32x32", "--set", "base_size=[48, 32]", "--set", "device=cpu"]
@@ -66,8 +67,8 @@ def test_smoke_run_and_evaluation(bpkd, tmp_path):
     )  # fmt: skip
     assert code == 0, err
     expected = bpkd_sdk.evaluate(
-        tmp_path / "run/last.safetensors", bpkd_sdk.open_dataset("cityscapes", root, "val"), mode="slide",
-        crop_size=(32, 32), stride=(16, 32), base_size=(48, 32), scales=(0.5, 1), flip=True, device="cpu",
+        tmp_path / "run/last.safetensors", bpkd_sdk.open_dataset("cityscapes", root=root, split="val"),
+        protocol=EvaluationProtocol("slide", (32, 32), (16, 32), (48, 32), scales=(0.5, 1), flip=True), device="cpu",
     )  # fmt: skip
     assert json.loads(out)["miou"] == pytest.approx(expected.miou, abs=1e-6)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.data import open_dataset
+from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.models.checkpoint import read_tensors
 from bpkd_sdk.models.zoo import build
 from bpkd_sdk.recipes import RECIPES, estimate, find_recipe, make_plan, reproduce, score_checkpoint
@@ -80,11 +81,18 @@ def student(roots, tmp_path_factory):
 
 def test_a_checkpoint_is_scored_by_the_rows_protocol(student, roots):
     assert student.plan.paper.miou == 40.62
-    data = open_dataset("pascal_context_59", roots["pascal_context_59"], "val")
+    data = open_dataset("pascal_context_59", root=roots["pascal_context_59"], split="val")
     settings = {"mode": "slide", "crop_size": (512, 512), "stride": (320, 320)}
-    expected = bpkd_sdk.evaluate(student.checkpoint, data, base_size=(520, 520), **settings, device="cpu").to_dict()
+    expected = bpkd_sdk.evaluate(
+        student.checkpoint, data, protocol=EvaluationProtocol(base_size=(520, 520), **settings), device="cpu"
+    ).to_dict()
     assert student.metrics.to_dict() == expected
-    assert bpkd_sdk.evaluate(student.checkpoint, data, base_size=(520, 520), device="cpu").to_dict() != expected
+    assert (
+        bpkd_sdk.evaluate(
+            student.checkpoint, data, protocol=EvaluationProtocol(base_size=(520, 520)), device="cpu"
+        ).to_dict()
+        != expected
+    )
     row, root = "pascal_context_59/hrnetv2p_w18s", roots["pascal_context_59"]
     with pytest.warns(UserWarning, match="2 images, but a whole copy has 5104. This is the score of part of the data"):
         assert score_checkpoint(row, root, student.checkpoint, device="cpu").to_dict() == expected

@@ -131,7 +131,7 @@ def test_a_void_label_inside_the_classes(tmp_path):
     with pytest.raises(ValueError, match=r"ignore_index=0, is the class 'void'.*classes\.json"):
         bpkd_sdk.train(tiny(3), root, output_dir=tmp_path / "run", **OPTIONS)
     with pytest.raises(ValueError, match=r"ignore_index=0, is the class 'void'"):
-        bpkd_sdk.evaluate(tiny(3).eval(), bpkd_sdk.open_dataset("folder", root, split="val"))
+        bpkd_sdk.evaluate(tiny(3).eval(), bpkd_sdk.open_dataset("folder", root=root, split="val"))
 
 
 def test_a_network_of_one_size_is_validated_by_windows(tmp_path):
@@ -327,4 +327,4 @@ def test_a_data_set_that_moved_is_the_same(tmp_path):
     from bpkd_sdk.training.records import fingerprint
 
     roots = [write_folder(tmp_path / name, NAMES[:3]) for name in ("one", "two")]
-    assert len({fingerprint(bpkd_sdk.open_dataset("folder", root)) for root in roots}) == 1
+    assert len({fingerprint(bpkd_sdk.open_dataset("folder", root=root)) for root in roots}) == 1
