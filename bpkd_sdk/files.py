@@ -6,7 +6,11 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from bpkd_sdk.errors import listed
+
+Record = TypeVar("Record")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -62,3 +66,29 @@ def file_sha256(path: str | Path) -> str:
     """
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_record(kind: type[Record], content: object, source: str) -> Record:
+    """Build a dataclass from plain JSON values, with every field's type checked by pydantic.
+
+    Lists become tuples where the field is a tuple. Fields that the class does not have are ignored, unless the class
+    sets ``__pydantic_config__ = {"extra": "forbid"}``.
+
+    Args:
+        kind: Dataclass to build; its own ``__post_init__`` runs too.
+        content: Plain values, as `read_json` returns them.
+        source: File or header that the values come from, for the error message.
+
+    Raises:
+        ValueError: If a field is missing or has another type; every field that is wrong is named.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, problem['loc'])) or kind.__name__}: {problem['msg']} (got {problem['input']!r:.80})"
+            for problem in error.errors(include_url=False)
+        ]
+        raise ValueError(f"{source} does not hold a valid {kind.__name__}:\n{listed(problems)}") from error
