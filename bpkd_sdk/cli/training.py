@@ -1,16 +1,16 @@
-"""bpkd quickstart, train, distill."""
+"""Commands that train: bpkd quickstart, train, distill and compare."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import inspect
-import re
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+import docstring_parser
 import typer
 
 from bpkd_sdk.cli.common import (
@@ -29,7 +29,7 @@ from bpkd_sdk.cli.common import (
 
 @app.command()
 def quickstart(
-    folder: Annotated[Path, typer.Argument(help="Where runs and report go.")] = Path("quickstart"),
+    folder: Annotated[Path, typer.Argument(help="Folder for the runs and the report.")] = Path("quickstart"),
 ) -> None:
     """Train a teacher and two students on generated scenes, export one, and write a report: a few minutes on a CPU."""
     from bpkd_sdk.quickstart import quickstart as run
@@ -38,13 +38,23 @@ def quickstart(
 
 
 def training_options(command: Callable[..., None], *, without: Collection[str] = ()) -> Callable[..., None]:
-    """Give a command an option for each other field of `TrainingConfig`; it gets them together as `options`."""
+    """Decorate a command with one option per field of `TrainingConfig`, which it receives in the dict `options`.
+
+    Args:
+        command: Function with a parameter `options`.
+        without: Names of fields that get no option.
+    """
     from bpkd_sdk.training.config import TrainingConfig
 
-    hints = get_type_hints(TrainingConfig)
-    added = [
+    types = get_type_hints(TrainingConfig)
+    docs = docstring_parser.parse(TrainingConfig.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
+    help_texts = {entry.arg_name: " ".join((entry.description or "").split()) for entry in docs.params}
+    parameters = [
         inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=_option(field, hints)
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=_option(field.name, types[field.name], help_texts.get(field.name)),
         )
         for field in dataclasses.fields(TrainingConfig)
         if field.name not in without
@@ -52,31 +62,29 @@ def training_options(command: Callable[..., None], *, without: Collection[str] =
 
     @functools.wraps(command)
     def wrapper(**arguments: Any) -> None:
-        options = {parameter.name: arguments.pop(parameter.name) for parameter in added}
+        options = {parameter.name: arguments.pop(parameter.name) for parameter in parameters}
+        options["crop_size"] = parse_size(options["crop_size"])
         command(**arguments, options=options)
 
     signature = inspect.signature(command, eval_str=True)
     own = [parameter for name, parameter in signature.parameters.items() if name != "options"]
-    wrapper.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+    wrapper.__signature__ = signature.replace(parameters=[*own, *parameters])  # type: ignore[attr-defined]
     return wrapper
 
 
-def _option(field: dataclasses.Field[Any], hints: dict[str, Any]) -> Any:
-    from bpkd_sdk.training.config import TrainingConfig
-
-    described = re.search(rf"^( +){field.name}: (.+(?:\n\1 .+)*)$", TrainingConfig.__doc__ or "", re.MULTILINE)
-    help_text = " ".join(described[2].split()) if described else None
-    if field.name == "crop_size":
+def _option(name: str, field_type: Any, help_text: str | None) -> Any:
+    if name == "crop_size":
         return Annotated[str | None, typer.Option(help=help_text, metavar="HEIGHTxWIDTH")]
-    kind = {"boundary_width": float, "trackers": list[str]}.get(field.name, hints[field.name])
-    return Annotated[kind, typer.Option(help=help_text)]
+    # typer supports neither unions of numbers nor tuples of any length.
+    option_type = {"boundary_width": float, "trackers": list[str]}.get(name, field_type)
+    return Annotated[option_type, typer.Option(help=help_text)]
 
 
 @app.command()
 @training_options
 def train(
     *,
-    model: Annotated[str, typer.Argument(help="A name such as smp/DeepLabV3Plus/mobilenet_v2, or a checkpoint.")],
+    model: Annotated[str, typer.Argument(help="Name such as smp/DeepLabV3Plus/mobilenet_v2, or path of a checkpoint.")],
     data: Data = "shapes",
     root: Root = None,
     output: Output = None,
@@ -86,7 +94,6 @@ def train(
     """Train a network on labelled images."""
     import bpkd_sdk
 
-    options["crop_size"] = parse_size(options["crop_size"])
     result = bpkd_sdk.train(model, open_splits(data, root), output_dir=output, resume=resume, **options)
     _print_result(result)
 
@@ -98,23 +105,23 @@ def distill(
     teacher: Annotated[
         str,
         typer.Argument(
-            help="A checkpoint, ours or an OpenMMLab .pth; for methods on logits also a .onnx or .engine file."
+            help="Path of a checkpoint (.safetensors, or .pth of OpenMMLab); for methods on logits also .onnx, .engine."
         ),
     ],
-    student: Annotated[str, typer.Argument(help="A name such as smp/FPN/mobilenet_v2, or a checkpoint.")],
+    student: Annotated[str, typer.Argument(help="Name such as smp/FPN/mobilenet_v2, or path of a checkpoint.")],
     data: Data = "shapes",
     root: Root = None,
     method: Annotated[
-        list[str], typer.Option(help="bpkd, bpkd_paper, cwd, skds, ifvd, cirkd or canonical. Several may be given.")
-    ] = ["bpkd"],  # noqa: B006  (typer's way to say a default)
+        list[str],
+        typer.Option(help="bpkd, bpkd_paper, cwd, skds, ifvd, cirkd or canonical; repeat the option to combine them."),
+    ] = ["bpkd"],  # noqa: B006  (typer requires a list)
     output: Output = None,
     resume: Resume = False,
     options: dict[str, Any],
 ) -> None:
-    """Train a student on labelled images and on what a teacher makes of them."""
+    """Train a student on labelled images and on the outputs of a teacher."""
     import bpkd_sdk
 
-    options["crop_size"] = parse_size(options["crop_size"])
     result = bpkd_sdk.distill(
         teacher,
         student,
@@ -139,30 +146,35 @@ def _print_result(result: Any) -> None:
 @partial(training_options, without=("steps", "seed"))
 def compare(
     *,
-    teacher: Annotated[str, typer.Option(help="A checkpoint, ours or an OpenMMLab .pth.")],
-    student: Annotated[str, typer.Option(help="A name such as smp/FPN/mobilenet_v2, or a checkpoint to start from.")],
-    budget: Annotated[str, typer.Option(help="Of each run: steps=N, or seconds=S of training.")],
+    teacher: Annotated[str, typer.Option(help="Path of a checkpoint (.safetensors, or .pth of OpenMMLab).")],
+    student: Annotated[
+        str, typer.Option(help="Name such as smp/FPN/mobilenet_v2, or path of a checkpoint to start from.")
+    ],
+    steps: Annotated[int | None, typer.Option(help="Budget of each run in steps; or pass --seconds.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Budget of each run in seconds of training; or pass --steps.")
+    ] = None,
     methods: Annotated[
-        str, typer.Option(help="'all', or names with commas between; bpkd+cwd is both together.")
+        str, typer.Option(help="'all', or names separated by commas; bpkd+cwd combines two methods.")
     ] = "all",
-    seeds: Annotated[int, typer.Option(help="Runs of each method.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Number of runs of each method.")] = 3,
     data: Data = "shapes",
     root: Root = None,
-    output: Annotated[Path, typer.Option(help="Folder of all runs; the same command goes on with it.")] = Path(
+    output: Annotated[Path, typer.Option(help="Folder of all runs; repeat the same command to resume.")] = Path(
         "runs/comparison"
     ),
     options: dict[str, Any],
 ) -> None:
-    """Distill a student by several methods, and train it alone, on equal terms: one table, one plot."""
+    """Distil a student by several methods, and train it alone, on equal terms: one table, one plot."""
     import bpkd_sdk
 
-    options["crop_size"] = parse_size(options["crop_size"])
     comparison = bpkd_sdk.compare(
         teacher,
         student,
         open_splits(data, root),
         methods=methods,
-        budget=budget,
+        steps=steps,
+        seconds=seconds,
         seeds=seeds,
         output_dir=output,
         **options,

@@ -1,4 +1,4 @@
-"""Methods side by side on equal terms: `bpkd_sdk.compare`."""
+"""Comparison of distillation methods on equal terms: `bpkd_sdk.compare`."""
 
 from bpkd_sdk.comparison.api import compare
 from bpkd_sdk.comparison.report import Comparison

@@ -1,4 +1,4 @@
-"""`compare`: every method and the student alone, seed by seed under one budget, resumable run by run."""
+"""`bpkd_sdk.compare`: trains every method and the student alone under one budget, seed by seed, and resumes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bpkd_sdk.comparison.report import Comparison
-from bpkd_sdk.comparison.run import (
+from bpkd_sdk.comparison.run import RESULT_FILE, SCORES, Run, read_run, run_one
+from bpkd_sdk.comparison.setup import (
     LOG_EVERY,
-    RESULT_FILE,
-    SCORES,
     Budget,
     ComparisonSetup,
     Methods,
-    Run,
-    Student,
-    Teacher,
+    StudentSource,
     named_methods,
-    read_run,
-    run_one,
     time_per_step,
 )
 from bpkd_sdk.data import SegmentationDataset, open_dataset
@@ -38,135 +33,117 @@ from bpkd_sdk.losses.method import describe
 from bpkd_sdk.progress import console
 from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.training.accelerator import create_accelerator
+from bpkd_sdk.training.compatibility import default_crop, student_order
 from bpkd_sdk.training.config import TrainingConfig
-from bpkd_sdk.training.prepare import default_crop, student_order
+from bpkd_sdk.training.teacher import NetworkSource
 
-LOCK_FILE = "lock"  # held by the process that is at work in its folder
-SET_HERE = {"steps": "budget", "seed": "seeds"}  # options of a run, and what they follow from
+LOCK_FILE = "lock"  # locked by the process that works in the folder of the file
+
+RunFolders = Mapping[tuple[int, str], Path]  # folder of each run, by seed and method
 
 
 def compare(
-    teacher: Teacher,
-    student: Student,
+    teacher: NetworkSource,
+    student: StudentSource,
     data: str | Path | tuple[SegmentationDataset, SegmentationDataset],
     *,
     methods: Methods = "all",
-    budget: str,
+    steps: int | None = None,
+    seconds: float | None = None,
     seeds: int = 3,
     output_dir: str | Path = "runs/comparison",
     **options: Any,
 ) -> Comparison:
-    """Distill one student by several methods, and train it alone, on equal terms.
+    """Distil one student by several methods, and train it without a teacher, on equal terms.
 
-    With one seed all methods start from the same weights of the student and see the same crops in the same order.
-    Called again with the same arguments, it goes on where it was stopped; methods and seeds can be added. Called by
-    several processes at the same time, each with a GPU or cores of its own, these share the runs.
+    With the same seed all methods start from the same weights of the student and see the same crops in the same order.
+    A second call with the same arguments resumes a comparison that was stopped; methods and seeds can be added. Several
+    processes that call it at the same time, each with its own GPU or cores, share the runs.
 
     Args:
-        teacher: A module in eval mode, its checkpoint, or an exported file that `distill` takes.
-        student: A name that `create_model` knows, or a function from a number of classes to a module: built anew for
-            each run, with random weights that follow from the seed. Or a module or a checkpoint that every run starts
-            from.
-        data: "shapes", a folder (see `open_dataset`), or a pair (train, val).
-        methods: "all"; names, in a list or with commas between, where "bpkd+cwd" is both together; or a mapping from
-            names of your own to methods as `distill` takes them: ``{"no edges": BPKDLoss(edge_weight=0)}``.
-        budget: Of each run: "steps=300", or "seconds=600" of training, evaluation left out. For seconds every method
-            is timed first, on this machine and in the real loop, and gets the steps that fit.
+        teacher: Module in eval mode, its checkpoint, or an exported file that `distill` accepts.
+        student: Name that `create_model` accepts, or function from a number of classes to a module: a new network for
+            each run, with random weights that depend only on the seed. Or a module or a checkpoint that every run
+            starts from.
+        data: "shapes", path of a folder (see `open_dataset`), or pair (train, val) of data sets.
+        methods: "all"; names, in a list or separated by commas, where "bpkd+cwd" combines two methods; or a mapping
+            from names to methods as `distill` accepts them: ``{"no edges": BPKDLoss(edge_weight=0)}``.
+        steps: Budget of each run in optimiser steps. Pass either `steps` or `seconds`.
+        seconds: Budget of each run in seconds of training, without evaluation. Every method is timed first, on this
+            machine and in the real training loop, and gets the number of steps that fit.
         seeds: Number of runs of each method; their seeds are 0, 1, ...
-        output_dir: Everything goes here, see `Comparison`.
-        **options: Fields of `TrainingConfig` for all runs alike, for example ``evaluate_every=50``.
+        output_dir: Folder of the comparison, see `Comparison`.
+        **options: Fields of `TrainingConfig` for all runs, for example ``evaluate_every=50``.
 
     Raises:
         TypeError: For an unknown option.
-        ValueError: For arguments out of their range, networks that do not fit the data, or a folder that holds runs of
-            other settings; the differences are named.
-        FileNotFoundError: If the teacher is not there.
-        ImportError: Without matplotlib.
+        ValueError: For arguments out of their range, networks that do not fit the data, or a folder that contains runs
+            with other settings; the differences are named.
+        FileNotFoundError: If the teacher's file does not exist.
+        ImportError: If matplotlib or scipy is not installed.
         KeyboardInterrupt: After Ctrl-C, once a checkpoint is written.
     """
-    import_optional("matplotlib", "compare")
+    for package in ("matplotlib", "scipy"):
+        import_optional(package, "compare")
     if seeds < 1:
         raise ValueError(f"Expected `seeds` to be at least 1, but got {seeds}.")
-    setup = _create_setup(teacher, student, data, Budget.parse(budget), options)
-    chosen = named_methods(methods, setup.train.num_classes, setup.train.ignore_index)
+    setup = _create_setup(teacher, student, data, Budget.create(steps, seconds), options)
+    losses = named_methods(methods, setup.train.num_classes, setup.train.ignore_index)
     if options.get("check_data", True):
         setup.train.check_for_training()
         setup.val.check()
     student_order(setup.new_student(0), setup.train, TrainingConfig.from_options(options))
     if options.get("check_teacher", True):
         setup.check_teacher()
+
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    places = {(seed, name): folder / name / f"seed{seed}" for seed, name in product(range(seeds), chosen)}
+    folders = {(seed, name): folder / name / f"seed{seed}" for seed, name in product(range(seeds), losses)}
     with FileLock(folder / LOCK_FILE):
-        settings = _settle(folder / "settings.json", setup.settings())
-        own = {name: _settle(folder / name / "method.json", describe(method)) for name, method in chosen.items()}
+        settings = _write_or_compare(folder / "settings.json", setup.settings())
+        arguments = {
+            name: _write_or_compare(folder / name / "method.json", describe(loss)) for name, loss in losses.items()
+        }
         comparison = Comparison(settings, _teacher_scores(setup, folder / "teacher.json"), [], folder)
     try:
         with FileLock(folder / LOCK_FILE):
-            plans = {name: _plan(setup, name, method, folder) for name, method in chosen.items()}
-        with closing(_claimed(places)) as claimed:
-            for (seed, name), place in claimed:
-                number = 1 + list(places).index((seed, name))
-                title = f"Run {number} of {len(places)}: {name}, seed {seed}, {plans[name]['steps']} steps"
+            plans = {name: _plan(setup, name, loss, folder) for name, loss in losses.items()}
+        with closing(_claim_runs(folders)) as claimed:
+            for (seed, name), run_folder in claimed:
+                number = 1 + list(folders).index((seed, name))
+                title = f"Run {number} of {len(folders)}: {name}, seed {seed}, {plans[name]['steps']} steps"
                 console.print(title, highlight=False)
-                facts = settings | {"method": own[name], "plan": plans[name]}
-                run_one(setup, name, chosen[name], seed=seed, folder=place, settings=facts)
+                run_settings = settings | {"method": arguments[name], "plan": plans[name]}
+                run_one(setup, name, losses[name], seed=seed, folder=run_folder, settings=run_settings)
     except KeyboardInterrupt:
-        finished = len(_finished(places))
+        finished = len(_finished_runs(folders))
         raise KeyboardInterrupt(
-            f"{finished} of {len(places)} runs are finished in {folder}; the same call goes on with the rest"
+            f"{finished} of {len(folders)} runs are finished in {folder}; repeat the same call to resume"
         ) from None
     finally:
-        comparison.runs.extend(_finished(places))
+        comparison.runs.extend(_finished_runs(folders))
         if comparison.runs:
             comparison.write()
     return comparison
 
 
-Places = Mapping[tuple[int, str], Path]  # the folder of each run, by seed and method
-
-
-def _claimed(places: Places) -> Generator[tuple[tuple[int, str], Path]]:
-    """The unfinished runs, each closed to other processes while it is done.
-
-    What another process is doing comes last, and is waited for: it may have given up.
-    """
-    left = dict(places)
-    for timeout in (0, -1):
-        for run, place in list(left.items()):
-            place.mkdir(parents=True, exist_ok=True)
-            try:
-                with FileLock(place / LOCK_FILE, timeout=timeout):
-                    if not (place / RESULT_FILE).is_file():
-                        yield run, place
-            except Timeout:
-                continue
-            del left[run]
-
-
-def _finished(places: Places) -> list[Run]:
-    return [read_run(place) for place in places.values() if (place / RESULT_FILE).is_file()]
-
-
 def _create_setup(
-    teacher: Teacher,
-    student: Student,
+    teacher: NetworkSource,
+    student: StudentSource,
     data: str | Path | tuple[SegmentationDataset, SegmentationDataset],
     budget: Budget,
     options: dict[str, Any],
 ) -> ComparisonSetup:
-    for option, argument in SET_HERE.items():
-        if option in options:
-            raise TypeError(f"`{option}` of the runs follows from `{argument}`; leave it out.")
+    if "seed" in options:
+        raise TypeError("The seeds of the runs are 0 to `seeds` - 1; pass `seeds` instead of `seed`.")
     config = TrainingConfig.from_options(options)
-    if config.labels == "teacher":
-        raise ValueError("labels='teacher' leaves nothing to train the student alone with, which methods are held to.")
+    if config.labels != "dataset":
+        raise ValueError("compare() needs ground-truth labels for its baseline without a teacher.")
     if isinstance(teacher, (str, Path)) and not Path(teacher).is_file():
-        raise FileNotFoundError(f"Expected `teacher` to be a trained module or its file, but there is no {teacher}.")
+        raise FileNotFoundError(f"Expected `teacher` to be a trained module or its file, but {teacher} does not exist.")
     accelerator = create_accelerator(config)
     if accelerator.num_processes > 1:
-        raise ValueError("compare() times one process; start it without a launcher.")
+        raise ValueError("compare() measures the time of a single process; start it without a launcher.")
     if isinstance(data, (str, Path)):
         data = open_dataset(data, split="train"), open_dataset(data, split="val")
     if not isinstance(data, tuple) or None in data:
@@ -175,62 +152,93 @@ def _create_setup(
     for index, dataset in enumerate(data):
         expect_dataset(dataset, f"data[{index}]")
         dataset.check_classes()
-    shared = {name: value for name, value in config.to_dict().items() if name not in SET_HERE}
+    shared = {name: value for name, value in config.to_dict().items() if name not in ("steps", "seed")}
     shared |= {"check_data": False, "check_teacher": False}  # both are checked once, before the first run
-    setup = ComparisonSetup(teacher, student, train, val, budget, accelerator.device, shared)
+    setup = ComparisonSetup(
+        teacher=teacher,
+        student=student,
+        train=train,
+        val=val,
+        budget=budget,
+        device=accelerator.device,
+        options=shared,
+    )
     if config.crop_size is None:
-        # One size for all: what suits the student alone may not suit the teacher.
+        # All runs use one size; the default of the student alone may not be accepted by the teacher.
         setup.options["crop_size"] = default_crop(train, [setup.new_student(0), setup.open_teacher()])
     return setup
 
 
-def _settle(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Write settings down, or hold them against those that were written before."""
-    now: dict[str, Any] = json.loads(json.dumps(settings))
+def _write_or_compare(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Write settings to a new file, or raise ValueError if they differ from those in an existing one."""
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
     if not path.is_file():
-        write_json(path, now)
-        return now
-    if changed := differences(read_json(path), now):
+        write_json(path, plain)
+        return plain
+    if changed := differences(read_json(path), plain):
         raise ValueError(
-            f"{path.parent} holds runs of other settings, which cannot stand in one table with these:\n"
+            f"{path.parent} contains runs with other settings, which cannot be in one table with these:\n"
             f"{listed(changed)}\nPass the same settings, or another output_dir."
         )
-    return now
+    return plain
 
 
 def _teacher_scores(setup: ComparisonSetup, path: Path) -> dict[str, float]:
+    """Score the teacher on the validation data, once; later calls read the scores from the file."""
     if not path.is_file():
-        width = setup.options["boundary_width"]
-        guide = setup.open_teacher()
-        scores = evaluate(
-            guide if isinstance(guide, Runtime) else TorchRuntime(guide, setup.device, name="the teacher"),
+        teacher = setup.open_teacher()
+        metrics = evaluate(
+            teacher if isinstance(teacher, Runtime) else TorchRuntime(teacher, setup.device, name="the teacher"),
             setup.val,
-            boundary_width=width,
+            boundary_width=setup.options["boundary_width"],
             device=setup.device,
             match_classes=setup.options["match_classes"],
         )
-        write_json(path, scores.to_dict())
+        write_json(path, metrics.to_dict())
     scores = read_json(path)
     return {name: scores[name] for name in SCORES}
 
 
 def _plan(setup: ComparisonSetup, name: str, method: DistillationLoss | None, folder: Path) -> dict[str, Any]:
-    """Steps of each run of a method, once it is tried, and timed for a budget of seconds; what fails fails here."""
+    """Run a short trial so that errors surface early; a time budget also times it. Return the steps of each run."""
     path, budget = folder / name / "plan.json", setup.budget
     if not path.is_file():
         console.print(f"Trying {name}", highlight=False)
         if budget.unit == "steps":
-            _trial(setup, method, 1)
+            _run_trial(setup, method, 1)
             write_json(path, {"steps": int(budget.amount)})
         else:
-            ms_per_step = time_per_step(lambda steps: _trial(setup, method, steps), budget.amount)
+            ms_per_step = time_per_step(lambda steps: _run_trial(setup, method, steps), budget.amount)
             write_json(path, {"steps": budget.steps(ms_per_step), "ms_per_step": ms_per_step})
     plan: dict[str, Any] = read_json(path)
     return plan
 
 
-def _trial(setup: ComparisonSetup, method: DistillationLoss | None, steps: int) -> list[dict[str, Any]]:
-    """The history of a short run without evaluation, which leaves nothing."""
+def _run_trial(setup: ComparisonSetup, method: DistillationLoss | None, steps: int) -> list[dict[str, Any]]:
+    """Train for a few steps in a temporary folder, without evaluation, and return the history."""
     with TemporaryDirectory() as scratch:
         options = {"steps": steps, "log_every": LOG_EVERY, "evaluate_every": steps, "trackers": (), "seed": 0}
         return setup.fit(method, setup.new_student(0), None, Path(scratch), **options).history
+
+
+def _claim_runs(folders: RunFolders) -> Generator[tuple[tuple[int, str], Path]]:
+    """Yield the unfinished runs, each locked for other processes while it is trained.
+
+    Runs that another process has locked come last. They are waited for, because that process may stop before it has
+    finished them.
+    """
+    remaining = dict(folders)
+    for timeout in (0, -1):
+        for run, folder in list(remaining.items()):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with FileLock(folder / LOCK_FILE, timeout=timeout):
+                    if not (folder / RESULT_FILE).is_file():
+                        yield run, folder
+            except Timeout:
+                continue
+            del remaining[run]
+
+
+def _finished_runs(folders: RunFolders) -> list[Run]:
+    return [read_run(folder) for folder in folders.values() if (folder / RESULT_FILE).is_file()]

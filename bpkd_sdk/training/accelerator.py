@@ -1,9 +1,9 @@
-"""Devices, precision and processes, by accelerate: one process, or as many as `accelerate launch` started.
+"""Devices, precision and processes, by accelerate: one process, or as many as `accelerate launch` starts.
 
-Every process holds the whole student and method and works on its share of each batch; gradients are averaged. So all
-processes must start with equal weights and take the same decisions, and only the main one writes. What methods remember
-is equal everywhere too: critics average their gradients, and CIRKD's memory takes in the features of all processes. Its
-mini-batch term compares the images that one process has at a time.
+Every process holds the whole student and method and works on its shard of each batch; gradients are averaged. All
+processes therefore start with equal weights and take the same decisions, and only the main process writes files. The
+state of methods is equal everywhere too: critics average their gradients, and CIRKD's memory receives the features of
+all processes. CIRKD's mini-batch term compares the images of one process at a time.
 """
 
 from __future__ import annotations
@@ -36,50 +36,50 @@ DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf
 
 
 def create_accelerator(config: TrainingConfig) -> Accelerator:
-    """Device, precision and processes from the configuration and from the launcher's environment.
+    """Create the accelerator from the configuration and from the launcher's environment variables.
 
-    Processes other than the main one are silent from then on.
+    The progress output of all processes but the main one is switched off.
 
     Raises:
-        ValueError: If the device is not there, if one GPU is named for several processes, or if a step's images cannot
-            be split evenly.
+        ValueError: If the device does not exist, if one GPU is named for several processes, or if a batch cannot be
+            split evenly.
     """
     kind = config.device.partition(":")[0]
     check_choice("device", kind, ("auto", "cpu", "cuda", "mps"))
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={config.device!r} was asked for, but torch sees no CUDA device. Run `bpkd doctor`.")
+        raise ValueError(f"Got device={config.device!r}, but torch finds no CUDA device. Run `bpkd doctor`.")
     if ":" in config.device:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ValueError(f"device={config.device!r} is one device for several processes; pass {kind!r} instead.")
         torch.cuda.set_device(config.device)
     on_cpu = kind == "cpu" or not torch.accelerator.is_available()
-    # accelerate keeps one state a process; without this a second run could not choose another device or precision.
+    # accelerate keeps one state per process; without a reset, a second run could not use another device or precision.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=_mixed_precision(config.precision, on_cuda=not on_cpu and torch.cuda.is_available()),
         dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
-        # A network may have weights that it never uses; the graph is the same at every step.
         kwargs_handlers=[
+            # A static graph allows networks with weights that no step uses; the graph is the same at every step.
             DistributedDataParallelKwargs(static_graph=True, gradient_as_bucket_view=True),
-            # The main process checks all the data while the others wait.
+            # The other processes wait while the main process checks all the data.
             InitProcessGroupKwargs(timeout=timedelta(hours=3)),
         ],
     )
-    atexit.unregister(_leave_processes)
-    atexit.register(_leave_processes)
+    atexit.unregister(_leave_process_group)
+    atexit.register(_leave_process_group)
     parts = accelerator.num_processes * config.accumulate
     if config.batch_size % parts:
         raise ValueError(
-            f"Expected `batch_size`, the images of a step, to be a multiple of {parts} ({accelerator.num_processes} "
-            f"processes, accumulate={config.accumulate}), but got {config.batch_size}."
+            f"Expected `batch_size`, the number of images per step, to be a multiple of {parts} "
+            f"({accelerator.num_processes} processes, accumulate={config.accumulate}), but got {config.batch_size}."
         )
     progress.console.quiet = not accelerator.is_main_process
     return accelerator
 
 
-def _leave_processes() -> None:
-    """Close the connections to the other processes; torch aborts a process that ends with them open."""
+def _leave_process_group() -> None:
+    """Close the connections between processes, because torch aborts a process that ends with open ones."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -91,18 +91,18 @@ def _mixed_precision(precision: str, *, on_cuda: bool) -> str:
 
 
 def teacher_dtype(config: TrainingConfig, accelerator: Accelerator) -> torch.dtype:
-    """The teacher's own precision, or else the student's."""
+    """Return the data type of the teacher's autocast: its own precision, or the student's by default."""
     if config.teacher_precision is None:
         return DTYPES[accelerator.mixed_precision]
     return DTYPES[_mixed_precision(config.teacher_precision, on_cuda=accelerator.device.type == "cuda")]
 
 
 def synchronize_batch_norm(module: nn.Module) -> None:
-    """Let batch norm see the images of all processes, as in the paper, in every layer that is trained.
+    """Replace every trained batch norm layer, in place, by one that uses the images of all processes, as in the paper.
 
     The critics of SKDS and IFVD are left out: they train themselves, and WGAN-GP differentiates twice, which torch's
-    SyncBatchNorm cannot. A converted layer works outside of training, and on a CPU, like the one it replaces. timm
-    converts its own layers that hold an activation, which torch would drop.
+    SyncBatchNorm does not support. A converted layer behaves like the original one in eval mode and on a CPU. timm
+    converts its own layers that contain an activation, which torch's conversion would drop.
     """
     for parent in list(module.modules()):
         for name, child in parent.named_children():
@@ -111,8 +111,8 @@ def synchronize_batch_norm(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def share_statistics(module: nn.Module, accelerator: Accelerator) -> None:
-    """Give all processes the mean of their running statistics of batch norm; no other buffer differs between them."""
+def average_batch_norm_statistics(module: nn.Module, accelerator: Accelerator) -> None:
+    """Average the running statistics of batch norm over all processes; no other buffer differs between processes."""
     if accelerator.num_processes > 1:
         norms = (part for part in module.modules() if isinstance(part, _NormBase))
         for buffer in (buffer for norm in norms for buffer in norm.buffers() if buffer.is_floating_point()):
@@ -120,7 +120,7 @@ def share_statistics(module: nn.Module, accelerator: Accelerator) -> None:
 
 
 def broadcast_from_main(value: Value) -> Value:
-    """The main process's value, on all processes."""
+    """Return the main process's value on all processes."""
     values = [value]
     broadcast_object_list(values)
     return values[0]

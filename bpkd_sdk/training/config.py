@@ -1,4 +1,4 @@
-"""All settings of a training run, in one frozen record."""
+"""Options of a training run, as one frozen dataclass that checks its values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Optimizer = Literal["sgd", "adamw"]
 LabelSource = Literal["dataset", "teacher"]
 
 DEFAULT_LEARNING_RATE: dict[str, float] = {"sgd": 0.01, "adamw": 6e-4}
-LEAST = {
+MINIMUM = {
     "steps": 1,
     "batch_size": 1,
     "accumulate": 1,
@@ -29,51 +29,54 @@ LEAST = {
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings shared by `train` and `distill`.
+    """Options of a training run, shared by `train` and `distill`.
 
     Attributes:
-        steps: Optimiser steps.
-        batch_size: Images a step, of all processes together.
-        accumulate: Parts that a step's images go through the networks in, one after the other, to save memory. Only
-            what compares the images of a batch notices: batch norm, CIRKD's mini-batch term, and the critics of SKDS
-            and IFVD, which make a step with each part.
-        crop_size: (height, width) of the training crops; None: the first image's size, at most 512 a side.
-        learning_rate: At the first step, without warm-up; None: 0.01 for SGD, 6e-4 for AdamW.
+        steps: Number of optimiser steps.
+        batch_size: Number of images per step, over all processes.
+        accumulate: Number of parts that a batch is split into, which pass through the networks one after the other to
+            save memory. This affects only what compares images of a batch: batch norm, CIRKD's mini-batch term, and the
+            critics of SKDS and IFVD, which do one step per part.
+        crop_size: (height, width) of the training crops; None: the first image's size, at most 512 per side.
+        learning_rate: Learning rate at the first step, without warm-up; None: 0.01 for SGD, 6e-4 for AdamW.
         optimizer: "sgd" (momentum 0.9, as in the paper) or "adamw".
-        weight_decay: 5e-4 in the paper.
-        poly_power: The rate falls to `final_learning_rate` as (1 - step / steps) ** poly_power.
-        final_learning_rate: What the rate falls to; 1e-4 in the paper's configurations.
-        learning_rate_warmup: Steps over which the rate first rises, linearly, to where it then falls.
-        method_warmup: Steps over which the method's terms rise, linearly, to their full weight.
+        weight_decay: Weight decay; 5e-4 in the paper.
+        poly_power: Exponent of the learning rate's decay to `final_learning_rate`, (1 - step / steps) ** poly_power.
+        final_learning_rate: Learning rate at the end of the decay; 1e-4 in the paper's configurations.
+        learning_rate_warmup: Number of steps of a linear rise of the learning rate at the start.
+        method_warmup: Number of steps of a linear rise of the weights of the method's terms at the start.
         gradient_clip: Largest norm of all gradients together; None: no clipping.
         scale: Lowest and highest random scale of the images.
-        base_size: (longer side, shorter side) that images are fitted into at scale 1; None: they stay as they are.
-        max_class_share: Crops of which one class fills more than this share, void apart, are drawn again, ten times at
-            most; 1: any crop will do.
-        student_feature: Path of the student's feature map, for methods that compare features (see
-            `bpkd_sdk.features`); None: the last before its classifier.
-        teacher_feature: Path of the teacher's feature map; None: the last before its classifier.
-        aux_weight: Weight of the auxiliary head's cross-entropy, if the student has such a head.
-        labels: "dataset", or "teacher": the teacher's own prediction stands in for labels.
-        precision: "auto" is bf16 where the GPU has it, else fp16; fp32 on a CPU.
-        teacher_precision: Of the teacher alone; None: as `precision`.
-        teacher_mean: For a teacher in an ONNX file that does not say it: what it expects to be subtracted from images
-            in 0..1, per RGB channel; None: ImageNet's.
-        teacher_std: And what they are divided by then; None: ImageNet's.
-        channels_last: Keep networks and images in the memory format that GPUs convolve fastest in half precision.
-        compile: Compile student and teacher with torch.compile; the first step then takes a minute.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        workers: Processes that load data beside each training process; None: none on a CPU, up to 8 beside a GPU.
-        evaluate_every: Steps between evaluations; None: five in a run.
-        checkpoint_every: Steps between checkpoints; None: at each evaluation.
-        log_every: Steps between records in history.jsonl.
-        trackers: Experiment trackers that get the records too, by accelerate's names: "tensorboard", "wandb", ...
-        boundary_width: Of the boundary metrics, see `evaluate`.
-        check_data: Read all the data once before the first step, and refuse what cannot be used.
-        check_teacher: Score the teacher on a few training images before the first step, and warn of what does not fit.
-        match_classes: Hold the class names of teacher and student against the data's, and put their classes in the
-            data's order; False takes them by position.
-        seed: Of initial shuffling, augmentation and dropout.
+        base_size: (longer side, shorter side) that images are resized into at scale 1; None: they keep their size.
+        max_class_share: Largest share of labelled pixels that one class may fill in a crop; other crops are drawn
+            again, at most ten times. 1 accepts every crop.
+        student_feature: Module path of the student's feature map, for methods that compare features (see
+            `bpkd_sdk.features`); None: the last one before its classifier.
+        teacher_feature: Module path of the teacher's feature map; None: the last one before its classifier.
+        aux_weight: Weight of the auxiliary head's cross-entropy, for a student with an auxiliary head.
+        labels: "dataset", or "teacher", which replaces all labels by the teacher's predictions.
+        precision: "auto", "fp32", "fp16" or "bf16"; "auto" is bf16 on a GPU that supports it, fp16 on other GPUs and
+            fp32 on a CPU.
+        teacher_precision: Precision of the teacher, as `precision`; None: that of the student.
+        teacher_mean: Mean per RGB channel of images in 0..1, for a teacher in an ONNX file that does not contain it;
+            None: ImageNet's.
+        teacher_std: Standard deviation per RGB channel of images in 0..1, for the same teachers; None: ImageNet's.
+        channels_last: Whether networks and images use the channels-last memory format, in which GPUs convolve fastest
+            in half precision.
+        compile: Whether student and teacher are compiled by torch.compile; the first step then takes a minute.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        workers: Number of processes that load data for each training process; None: 0 on a CPU, up to 8 with a GPU.
+        evaluate_every: Number of steps between evaluations; None: five evaluations per run.
+        checkpoint_every: Number of steps between checkpoints; None: one checkpoint per evaluation.
+        log_every: Number of steps between records in history.jsonl.
+        trackers: Experiment trackers that receive the records too, by accelerate's names: "tensorboard", "wandb", ...
+        boundary_width: Distance of the boundary metrics in pixels, or as a share of the diagonal if below 1.
+        check_data: Whether all data are read once before the first step, to refuse what cannot be used.
+        check_teacher: Whether the teacher is scored on a few training images before the first step, to warn about one
+            that is connected wrongly.
+        match_classes: Whether classes of teacher and student are matched to the data's by name and put in the data's
+            order; False uses them by position.
+        seed: Seed of shuffling, augmentation and dropout.
     """
 
     steps: int = 40_000
@@ -115,10 +118,10 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        for name, least in LEAST.items():
+        for name, minimum in MINIMUM.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"Expected `{name}` to be at least {least}, but got {value}.")
+            if value is not None and value < minimum:
+                raise ValueError(f"Expected `{name}` to be at least {minimum}, but got {value}.")
         if self.crop_size is not None and min(self.crop_size) < 1:
             raise ValueError(f"Expected `crop_size` to be (height, width), but got {self.crop_size}.")
         if not 0 < self.scale[0] <= self.scale[1]:
@@ -131,7 +134,7 @@ class TrainingConfig:
             raise ValueError(f"Expected `max_class_share` to be above 0, at most 1, but got {self.max_class_share}.")
         if not 0 <= self.final_learning_rate <= self.start_learning_rate:
             raise ValueError(
-                f"Expected `final_learning_rate` to be between 0 and the rate at the start, "
+                f"Expected `final_learning_rate` to be between 0 and the learning rate at the start, "
                 f"{self.start_learning_rate}, but got {self.final_learning_rate}."
             )
         check_choice("optimizer", self.optimizer, get_args(Optimizer))
@@ -141,41 +144,41 @@ class TrainingConfig:
 
     @property
     def start_learning_rate(self) -> float:
-        """`learning_rate`, or the optimiser's own default."""
+        """Learning rate at the first step: `learning_rate`, or the optimiser's default."""
         return DEFAULT_LEARNING_RATE[self.optimizer] if self.learning_rate is None else self.learning_rate
 
     def learning_rate_at(self, step: int) -> float:
-        """The rate of a step, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         fall = self.start_learning_rate - self.final_learning_rate
         rate = self.final_learning_rate + fall * math.pow(1 - step / self.steps, self.poly_power)
         return _ramp(step, self.learning_rate_warmup) * rate
 
     def method_share_at(self, step: int) -> float:
-        """What the method's terms are multiplied with at a step, counted from 0: above 0, at most 1."""
+        """Return the factor on the method's terms at a step, counted from 0: above 0, at most 1."""
         return _ramp(step, self.method_warmup)
 
     @property
     def evaluation_interval(self) -> int:
-        """Steps between evaluations."""
+        """Number of steps between evaluations."""
         return self.evaluate_every or max(1, self.steps // 5)
 
     @property
     def checkpoint_interval(self) -> int:
-        """Steps between checkpoints."""
+        """Number of steps between checkpoints."""
         return self.checkpoint_every or self.evaluation_interval
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the options as plain JSON values."""
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
         }
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> TrainingConfig:
-        """Build from keyword options or JSON values.
+        """Create a configuration from keyword options or JSON values.
 
         Raises:
-            TypeError: For an unknown option; the nearest is named.
+            TypeError: For an unknown option; the nearest known one is named.
             ValueError: For a value out of its range.
         """
         known = [field.name for field in dataclasses.fields(cls)]

@@ -1,7 +1,4 @@
-"""Training batches.
-
-The order of the batches depends on the seed and the step alone, so that a run can be resumed anywhere.
-"""
+"""Training batches. The order of the batches depends only on the seed and the step, so a run can resume anywhere."""
 
 from __future__ import annotations
 
@@ -18,22 +15,36 @@ from bpkd_sdk.data.dataset import image_problem, label_problem, leave_interrupts
 from bpkd_sdk.data.transforms import augment, training_transform
 from bpkd_sdk.training.config import TrainingConfig
 
-Draw = tuple[int, int]  # (how many samples were drawn before, index into the data set)
+Draw = tuple[int, int]  # (number of samples that were drawn before, index of the sample in the data set)
 
 
 def training_loader(
-    dataset: SegmentationDataset, config: TrainingConfig, crop_size: tuple[int, int], *, first_step: int, on_gpu: bool
+    dataset: SegmentationDataset,
+    config: TrainingConfig,
+    crop_size: tuple[int, int],
+    *,
+    use_labels: bool,
+    first_step: int,
+    on_gpu: bool,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches for the steps that are left, `accumulate` of them a step, of all processes together.
+    """Create the loader of the remaining batches, `config.accumulate` of them per step, for all processes together.
+
+    Args:
+        dataset: Training data.
+        config: Options of the run.
+        crop_size: (height, width) of the training crops.
+        use_labels: False returns 0 for every pixel inside the image, for data whose labels the teacher predicts.
+        first_step: Number of steps that were done before.
+        on_gpu: Whether batches are copied to a GPU: memory is then pinned, and worker processes load by default.
 
     Returns:
-        A loader of uint8 images (N, 3, h, w) and labels (N, h, w), uint8 if the data set's are and the void label is
-        one; accelerate gives each process its share.
+        A loader of uint8 images (N, 3, h, w) and labels (N, h, w). Labels are uint8 if both the labels of the data set
+        and its void label fit, and int64 otherwise. accelerate gives each process its shard of a batch.
     """
     draws = range(first_step * config.batch_size, config.steps * config.batch_size)
     workers = config.workers if config.workers is not None else (spare_cores() if on_gpu else 0)
     return DataLoader(
-        _Augmented(dataset, config, crop_size),
+        _AugmentedDataset(dataset, config, crop_size, use_labels=use_labels),
         sampler=_ShuffledDraws(len(dataset), draws, config.seed),
         batch_size=config.batch_size // config.accumulate,
         num_workers=workers,
@@ -44,12 +55,12 @@ def training_loader(
 
 
 def mixed_seed(*parts: int) -> int:
-    """One well-mixed 63-bit seed from several numbers."""
+    """Derive one 63-bit seed from several numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 class _ShuffledDraws(Sampler[Draw]):
-    """Epoch after epoch, each a permutation of its own, cut at both ends to the draws that are left."""
+    """Sampler of one permutation per epoch, cut at both ends to the remaining draws."""
 
     def __init__(self, size: int, draws: range, seed: int) -> None:
         self.size = size
@@ -69,13 +80,15 @@ class _ShuffledDraws(Sampler[Draw]):
             yield draw, permutation[position]
 
 
-class _Augmented(Dataset[tuple[Tensor, Tensor]]):
-    """A data set behind the training transform; each draw has a random stream of its own."""
+class _AugmentedDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Data set with the training transform applied; each draw has its own random stream."""
 
-    def __init__(self, dataset: SegmentationDataset, config: TrainingConfig, crop_size: tuple[int, int]) -> None:
+    def __init__(
+        self, dataset: SegmentationDataset, config: TrainingConfig, crop_size: tuple[int, int], *, use_labels: bool
+    ) -> None:
         self.dataset = dataset
         self.seed = config.seed
-        self.blank = config.labels == "teacher"
+        self.use_labels = use_labels
         self.transform: v2.Transform = training_transform(
             crop_size,
             ignore_index=dataset.ignore_index,
@@ -90,10 +103,10 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
         if problem := image_problem(image) or label_problem(label):
             raise ValueError(f"{self.dataset.sample_name(index)}: {problem}.")
         if self.dataset.ignore_index not in range(256):
-            label = label.long()  # crops are padded with the void label, which uint8 could not hold
+            label = label.long()  # the transform pads crops with the void label, which uint8 cannot hold
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(mixed_seed(self.seed, 1, draw))
-            image, label = augment(self.transform, image, torch.zeros_like(label) if self.blank else label)
-        if wrong := self.dataset.unknown_labels(label):
-            raise ValueError(f"{self.dataset.sample_name(index)}: labels {wrong[:10]} are outside the classes.")
+            image, label = augment(self.transform, image, label if self.use_labels else torch.zeros_like(label))
+        if unknown := self.dataset.unknown_labels(label):
+            raise ValueError(f"{self.dataset.sample_name(index)}: labels {unknown[:10]} are outside the classes.")
         return image, label

@@ -1,4 +1,4 @@
-"""What is minimised: student and method as one module, from a batch to its named loss terms."""
+"""The training objective: student and distillation method as one module, from a batch to its named loss terms."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from bpkd_sdk.training.config import TrainingConfig
 
 
 class Objective(nn.Module):
-    """Student and method as one module from a batch to its loss terms.
+    """Student and method as one module that maps a batch to its loss terms.
 
-    One forward pass of one module is what distributed data parallelism and autocast wrap; the student inside stays as
-    it is, so that it is evaluated and saved in full precision, and uncompiled.
+    DistributedDataParallel and autocast wrap one forward pass of one module. The student inside is not wrapped, so that
+    it is evaluated and saved in full precision and without torch.compile.
 
     Args:
-        student: The network to train.
-        capture: Of its feature map.
-        method: Prepared for the two networks, or None.
-        config: All options.
-        ignore_index: The void label.
+        student: Network to train.
+        capture: Recorder of the student's feature map.
+        method: Distillation method, prepared for the two networks; None trains on the labels alone.
+        config: Options of the run.
+        ignore_index: Void label of the data set.
     """
 
     def __init__(
@@ -45,81 +45,107 @@ class Objective(nn.Module):
         self.student = student
         self.method = method
         self.capture = capture
-        self.spec = get_spec(student)
         self.config = config
         self.ignore_index = ignore_index
-        self.run_student = runner(student, config)
+        self.call_student = compiled_call(student, config)
 
     def forward(
-        self, images: Tensor, labels: Tensor, teacher: SegmentationOutput | None, pixels: Tensor, share: float
+        self,
+        images: Tensor,
+        labels: Tensor,
+        teacher: SegmentationOutput | None,
+        labelled_pixels: Tensor,
+        method_share: float,
     ) -> dict[str, Tensor]:
-        """The weighted terms of one batch.
+        """Run the student on a batch and return the weighted loss terms.
 
         Args:
-            images: (N, 3, h, w) uint8.
-            labels: (N, h, w) integers.
-            teacher: Its output for these images, or None.
-            pixels: What the sum of the pixels' cross-entropies is divided by, see `cross_entropy`.
-            share: How far the method's warm-up is, above 0 and at most 1.
+            images: uint8 (N, 3, h, w).
+            labels: Integers (N, h, w).
+            teacher: Output of the teacher for these images; None without a teacher.
+            labelled_pixels: Divisor of the summed cross-entropy, see `cross_entropy`.
+            method_share: Factor on the method's terms during its warm-up, above 0 and at most 1.
 
         Returns:
-            Scalars by name.
+            Scalars by name: "ce", "aux" if the student has an auxiliary head, and the terms of the method.
         """
-        labels = labels.long()  # here, on the device: they come as bytes
-        if self.config.labels == "teacher" and teacher is not None:
-            labels = torch.where(labels == self.ignore_index, labels, to_mask(_resized(teacher.logits, labels)))
-        student = replace(self._study(images), features=self.capture.take())
-        terms = {"ce": cross_entropy(student.logits, labels, self.ignore_index, pixels)}
+        labels = labels.long()  # converted on the device, because labels are transferred as uint8
+        student = replace(self._run_student(images), features=self.capture.take())
+        terms = {"ce": cross_entropy(student.logits, labels, self.ignore_index, labelled_pixels)}
         if student.aux_logits is not None:
-            auxiliary = cross_entropy(student.aux_logits, labels, self.ignore_index, pixels)
+            auxiliary = cross_entropy(student.aux_logits, labels, self.ignore_index, labelled_pixels)
             terms["aux"] = self.config.aux_weight * auxiliary
         if self.method is not None and teacher is not None:
-            terms |= {name: share * term for name, term in self.method(student, teacher, labels).items()}
+            terms |= {name: method_share * term for name, term in self.method(student, teacher, labels).items()}
         return terms
 
-    def _study(self, images: Tensor) -> SegmentationOutput:
+    def _run_student(self, images: Tensor) -> SegmentationOutput:
         try:
-            return as_output(self.run_student(network_input(self.student, images, self.config)))
+            return as_output(self.call_student(network_input(self.student, images, self.config)))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ValueError(
-                f"{len(images)} image at a time is too few for the student's batch norm, one of which sees a single "
-                "value per channel. Pass a larger batch_size, or a smaller accumulate."
+                f"A batch of {len(images)} image is too small for the student's batch norm: one of its layers gets a "
+                "single value per channel. Pass a larger batch_size or a smaller accumulate."
             ) from error
 
-    def weights(self, terms: Mapping[str, object], share: float) -> dict[str, float]:
-        """What each of these terms was multiplied with, where it is known: its weight times the warm-up's share."""
+    def weights(self, terms: Mapping[str, object], method_share: float) -> dict[str, float]:
+        """Return the factor on each of these terms, the warm-up included; terms with an unknown factor are left out."""
         weights = {"ce": 1.0, "aux": self.config.aux_weight}
         if self.method is not None:
-            weights |= {name: share * weight for name, weight in self.method.weights.items()}
+            weights |= {name: method_share * weight for name, weight in self.method.weights.items()}
         return {name: weights[name] for name in terms if name in weights}
 
 
-def runner(network: nn.Module, config: TrainingConfig) -> Callable[..., Any]:
-    """What calls the network, compiled if configured; no module itself, so it adds nothing to a state dict."""
+def compiled_call(network: nn.Module, config: TrainingConfig) -> Callable[..., Any]:
+    """Return a function that calls the network, compiled by torch.compile if configured.
+
+    It is a bound method and not a module, so it adds nothing to the state dict of a module that keeps it.
+    """
     called = cast("nn.Module", torch.compile(network)) if config.compile else network
     return called.__call__
 
 
 def network_input(network: nn.Module, images: Tensor, config: TrainingConfig) -> Tensor:
-    """uint8 images (N, 3, H, W) as the network takes them: normalised, float32, in the configured memory format."""
+    """Normalise uint8 images (N, 3, H, W) to a network's float32 input, in the configured memory format."""
     inputs = get_spec(network).normalize(images)
     return inputs.contiguous(memory_format=torch.channels_last) if config.channels_last else inputs
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, pixels: Tensor | None = None) -> Tensor:
-    """Cross-entropy of the pixels that are not void, on logits resized to the labels; 0 where all are void.
+def to_device(network: nn.Module, device: torch.device, config: TrainingConfig) -> nn.Module:
+    """Move a network to a device, with its weights in the configured memory format."""
+    network.to(device)
+    return network.to(memory_format=torch.channels_last) if config.channels_last else network
+
+
+def predicted_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """Replace labels by the classes that logits predict; void pixels stay void.
+
+    Args:
+        logits: (N, C, h, w), resized bilinearly to the size of the labels.
+        labels: Integers (N, H, W); only their void pixels are used.
+        ignore_index: Void label.
+
+    Returns:
+        int64 (N, H, W).
+    """
+    labels = labels.long()
+    return torch.where(labels == ignore_index, labels, to_mask(_resize(logits, labels)))
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, labelled_pixels: Tensor | None = None) -> Tensor:
+    """Compute the cross-entropy over labelled pixels, with logits resized to the labels; 0 if all pixels are void.
 
     Args:
         logits: (N, C, h, w).
-        labels: (N, H, W) int64.
-        ignore_index: The void label.
-        pixels: What the sum over pixels is divided by; None: their number, so that it is their mean.
+        labels: int64 (N, H, W).
+        ignore_index: Void label.
+        labelled_pixels: Divisor of the sum over pixels; None divides by the number of labelled pixels (the mean).
     """
-    total = F.cross_entropy(_resized(logits, labels), labels, ignore_index=ignore_index, reduction="sum")
-    return total / ((labels != ignore_index).sum().clamp(min=1) if pixels is None else pixels)
+    total = F.cross_entropy(_resize(logits, labels), labels, ignore_index=ignore_index, reduction="sum")
+    return total / ((labels != ignore_index).sum().clamp(min=1) if labelled_pixels is None else labelled_pixels)
 
 
-def _resized(logits: Tensor, labels: Tensor) -> Tensor:
+def _resize(logits: Tensor, labels: Tensor) -> Tensor:
     return F.interpolate(at_least_float32(logits), labels.shape[1:], mode="bilinear", align_corners=False)

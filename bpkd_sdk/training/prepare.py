@@ -1,224 +1,251 @@
-"""The networks of a run: opened from whatever names them, and held against the data and each other."""
+"""Preparation of a run: data, networks and folder are opened and checked before anything is trained or written."""
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
-from bpkd_sdk.classes import Order, ReorderedNetwork, class_order, reorder_classifier
-from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data import DatasetSubset, SegmentationDataset, open_dataset
+from bpkd_sdk.data.dataset import expect_dataset
 from bpkd_sdk.errors import listed
-from bpkd_sdk.features import Capture, eval_mode, feature_path, find_module, unwrapped
-from bpkd_sdk.losses import METHODS, DistillationLoss, create_method
-from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, get_spec, load_model
-from bpkd_sdk.output import SegmentationOutput, as_output
-from bpkd_sdk.runtime import Runtime, match_runtime, open_runtime
-from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
+from bpkd_sdk.evaluation import EvaluationProtocol, evaluate
+from bpkd_sdk.losses import Method, create_method
+from bpkd_sdk.models import get_spec
+from bpkd_sdk.runtime import Runtime
+from bpkd_sdk.training.accelerator import broadcast_from_main, create_accelerator, teacher_dtype
+from bpkd_sdk.training.compatibility import (
+    check_trainable,
+    default_crop,
+    feature_paths,
+    match_student,
+    match_teacher,
+    run_on_black_crops,
+    student_order,
+)
 from bpkd_sdk.training.config import TrainingConfig
-from bpkd_sdk.training.teacher import TeacherModel, open_onnx, teacher_logits
+from bpkd_sdk.training.monitor import check_trackers
+from bpkd_sdk.training.records import HISTORY_FILE, Task
+from bpkd_sdk.training.state import check_checkpoint
+from bpkd_sdk.training.teacher import NetworkSource, TeacherModel, open_network, open_teacher
+from bpkd_sdk.training.teacher_check import warn_about_teacher
 
-Network = nn.Module | str | Path
-
-
-def open_network(network: Network, num_classes: int) -> nn.Module:
-    """A module as it is, the network in a checkpoint, or one built by its name."""
-    if isinstance(network, nn.Module):
-        return network
-    if Path(network).suffix in CHECKPOINT_SUFFIXES:
-        return load_model(network)
-    return create_model(str(network), num_classes)
+DataSource = str | Path | SegmentationDataset | tuple[SegmentationDataset, SegmentationDataset | None]
 
 
-def open_teacher(
-    teacher: Network | Runtime, num_classes: int, config: TrainingConfig, device: torch.device
-) -> TeacherModel:
-    """A module in eval mode, or what runs an exported file.
+def prepare(
+    teacher: NetworkSource | Runtime | None,
+    student: NetworkSource,
+    method: Method | None,
+    data: DataSource,
+    config: TrainingConfig,
+    protocol: EvaluationProtocol,
+    output_dir: str | Path | None,
+    resume: bool,
+) -> Task:
+    """Open and check everything that a run needs; arguments and errors as `bpkd_sdk.distill`.
 
-    Raises:
-        ValueError: If a module is in training mode, a file returns no logits, or an option is for another teacher.
+    The checks go from the cheapest to those that read all of the data. The student is changed, and the folder of the
+    run created, only after all of them have passed.
     """
-    suffix = Path(teacher).suffix if isinstance(teacher, (str, Path)) else ""
-    if suffix == ".onnx":
-        return _checked_runtime(open_onnx(Path(str(teacher)), device, config.teacher_mean, config.teacher_std), config)
-    if config.teacher_mean or config.teacher_std:
-        raise ValueError(
-            "teacher_mean and teacher_std are for an ONNX file that does not say how images are normalised. A module "
-            "says it by its spec: teacher.spec = NetworkSpec(name=None, num_classes=..., mean=..., std=...). A "
-            "checkpoint or an engine says it itself."
-        )
-    if isinstance(teacher, Runtime) or suffix in ENGINE_SUFFIXES:
-        return _checked_runtime(open_runtime(teacher, device), config)
-    network = open_network(teacher, num_classes)
-    if isinstance(teacher, (str, Path)) and suffix not in CHECKPOINT_SUFFIXES:
-        warnings.warn(f"The teacher {teacher!r} is built by name and has random weights.", stacklevel=4)
-        return network.eval()
-    training = [name or "the network" for name, module in network.named_modules() if module.training]
-    if training:
-        raise ValueError(f"The teacher is in training mode ({training[0]}). Call teacher.eval() first.")
-    return network
+    check_trackers(config.trackers)
+    accelerator = create_accelerator(config)
+    train_set, val_set = _open_data(data, config)
+    torch.manual_seed(config.seed)
+    teacher_model = None
+    if teacher is not None:
+        teacher_model = open_teacher(teacher, train_set.num_classes, config, accelerator.device)
+    network = open_network(student, train_set.num_classes)
+    for dataset in filter(None, (train_set, val_set)):
+        _check_first_sample(dataset, config)
 
+    networks = [model for model in (network, teacher_model) if model is not None]
+    crop_size = config.crop_size or default_crop(train_set, networks)
+    loss = None
+    if method is not None:
+        loss = create_method(method, train_set.num_classes, ignore_index=train_set.ignore_index)
+    features = feature_paths(network, teacher_model, loss, config)
+    images = config.batch_size // (config.accumulate * accelerator.num_processes)
+    outputs = [
+        run_on_black_crops(role, model, path, train_set, crop_size, images)
+        for role, model, path in zip(("student", "teacher"), (network, teacher_model), features, strict=True)
+        if model is not None
+    ]
+    check_trainable(network, outputs[0].logits)
+    if loss is not None:
+        loss.prepare(*outputs)
+    labels_from_teacher = _labels_from_teacher(train_set, val_set, config)
 
-def match_teacher(teacher: TeacherModel, dataset: SegmentationDataset, config: TrainingConfig) -> TeacherModel:
-    """Return the teacher with its classes in the data's order; it is not changed itself.
+    if teacher_model is not None:
+        teacher_model = match_teacher(teacher_model, train_set, config)
+    order = student_order(network, train_set, config)
+    if accelerator.is_main_process:  # the other processes wait in _open_folder
+        largest = _check_data(train_set, val_set, config, need_labels=not labels_from_teacher)
+        if teacher_model is not None and config.check_teacher:
+            dtype = teacher_dtype(config, accelerator)
+            warn_about_teacher(teacher_model, train_set, crop_size, accelerator.device, dtype, config.base_size)
+        if val_set is not None:
+            reference = teacher_model if labels_from_teacher else None
+            sample = DatasetSubset(val_set, [largest])
+            _try_validation(network, sample, reference, config, protocol, accelerator.device)
 
-    Raises:
-        ValueError: If its classes are not the data's.
-    """
-    if isinstance(teacher, Runtime):
-        return match_runtime(teacher, dataset, dataset.name, match_classes=config.match_classes)
-    order = class_order(
-        get_spec(teacher),
-        dataset,
-        network_name="The teacher",
-        data_name=dataset.name,
-        match_classes=config.match_classes,
-    )
-    if order is None:
-        return teacher
-    matched = ReorderedNetwork(teacher, order).to(_device(teacher))
-    matched.spec = replace(  # type: ignore[assignment]
-        get_spec(teacher), class_names=dataset.class_names, palette=dataset.palette
-    )
-    return matched
-
-
-def student_order(student: nn.Module, dataset: SegmentationDataset, config: TrainingConfig) -> Order | None:
-    """Return the student's column of each class of the data; None for the same order.
-
-    Raises:
-        ValueError: If its classes are not the data's.
-    """
-    return class_order(
-        get_spec(student),
-        dataset,
-        network_name="The student",
-        data_name=dataset.name,
-        match_classes=config.match_classes,
-    )
-
-
-def match_student(
-    student: nn.Module, dataset: SegmentationDataset, crop_size: tuple[int, int], order: Order | None
-) -> None:
-    """Put the student's classifier in the data's order, in place, and give the student the data's classes.
-
-    Raises:
-        ValueError: If its classifier cannot be put in order.
-    """
-    if order is not None:
-        images = torch.rand(1, 3, *crop_size, generator=torch.Generator().manual_seed(0)).to(_device(student))
-        with eval_mode(student):
-            reorder_classifier(unwrapped(student), order, images)
-    student.spec = replace(  # type: ignore[assignment]
-        get_spec(student), num_classes=dataset.num_classes, class_names=dataset.class_names, palette=dataset.palette
+    match_student(network, train_set, crop_size, order)
+    verb = "train" if loss is None else loss.name
+    title = f"{verb} {get_spec(network).name or type(network).__name__}"
+    folder, is_new = _open_folder(output_dir, title, resume, accelerator)
+    if accelerator.is_main_process:
+        try:
+            check_checkpoint(network, folder)
+        except Exception:
+            if is_new:
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
+    return Task(
+        title=title,
+        student=network,
+        teacher=teacher_model,
+        method=loss,
+        features=features,
+        train=train_set,
+        val=val_set,
+        labels_from_teacher=labels_from_teacher,
+        crop_size=crop_size,
+        config=config,
+        protocol=protocol,
+        output_dir=folder,
+        accelerator=accelerator,
     )
 
 
-def _checked_runtime(runtime: Runtime, config: TrainingConfig) -> Runtime:
-    if runtime.metadata["argmax"]:
+def _open_data(data: DataSource, config: TrainingConfig) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    """Open training and validation data; check their classes and sizes, without reading a sample."""
+    train_set, val_set = _open_splits(data)
+    for dataset in filter(None, (train_set, val_set)):
+        dataset.check_classes()
+    if len(train_set) < config.batch_size:
         raise ValueError(
-            f"The teacher {runtime.name} returns masks, and methods compare logits. Export it with argmax=False."
+            f"{train_set.name} has {len(train_set)} images, too few for a batch of {config.batch_size} different ones. "
+            f"Pass batch_size={len(train_set)} or less, or more data."
         )
-    if config.teacher_precision is not None:
-        raise ValueError(f"{runtime.name} has a precision of its own; leave out teacher_precision.")
-    return runtime
+    if val_set is not None and not len(val_set):
+        raise ValueError(f"{val_set.name} has no images to validate on; pass data=(train, None) to train without.")
+    return train_set, val_set
 
 
-def default_crop(dataset: SegmentationDataset, networks: Sequence[TeacherModel]) -> tuple[int, int]:
-    """The first image's size, at most 512 a side, as all networks take it; that of a file which takes only one."""
-    for network in networks:
-        if isinstance(network, Runtime) and network.accepts.fixed_size is not None:
-            return network.accepts.fixed_size
-    divisor = math.lcm(*(_divisor(network) for network in networks))
-    height, width = (max(divisor, min(side, 512) // divisor * divisor) for side in dataset[0][0].shape[1:])
-    return height, width
+def _open_splits(data: DataSource) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    if isinstance(data, (str, Path)):
+        return open_dataset(data, split="train"), open_dataset(data, split="val")
+    if isinstance(data, tuple):
+        if len(data) != 2:
+            raise ValueError(f"Expected `data` to be a pair (train, val), but got {len(data)} entries.")
+        train_set, val_set = data
+        expect_dataset(train_set, "data[0]")
+        if val_set is not None:
+            expect_dataset(val_set, "data[1]")
+        if val_set is not None and val_set.class_names != train_set.class_names:
+            raise ValueError(
+                f"Training and validation data have different classes: {train_set.class_names} and "
+                f"{val_set.class_names}."
+            )
+        return train_set, val_set
+    expect_dataset(data, "data")
+    return data, None
 
 
-def _divisor(network: TeacherModel) -> int:
-    return (network.spec if isinstance(network, Runtime) else get_spec(network)).size_divisor
+def _check_first_sample(dataset: SegmentationDataset, config: TrainingConfig) -> None:
+    finding = dataset.examine_sample(0)
+    if not finding.problem:
+        return
+    if config.check_data:
+        dataset.check()  # raises an error that lists all problems
+    raise ValueError(f"{dataset.name} cannot be used:\n{listed([finding.problem])}{dataset.label_advice([finding])}")
 
 
-def feature_paths(
-    student: nn.Module, teacher: TeacherModel | None, method: DistillationLoss | None, config: TrainingConfig
-) -> tuple[str | None, str | None]:
-    """The paths of both feature maps, or None where the method needs none.
+def _labels_from_teacher(
+    train_set: SegmentationDataset, val_set: SegmentationDataset | None, config: TrainingConfig
+) -> bool:
+    """Return whether the teacher's predictions replace the labels; raise ValueError if labels are needed and missing.
 
-    Raises:
-        ValueError: If it needs them and the teacher is a file; for a configured path that does not exist.
+    This is the only place that reads `TrainingConfig.labels`; the rest of a run reads `Task.labels_from_teacher`.
     """
-    for network, path in ((student, config.student_feature), (teacher, config.teacher_feature)):
-        if path is not None and isinstance(network, nn.Module):
-            find_module(network, path)
-    if teacher is None or method is None or not method.needs_features:
-        return None, None
-    if isinstance(teacher, Runtime):
-        enough = [name for name in METHODS if not create_method(name, 1).needs_features]
+    if config.labels == "teacher":
+        return True
+    if not train_set.has_labels:
         raise ValueError(
-            f"The method {method.name!r} compares feature maps, and the teacher {teacher.name} gives logits only. Take "
-            f"the teacher's checkpoint, or a method that needs no more:\n{listed(enough)}"
+            f"{train_set.name} has no labels. Use distill(..., labels='teacher') to learn from the teacher."
         )
-    return config.student_feature or feature_path(student), config.teacher_feature or feature_path(teacher)
+    if val_set is not None and not val_set.has_labels:
+        raise ValueError(f"{val_set.name} has no labels to validate with; pass (train, None) to train without.")
+    return False
 
 
-@torch.no_grad()
-def probe(
-    role: str,
-    network: TeacherModel,
-    feature: str | None,
-    dataset: SegmentationDataset,
-    crop_size: tuple[int, int],
-    images: int,
-) -> SegmentationOutput:
-    """A network's output for black crops, once it is clear that it takes them and has the data's classes.
+def _check_data(
+    train_set: SegmentationDataset, val_set: SegmentationDataset | None, config: TrainingConfig, *, need_labels: bool
+) -> int:
+    """Read and check all the data, if configured.
 
-    Args:
-        role: "student" or "teacher".
-        network: Is left as it was.
-        feature: Path of a feature map to record, or None.
-        dataset: Training data.
-        crop_size: (height, width).
-        images: How many at once; a module takes any number, and is asked for one.
-
-    Raises:
-        ValueError: If it cannot take the crops, or has other classes.
+    Returns:
+        The index of the largest validation image; 0 if the data were not read.
     """
-    divisor = _divisor(network)
-    if any(side % divisor for side in crop_size):
-        nearest = tuple(max(divisor, round(side / divisor) * divisor) for side in crop_size)
-        raise ValueError(
-            f"Expected `crop_size` to be multiples of {divisor}, which the {role} needs, but got {crop_size}. "
-            f"Nearest: {nearest}."
-        )
-    if isinstance(network, Runtime):
-        with _taking_crops(role, crop_size):
-            output = SegmentationOutput(teacher_logits(network, torch.zeros(images, 3, *crop_size, dtype=torch.uint8)))
+    if not config.check_data:
+        return 0
+    if need_labels:
+        train_set.check_for_training()
     else:
-        with Capture(network, [] if feature is None else [feature]) as capture:
-            with _taking_crops(role, crop_size), eval_mode(network):
-                output = as_output(network(torch.zeros(1, 3, *crop_size, device=_device(network))))
-            output = replace(output, features=capture.take())
-    if output.logits.shape[1] != dataset.num_classes:
-        raise ValueError(
-            f"The {role} predicts {output.logits.shape[1]} classes, but {dataset.name} has {dataset.num_classes}: "
-            f"{', '.join(dataset.class_names[:8])}{', ...' if dataset.num_classes > 8 else ''}."
-        )
-    return output
+        train_set.check()
+    if val_set is None:
+        return 0
+    findings = val_set.examine()
+    val_set.check_findings(findings)
+    sizes = [finding.size or (0, 0) for finding in findings]
+    return max(range(len(sizes)), key=lambda index: sizes[index][0] * sizes[index][1])
 
 
-def _device(network: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-
-
-@contextmanager
-def _taking_crops(role: str, crop_size: tuple[int, int]) -> Iterator[None]:
+def _try_validation(
+    network: nn.Module,
+    sample: SegmentationDataset,
+    reference: TeacherModel | None,
+    config: TrainingConfig,
+    protocol: EvaluationProtocol,
+    device: torch.device,
+) -> None:
+    """Segment and score one validation image, so that errors of the validation surface before the first step."""
+    size = tuple(sample[0][0].shape[1:])
     try:
-        yield
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise ValueError(f"The {role} cannot take a crop of {crop_size}: {error}") from error
+        evaluate(
+            network,
+            sample,
+            protocol=protocol,
+            boundary_width=config.boundary_width,
+            reference=reference,
+            match_classes=config.match_classes,
+            device=device,
+        )
+    except Exception as error:  # a network may raise any exception for a size that it does not accept
+        raise ValueError(
+            f"The validation image {sample.sample_name(0)} of {size} cannot be segmented and scored: {error}\n"
+            "If the network accepts only images of the crops' size, pass protocol=EvaluationProtocol(mode='slide', "
+            "crop_size=(height, width)) with that size; to train without validation, pass data=(train, None)."
+        ) from error
+
+
+def _open_folder(
+    output_dir: str | Path | None, title: str, resume: bool, accelerator: Accelerator
+) -> tuple[Path, bool]:
+    """Create the folder of the run if it does not exist; return it, and whether it is new."""
+    if output_dir is None:
+        stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+        output_dir = Path("runs") / f"{stamp}-{title.replace('/', '-').replace(' ', '-')}"
+    folder = Path(broadcast_from_main(str(output_dir)))
+    if not resume and (folder / HISTORY_FILE).exists():
+        raise FileExistsError(f"{folder} contains a run already. Pass resume=True to resume it, or another output_dir.")
+    accelerator.wait_for_everyone()  # all processes have read the folder before the main process creates it
+    is_new = not folder.exists()
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder, is_new

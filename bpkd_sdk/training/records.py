@@ -1,4 +1,4 @@
-"""The state of an unfinished run: one safetensors file from which the run goes on as if it had never stopped."""
+"""Records of a run: the task in memory, run.json (what the run was) and history.jsonl (how it went)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from accelerate import Accelerator
+from torch import nn
 
 from bpkd_sdk.data import FileDataset, SegmentationDataset
 from bpkd_sdk.errors import differences, flattened, listed
@@ -28,157 +28,71 @@ from bpkd_sdk.features import unwrapped
 from bpkd_sdk.files import file_sha256, read_json, write_atomically, write_json
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.method import describe
-from bpkd_sdk.models import get_spec, save_model
-from bpkd_sdk.models.checkpoint import FORMAT, SUFFIX, content_hash, load_state, read_tensors, write_tensors
+from bpkd_sdk.models import get_spec
+from bpkd_sdk.models.checkpoint import SUFFIX, content_hash
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.config import TrainingConfig
+from bpkd_sdk.training.state import FREE_OPTIONS, STATE_FILE
 from bpkd_sdk.training.teacher import TeacherModel
 
-if TYPE_CHECKING:
-    from bpkd_sdk.training.loop import Task
-
-
-RESUME_FILE = "resume.safetensors"
+RUN_FILE = "run.json"
 HISTORY_FILE = "history.jsonl"
 
-# These may change between the parts of one run.
-FREE_OPTIONS = {
-    "accumulate",
-    "channels_last",
-    "check_data",
-    "check_teacher",
-    "compile",
-    "device",
-    "log_every",
-    "trackers",
-    "workers",
-}
+_PACKAGES = (
+    "bpkd-sdk",
+    "torch",
+    "torchvision",
+    "accelerate",
+    "numpy",
+    "segmentation-models-pytorch",
+    "timm",
+)
+_FINGERPRINT_SAMPLES = 16
 
 
-@dataclass(frozen=True)
-class Position:
-    """How far a run is.
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Everything that a run needs, opened and checked.
 
     Attributes:
-        step: Steps done.
-        seconds: Time spent in them.
-        best_miou: Of the evaluations so far; -1 before the first.
+        title: Title of the run, for progress bars and folders.
+        student: Network to train; its spec contains the data's classes.
+        teacher: Module in eval mode or runtime that returns logits; None for supervised training.
+        method: Distillation method, prepared for the two networks; None for supervised training.
+        features: Module paths of the student's and the teacher's feature map; None if the method uses none.
+        train: Training data.
+        val: Validation data, or None.
+        labels_from_teacher: Whether the teacher's predictions replace the labels, in training and in evaluation.
+        crop_size: (height, width) of the training crops.
+        config: Options of the run.
+        protocol: How validation images are segmented.
+        output_dir: Folder of the run.
+        accelerator: Device, precision and processes.
     """
 
-    step: int = 0
-    seconds: float = 0.0
-    best_miou: float = -1.0
-
-
-def run_settings(
-    config: TrainingConfig, method: DistillationLoss | None, protocol: EvaluationProtocol
-) -> dict[str, Any]:
-    """What the parts of one run must agree in, but for `FREE_OPTIONS`."""
-    return config.to_dict() | {"method": describe(method), "protocol": asdict(protocol)}
-
-
-def save_state(
-    folder: Path,
-    position: Position,
-    settings: Mapping[str, Any],
-    module: nn.Module,
-    optimizer: Optimizer,
-    scaler: Mapping[str, Any],
-) -> None:
-    """Write weights, optimiser and position to one file; a crash leaves the previous one."""
-    state = optimizer.state_dict()
-    tensors = {f"module/{key}": value for key, value in module.state_dict().items()}
-    scalars: dict[str, dict[str, Any]] = {}
-    for index, values in state["state"].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer/{index}/{key}"] = value
-            else:
-                scalars.setdefault(str(index), {})[key] = value
-    header = {
-        "format": FORMAT,
-        "position": vars(position),
-        "settings": dict(settings),
-        "param_groups": state["param_groups"],
-        "optimizer_scalars": scalars,
-        "scaler": dict(scaler),
-    }
-    write_tensors(folder / RESUME_FILE, tensors, header)
-
-
-def try_checkpoint(network: nn.Module, folder: Path) -> None:
-    """Write a checkpoint to the folder of a run and read it back, and remove it.
-
-    Raises:
-        ValueError: If the network, or what its spec says, cannot be written and read.
-        OSError: If the folder cannot be written to.
-    """
-    path = folder / f".trial{SUFFIX}"
-    try:
-        save_model(network, path)
-        header, state = read_tensors(path)
-        if content_hash(state) != header["sha256"]:
-            raise ValueError("what was read differs from what was written")
-    except Exception as error:
-        path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise
-        raise ValueError(
-            f"A checkpoint of {type(network).__name__} cannot be written and read again: {error}. The facts in its "
-            "spec must be plain numbers and text."
-        ) from error
-    path.unlink()
-
-
-def restore_state(
-    folder: Path, settings: Mapping[str, Any], module: nn.Module, optimizer: Optimizer
-) -> tuple[Position, dict[str, Any]]:
-    """Load what `save_state` wrote.
-
-    Returns:
-        The position, and the state of the gradient scaler.
-
-    Raises:
-        ValueError: If the run was started with other settings, or with other networks.
-    """
-    path = folder / RESUME_FILE
-    header, tensors = read_tensors(path)
-    if missing := {"position", "settings", "param_groups", "optimizer_scalars", "scaler"} - header.keys():
-        raise ValueError(f"{path} holds no state of a run: it lacks {', '.join(sorted(missing))}. Restore the file.")
-    _check_same_run(path, header["settings"], settings)
-    load_state(module, _below(tensors, "module"), source=str(path))
-    slots: dict[int, dict[str, Any]] = {
-        int(index): dict(values) for index, values in header["optimizer_scalars"].items()
-    }
-    for key, value in _below(tensors, "optimizer").items():
-        index, name = key.split("/", 1)
-        slots.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": slots, "param_groups": header["param_groups"]})
-    return Position(**header["position"]), header["scaler"]
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{prefix}/"): value for key, value in tensors.items() if key.startswith(f"{prefix}/")}
-
-
-def _check_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    defaults = TrainingConfig().to_dict() | {"protocol": asdict(EvaluationProtocol())}  # of what is newer than the run
-    plain = (json.loads(json.dumps(facts)) for facts in (defaults | dict(before), now))
-    if changed := differences(*({key: facts[key] for key in facts.keys() - FREE_OPTIONS} for facts in plain)):
-        raise ValueError(
-            f"The run in {path.parent} was started with other options, so it cannot be resumed with these:\n"
-            f"{listed(changed)}\nPass the same options, or another output_dir."
-        )
+    title: str
+    student: nn.Module
+    teacher: TeacherModel | None
+    method: DistillationLoss | None
+    features: tuple[str | None, str | None]
+    train: SegmentationDataset
+    val: SegmentationDataset | None
+    labels_from_teacher: bool
+    crop_size: tuple[int, int]
+    config: TrainingConfig
+    protocol: EvaluationProtocol
+    output_dir: Path
+    accelerator: Accelerator
 
 
 def append_history(folder: Path, record: Mapping[str, Any]) -> None:
-    """Add one record to history.jsonl."""
+    """Append one record to history.jsonl."""
     with (folder / HISTORY_FILE).open("a") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def read_history(folder: Path, last_step: int | None = None) -> list[dict[str, Any]]:
-    """The records up to and including `last_step`; a line cut short by a crash is left out."""
+    """Read the records up to and including `last_step`, without a last line that a crash cut short."""
     path = folder / HISTORY_FILE
     lines = path.read_text().splitlines() if path.is_file() else []
     records = []
@@ -191,59 +105,44 @@ def read_history(folder: Path, last_step: int | None = None) -> list[dict[str, A
 
 
 def truncate_history(folder: Path, last_step: int) -> None:
-    """Drop the records of steps that will be done again."""
+    """Remove the records of the steps after `last_step`, which will be repeated."""
     kept = read_history(folder, last_step)
     write_atomically(folder / HISTORY_FILE, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
-RUN_FILE = "run.json"
-
-_PACKAGES = (
-    "bpkd-sdk",
-    "torch",
-    "torchvision",
-    "accelerate",
-    "numpy",
-    "segmentation-models-pytorch",
-    "timm",
-)
-_SAMPLES = 16
-
-
-def write_run(task: Task, first_step: int) -> dict[str, Any]:
-    """Write run.json, or add one more part to that of a run that goes on; returns what it says."""
+def write_run(task: Task, first_step: int) -> None:
+    """Write run.json: configuration, data, networks, versions and machine; a resumed run adds one more part."""
     path = task.output_dir / RUN_FILE
-    facts = read_json(path) if first_step and path.is_file() else _facts(task)
-    facts["parts"].append(_part(task, first_step))
+    facts = read_json(path) if first_step and path.is_file() else _run_facts(task)
+    facts["parts"].append(_part_facts(task, first_step))
     write_json(path, facts)
-    return facts
 
 
 def check_same_inputs(task: Task) -> None:
-    """Hold the inputs of a run that goes on against its run.json; warn of other versions of packages.
+    """Compare the inputs of a resumed run with its run.json, and warn about other versions of packages.
 
-    Compared are data, class names, teacher, network of the student, crop size and feature maps; the options are held
-    against the state that the run goes on from.
+    The data, the class names, the teacher, the student's architecture, the crop size and the feature maps are compared.
+    The options are compared by `restore_state`.
 
     Raises:
-        ValueError: If any of them differ; they are named.
+        ValueError: If any of them differ; the message names them.
     """
     path = task.output_dir / RUN_FILE
-    if not (task.output_dir / RESUME_FILE).is_file() and any(task.output_dir.glob(f"*{SUFFIX}")):
+    if not (task.output_dir / STATE_FILE).is_file() and any(task.output_dir.glob(f"*{SUFFIX}")):
         warnings.warn(
-            f"{task.output_dir} holds a run but no {RESUME_FILE} to go on from; it starts again from the first step.",
+            f"{task.output_dir} contains a run but no {STATE_FILE} to resume from, so the run starts from step 1.",
             stacklevel=2,
         )
     if not path.is_file():
         warnings.warn(
-            f"{path} is missing, so whether data and teacher are those of the run is not known.", stacklevel=2
+            f"{path} is missing, so the data and the teacher cannot be compared with those of the run.", stacklevel=2
         )
         return
     before = read_json(path)
     if not isinstance(before, dict) or not before.get("parts"):
-        raise ValueError(f"{path} does not describe a run. Restore it, or delete it to go on without the comparison.")
-    known, now = (flattened(_inputs(facts)) for facts in (before, json.loads(json.dumps(_facts(task)))))
-    # An earlier version wrote fewer facts.
+        raise ValueError(f"{path} does not describe a run. Restore it, or delete it to resume without the comparison.")
+    known, now = (flattened(_input_facts(facts)) for facts in (before, json.loads(json.dumps(_run_facts(task)))))
+    # A run.json of an earlier version contains fewer facts; only those are compared.
     if changed := differences(known, {key: value for key, value in now.items() if key in known}):
         raise ValueError(
             f"The run in {task.output_dir} was started with other inputs, so it cannot be resumed with these:\n"
@@ -251,14 +150,14 @@ def check_same_inputs(task: Task) -> None:
         )
     if changed := differences(before["parts"][-1]["versions"], _versions()):
         warnings.warn(
-            f"The run in {task.output_dir} goes on with other versions, so its weights may differ from those of one "
-            f"that was never stopped: {'; '.join(sorted(changed))}.",
+            f"The run in {task.output_dir} resumes with other versions, so its weights may differ from those of an "
+            f"uninterrupted run: {'; '.join(sorted(changed))}.",
             stacklevel=2,
         )
 
 
-def _inputs(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts in run.json that identify the inputs; paths, names of data sets and Python classes do not."""
+def _input_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the facts of run.json that identify the inputs: no paths, names of data sets or Python classes."""
     teacher, student = facts.get("teacher") or {}, facts.get("student") or {}
     identity = "sha256" if teacher.get("sha256") else "file"
     return {
@@ -268,13 +167,13 @@ def _inputs(facts: Mapping[str, Any]) -> dict[str, Any]:
         },
         "teacher": {identity: teacher.get(identity)}
         | {key: (teacher.get("spec") or {}).get(key) for key in ("mean", "std")},
-        "student": {key: student.get(key) for key in ("parameters", "spec")},  # the state brings weights of its own
+        "student": {key: student.get(key) for key in ("parameters", "spec")},  # the state file contains the weights
         "crop_size": facts.get("crop_size"),
         "features": facts.get("features"),
     }
 
 
-def _facts(task: Task) -> dict[str, Any]:
+def _run_facts(task: Task) -> dict[str, Any]:
     return {
         "title": task.title,
         "seed": task.config.seed,
@@ -283,14 +182,14 @@ def _facts(task: Task) -> dict[str, Any]:
         "protocol": dataclasses.asdict(task.protocol),
         "method": describe(task.method),
         "features": dict(zip(("student", "teacher"), task.features, strict=True)),
-        "student": _network(task.student),
-        "teacher": _network(task.teacher),
-        "data": {"train": _data(task.train), "val": _data(task.val)},
+        "student": _network_facts(task.student),
+        "teacher": _network_facts(task.teacher),
+        "data": {"train": _data_facts(task.train), "val": _data_facts(task.val)},
         "parts": [],
     }
 
 
-def _part(task: Task, first_step: int) -> dict[str, Any]:
+def _part_facts(task: Task, first_step: int) -> dict[str, Any]:
     accelerator = task.accelerator
     device = accelerator.device
     return {
@@ -308,29 +207,26 @@ def _part(task: Task, first_step: int) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    own = {"opencv": cv2.__version__, "python": platform.python_version(), "cuda": torch.version.cuda}
-    return {package: version(package) for package in _PACKAGES} | own
+    others = {"opencv": cv2.__version__, "python": platform.python_version(), "cuda": torch.version.cuda}
+    return {package: version(package) for package in _PACKAGES} | others
 
 
-def _network(network: TeacherModel | None) -> dict[str, Any] | None:
+def _network_facts(network: TeacherModel | None) -> dict[str, Any] | None:
     if network is None:
         return None
     if isinstance(network, Runtime):
-        return {"file": network.name, "sha256": _file_hash(network.name), "spec": network.spec.to_dict()}
-    inner = unwrapped(network)
+        sha256 = file_sha256(network.name) if Path(network.name).is_file() else None
+        return {"file": network.name, "sha256": sha256, "spec": network.spec.to_dict()}
+    module = unwrapped(network)
     return {
-        "class": f"{type(inner).__module__}.{type(inner).__qualname__}",
-        "parameters": sum(parameter.numel() for parameter in inner.parameters()),
-        "sha256": content_hash(inner.state_dict()),
+        "class": f"{type(module).__module__}.{type(module).__qualname__}",
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "sha256": content_hash(module.state_dict()),
         "spec": get_spec(network).to_dict(),
     }
 
 
-def _file_hash(path: str) -> str | None:
-    return file_sha256(path) if Path(path).is_file() else None
-
-
-def _data(dataset: SegmentationDataset | None) -> dict[str, Any] | None:
+def _data_facts(dataset: SegmentationDataset | None) -> dict[str, Any] | None:
     if dataset is None:
         return None
     return {
@@ -342,17 +238,17 @@ def _data(dataset: SegmentationDataset | None) -> dict[str, Any] | None:
 
 
 def fingerprint(dataset: SegmentationDataset) -> str:
-    """SHA-256 that tells data sets apart, without reading all of them.
+    """Compute a SHA-256 that distinguishes data sets without reading all of their samples.
 
-    It covers the classes, the number of samples, the pixels of 16 samples from the first to the last, and of data in
-    files the name and size of each. Where they lie makes no difference.
+    The hash covers the classes, the number of samples, the pixels of 16 samples from the first to the last and, for
+    data in files, the name and size of every file. It does not depend on the folder of the data.
     """
     digest = hashlib.sha256(f"{dataset.class_names} {dataset.ignore_index} {len(dataset)}".encode())
     if isinstance(dataset, FileDataset):
         for pair in dataset.pairs:
             for path in filter(None, (pair.image, pair.label)):
                 digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-    count = min(_SAMPLES, len(dataset))
+    count = min(_FINGERPRINT_SAMPLES, len(dataset))
     for i in range(count):
         for tensor in dataset[i * (len(dataset) - 1) // max(1, count - 1)]:
             digest.update(str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
@@ -360,14 +256,14 @@ def fingerprint(dataset: SegmentationDataset) -> str:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit of the repository one stands in, and whether tracked files differ from it; None outside."""
+    """Return the commit of the current folder's repository, and whether tracked files differ from it."""
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     return None if commit is None else {"commit": commit, "modified": bool(changes)}
 
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(  # noqa: S603
+        process = subprocess.run(  # noqa: S603
             ["git", *arguments],  # noqa: S607
             cwd=Path.cwd(),
             capture_output=True,
@@ -377,4 +273,4 @@ def _git(*arguments: str) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return process.stdout.strip()

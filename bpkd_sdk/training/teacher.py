@@ -1,8 +1,9 @@
-"""The teacher: images in, what the method learns from out, without a gradient."""
+"""The teacher: a module or an exported file, opened once and run without gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,94 +13,140 @@ from torch import Tensor, nn
 
 from bpkd_sdk.errors import listed
 from bpkd_sdk.features import Capture
+from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, load_model
 from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec
 from bpkd_sdk.output import SegmentationOutput, as_output
-from bpkd_sdk.runtime import Accepts, Runtime
+from bpkd_sdk.runtime import Accepts, Runtime, open_runtime
+from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.onnx import METADATA_KEY, OnnxRuntime, open_session, run_session
 from bpkd_sdk.training.config import TrainingConfig
-from bpkd_sdk.training.objective import network_input, runner
+from bpkd_sdk.training.objective import compiled_call, network_input, to_device
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-
+NetworkSource = nn.Module | str | Path  # a module, a name of `create_model`, or the path of a checkpoint
 TeacherModel = nn.Module | Runtime
-Teacher = Callable[[Tensor], SegmentationOutput]  # from uint8 images (N, 3, h, w) on the device
+
+_FLOAT_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 
 
-def create_teacher(
-    guide: TeacherModel, capture: Capture, config: TrainingConfig, device: torch.device, dtype: torch.dtype
-) -> Teacher:
-    """What teaches: an exported file by its runtime, or a module.
+class Teacher:
+    """A teacher that runs in inference mode and in its own precision.
 
     Args:
-        guide: A runtime that gives logits, or a module in eval mode, which is moved to the device.
-        capture: Of a module's feature map.
-        config: All options.
-        device: Where a module runs.
-        dtype: Of a module's autocast; float32 for none.
+        model: Module in eval mode, which is moved to the device; or a runtime that returns logits.
+        capture: Recorder of a module's feature map.
+        config: Options of the run.
+        device: Device of a module.
+        dtype: Data type of a module's autocast; float32 for none.
     """
-    if isinstance(guide, Runtime):
-        return lambda images: SegmentationOutput(teacher_logits(guide, images))
-    return ModuleTeacher(guide, capture, config, device, dtype)
+
+    def __init__(
+        self, model: TeacherModel, capture: Capture, config: TrainingConfig, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.model = model
+        self.capture = capture
+        self.config = config
+        self.autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+        if isinstance(model, nn.Module):
+            self.call = compiled_call(to_device(model, device, config), config)
+
+    def __call__(self, images: Tensor) -> SegmentationOutput:
+        """Run the teacher on uint8 images (N, 3, h, w) on the device; return its output without a gradient."""
+        if isinstance(self.model, Runtime):
+            return SegmentationOutput(teacher_logits(self.model, images))
+        with torch.inference_mode(), self.autocast:
+            output = as_output(self.call(network_input(self.model, images, self.config)))
+            features = self.capture.take()
+        # Inference tensors cannot be saved for a backward pass; a clone made outside of inference mode can.
+        return SegmentationOutput(output.logits.clone(), {path: map_.clone() for path, map_ in features.items()})
 
 
 def teacher_logits(runtime: Runtime, images: Tensor) -> Tensor:
-    """Logits (N, C, h, w) of an exported file for uint8 images (N, 3, H, W), on the images' device.
+    """Run an exported file on uint8 images (N, 3, H, W), in several batches if it takes fewer images at once.
 
-    A file that takes fewer images at once is asked several times.
+    Returns:
+        Logits (N, C, h, w) on the images' device.
     """
     parts = torch.split(images, runtime.accepts.batch[1] or len(images))
     return torch.cat([runtime.logits_at_stride(part) for part in parts]).to(images.device)
 
 
-class ModuleTeacher:
-    """A module in inference mode and in its own precision; arguments as `create_teacher`."""
-
-    def __init__(
-        self, network: nn.Module, capture: Capture, config: TrainingConfig, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.network = to_device(network, device, config)
-        self.run = runner(network, config)
-        self.capture = capture
-        self.config = config
-        self.autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-    def __call__(self, images: Tensor) -> SegmentationOutput:
-        """uint8 images (N, 3, h, w) on the device -> its output for them, constant."""
-        with torch.inference_mode(), self.autocast:
-            output = as_output(self.run(network_input(self.network, images, self.config)))
-            features = self.capture.take()
-        # Inference tensors cannot be saved for a backward pass; a clone made outside can.
-        return SegmentationOutput(output.logits.clone(), {path: x.clone() for path, x in features.items()})
+def open_network(source: NetworkSource, num_classes: int) -> nn.Module:
+    """Return a module as it is, load a checkpoint, or build a network by name."""
+    if isinstance(source, nn.Module):
+        return source
+    if Path(source).suffix in CHECKPOINT_SUFFIXES:
+        return load_model(source)
+    return create_model(str(source), num_classes)
 
 
-def to_device(network: nn.Module, device: torch.device, config: TrainingConfig) -> nn.Module:
-    """Move a network, and lay out its weights as configured."""
-    network.to(device)
-    return network.to(memory_format=torch.channels_last) if config.channels_last else network
+def open_teacher(
+    source: NetworkSource | Runtime, num_classes: int, config: TrainingConfig, device: torch.device
+) -> TeacherModel:
+    """Open a teacher as a module in eval mode, or as the runtime of an exported file.
+
+    Args:
+        source: Module, checkpoint, name, ONNX file, TensorRT engine, or an opened runtime.
+        num_classes: Number of classes of a network that is built by name.
+        config: Options of the run: the teacher's precision and normalisation.
+        device: Device of the student. An ONNX file runs on it if it is a CUDA GPU, and otherwise on the CPU.
+
+    Raises:
+        ValueError: If a module is in training mode, a file returns no logits, or an option does not apply.
+    """
+    suffix = Path(source).suffix if isinstance(source, (str, Path)) else ""
+    if suffix == ".onnx":
+        runtime = open_onnx_teacher(Path(str(source)), device, config.teacher_mean, config.teacher_std)
+        return _check_runtime(runtime, config)
+    if config.teacher_mean or config.teacher_std:
+        raise ValueError(
+            "teacher_mean and teacher_std apply only to an ONNX file that does not state how images are normalised. "
+            "For a module, set its spec: teacher.spec = NetworkSpec(name=None, num_classes=..., mean=..., std=...). A "
+            "checkpoint or an engine contains its own normalisation."
+        )
+    if isinstance(source, Runtime) or suffix in ENGINE_SUFFIXES:
+        return _check_runtime(open_runtime(source, device), config)
+    network = open_network(source, num_classes)
+    if isinstance(source, (str, Path)) and suffix not in CHECKPOINT_SUFFIXES:
+        warnings.warn(f"The teacher {source!r} is built by name and has random weights.", stacklevel=4)
+        return network.eval()
+    training = [name or "the network" for name, module in network.named_modules() if module.training]
+    if training:
+        raise ValueError(f"The teacher is in training mode ({training[0]}). Call teacher.eval() first.")
+    return network
 
 
-_FLOATS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
+def _check_runtime(runtime: Runtime, config: TrainingConfig) -> Runtime:
+    if runtime.metadata["argmax"]:
+        raise ValueError(
+            f"The teacher {runtime.name} returns masks, but distillation needs logits. Export it with argmax=False."
+        )
+    if config.teacher_precision is not None:
+        raise ValueError(
+            f"teacher_precision applies only to a module, but {runtime.name} has a fixed precision. Leave it out."
+        )
+    return runtime
 
 
-def open_onnx(
+def open_onnx_teacher(
     path: Path,
     device: torch.device,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Runtime:
-    """Open an ONNX file, ours or another.
+    """Open an ONNX file of this package or of another exporter.
 
     Args:
-        path: The file.
-        device: Of the student; other than a CUDA GPU it means the CPU.
-        mean: Per RGB channel, of images in 0..1; only for a file that is not ours. None: ImageNet's.
-        std: Likewise.
+        path: ONNX file.
+        device: Device of the student; any device but a CUDA GPU means the CPU.
+        mean: Mean per RGB channel of images in 0..1, for a file of another exporter; None: ImageNet's.
+        std: Standard deviation per RGB channel of images in 0..1, for the same files; None: ImageNet's.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no ONNX file, returns no logits, or says itself what `mean` and `std` would.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not ONNX, returns no logits, or contains its own mean and std.
         RuntimeError: If ONNX Runtime cannot use the GPU.
     """
     device = device if device.type == "cuda" else torch.device("cpu")
@@ -107,22 +154,25 @@ def open_onnx(
     if METADATA_KEY not in session.get_modelmeta().custom_metadata_map:
         return ExternalOnnxRuntime(path, session, device, mean or IMAGENET_MEAN, std or IMAGENET_STD)
     if mean or std:
-        raise ValueError(f"{path} says itself how images are normalised; leave out teacher_mean and teacher_std.")
+        raise ValueError(f"{path} contains its own normalisation. Leave out teacher_mean and teacher_std.")
     return OnnxRuntime(path, device)
 
 
 class ExternalOnnxRuntime(Runtime):
-    """A foreign ONNX file as a `Runtime`.
+    """Runtime of an ONNX file that another exporter wrote.
+
+    The file must take one float image (N, 3, H, W) and return one map of logits (N, C, h, w) at any stride. Such a file
+    does not state its normalisation, so the caller provides it.
 
     Args:
-        path: For errors.
-        session: ONNX Runtime's, of the file.
-        device: Where to run.
-        mean: Per RGB channel, of images in 0..1.
-        std: Likewise.
+        path: ONNX file, named in errors.
+        session: ONNX Runtime session of the file.
+        device: Device of the session.
+        mean: Mean per RGB channel of images in 0..1.
+        std: Standard deviation per RGB channel of images in 0..1.
 
     Raises:
-        ValueError: If it does not take one float image, or does not return one map of logits.
+        ValueError: If the file does not take one float image, or does not return one map of logits.
         RuntimeError: If ONNX Runtime cannot use the device.
     """
 
@@ -137,49 +187,49 @@ class ExternalOnnxRuntime(Runtime):
         if device.type == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
             raise RuntimeError(f"ONNX Runtime cannot use {device} for {path}. Run `bpkd doctor`.")
         self.session = session
-        taken = _image_input(path, session)
+        image = _image_input(path, session)
         classes = _logits_output(path, session).shape[1]
-        self.dtype = _FLOATS[taken.type]
+        self.dtype = _FLOAT_TYPES[image.type]
         spec = NetworkSpec(None, classes if isinstance(classes, int) else 0, mean=tuple(mean), std=tuple(std))
         facts = {"preprocess": False, "argmax": False, "precision": str(self.dtype).removeprefix("torch.")}
-        batch, _, height, width = (side if isinstance(side, int) else None for side in taken.shape)
+        batch, _, height, width = (side if isinstance(side, int) else None for side in image.shape)
         super().__init__(
             str(path), spec, facts, device, Accepts(*((side or 1, side) for side in (batch, height, width)))
         )
 
     def infer(self, inputs: Tensor) -> Tensor:
-        """Normalised (N, 3, H, W) -> float32 logits (N, C, H, W) of the images' size."""
+        """Run on normalised images (N, 3, H, W); return float32 logits (N, C, H, W) of the images' size."""
         return F.interpolate(self._run(inputs), inputs.shape[2:], mode="bilinear", align_corners=False)
 
     def logits_at_stride(self, images: Tensor) -> Tensor:
-        """As `logits`, but (N, C, h, w) as the file returns them."""
+        """Run on uint8 images (N, 3, H, W); return float32 logits (N, C, h, w) at the size that the file returns."""
         return self._run(self.prepare(images.permute(0, 2, 3, 1)))
 
     def _run(self, inputs: Tensor) -> Tensor:
         try:
             return run_session(self.session, inputs.to(self.dtype)).float()
-        except Exception as error:  # ONNX Runtime's own errors share no base class
+        except Exception as error:  # the errors of ONNX Runtime have no common base class
             raise RuntimeError(f"{self.name} failed on images of shape {tuple(inputs.shape)}: {error}") from error
 
 
 def _image_input(path: Path, session: InferenceSession) -> Any:
     inputs = session.get_inputs()
-    if len(inputs) == 1 and inputs[0].type in _FLOATS and len(inputs[0].shape) == 4:
+    if len(inputs) == 1 and inputs[0].type in _FLOAT_TYPES and len(inputs[0].shape) == 4:
         channels = inputs[0].shape[1]
         if channels == 3 or not isinstance(channels, int):
             return inputs[0]
-    raise ValueError(f"Expected {path} to take one image, float (N, 3, H, W), but it takes:\n{_listed(inputs)}")
+    raise ValueError(f"Expected {path} to take one image, float (N, 3, H, W), but it takes:\n{_format(inputs)}")
 
 
 def _logits_output(path: Path, session: InferenceSession) -> Any:
     outputs = session.get_outputs()
-    if len(outputs) == 1 and outputs[0].type in _FLOATS and len(outputs[0].shape) == 4:
+    if len(outputs) == 1 and outputs[0].type in _FLOAT_TYPES and len(outputs[0].shape) == 4:
         return outputs[0]
     raise ValueError(
-        f"Expected {path} to return one map of logits, float (N, C, h, w), but it returns:\n{_listed(outputs)}\n"
-        "A teacher's masks are not enough: export it without its last argmax, and with its logits only."
+        f"Expected {path} to return one map of logits, float (N, C, h, w), but it returns:\n{_format(outputs)}\n"
+        "Distillation needs logits, not masks: export the network without its final argmax, with one output."
     )
 
 
-def _listed(values: Any) -> str:
+def _format(values: Any) -> str:
     return listed(f"{value.name}: {value.type} {value.shape}" for value in values)

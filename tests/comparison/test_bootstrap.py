@@ -55,7 +55,7 @@ class Drawn(ShapesDataset):
 
 
 def test_the_interval_is_of_scores_over_drawn_images(networks, runs, monkeypatch):
-    monkeypatch.setattr(statistics, "DRAWS", 8)
+    monkeypatch.setattr(statistics, "BOOTSTRAP_DRAWS", 8)
     draws = np.random.default_rng(0).multinomial(len(DATA), np.full(len(DATA), 1 / len(DATA)), size=8)
     one, other = networks["a"][0], networks["b"][0]
     found = paired_bootstrap({method: paths[:1] for method, paths in runs.items()}, [("a", "b")])["a", "b"]

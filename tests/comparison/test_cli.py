@@ -32,7 +32,7 @@ def folder(tmp_path):
 def command(folder):
     return [
         "compare", "--data", folder / "data", "--teacher", folder / "teacher.safetensors", "--student", NETWORK,
-        "--budget", "steps=2", "--seeds", 1, "--batch-size", 2, "--crop-size", "64x64", "--evaluate-every", 2,
+        "--steps", 2, "--seeds", 1, "--batch-size", 2, "--crop-size", "64x64", "--evaluate-every", 2,
         "--device", "cpu", "--output", folder / "out",
     ]  # fmt: skip
 

@@ -34,7 +34,7 @@ def student(num_classes):
 
 
 def compare(folder, **changes):
-    arguments = {"methods": METHODS, "budget": "steps=4", "seeds": 2, "output_dir": folder} | OPTIONS | changes
+    arguments = {"methods": METHODS, "steps": 4, "seeds": 2, "output_dir": folder} | OPTIONS | changes
     return bpkd_sdk.compare(
         arguments.pop("teacher", teacher()),
         arguments.pop("student", student),
@@ -116,7 +116,7 @@ def test_with_one_seed_all_methods_start_alike_and_see_the_same(tmp_path):
                 self.crops.append(images.clone())
             return self.network(images)
 
-    comparison = compare(tmp_path, student=Watched, budget="steps=7")
+    comparison = compare(tmp_path, student=Watched, steps=7)
     runs = [crops for crops in seen if len(crops) > 1]
     assert len(runs) == 6
     for first, *others in (runs[:3], runs[3:]):
@@ -190,7 +190,7 @@ def test_a_finished_comparison_is_read_and_can_be_added_to(whole):
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        pytest.param({"budget": "steps=5"}, "budget: was 'steps=4', is 'steps=5'", id="budget"),
+        pytest.param({"steps": 5}, "budget: was 'steps=4', is 'steps=5'", id="budget"),
         pytest.param({"learning_rate": 0.1}, "options.learning_rate: was None, is 0.1", id="option"),
         pytest.param({"crop_size": (16, 32)}, r"options.crop_size: was \[32, 32\], is \[16, 32\]", id="crop"),
         pytest.param({"teacher": tiny(9, seed=2).eval()}, "teacher: was ", id="teacher"),
@@ -212,8 +212,8 @@ def test_runs_of_other_settings_are_not_mixed(whole, change, difference):
         pytest.param({"methods": ["bpkd+"]}, ValueError, "`method` to be one of", id="half-a-composition"),
         pytest.param({"methods": {"../x": "bpkd"}}, ValueError, r"letters, digits.*'../x'", id="name"),
         pytest.param({"seeds": 0}, ValueError, "`seeds` to be at least 1, but got 0", id="seeds"),
-        pytest.param({"budget": "steps=abc"}, ValueError, "`budget` to be like .*'steps=abc'", id="budget"),
-        pytest.param({"steps": 3}, TypeError, "`steps` of the runs follows from `budget`", id="steps"),
+        pytest.param({"steps": 0}, ValueError, "`steps` to be a whole number of at least 1, but got 0", id="steps"),
+        pytest.param({"seed": 3}, TypeError, "pass `seeds` instead of `seed`", id="seed"),
         pytest.param({"seed": 3}, TypeError, "`seed` of the runs follows from `seeds`", id="seed"),
         pytest.param({"learning_rat": 3}, TypeError, "Did you mean 'learning_rate'", id="option"),
         pytest.param({"labels": "teacher"}, ValueError, "labels='teacher'", id="labels"),
@@ -254,7 +254,7 @@ def test_equal_seconds_give_a_slower_method_fewer_steps(tmp_path):
             time.sleep(0.06)
             return super().forward(*inputs)
 
-    comparison = compare(tmp_path, methods={"slow": Slow()}, budget="seconds=1", seeds=1, evaluate_every=None)
+    comparison = compare(tmp_path, methods={"slow": Slow()}, steps=None, seconds=1, seeds=1, evaluate_every=None)
     alone, slow = comparison.runs
     assert alone.steps > slow.steps
     for run in comparison.runs:
@@ -267,7 +267,7 @@ def test_equal_seconds_give_a_slower_method_fewer_steps(tmp_path):
     shares = [run.seconds for run in comparison.runs]
     assert f"took {min(shares):.2f} to {max(shares):.2f} times the seconds" in comparison.to_markdown()
     assert (
-        compare(tmp_path, methods={"slow": Slow()}, budget="seconds=1", seeds=1, evaluate_every=None).runs
+        compare(tmp_path, methods={"slow": Slow()}, steps=None, seconds=1, seeds=1, evaluate_every=None).runs
         == comparison.runs
     )
 

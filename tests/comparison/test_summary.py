@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bpkd_sdk.comparison.run import SCORES, Run
-from bpkd_sdk.comparison.statistics import T_95, beyond_noise, summarize
+from bpkd_sdk.comparison.statistics import is_significant, summarize
 
 
 def run(method, seed, miou, *, error=None, memory=1000, ms=10.0):
@@ -65,17 +65,15 @@ def test_best_is_beyond_noise_against_every_other(leader, others, best):
     assert all(row.best == () for name, row in table.items() if name != "leader")
 
 
-def test_the_quantiles_are_those_of_students_t():
-    """The density integrated in float64; tests of exactly that size are at the limit."""
-    for freedom, quantile in enumerate(T_95, 1):
-        t = np.linspace(0, quantile, 200_001)
-        scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
-        assert 2 * np.trapezoid(scale * (1 + t**2 / freedom) ** (-(freedom + 1) / 2), t) == pytest.approx(
-            0.95, abs=1e-4
-        )
-    lead = np.array([-1.0, 0, 1])
-    for factor, expected in ((1.001, True), (0.999, False)):
-        assert beyond_noise(dict(enumerate(lead + factor * T_95[1] / math.sqrt(3)))) is expected
+def test_the_test_is_students_paired_t_test():
+    """The density of Student's t with 2 degrees of freedom, integrated in float64, has 95 % below this quantile."""
+    quantile, freedom = 4.302653, 2
+    t = np.linspace(0, quantile, 200_001)
+    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+    assert 2 * np.trapezoid(scale * (1 + t**2 / freedom) ** (-(freedom + 1) / 2), t) == pytest.approx(0.95, abs=1e-6)
+    differences = np.array([-1.0, 0, 1])
+    for factor, expected in ((1.0001, True), (0.9999, False)):
+        assert is_significant(dict(enumerate(differences + factor * quantile / math.sqrt(3)))) is expected
 
 
 def test_failed_runs_are_counted_and_left_out():

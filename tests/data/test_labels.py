@@ -338,7 +338,7 @@ def run_of(entry, data, folder):
         return bpkd_sdk.distill(tiny(3, seed=1).eval(), tiny(3), data, output_dir=folder, **OPTIONS)
     options = {name: value for name, value in OPTIONS.items() if name != "steps"}
     return bpkd_sdk.compare(
-        tiny(3, seed=1).eval(), tiny(3), data, methods=["cwd"], budget="steps=1", seeds=1, output_dir=folder, **options
+        tiny(3, seed=1).eval(), tiny(3), data, methods=["cwd"], steps=1, seeds=1, output_dir=folder, **options
     )
 
 

@@ -18,9 +18,10 @@ from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.models import NetworkSpec
 from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD
 from bpkd_sdk.runtime import Accepts, MatchedRuntime, TorchRuntime
-from bpkd_sdk.training import teacher_check
-from bpkd_sdk.training.teacher import open_onnx
-from bpkd_sdk.training.teacher_check import TeacherWarning, check_teacher, warn_of_teacher
+from bpkd_sdk.training.teacher import open_onnx_teacher
+from bpkd_sdk.training.teacher_check import TeacherWarning, check_teacher, warn_about_teacher
+from bpkd_sdk.training.teacher_check.crops import MAX_PIXELS, MAX_READ
+from bpkd_sdk.training.teacher_check.fit import Fit, _resize_and_subsample
 
 CPU = torch.device("cpu")
 COLORS = torch.tensor([[30, 30, 30], [220, 40, 40], [40, 220, 40]])
@@ -311,7 +312,7 @@ def test_without_labels(teacher, dataset):
 def test_one_class_in_the_labels_says_nothing_about_chance():
     dataset = Changed(Scenes(length=40), lambda x, y: (x, y * 0))
     assert check(small(), dataset).findings == ()
-    assert len(dataset.dataset.read) == teacher_check.MOST_READ
+    assert len(dataset.dataset.read) == MAX_READ
 
 
 def test_one_class_in_each_label(teacher):
@@ -394,10 +395,10 @@ def export(network, path):
 
 def test_an_onnx_file(sensitive, tmp_path):
     path = export(sensitive, tmp_path / "teacher.onnx")
-    assert check(open_onnx(path, CPU), PATCHES).findings == ()
-    line = finding(open_onnx(path, CPU, (0.5,) * 3, (0.5,) * 3), PATCHES)
+    assert check(open_onnx_teacher(path, CPU), PATCHES).findings == ()
+    line = finding(open_onnx_teacher(path, CPU, (0.5,) * 3, (0.5,) * 3), PATCHES)
     assert line.endswith("Pass teacher_mean=(0.485, 0.456, 0.406), teacher_std=(0.229, 0.224, 0.225).")
-    wrapped = MatchedRuntime(open_onnx(path, CPU, (0.0,) * 3, CAFFE_STD), PATCHES, "data", None)
+    wrapped = MatchedRuntime(open_onnx_teacher(path, CPU, (0.0,) * 3, CAFFE_STD), PATCHES, "data", None)
     assert "Pass teacher_mean=(0.485, 0.456, 0.406)" in finding(wrapped, PATCHES)
 
 
@@ -435,7 +436,7 @@ def test_sizes_are_multiples_of_the_divisor(teacher):
     network.spec = NetworkSpec(None, 3, size_divisor=16)
     assert check(network, Scenes((70, 90)), (64, 64)).pixels == 4 * 64 * 64
     assert check(network, Scenes((90, 13)), (64, 64)).pixels == 4 * 64 * 16  # padded
-    assert check(network, Scenes((1000, 90)), (960, 80)).pixels < teacher_check.MOST_PIXELS
+    assert check(network, Scenes((1000, 90)), (960, 80)).pixels < MAX_PIXELS
 
 
 def test_images_of_all_sizes(teacher):
@@ -496,14 +497,12 @@ def test_every_second_pixel_of_the_bilinear_resize():
     logits = torch.randn(3, 9, 14)
     for size in ((70, 33), (9, 14), (5, 20)):
         resized = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0, :, ::2, ::2]
-        torch.testing.assert_close(teacher_check._at_every_second_pixel(logits, size), resized)
+        torch.testing.assert_close(_resize_and_subsample(logits, size), resized)
 
 
 def test_a_teacher_of_a_weighted_loss_is_not_at_chance():
     """It finds nearly all of a rare class, and as many pixels of the other one too."""
-    fit = teacher_check._Fit(
-        losses=torch.tensor([400.0]), counts=torch.tensor([[970.0, 30.0]]), hits=torch.tensor([[938.0, 29.0]])
-    )
+    fit = Fit(losses=torch.tensor([400.0]), counts=torch.tensor([[970.0, 30.0]]), hits=torch.tensor([[938.0, 29.0]]))
     assert fit.accuracy < fit.most_frequent
     assert fit.cross_entropy > fit.entropy
     assert not fit.is_chance
@@ -511,4 +510,4 @@ def test_a_teacher_of_a_weighted_loss_is_not_at_chance():
 
 def test_findings_become_warnings(teacher):
     with pytest.warns(TeacherWarning, match="no better than chance"):
-        warn_of_teacher(small(), SCENES, (64, 64), CPU, torch.float32, None)
+        warn_about_teacher(small(), SCENES, (64, 64), CPU, torch.float32, None)

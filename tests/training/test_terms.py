@@ -10,7 +10,7 @@ import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.losses import BPKDLoss, CWDLoss
 from bpkd_sdk.training.config import TrainingConfig
-from bpkd_sdk.training.monitor import SILENT, LiveView, LossTermMonitor, SilentTermWarning
+from bpkd_sdk.training.monitor import STEPS_AT_ZERO, LiveView, LossTermMonitor, SilentTermWarning
 from tests.networks import tiny
 
 TRAIN = ShapesDataset("train", length=8, size=(48, 48))
@@ -68,29 +68,29 @@ class OneClass(ShapesDataset):
 
 
 def test_a_term_that_stays_0_is_reported_once(tmp_path):
-    options = {"method": BPKDLoss(9), "crop_size": (8, 8), "log_every": 10, "steps": SILENT, "batch_size": 1}
+    options = {"method": BPKDLoss(9), "crop_size": (8, 8), "log_every": 10, "steps": STEPS_AT_ZERO, "batch_size": 1}
     data = OneClass("train", length=4, size=(32, 32))
     with pytest.warns(SilentTermWarning) as caught:
         bpkd_sdk.distill(tiny(9, seed=1).eval(), tiny(9), (data, None), output_dir=tmp_path, **OPTIONS | options)
     silent = [str(warning.message) for warning in caught if warning.category is SilentTermWarning]
     assert len(silent) == 1
-    assert f"'edge' has been exactly 0 for {SILENT} steps" in silent[0]
+    assert f"'edge' has been exactly 0 for {STEPS_AT_ZERO} steps" in silent[0]
     assert "whether classes meet in the crops" in silent[0]
 
 
 def test_what_to_check_names_the_feature_maps():
     watch = LossTermMonitor(("neck", "head:input"))
-    silence = {"step": SILENT, "terms": {"ce": 1.0, "feature": 0.0}}
+    silence = {"step": STEPS_AT_ZERO, "terms": {"ce": 1.0, "feature": 0.0}}
     with pytest.warns(SilentTermWarning, match="'neck' of the student and 'head:input' of the teacher"):
         watch.observe(silence, first_step=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        watch.observe(silence | {"step": 2 * SILENT}, first_step=SILENT)
+        watch.observe(silence | {"step": 2 * STEPS_AT_ZERO}, first_step=STEPS_AT_ZERO)
 
 
 def test_a_term_that_speaks_now_and_then_is_not_reported():
     watch = LossTermMonitor((None, None))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for step in range(10, 5 * SILENT, 10):
+        for step in range(10, 5 * STEPS_AT_ZERO, 10):
             watch.observe({"step": step, "terms": {"ce": 1.0, "edge": float(step % 40 == 0)}}, first_step=step - 10)

@@ -1,0 +1,200 @@
+"""Compatibility of the networks of a run with the data and with each other: crops, classes and feature maps."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from bpkd_sdk.classes import Order, ReorderedNetwork, class_order, reorder_classifier
+from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.errors import listed
+from bpkd_sdk.features import Capture, eval_mode, feature_path, find_module, unwrapped
+from bpkd_sdk.losses import METHODS, DistillationLoss, create_method
+from bpkd_sdk.models import get_spec
+from bpkd_sdk.output import SegmentationOutput, as_output
+from bpkd_sdk.runtime import Runtime, match_runtime
+from bpkd_sdk.training.config import TrainingConfig
+from bpkd_sdk.training.teacher import TeacherModel, teacher_logits
+from bpkd_sdk.training.teacher_check import output_kind
+
+
+def default_crop(dataset: SegmentationDataset, networks: Sequence[TeacherModel]) -> tuple[int, int]:
+    """Choose the (height, width) of the training crops.
+
+    Returns:
+        The size of the first image, at most 512 per side, reduced to a multiple that all networks accept; or the one
+        size that an exported file accepts.
+    """
+    for network in networks:
+        if isinstance(network, Runtime) and network.accepts.fixed_size is not None:
+            return network.accepts.fixed_size
+    divisor = math.lcm(*(_size_divisor(network) for network in networks))
+    height, width = (max(divisor, min(side, 512) // divisor * divisor) for side in dataset[0][0].shape[1:])
+    return height, width
+
+
+def _size_divisor(network: TeacherModel) -> int:
+    return (network.spec if isinstance(network, Runtime) else get_spec(network)).size_divisor
+
+
+def feature_paths(
+    student: nn.Module, teacher: TeacherModel | None, method: DistillationLoss | None, config: TrainingConfig
+) -> tuple[str | None, str | None]:
+    """Return the module paths of the student's and the teacher's feature map; None if the method uses none.
+
+    Raises:
+        ValueError: If the method compares feature maps and the teacher is an exported file, or if a configured path
+            does not exist.
+    """
+    for network, path in ((student, config.student_feature), (teacher, config.teacher_feature)):
+        if path is not None and isinstance(network, nn.Module):
+            find_module(network, path)
+    if teacher is None or method is None or not method.needs_features:
+        return None, None
+    if isinstance(teacher, Runtime):
+        on_logits = [name for name in METHODS if not create_method(name, 1).needs_features]
+        raise ValueError(
+            f"The method {method.name!r} compares feature maps, but the teacher {teacher.name} returns logits only. "
+            f"Pass the teacher's checkpoint, or a method that uses logits only:\n{listed(on_logits)}"
+        )
+    return config.student_feature or feature_path(student), config.teacher_feature or feature_path(teacher)
+
+
+@torch.no_grad()
+def run_on_black_crops(
+    role: str,
+    network: TeacherModel,
+    feature: str | None,
+    dataset: SegmentationDataset,
+    crop_size: tuple[int, int],
+    batch_size: int,
+) -> SegmentationOutput:
+    """Run a network on black crops, to check that it accepts the crops and has as many classes as the data.
+
+    Args:
+        role: "student" or "teacher", named in errors.
+        network: Network to run; it is not changed.
+        feature: Module path of a feature map to record, or None.
+        dataset: Training data.
+        crop_size: (height, width) of the crops.
+        batch_size: Number of crops for an exported file; a module accepts any number and gets one crop.
+
+    Returns:
+        The output of the network, with the recorded feature map.
+
+    Raises:
+        ValueError: If the network does not accept the crops, or has another number of classes.
+    """
+    divisor = _size_divisor(network)
+    if any(side % divisor for side in crop_size):
+        nearest = tuple(max(divisor, round(side / divisor) * divisor) for side in crop_size)
+        raise ValueError(
+            f"Expected `crop_size` to be multiples of {divisor}, as the {role} requires, but got {crop_size}. Nearest: "
+            f"{nearest}."
+        )
+    if isinstance(network, Runtime):
+        with _crop_errors(role, crop_size):
+            crops = torch.zeros(batch_size, 3, *crop_size, dtype=torch.uint8)
+            output = SegmentationOutput(teacher_logits(network, crops))
+    else:
+        with Capture(network, [] if feature is None else [feature]) as capture:
+            with _crop_errors(role, crop_size), eval_mode(network):
+                output = as_output(network(torch.zeros(1, 3, *crop_size, device=_device(network))))
+            output = replace(output, features=capture.take())
+    if output.logits.shape[1] != dataset.num_classes:
+        raise ValueError(
+            f"The {role} predicts {output.logits.shape[1]} classes, but {dataset.name} has {dataset.num_classes}: "
+            f"{', '.join(dataset.class_names[:8])}{', ...' if dataset.num_classes > 8 else ''}."
+        )
+    return output
+
+
+@contextmanager
+def _crop_errors(role: str, crop_size: tuple[int, int]) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ValueError(f"The {role} cannot process a crop of {crop_size}: {error}") from error
+
+
+def check_trainable(student: nn.Module, logits: Tensor) -> None:
+    """Raise ValueError for a student that cannot be trained, and warn about one that returns probabilities.
+
+    Args:
+        student: Network to train.
+        logits: Its logits (N, C, h, w) for some crops.
+    """
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise ValueError("The student has no parameter that requires a gradient; call student.requires_grad_(True).")
+    if not torch.isfinite(logits).all():
+        raise ValueError("The student's outputs are not finite (NaN or infinity) before training. Check its weights.")
+    if output_kind(list(logits)) == "probabilities":
+        warnings.warn(
+            "The student's outputs lie in 0..1 and sum to 1, so it contains a softmax, but the cross-entropy expects "
+            "logits. Return the logits before the softmax (segmentation-models-pytorch: activation=None).",
+            stacklevel=5,
+        )
+
+
+def match_teacher(teacher: TeacherModel, dataset: SegmentationDataset, config: TrainingConfig) -> TeacherModel:
+    """Wrap a teacher so that its classes are in the data's order; the teacher itself is not changed.
+
+    Raises:
+        ValueError: If the teacher has other classes than the data.
+    """
+    if isinstance(teacher, Runtime):
+        return match_runtime(teacher, dataset, dataset.name, match_classes=config.match_classes)
+    order = _class_order("The teacher", teacher, dataset, config)
+    if order is None:
+        return teacher
+    matched = ReorderedNetwork(teacher, order).to(_device(teacher))
+    matched.spec = replace(  # type: ignore[assignment]
+        get_spec(teacher), class_names=dataset.class_names, palette=dataset.palette
+    )
+    return matched
+
+
+def student_order(student: nn.Module, dataset: SegmentationDataset, config: TrainingConfig) -> Order | None:
+    """Return the channel of the student's logits for each class of the data; None if the order is the same.
+
+    Raises:
+        ValueError: If the student has other classes than the data.
+    """
+    return _class_order("The student", student, dataset, config)
+
+
+def _class_order(name: str, network: nn.Module, dataset: SegmentationDataset, config: TrainingConfig) -> Order | None:
+    return class_order(
+        get_spec(network),
+        dataset,
+        network_name=name,
+        data_name=dataset.name,
+        match_classes=config.match_classes,
+    )
+
+
+def match_student(
+    student: nn.Module, dataset: SegmentationDataset, crop_size: tuple[int, int], order: Order | None
+) -> None:
+    """Put the student's classifier in the data's order, in place, and write the data's classes to its spec.
+
+    Raises:
+        ValueError: If the classifier cannot be reordered.
+    """
+    if order is not None:
+        images = torch.rand(1, 3, *crop_size, generator=torch.Generator().manual_seed(0)).to(_device(student))
+        with eval_mode(student):
+            reorder_classifier(unwrapped(student), order, images)
+    student.spec = replace(  # type: ignore[assignment]
+        get_spec(student), num_classes=dataset.num_classes, class_names=dataset.class_names, palette=dataset.palette
+    )
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
