@@ -23,9 +23,9 @@ def training_loader(
     config: TrainingConfig,
     crop_size: tuple[int, int],
     *,
-    use_labels: bool,
     first_step: int,
     on_gpu: bool,
+    use_labels: bool = True,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Create the loader of the remaining batches, `config.accumulate` of them per step, for all processes together.
 
@@ -33,9 +33,9 @@ def training_loader(
         dataset: Training data.
         config: Options of the run.
         crop_size: (height, width) of the training crops.
-        use_labels: False returns 0 for every pixel inside the image, for data whose labels the teacher predicts.
         first_step: Number of steps that were done before.
         on_gpu: Whether batches are copied to a GPU: memory is then pinned, and worker processes load by default.
+        use_labels: False returns 0 for every pixel inside the image, for data whose labels the teacher predicts.
 
     Returns:
         A loader of uint8 images (N, 3, h, w) and labels (N, h, w). Labels are uint8 if both the labels of the data set

@@ -77,7 +77,9 @@ def test_ctrl_c_says_what_is_done(bpkd, monkeypatch, folder):
     monkeypatch.setitem(METHODS, "stopping", Stopping)
     code, _, err = bpkd(*command(folder), "--methods", "stopping")
     assert code == 130
-    assert f"Interrupted: 1 of 2 runs are finished in {folder / 'out'}; the same call goes on" in " ".join(err.split())
+    assert f"Interrupted: 1 of 2 runs are finished in {folder / 'out'}; repeat the same call to resume" in " ".join(
+        err.split()
+    )
     code, out, err = bpkd(*command(folder), "--methods", "stopping")
     assert code == 0, err
     assert "stopping" in out

@@ -287,7 +287,9 @@ def test_outputs_that_are_not_finite(teacher):
 
 def test_half_precision_that_overflows(teacher):
     large = Around(teacher, after=lambda y: (y * 1e6).to(y.dtype))
-    with pytest.raises(ValueError, match=r"In float32 they are finite, in float16 not: pass teacher_precision='fp32'"):
+    with pytest.raises(
+        ValueError, match=r"They are finite in float32 but not in float16: pass teacher_precision='fp32'"
+    ):
         check(large, dtype=torch.float16)
     with pytest.raises(ValueError, match=r"not finite in float32 either, so bfloat16 is not the reason"):
         check(Around(teacher, after=with_nan), dtype=torch.bfloat16)
@@ -503,7 +505,7 @@ def test_every_second_pixel_of_the_bilinear_resize():
 def test_a_teacher_of_a_weighted_loss_is_not_at_chance():
     """It finds nearly all of a rare class, and as many pixels of the other one too."""
     fit = Fit(losses=torch.tensor([400.0]), counts=torch.tensor([[970.0, 30.0]]), hits=torch.tensor([[938.0, 29.0]]))
-    assert fit.accuracy < fit.most_frequent
+    assert fit.accuracy < fit.majority_accuracy
     assert fit.cross_entropy > fit.entropy
     assert not fit.is_chance
 

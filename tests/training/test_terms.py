@@ -75,7 +75,7 @@ def test_a_term_that_stays_0_is_reported_once(tmp_path):
     silent = [str(warning.message) for warning in caught if warning.category is SilentTermWarning]
     assert len(silent) == 1
     assert f"'edge' has been exactly 0 for {STEPS_AT_ZERO} steps" in silent[0]
-    assert "whether classes meet in the crops" in silent[0]
+    assert "whether the crops contain edges at the logits' size" in silent[0]
 
 
 def test_what_to_check_names_the_feature_maps():
