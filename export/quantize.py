@@ -23,6 +23,7 @@ from bpkd_sdk.classes import check_class_count, class_order, reorder_labels
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.dataset import image_problem
 from bpkd_sdk.errors import import_optional
+from bpkd_sdk.evaluation.agreement import mask_agreement
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.export.onnx import sealed
 from bpkd_sdk.export.qdq import Layer, find_layers, measured_ranges, quantized, with_ranges, without_ends
@@ -165,14 +166,14 @@ def quantize(
     left_out = _fewest(boundary_loss, len(ranked), max_boundary_loss)
     chosen = set(ranked[left_out:])
     result = quantized(proto, ranked[left_out:], ranges)
-    agreement = judge.agreement(judge.masks(result))
+    agreement = mask_agreement(judge.masks(result), judge.own_masks)
     found: dict[str, Any] = {
         "boundary_loss": boundary_loss(left_out),
         "boundary_loss_of_all": boundary_loss(0),
         "labelled": calibration_data.has_labels,
-        "edge_agreement": _known(agreement.edge_accuracy),
-        "body_agreement": _known(agreement.body_accuracy),
-        "agreement": agreement.pixel_accuracy,
+        "edge_agreement": agreement.edge,
+        "body_agreement": agreement.body,
+        "agreement": agreement.whole,
         "calibration_images": split,
         "held_out_images": len(samples) - split,
     }
@@ -208,11 +209,6 @@ def int8_facts(facts: Mapping[str, Any], **quantization: Any) -> dict[str, Any]:
     """The metadata of a file in int8: that of the float32 file, but not how far that one agreed with torch."""
     kept = {key: value for key, value in facts.items() if key not in ("parity", "verified")}
     return kept | {"precision": "int8", "quantization": quantization}
-
-
-def _known(share: float) -> float | None:
-    """None for a share of nothing."""
-    return None if math.isnan(share) else share
 
 
 def _damage(layer: QuantizedLayer) -> tuple[float, float]:
@@ -318,13 +314,9 @@ class _Judge:
 
     def layer(self, layer: Layer, proto: Any) -> QuantizedLayer:
         """What a layer does, by a graph in which it alone is in int8."""
-        found = self.agreement(self.masks(proto, RANKING_IMAGES))
-        edge, body = _known(1 - found.edge_accuracy), _known(1 - found.body_accuracy)
+        agreement = mask_agreement(self.masks(proto, RANKING_IMAGES), self.own_masks[:RANKING_IMAGES])
+        edge, body = (None if share is None else 1 - share for share in (agreement.edge, agreement.body))
         return QuantizedLayer(layer.name, layer.kind, False, edge, body)
-
-    def agreement(self, masks: Sequence[Tensor]) -> Metrics:
-        """How well masks agree with those of the file that is quantised."""
-        return self._score(masks, self.own_masks)
 
     def boundary_loss(self, masks: Sequence[Tensor]) -> float:
         """Boundary IoU lost against the labels, or against the file's own masks."""

@@ -13,17 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpkd_sdk.boundary import edge_band
 from bpkd_sdk.classes import check_class_count, class_order, reorder_masks
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.photos import photo
+from bpkd_sdk.evaluation.agreement import mask_agreement
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.models import get_spec, load_model
 from bpkd_sdk.runtime import Runtime, match_runtime, open_runtime
 from bpkd_sdk.runtime.base import Range
 from bpkd_sdk.runtime.inference import to_mask, whole_logits
 
-EDGE_WIDTH = 7
 _SMALLEST = 33
 
 
@@ -201,21 +200,11 @@ def _compare(artifact: Runtime, network: nn.Module, images: Tensor) -> tuple[Agr
     if not artifact.metadata["argmax"]:
         difference = ((output - logits).abs().max() / logits.abs().max()).item()
         output = to_mask(output)
-    same, edge = output == reference, edge_band(reference, EDGE_WIDTH, ignore_index=-1)
+    whole, edge, body = mask_agreement(output, reference)
+    assert whole is not None  # noqa: S101  (an image has pixels)
     height, width = images.shape[2:]
-    agreement = Agreement(
-        size=(height, width),
-        batch=len(images),
-        whole=same.double().mean().item(),
-        edge=_share(same[edge]),
-        body=_share(same[~edge]),
-        largest_difference=difference,
-    )
+    agreement = Agreement((height, width), len(images), whole, edge, body, difference)
     return agreement, reference, output
-
-
-def _share(flags: Tensor) -> float | None:
-    return flags.double().mean().item() if flags.numel() else None
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

@@ -162,21 +162,28 @@ def draw_difference(
         TypeError: The image is not uint8 or a mask is not of an integer type.
         ValueError: The shapes differ, or `edge_width` is not odd.
     """
+    import torch
+
+    from bpkd_sdk.evaluation.agreement import compare_masks
+
     _check_image(image)
-    compared = np.ones(image.shape[:2], bool)
-    for name, mask in {"teacher": teacher, "student": student, "label": label}.items():
-        if mask is not None:
-            _check_mask(name, mask, image)
-            compared &= mask != ignore_index
-    edge = _edge_band(teacher if label is None else label, edge_width, ignore_index)
-    differs = (teacher != student) & compared
-    in_edge, in_body = differs & edge, differs & ~edge
+    masks = {"teacher": teacher, "student": student, "label": teacher if label is None else label}
+    for name, mask in masks.items():
+        _check_mask(name, mask, image)
+    reference, compared, boundaries = (torch.from_numpy(mask.astype(np.int32))[None] for mask in masks.values())
+    same, edge, body = (
+        flags[0].numpy()
+        for flags in compare_masks(
+            compared, reference, boundaries=boundaries, edge_width=edge_width, ignore_index=ignore_index
+        )
+    )
+    in_edge, in_body = ~same & edge, ~same & body
     dim = cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), alpha=0.45, beta=20)
     picture = np.asarray(cv2.cvtColor(dim, cv2.COLOR_GRAY2RGB))
     _paint(picture, label_boundaries(teacher, ignore_index=ignore_index), _LINE_COLOR)
     _paint(picture, in_edge, EDGE_COLOR)
     _paint(picture, in_body, BODY_COLOR)
-    total = max(1, int(np.count_nonzero(compared)))
+    total = max(1, int(np.count_nonzero(edge | body)))
     return picture, Difference(int(np.count_nonzero(in_edge)) / total, int(np.count_nonzero(in_body)) / total)
 
 
@@ -239,14 +246,6 @@ def _paint(picture: np.ndarray, where: np.ndarray, color: Color) -> None:
     paint = np.empty_like(picture)
     cv2.rectangle(paint, (0, 0), picture.shape[1::-1], color, cv2.FILLED)
     cv2.copyTo(paint, where.view(np.uint8), picture)
-
-
-def _edge_band(labels: np.ndarray, width: int, ignore_index: int) -> np.ndarray:
-    import torch
-
-    from bpkd_sdk.boundary import edge_band
-
-    return np.asarray(edge_band(torch.from_numpy(labels.astype(np.int32))[None], width, ignore_index)[0].numpy())
 
 
 def _legend_strip(entries: Mapping[int, str], palette: Sequence[Color], width: int) -> np.ndarray:

@@ -35,7 +35,7 @@ def open_runtime(source: str | Path | nn.Module | Runtime, device: str | torch.d
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: For another suffix, a file that is not what its suffix says, or a device that the format lacks.
+        ValueError: For another suffix, a file that is not what its suffix says, or a device that the format does not support.
         RuntimeError: If it cannot run here; the message says why and what to do.
         ImportError: If a package is missing; the message says what to install.
     """

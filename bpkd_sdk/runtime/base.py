@@ -12,7 +12,7 @@ What an artifact leaves out, normalisation or argmax, is done around it, on its 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,34 +163,42 @@ class Runtime(ABC):
             torch.cuda.current_stream(self.device).synchronize()
 
 
-def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device of a name: "auto" (a CUDA GPU if there is one, otherwise the CPU), "cpu", "cuda", "cuda:1", "mps".
+DEVICE_TYPES = ("cpu", "cuda", "mps")
 
-    Without an index, "cuda" is torch's current GPU, and the index is filled in: torch, TensorRT and ONNX Runtime each
-    take a GPU without one for another.
+
+def choose_device(device: str | torch.device = "auto", types: Sequence[str] = DEVICE_TYPES) -> torch.device:
+    """Choose a torch device by name; the one rule for device="auto", in training too.
+
+    "auto" is torch's current accelerator if there is one, otherwise the CPU. "cuda" without an index is torch's current
+    GPU, and the index is filled in, because torch, TensorRT and ONNX Runtime differ in the GPU that they take then.
+
+    Args:
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps", or a torch device, which is not checked.
+        types: Types of device that the caller supports; "auto" chooses the CPU in place of any other accelerator.
 
     Raises:
-        ValueError: For another name.
-        RuntimeError: If the device is not there.
+        ValueError: If the name is not "auto" or one of `types`.
+        RuntimeError: If torch does not see the device.
     """
-    chosen = device if isinstance(device, torch.device) else _named(device)
+    chosen = device if isinstance(device, torch.device) else _parse_device(device, types)
     if chosen.type == "cuda" and chosen.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return chosen
 
 
-def _named(device: str) -> torch.device:
+def _parse_device(device: str, types: Sequence[str]) -> torch.device:
     kind, _, index = device.partition(":")
-    check_choice("device", kind, ("auto", "cpu", "cuda", "mps"))
+    check_choice("device", kind, ("auto", *types))
     if kind == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None and accelerator.type in types else torch.device("cpu")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise RuntimeError(
-            f"device={device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices. "
+            f"Expected device={device!r} to be present, but torch sees {torch.cuda.device_count()} CUDA devices. "
             "Run `bpkd doctor`."
         )
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise RuntimeError("device='mps' was asked for, but torch sees no Apple GPU.")
+        raise RuntimeError("Expected device='mps' to be present, but torch sees no Apple GPU. Run `bpkd doctor`.")
     return torch.device(device)
 
 

@@ -34,7 +34,7 @@ class EngineRuntime(Runtime):
     """
 
     def __init__(self, path: str | Path, device: str | torch.device = "auto", *, trusted: bool = False) -> None:
-        where = choose_device(device)
+        where = choose_device(device, ("cpu", "cuda"))
         self.manifest = check_engine(path, trusted=trusted, device=where if where.type == "cuda" else None)
         if where.type != "cuda":
             raise ValueError(f"{path} is an engine and runs on an NVIDIA GPU only, but got device={str(device)!r}.")

@@ -65,7 +65,7 @@ class OnnxRuntime(Runtime):
     ) -> None:
         self.path = Path(path)
         proto, facts = read_file(self.path)
-        accepts, where = accepted(facts), choose_device(device)
+        accepts, where = accepted(facts), choose_device(device, ("cpu", "cuda"))
         stream = torch.cuda.Stream(where) if where.type == "cuda" and accepts.is_static else None  # type: ignore[no-untyped-call]
         nhwc = accepts.is_static and facts["precision"] == "fp16"
         if where.type == "cuda":

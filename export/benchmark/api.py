@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bpkd_sdk.boundary import edge_band
 from bpkd_sdk.classes import class_order, reorder_masks
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.evaluation import Metrics, evaluate
+from bpkd_sdk.evaluation.agreement import mask_agreement
 from bpkd_sdk.export.benchmark.facts import Environment, Facts, gpus
 from bpkd_sdk.export.benchmark.report import STAGES, UNSTEADY, BenchmarkReport, BenchmarkRow, Percentiles
 from bpkd_sdk.export.benchmark.subject import ArtifactError, Opened, RemoteSubject, Subject, Times, WarmUp
-from bpkd_sdk.export.verify import EDGE_WIDTH
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime import Runtime, TorchRuntime, find_format
 
@@ -191,10 +190,9 @@ def _agreement(opened: Opened, warm: WarmUp, reference: Entry | None) -> tuple[f
         order = class_order(spec, wanted, network_name="it", data_name="the first") if named else None
     except ValueError:
         return None, None
-    expected = torch.from_numpy(reference.warm.masks).long()
-    same = reorder_masks(torch.from_numpy(warm.masks).long(), order) == expected
-    edge = edge_band(expected, EDGE_WIDTH, ignore_index=-1)
-    return same.double().mean().item(), same[edge].double().mean().item() if edge.any() else None
+    masks = reorder_masks(torch.from_numpy(warm.masks).long(), order)
+    agreement = mask_agreement(masks, torch.from_numpy(reference.warm.masks))
+    return agreement.whole, agreement.edge
 
 
 def _notes(opened: Opened, warm: WarmUp, facts: Facts, rounds: tuple[float, ...], not_scored: str | None) -> list[str]:

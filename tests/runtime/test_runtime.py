@@ -140,12 +140,20 @@ def test_devices_that_are_not_there(device, error, message):
 
 
 def test_a_gpu_without_an_index_is_the_current_one(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     for device in ("auto", "cuda", torch.device("cuda")):
         assert choose_device(device) == torch.device("cuda", 1)
     assert choose_device("cuda:0") == torch.device("cuda", 0)
+
+
+def test_auto_is_the_accelerator_where_the_runtime_supports_it(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
+    assert choose_device("auto") == torch.device("mps")
+    assert choose_device("auto", ("cpu", "cuda")) == torch.device("cpu")
+    with pytest.raises(ValueError, match="one of {'auto', 'cpu', 'cuda'}, but got 'mps'"):
+        choose_device("mps", ("cpu", "cuda"))
 
 
 def test_one_thread_does_not_wait_for_the_others(monkeypatch, network):
