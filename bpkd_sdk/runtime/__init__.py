@@ -1,4 +1,4 @@
-"""Artifacts as things that segment images, behind one interface."""
+"""Runtimes: artifacts of every format that segment images behind one interface."""
 
 from __future__ import annotations
 
@@ -26,18 +26,20 @@ __all__ = [
 
 
 def open_runtime(source: str | Path | nn.Module | Runtime, device: str | torch.device = "auto") -> Runtime:
-    """Open whatever segments images.
+    """Open an artifact or a module as a `Runtime`.
 
     Args:
-        source: A path or URL of one of the `FORMATS`, a module in eval mode (it is moved to the device), or a runtime,
-            which is returned as it is.
-        device: "auto" (a CUDA GPU if there is one, otherwise the CPU), "cpu", "cuda", "cuda:1", "mps".
+        source: Path or URL of one of the `FORMATS`; a module in eval mode, which is moved to the device; or a runtime,
+            which is returned unchanged.
+        device: "auto" (torch's current accelerator if there is one that the format supports, otherwise the CPU), "cpu",
+            "cuda", "cuda:1" or "mps".
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: For another suffix, a file that is not what its suffix says, or a device that the format does not support.
-        RuntimeError: If it cannot run here; the message says why and what to do.
-        ImportError: If a package is missing; the message says what to install.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If no format has the suffix, the file's content is of another format, or the format does not support
+            the device.
+        RuntimeError: If the artifact cannot run on this machine; the message states why and what to do.
+        ImportError: If a package is missing; the message states what to install.
     """
     if isinstance(source, Runtime):
         return source
