@@ -537,7 +537,7 @@ def export(arguments: argparse.Namespace) -> None:
     teacher = open_network(teacher_network, arguments.weights[0], arguments.runs / "teacher")
     artifacts = {"teacher, torch": teacher, "student, torch": student}
     artifacts |= {f"student, ONNX {precision.upper()}": path for precision, path in paths.items()}
-    measured = benchmark(list(artifacts.values()), size=IMAGE_SIZE)
+    measured = benchmark(list(artifacts.values()), input_size=IMAGE_SIZE)
     scores = {name: bpkd_sdk.evaluate(artifact, val) for name, artifact in artifacts.items()}
     facts = {"method": best.method, "seed": best.seed, "quantization": quantization}
     facts |= {"metrics": {name: found.to_dict() for name, found in scores.items()}}

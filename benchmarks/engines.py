@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
         engines = build(network, paths, backends, parts)
         with parts.part("benchmark"):
             artifacts = [*in_torch(network), *paths.values(), *engines]
-            report = benchmark(artifacts, size=size, duration=options.duration)
+            report = benchmark(artifacts, input_size=size, duration=options.duration)
             parts.failures |= {f"benchmark {row.name}": row.problem for row in report.rows if row.problem is not None}
     found = {
         "network": options.network,

@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks.networks import fitted
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import quantize, to_onnx, to_tensorrt
-from bpkd_sdk.export.benchmark.facts import precision_found
+from bpkd_sdk.export.benchmark.facts import layer_precisions
 from bpkd_sdk.files import write_atomically, write_json
 from bpkd_sdk.models import ZOO
 from bpkd_sdk.runtime import open_runtime
@@ -67,7 +67,7 @@ def make_rows(name: str, shapes: str) -> dict[str, dict[str, Any]]:
                 "edge": agreement.edge_agreement,
                 "body": agreement.body_agreement,
                 "onnx_mb": path.stat().st_size / 1e6,
-                "onnx_layers": precision_found(open_runtime(path, "cpu")),
+                "onnx_layers": layer_precisions(open_runtime(path, "cpu")),
                 "engine_mb": engine.size / 1e6,
                 "engine_layers": engine.manifest.layers,
                 "shapes": engine.manifest.inputs["images"],

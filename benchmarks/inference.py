@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from benchmarks.networks import settled, to_int8
 from bpkd_sdk.export import benchmark, to_onnx
 from bpkd_sdk.export.benchmark import BenchmarkReport, Environment
-from bpkd_sdk.files import write_atomically, write_json
+from bpkd_sdk.files import parse_record, write_atomically, write_json
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.runtime import Accepts, Runtime, TorchRuntime
 from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session
@@ -121,7 +121,7 @@ def run(path: Path, names: list[str], size: tuple[int, int], duration: float, wo
     for name in names:
         if name in done:
             continue
-        report = benchmark(make_ways(name, size, work), size=size, duration=duration, device="cpu")
+        report = benchmark(make_ways(name, size, work), input_size=size, duration=duration, device="cpu")
         failed = [row.problem for row in report.rows if row.problem is not None]
         if failed:
             raise SystemExit(f"{name}: {failed}")
@@ -144,7 +144,9 @@ def table(done: dict[str, Any]) -> str:
         lines.append(f"| {name} | {' | '.join([*times, *map(_told, told), format(share['ratio'], '.1%')])} |")
     lines.append("")
     for name, found in done.items():
-        lines += [f"- {name}: {told}" for told in Environment.from_dict(found["report"]["environment"]).warnings]
+        lines += [
+            f"- {name}: {told}" for told in parse_record(Environment, found["report"]["environment"], name).warnings
+        ]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What this machine has for training, export and deployment."""
+"""Report of the software and hardware on this machine for training, export and deployment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ import torch
 
 @dataclass(frozen=True)
 class Finding:
-    """One part of the machine: what was found, and what to do if it is missing (empty if nothing)."""
+    """The state of one part of the machine.
+
+    Attributes:
+        part: Name of the part.
+        found: Version or description of the installed part, or the reason why it is missing.
+        advice: What to do if the part is missing; empty if nothing is to be done.
+    """
 
     part: str
     found: str
@@ -23,7 +29,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at everything that training, export and deployment may use."""
+    """Inspect every part that training, export and deployment may use."""
     yield Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
     yield _cuda()
@@ -41,25 +47,32 @@ def _cuda() -> Finding:
     if torch.version.cuda is None:
         return Finding("CUDA", "this build of torch has none", "for an NVIDIA GPU, install a CUDA build of torch")
     advice = "update the NVIDIA driver" if shutil.which("nvidia-smi") else "nothing, if there is no NVIDIA GPU"
-    return Finding("CUDA", f"torch is built for {torch.version.cuda} but sees no GPU", advice)
+    return Finding("CUDA", f"torch is built for {torch.version.cuda} but finds no GPU", advice)
 
 
 def driver_version() -> str:
-    """The NVIDIA driver's version as nvidia-smi states it, or "unknown"."""
+    """Return the version of the NVIDIA driver that nvidia-smi states, or "unknown"."""
     return next((version for (version,) in query_gpus("driver_version")), "unknown")
 
 
 def query_gpus(*fields: str) -> list[tuple[str, ...]]:
-    """What nvidia-smi says of each GPU, one text for each field; empty where it is missing, fails or hangs."""
+    """Query nvidia-smi for each GPU.
+
+    Args:
+        *fields: Names of the properties, as `nvidia-smi --help-query-gpu` lists them.
+
+    Returns:
+        One tuple per GPU with one text per field; empty if nvidia-smi is missing, fails, or takes over 20 seconds.
+    """
     command = shutil.which("nvidia-smi")
     if command is None:
         return []
     query = [command, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
+        completed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return []
-    return [tuple(part.strip() for part in line.split(",")) for line in told.stdout.strip().splitlines()]
+    return [tuple(part.strip() for part in line.split(",")) for line in completed.stdout.strip().splitlines()]
 
 
 def _package(part: str, module: str, distribution: str, advice: str) -> Finding:
@@ -68,7 +81,7 @@ def _package(part: str, module: str, distribution: str, advice: str) -> Finding:
         return Finding(part, f"{distribution} {version(distribution)}")
     except PackageNotFoundError:
         return Finding(part, module)
-    except Exception as error:  # a broken native library raises what it likes
+    except Exception as error:  # a broken native library may raise any error
         return Finding(part, f"missing ({error})", advice)
 
 

@@ -1,17 +1,17 @@
-"""What is said of the GPUs is what nvidia-smi says, if it says anything."""
+"""The facts about GPUs are those that nvidia-smi states, or torch if nvidia-smi states nothing."""
 
 import pytest
 import torch
 
 from bpkd_sdk.doctor import driver_version, query_gpus
-from bpkd_sdk.export.benchmark.facts import gpus
+from bpkd_sdk.export.benchmark.environment import list_gpus
 
-ANSWER = "echo 'a GPU, 595.10'; echo 'another GPU, 595.10'"
+OUTPUT = "echo 'a GPU, 595.10'; echo 'another GPU, 595.10'"
 
 
 @pytest.fixture
 def nvidia_smi(tmp_path, monkeypatch):
-    """Puts a script in nvidia-smi's place."""
+    """Replace nvidia-smi by a script."""
 
     def write(script):
         path = tmp_path / "nvidia-smi"
@@ -22,8 +22,8 @@ def nvidia_smi(tmp_path, monkeypatch):
     return write
 
 
-def test_every_gpu_is_asked_for_every_field(nvidia_smi):
-    nvidia_smi(ANSWER)
+def test_every_gpu_has_every_field(nvidia_smi):
+    nvidia_smi(OUTPUT)
     assert query_gpus("name", "driver_version") == [("a GPU", "595.10"), ("another GPU", "595.10")]
     nvidia_smi('[ "$1" = --query-gpu=driver_version ] && echo 595.10')
     assert driver_version() == "595.10"
@@ -36,13 +36,13 @@ def test_every_gpu_is_asked_for_every_field(nvidia_smi):
         pytest.param(
             "echo 'NVIDIA-SMI has failed because it could not communicate with the driver.'; exit 9", id="fails"
         ),
-        pytest.param("exit 0", id="says nothing"),
+        pytest.param("exit 0", id="prints nothing"),
     ],
 )
-def test_without_an_answer_torch_tells_the_gpus(nvidia_smi, monkeypatch, script):
+def test_torch_names_the_gpus_if_nvidia_smi_does_not(nvidia_smi, monkeypatch, script):
     if script is not None:
         nvidia_smi(script)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", "GPU {}".format)
     assert driver_version() == "unknown"
-    assert gpus() == [{"name": "GPU 0"}, {"name": "GPU 1"}]
+    assert list_gpus() == [{"name": "GPU 0"}, {"name": "GPU 1"}]

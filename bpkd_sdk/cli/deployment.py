@@ -224,7 +224,7 @@ def benchmark(
         artifacts,
         scored_on,
         batch=batch,
-        size=parse_size(size),
+        input_size=parse_size(size),
         duration=duration,
         device=device,
         match_classes=match_classes,

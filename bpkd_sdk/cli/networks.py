@@ -178,10 +178,10 @@ def inspect(
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """List the paper's networks, with their cost counted from the networks and the paper's own figures."""
-    from bpkd_sdk.evaluation.zoo_table import measured_zoo
+    from bpkd_sdk.evaluation.profile import profile_zoo
 
     with errors.status("Counting"):
-        rows = list(measured_zoo())
+        rows = list(profile_zoo())
     if as_json:
         print(json.dumps([vars(row) for row in rows], indent=1))  # noqa: T201
         return

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpkd_sdk.comparison.memory import MemoryMeter
 from bpkd_sdk.comparison.setup import ComparisonSetup, step_times
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.evaluation import MetricCounts, Metrics
 from bpkd_sdk.features import eval_mode
 from bpkd_sdk.files import parse_record, read_json, write_json
 from bpkd_sdk.losses import DistillationLoss
+from bpkd_sdk.memory import MemoryMeter
 from bpkd_sdk.models.checkpoint import FORMAT, content_hash, write_tensors
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime import TorchRuntime

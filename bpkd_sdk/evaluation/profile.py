@@ -1,9 +1,9 @@
-"""How large a network is and how much one image costs it, in plain counts and in the paper's convention."""
+"""Counts of a network's parameters and operations, also by the paper's convention and for every network of the zoo."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from bpkd_sdk.features import eval_mode
+from bpkd_sdk.models.zoo import ZOO, build
 from bpkd_sdk.output import as_output
 
 
@@ -22,16 +23,17 @@ class Profile:
     """The size of a network and the cost of one forward pass of one image, in eval mode.
 
     Attributes:
-        params: All parameters, with those of an auxiliary head.
-        macs: Multiply-accumulates of convolutions, linear layers and matrix products (attention's included).
-        activations: Elements that those operations put out.
-        activation_bytes: What all operations together write into new memory: an upper bound of what training keeps
-            for the backward pass, not the peak of inference, which reuses memory.
-        paper_macs: MACs as the paper's FLOPs column counts them: `macs`, and per batch norm 2 and per adaptive average
-            pooling 1 for every input element, per bilinear resize 4 for every output element, with a last resize of
-            the logits to the input size that the network itself leaves to its caller.
-        by_operator: The terms of `paper_macs` by operator.
-        not_counted: Operators that ran and that `macs` leaves out, such as activations and normalisation.
+        params: Number of parameters, including those of an auxiliary head.
+        macs: Number of multiply-accumulates of convolutions, linear layers and matrix products, including those of
+            attention.
+        activations: Number of elements in the outputs of the operations that `macs` counts.
+        activation_bytes: Number of bytes that all operations write to new memory. It is an upper bound of the memory
+            that training keeps for the backward pass. It is not the peak of inference, which reuses memory.
+        paper_macs: Number of MACs by the convention of the paper's FLOPs column: `macs`; 2 per input element of batch
+            norm; 1 per input element of adaptive average pooling; 4 per output element of bilinear resizing, including
+            the final resize of the logits to the input size, which is not part of the network.
+        by_operator: Summands of `paper_macs` by operator.
+        not_counted: Names of the operators that ran but are not part of `macs`, such as activations and normalisation.
     """
 
     params: int
@@ -44,7 +46,7 @@ class Profile:
 
     @property
     def flops(self) -> int:
-        """Floating point operations: a multiplication and an addition for each of `macs`."""
+        """Number of floating point operations: one multiplication and one addition for each of `macs`."""
         return 2 * self.macs
 
 
@@ -52,9 +54,9 @@ def profile(model: nn.Module, input_size: tuple[int, int] = (512, 512)) -> Profi
     """Count parameters and the operations of one forward pass.
 
     Args:
-        model: Any network whose output `as_output` understands, on any device; on "meta" nothing is computed. It runs
-            in eval mode, where an auxiliary head is idle, and is left as it was.
-        input_size: Height and width of the image.
+        model: Network whose output `as_output` accepts, on any device. On the "meta" device only shapes are computed.
+            It runs in eval mode, in which an auxiliary head is inactive; its own mode is restored afterwards.
+        input_size: (height, width) of the image.
 
     Raises:
         TypeError: If the model returns no logits.
@@ -62,27 +64,27 @@ def profile(model: nn.Module, input_size: tuple[int, int] = (512, 512)) -> Profi
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.zeros(1, 3, *input_size, device=like.device, dtype=like.dtype)
     counter = FlopCounterMode(display=False)
-    watch = _Watch(counter)
-    with eval_mode(model), torch.no_grad(), watch, counter:
+    observer = _OperationCounter(counter)
+    with eval_mode(model), torch.no_grad(), observer, counter:
         logits = as_output(model(image)).logits
     products: Counter[str] = Counter()
     for operator, flops in counter.get_flop_counts().get("Global", {}).items():
         products["conv" if "conv" in str(operator) else "matmul"] += flops // 2
     final_resize = Counter(upsample_bilinear2d=4 * logits.shape[1] * image.shape[2] * image.shape[3])
-    by_operator = products + watch.extra + final_resize
+    by_operator = products + observer.extra + final_resize
     return Profile(
         params=sum(p.numel() for p in model.parameters()),
         macs=products.total(),
-        activations=watch.activations,
-        activation_bytes=watch.bytes,
+        activations=observer.activations,
+        activation_bytes=observer.bytes,
         paper_macs=by_operator.total(),
         by_operator=dict(by_operator),
-        not_counted=tuple(sorted(watch.not_counted)),
+        not_counted=tuple(sorted(observer.not_counted)),
     )
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation of a forward pass and sums up what the flop counter does not."""
+class _OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A dispatch mode that receives every operation of a forward pass, and sums up what torch's counter leaves out."""
 
     def __init__(self, counter: FlopCounterMode) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -98,21 +100,22 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         inputs = {leaf.untyped_storage()._cdata for leaf in _tensors(args)}
-        # The first result only: what some kernels return beside it depends on the device.
+        # Only the first result: further results of some kernels depend on the device.
         new = [leaf for leaf in _tensors(out)[:1] if leaf.numel() and leaf.untyped_storage()._cdata not in inputs]
         self.bytes += sum(leaf.nbytes for leaf in new)
         if func.overloadpacket in self.counted:
             self.activations += sum(leaf.numel() for leaf in new)
         elif new or func._schema.is_mutable:
             self.not_counted.add(name)
-        self.extra += _extra(name, args, out)
+        self.extra += _paper_extra(name, args, out)
         return out
 
 
-def _extra(name: str, args: tuple[Any, ...], out: Any) -> Counter[str]:
+def _paper_extra(name: str, args: tuple[Any, ...], out: Any) -> Counter[str]:
+    """Return the MACs of an operation that only the paper's convention counts."""
     if "batch_norm" in name:
         return Counter(batch_norm=2 * args[0].numel())
-    # Pooling to one cell reaches the dispatcher as a mean over exactly these dimensions.
+    # The dispatcher receives pooling to one cell as a mean over these dimensions.
     if "adaptive_avg_pool2d" in name or (name == "mean" and args[1:2] == ([-1, -2],)):
         return Counter(adaptive_avg_pool2d=args[0].numel())
     if name == "upsample_bilinear2d":
@@ -122,3 +125,45 @@ def _extra(name: str, args: tuple[Any, ...], out: Any) -> Counter[str]:
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+@dataclass(frozen=True)
+class ZooProfile:
+    """Counted cost of one network of the zoo beside the paper's figures.
+
+    The setting is the paper's: 150 classes, images of 512x512, parameters including the auxiliary head.
+
+    Attributes:
+        name: Name of the network for `create_model`.
+        params: Number of parameters.
+        paper_params: Parameters stated in the paper, in millions; None for a network that is not in its table.
+        paper_macs: Number of MACs by the paper's convention, see `Profile`.
+        paper_gflops: FLOPs stated in the paper, in billions; None for a network that is not in its table.
+        macs: Number of MACs of convolutions, linear layers and matrix products.
+        stride: Ratio of the input size to the size of the logits.
+    """
+
+    name: str
+    params: int
+    paper_params: float | None
+    paper_macs: int
+    paper_gflops: float | None
+    macs: int
+    stride: int
+
+
+def profile_zoo() -> Iterator[ZooProfile]:
+    """Count the cost of every network of the zoo, on the "meta" device, which computes only shapes."""
+    for entry in ZOO.values():
+        with torch.device("meta"):
+            network = build(entry.name, 150, aux_head=entry.has_aux_head)
+        cost = profile(network)
+        yield ZooProfile(
+            name=entry.name,
+            params=cost.params,
+            paper_params=entry.paper_params,
+            paper_macs=cost.paper_macs,
+            paper_gflops=entry.paper_gflops,
+            macs=cost.macs,
+            stride=entry.stride,
+        )

@@ -1,7 +1,7 @@
-"""Artifacts of all formats side by side: what they cost, how fast they are, how good they still are."""
+"""Benchmark of artifacts of all formats side by side: cost, latency, memory, precision and accuracy."""
 
 from bpkd_sdk.export.benchmark.api import benchmark
-from bpkd_sdk.export.benchmark.facts import Environment
+from bpkd_sdk.export.benchmark.environment import Environment
 from bpkd_sdk.export.benchmark.report import BenchmarkReport, BenchmarkRow, Percentiles
 
 __all__ = ["BenchmarkReport", "BenchmarkRow", "Environment", "Percentiles", "benchmark"]

@@ -1,168 +1,27 @@
-"""What a benchmark found: one row an artifact, with the machine that it was found on. To and from JSON."""
+"""The result of a benchmark: one row per artifact, and the machine; written to and read from JSON."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
-from rich.box import HORIZONTALS
-from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
+from rich.console import RenderableType
 
-from bpkd_sdk.export.benchmark.facts import Environment
+from bpkd_sdk.export.benchmark.environment import Environment
+from bpkd_sdk.files import parse_record
 
-NOTHING = "–"
-
-
-class Column(NamedTuple):
-    """One column: its heading, and what it shows of a row (None: nothing)."""
-
-    heading: str
-    show: Callable[[BenchmarkRow], str | None]
-
-
-def shown_columns(report: BenchmarkReport) -> list[Column]:
-    """The columns beside the artifact's name that have something to show."""
-    return [column for column in (*KIND, *STAGE_TIMES, *FIGURES) if any(column.show(row) for row in report.rows)]
-
-
-def short_names(report: BenchmarkReport) -> list[str]:
-    """The artifacts' names without the folder, where that tells them apart."""
-    names = [row.name for row in report.rows]
-    short = [os.path.basename(name) or name for name in names]
-    return [last if short.count(last) == 1 else name for name, last in zip(names, short, strict=True)]
-
-
-def remarks(report: BenchmarkReport) -> Iterator[str]:
-    """What is to be known besides the table: of the machine, then of artifacts that ran."""
-    yield from report.environment.warnings
-    for row, name in zip(report.rows, short_names(report), strict=True):
-        for note in row.notes:
-            yield f"{name}: {note}"
-
-
-def problems(report: BenchmarkReport) -> Iterator[str]:
-    """The artifacts that did not run, and why."""
-    for row, name in zip(report.rows, short_names(report), strict=True):
-        if row.problem is not None:
-            yield f"{name} could not be measured here: {row.problem}"
-
-
-def machine(environment: Environment) -> str:
-    """The environment in a sentence or two."""
-    cpu = f"{environment.cpu}, {environment.cores} cores, torch on {environment.threads} thread(s)"
-    governor = f", governor {environment.governor}" if environment.governor else ""
-    gpus = [f"{gpu['name']}, driver {gpu.get('driver', 'unknown')}" for gpu in environment.gpus]
-    versions = ", ".join(f"{name} {number}" for name, number in environment.versions.items())
-    return f"{'; '.join([cpu + governor, *gpus])}. {environment.system}. {versions}."
-
-
-def to_rich(report: BenchmarkReport) -> RenderableType:
-    """The table, two lines an artifact, and the remarks, for a terminal."""
-    shown = {column.heading: column for column in shown_columns(report)}
-    groups = [group for names in _TOGETHER if (group := [shown[name] for name in names if name in shown])]
-    table = Table(box=HORIZONTALS, show_lines=True, padding=(0, 1))
-    table.add_column("artifact", overflow="fold")
-    for group in groups:
-        table.add_column("\n".join(column.heading for column in group), justify="right", no_wrap=True)
-    for row, name in zip(report.rows, short_names(report), strict=True):
-        kind = " · ".join(filter(None, (column.show(row) for column in KIND)))
-        cells = ("\n".join(column.show(row) or NOTHING for column in group) for group in groups)
-        table.add_row(f"[bold]{escape(name)}[/]\n[dim]{escape(kind)}", *cells)
-    notes = [Text(note, style="yellow") for note in (*remarks(report), *problems(report))]
-    return Group(Text(report.setting), table, *notes, Text(machine(report.environment), style="dim"))
-
-
-def to_markdown(report: BenchmarkReport) -> str:
-    """The table, the remarks, how it was measured and where."""
-    columns = shown_columns(report)
-    lines = [
-        " | ".join(["| artifact", *(column.heading for column in columns)]) + " |",
-        "|".join(["|---", *("---:" for _ in columns)]) + "|",
-    ]
-    for row, name in zip(report.rows, short_names(report), strict=True):
-        lines.append(" | ".join([f"| `{name}`", *(column.show(row) or NOTHING for column in columns)]) + " |")
-    lines += ["", *(f"- {note}" for note in (*remarks(report), *problems(report)))]
-    return "\n".join([*lines, "", report.setting, "", machine(report.environment)]) + "\n"
-
-
-def short(value: float) -> str:
-    """With as many digits as mean something."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _amount(unit: float, digits: int) -> Callable[[float | None], str | None]:
-    return lambda value: None if value is None else f"{value / unit:,.{digits}f}"
-
-
-_mega, _memory, _giga, _share = _amount(1e6, 2), _amount(1e6, 0), _amount(1e9, 2), _amount(0.01, 2)
-
-
-def _latency(row: BenchmarkRow) -> str | None:
-    return " / ".join(short(value) for value in astuple(row.latency)) if row.latency else None
-
-
-def _stages(row: BenchmarkRow) -> str | None:
-    return " + ".join(short(row.stages[stage].p50) for stage in STAGES) if row.stages else None
-
-
-def _precision(row: BenchmarkRow) -> str | None:
-    if len(row.precision) == 1:
-        return next(iter(row.precision))
-    return ", ".join(f"{count} {type_}" for type_, count in row.precision.items()) or None
-
-
-def _nodes(row: BenchmarkRow) -> str | None:
-    return ", ".join(f"{count} {provider}" for provider, count in row.placement.items()) or None
-
-
-KIND = (
-    Column("format", lambda row: row.format),
-    Column("device", lambda row: row.device),
-    Column("layers", _precision),
-)
-STAGE_TIMES = (Column("pre + infer + post", _stages),)
-FIGURES = (
-    Column("p50 / p90 / p99 ms", _latency),
-    Column("images/s", lambda row: short(row.throughput) if row.throughput else None),
-    Column("MB", lambda row: _mega(row.file_size)),
-    Column("M params", lambda row: _mega(row.params)),
-    Column("GMACs", lambda row: _giga(row.macs)),
-    Column("host MB", lambda row: _memory(row.host_memory)),
-    Column("GPU MB", lambda row: _memory(row.device_memory)),
-    Column("mIoU %", lambda row: _share(row.miou)),
-    Column("boundary IoU %", lambda row: _share(row.boundary_iou)),
-    Column("as first %", lambda row: _share(row.agreement)),
-    Column("at edges %", lambda row: _share(row.edge_agreement)),
-    Column("ORT nodes", _nodes),
-)
-# Columns that share one in a terminal.
-_TOGETHER = (
-    ("p50 / p90 / p99 ms", "pre + infer + post"),
-    ("images/s", "ORT nodes"),
-    ("MB", "host MB", "GPU MB"),
-    ("M params", "GMACs"),
-    ("mIoU %", "boundary IoU %"),
-    ("as first %", "at edges %"),
-)
-
-
-FORMAT = "bpkd-benchmark/1"
+FORMAT = "bpkd-benchmark/2"
 STAGES = ("pre", "inference", "post")
 
-# An artifact whose slowest round was slower than its fastest by more than this share was not measured in peace.
+# The times of an artifact are not steady if its slowest round took longer than its fastest by more than this share.
 UNSTEADY = 0.2
 
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Of times, in milliseconds, interpolated linearly."""
+    """Percentiles of times in milliseconds, interpolated linearly."""
 
     p50: float
     p90: float
@@ -170,44 +29,46 @@ class Percentiles:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Percentiles:
-        """Of calls that took so many seconds each."""
+        """Compute the percentiles of times in seconds."""
         return cls(*(float(1000 * value) for value in np.percentile(seconds, (50, 90, 99))))
 
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """One artifact.
+    """The results of one artifact.
 
     Attributes:
-        name: Its path or URL; of a module its network's name.
-        format: As the table of formats names it.
-        problem: Why it could not be measured; all else but `name`, `format` and `file_size` is then unknown.
-        device: Where it ran.
-        file_size: In bytes.
-        params: Of the network.
-        macs: Multiply-accumulates for one image; None where the network is not known.
-        precision: How many layers with weights compute in which type, as found.
-        claim: The precision that its metadata states.
-        placement: How many nodes ONNX Runtime ran on which provider.
-        executed: How many layers ONNX Runtime ran in which type; on a CPU it computes half precision in float32.
-        latency: Of a batch, from images on the host to masks on the host.
-        stages: The same of its three stages, in calls of their own that wait for the device after each: "pre" (to the
-            device, normalisation where it is not inside), "inference", "post" (argmax where it is not inside, to the
-            host). The stages of one call overlap on a GPU, so they may add up to more than `latency`.
-        throughput: Images per second, one batch after the other.
-        calls: How many `latency` comes from.
-        rounds: The median of each round in milliseconds: how steady the machine was.
-        warm_up_calls: Before the first round.
-        settled: Whether the times were steady after them.
-        host_memory: Bytes of its process at the peak, beyond those before it was opened; None for a module, which runs
-            in the caller's process, or where the system does not tell.
-        device_memory: Bytes of the GPU at the peak, of opening and warming up, its code included; None without a GPU,
-            and for a module or runtime, which may have been there before.
-        miou: On the data, as a fraction.
-        boundary_iou: On the data, as a fraction.
-        agreement: Share of pixels with the class that the first artifact gives them, on the images of the timing.
-        edge_agreement: The same within the edge band of the first artifact's masks, 7 pixels wide.
-        notes: What else to know.
+        name: Path or URL of the artifact; for a module, the name of its network.
+        format: Name of the format in the table of formats.
+        problem: Reason why the artifact could not be measured; only `name`, `format` and `file_size` are then known.
+        device: Device that the artifact ran on.
+        file_size: Size of the file in bytes.
+        params: Number of parameters of the network.
+        macs: Number of multiply-accumulates for one image; None if the network is not available.
+        precision: Number of layers with weights by the type that they compute in, as found in the artifact.
+        claim: Precision that the metadata states.
+        placement: Number of nodes by the execution provider of ONNX Runtime.
+        executed: Number of layers by the type in which ONNX Runtime ran them; on a CPU it computes half precision in
+            float32.
+        latency: Time of one batch, from images on the host to masks on the host.
+        stages: Time of the three stages of one batch, in separate calls that wait for the device after each stage:
+            "pre" (transfer to the device; normalisation unless it is inside the artifact), "inference", and "post"
+            (argmax unless it is inside the artifact; transfer to the host). On a GPU the stages of one call overlap,
+            so their sum may exceed `latency`.
+        throughput: Number of images per second, one batch after another.
+        calls: Number of calls that `latency` is computed from.
+        rounds: Median latency of each round in milliseconds, which shows how steady the machine was.
+        warm_up_calls: Number of calls before the first round.
+        settled: Whether the times were steady after the warm-up.
+        host_memory: Peak resident memory of the artifact's process in bytes, less that before it was opened; None for
+            a module, which runs in the caller's process, and where the system does not record the peak.
+        device_memory: Peak memory of the GPU in bytes over opening and warm-up, with the code of the libraries; None
+            without a GPU, and for a module or runtime, which may have been on the GPU before.
+        miou: Mean IoU on the data, 0 to 1.
+        boundary_iou: Boundary IoU on the data, 0 to 1.
+        agreement: Share of pixels with the same class as in the masks of the first artifact, on the timed images.
+        edge_agreement: The same share within the edge band of the first artifact's masks, 7 pixels wide.
+        notes: Further facts about the artifact, one per text.
     """
 
     name: str
@@ -236,41 +97,27 @@ class BenchmarkRow:
     edge_agreement: float | None = None
     notes: tuple[str, ...] = ()
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> BenchmarkRow:
-        """From plain JSON values."""
-        latency = values["latency"]
-        return cls(
-            **{
-                **values,
-                "latency": latency and Percentiles(**latency),
-                "stages": {stage: Percentiles(**times) for stage, times in values["stages"].items()},
-                "rounds": tuple(values["rounds"]),
-                "notes": tuple(values["notes"]),
-            }
-        )
-
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """What `bpkd_sdk.export.benchmark` returns; print it with rich.
+    """The result of `bpkd_sdk.export.benchmark`. It can be printed with rich.
 
     Attributes:
-        rows: In the order of the artifacts.
-        batch: Images at a time.
-        size: (height, width) of the images.
-        images: Where they come from.
-        data: The data set behind mIoU and boundary IoU; None without.
+        rows: Results in the order of the artifacts.
+        batch: Number of images per call.
+        input_size: (height, width) of the timed images.
+        images: Name of the source of the timed images.
+        data: Name of the data set behind mIoU and boundary IoU; None without scores.
         duration: Seconds of timed calls for each artifact.
-        rounds: How many rounds they were spread over; every second one in the opposite order.
-        gap: Idle seconds before each artifact's part of a round.
-        environment: The machine, before the first call.
-        clocks_after: Facts of the GPUs right after the last call.
+        rounds: Number of rounds that the calls were spread over; every second round had the opposite order.
+        gap: Idle seconds before each artifact's turn in a round.
+        environment: State of the machine before the first call.
+        clocks_after: Facts of the GPUs directly after the last call.
     """
 
     rows: tuple[BenchmarkRow, ...]
     batch: int
-    size: tuple[int, int]
+    input_size: tuple[int, int]
     images: str
     data: str | None
     duration: float
@@ -281,13 +128,13 @@ class BenchmarkReport:
 
     @property
     def measured(self) -> tuple[BenchmarkRow, ...]:
-        """The rows of artifacts that ran here."""
+        """Rows of the artifacts that ran on this machine."""
         return tuple(row for row in self.rows if row.problem is None)
 
     @property
     def setting(self) -> str:
-        """How it was measured, in a sentence."""
-        height, width = self.size
+        """Description of the measurement in two sentences."""
+        height, width = self.input_size
         return (
             f"Batches of {self.batch} image(s) of {height}x{width} from {self.images}; {self.duration:g} s of calls "
             f"for each artifact in {self.rounds} rounds in which they take turns, every second one in the opposite "
@@ -295,39 +142,38 @@ class BenchmarkReport:
         )
 
     def to_json(self) -> str:
-        """All of it; `from_json` is the inverse."""
+        """Return the whole report as JSON; `from_json` is the inverse."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> BenchmarkReport:
-        """Read what `to_json` wrote; ValueError for anything else."""
+        """Read the JSON that `to_json` returns.
+
+        Raises:
+            ValueError: If the text is not JSON of this format, or a field has the wrong type.
+        """
         values = json.loads(text)
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise ValueError(f"Expected JSON of BenchmarkReport.to_json (format {FORMAT!r}).")
-        height, width = values["size"]
-        return cls(
-            **{
-                **values,
-                "rows": tuple(BenchmarkRow.from_dict(row) for row in values["rows"]),
-                "size": (height, width),
-                "environment": Environment.from_dict(values["environment"]),
-                "clocks_after": tuple(values["clocks_after"]),
-            }
-        )
+        return parse_record(cls, values, "The benchmark report")
 
     def to_markdown(self) -> str:
-        """The table, how it was measured, and the machine."""
-        from bpkd_sdk.export.benchmark.report import to_markdown
+        """Return the table, the setting and the machine as Markdown."""
+        from bpkd_sdk.export.benchmark.table import to_markdown
 
         return to_markdown(self)
 
     def to_html(self) -> str:
-        """A page that needs no other file: the table, and accuracy against latency as a plot."""
+        """Return one HTML page that needs no other file: the table, and plots of accuracy against latency.
+
+        Raises:
+            ImportError: If matplotlib or jinja2 is not installed.
+        """
         from bpkd_sdk.export.benchmark.page import to_html
 
         return to_html(self)
 
     def __rich__(self) -> RenderableType:
-        from bpkd_sdk.export.benchmark.report import to_rich
+        from bpkd_sdk.export.benchmark.table import to_rich
 
         return to_rich(self)

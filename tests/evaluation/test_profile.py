@@ -1,4 +1,4 @@
-"""Costs by hand, and the paper's sixteen figures from our own networks."""
+"""Counts agree with counts by hand, with the paper's 16 figures, and with those of the original networks."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_the_zoo_has_the_papers_table() -> None:
 
 
 @pytest.mark.parametrize("entry", TABLE)
-def test_the_papers_table_comes_out(entry: ZooEntry) -> None:
+def test_the_papers_figures_are_reproduced(entry: ZooEntry) -> None:
     got = profile_of(entry, 150)
     assert (round(got.paper_macs / 1e9, 2), round(got.params / 1e6, 2)) == (entry.paper_gflops, entry.paper_params)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_counts_are_the_originals_to_the_last_digit(entry: ZooEntry, reference: Path) -> None:
+def test_counts_equal_those_of_the_originals(entry: ZooEntry, reference: Path) -> None:
     facts = json.loads((reference / "models" / f"{entry.name.replace('hrnetv2p', 'hrnet')}.json").read_text())
     got = profile_of(entry, 19)
     assert got.by_operator == facts["macs_512_mmseg_counter_by_operator"]
@@ -53,7 +53,7 @@ def test_counts_are_the_originals_to_the_last_digit(entry: ZooEntry, reference: 
 
 
 class Tiny(nn.Module):
-    """One of each counted kind, with sizes small enough to count by hand."""
+    """A network with one operator of each counted kind, small enough to count by hand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def test_attention_counts_its_two_products() -> None:
     assert profile(Attention(), (4, 4)).macs == 2 * 2 * 16 * 16 * 3
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_the_model_is_not_changed() -> None:
     model = Tiny().train()
     model.bn.eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -107,7 +107,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_type_and_device_are_the_models_own() -> None:
+def test_the_image_has_the_type_and_device_of_the_model() -> None:
     plain = profile(Tiny(), (8, 8))
     half = profile(Tiny().bfloat16(), (8, 8))
     assert half.activation_bytes * 2 == plain.activation_bytes

@@ -1,8 +1,10 @@
-"""Artifacts side by side: every figure is one that something else can confirm, and nothing stops the whole."""
+"""Every figure of a benchmark is confirmed by another measurement, and no artifact stops the others."""
 
 import dataclasses
 import itertools
 import json
+import os
+import re
 import threading
 import time
 from html.parser import HTMLParser
@@ -20,12 +22,13 @@ import bpkd_sdk
 from benchmarks.networks import to_int8
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import benchmark, to_onnx
-from bpkd_sdk.export.benchmark import BenchmarkReport, Environment, Percentiles, facts, subject
+from bpkd_sdk.export.benchmark import BenchmarkReport, Environment, Percentiles, environment, subject
 from bpkd_sdk.export.benchmark import page as html
-from bpkd_sdk.export.benchmark.api import Entry
-from bpkd_sdk.export.benchmark.facts import onnx_nodes, precision_found
-from bpkd_sdk.export.benchmark.report import machine
-from bpkd_sdk.export.benchmark.subject import ArtifactError, RemoteSubject
+from bpkd_sdk.export.benchmark.entry import Entry
+from bpkd_sdk.export.benchmark.environment import describe_machine
+from bpkd_sdk.export.benchmark.facts import layer_precisions, profile_onnx_nodes
+from bpkd_sdk.export.benchmark.process import ArtifactError, RemoteSubject
+from bpkd_sdk.export.benchmark.table import format_number
 from bpkd_sdk.export.onnx import sealed
 from bpkd_sdk.runtime import Accepts, Runtime, TorchRuntime, open_runtime
 from tests.networks import tiny
@@ -58,7 +61,7 @@ def report(network, files):
     return benchmark([*paths, module], DATA, duration=0.2, device="cpu")
 
 
-def test_the_table_has_a_row_for_each_with_what_it_is(report, network, files):
+def test_the_table_has_a_row_with_the_facts_of_each_artifact(report, network, files):
     checkpoint, exported, *_, module = report.rows
     cost = bpkd_sdk.profile(network, SIZE)
     for row, name, format_ in ((checkpoint, "m.safetensors", "checkpoint"), (exported, "m.onnx", "ONNX")):
@@ -82,8 +85,8 @@ def test_the_table_has_a_row_for_each_with_what_it_is(report, network, files):
     assert exported.placement["CPU"] >= weighted
 
 
-def test_the_times_belong_together(report):
-    assert report.size == SIZE
+def test_the_times_are_consistent(report):
+    assert report.input_size == SIZE
     for row in report.measured:
         assert 0 < row.latency.p50 <= row.latency.p90 <= row.latency.p99
         assert row.stages.keys() == {"pre", "inference", "post"}
@@ -114,7 +117,7 @@ def test_the_scores_are_those_of_evaluate(report, network):
     ],
     ids=["truncated", "another device", "unknown format"],
 )
-def test_what_cannot_run_is_a_row_with_the_reason(report, index, format_, reason):
+def test_an_artifact_that_cannot_run_is_a_row_with_the_reason(report, index, format_, reason):
     row = report.rows[index]
     assert row.format == format_
     assert pytest.approx(0) == row.calls
@@ -123,31 +126,33 @@ def test_what_cannot_run_is_a_row_with_the_reason(report, index, format_, reason
     assert row.problem in report.to_markdown()
 
 
-def test_a_shape_that_is_not_taken_is_a_row_too(files):
+def test_an_artifact_that_does_not_accept_the_shape_is_a_row_with_the_reason(files):
     here = [open_runtime(files / name, "cpu") for name in ("m.onnx", "m.safetensors")]
-    fixed, free = benchmark(here, batch=2, size=(32, 48), duration=0.1).rows
+    fixed, free = benchmark(here, batch=2, input_size=(32, 48), duration=0.1).rows
     assert (fixed.format, free.format) == ("ONNX", "checkpoint")
     assert "takes images of 64 x 96 (height x width), but got 32 x 48" in fixed.problem
     assert free.problem is None
-    assert free.agreement == 1.0  # with itself, as the first that ran
+    assert free.agreement == 1.0  # with its own masks, because it is the first artifact that ran
     assert free.miou is None
 
 
-def test_json_there_and_back(report):
+def test_a_report_read_from_json_equals_the_one_written(report):
     text = report.to_json()
     assert BenchmarkReport.from_json(text) == report
     assert json.loads(text)["rows"][0]["latency"]["p50"] == report.rows[0].latency.p50
     for wrong in ("[]", '{"format": "bpkd-benchmark/0"}'):
         with pytest.raises(ValueError, match=r"Expected JSON of BenchmarkReport.to_json"):
             BenchmarkReport.from_json(wrong)
+    with pytest.raises(ValueError, match=r"does not hold a valid BenchmarkReport:\n  batch: .* \(got 'many'\)"):
+        BenchmarkReport.from_json(json.dumps(json.loads(text) | {"batch": "many"}))
 
 
 class Page(HTMLParser):
-    """The tags and attributes of a page; fails where they are not nested."""
+    """The tags, attributes and text of a page. It fails if tags are not nested."""
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.attributes, self.text = [], [], [], ""
+        self.open, self.tags, self.attributes, self.texts = [], [], [], []
         self.feed(text)
         assert self.open == []
 
@@ -165,7 +170,11 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text += data
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return "".join(self.texts)
 
 
 def test_the_page_needs_no_other_file_and_plots_every_artifact(report):
@@ -176,7 +185,12 @@ def test_the_page_needs_no_other_file_and_plots_every_artifact(report):
     assert "url(" not in text
     assert "@import" not in text
     assert page.tags.count("svg") == 2
-    assert page.tags.count("circle") == 2 * len(report.measured)
+    points = [value for name, value in page.attributes if name == "class" and value == "point"]
+    assert len(points) == 2 * len(report.measured)
+    for row in report.measured:  # the tooltip, and the name in the legend
+        name = os.path.basename(row.name)
+        assert f"{name}: {format_number(row.latency.p50)} ms, {100 * row.miou:.2f} %" in page.text
+        assert page.texts.count(name) == 3  # in two legends and in the table
     assert page.tags.count("tr") == 1 + len(report.rows)
     for row in report.rows:
         assert (row.problem or "boundary IoU in %") in page.text
@@ -188,8 +202,8 @@ def test_without_scores_agreement_is_plotted(report):
     rows = tuple(dataclasses.replace(row, miou=None, boundary_iou=None) for row in report.rows)
     page = Page(dataclasses.replace(report, rows=rows, data=None).to_html())
     assert "pixels at edges as the first artifact's, in %" in page.text
-    nobody = Page(dataclasses.replace(report, rows=report.rows[2:4]).to_html())
-    assert "svg" not in nobody.tags
+    nothing = Page(dataclasses.replace(report, rows=report.rows[2:4]).to_html())
+    assert "svg" not in nothing.tags
 
 
 def test_percentiles_are_numpys():
@@ -199,7 +213,7 @@ def test_percentiles_are_numpys():
     assert Percentiles.of([0.001, 0.002, 0.003, 0.004, 0.005]).p50 == pytest.approx(3)
 
 
-def test_warm_up_ends_when_the_times_settle(monkeypatch):
+def test_the_warm_up_ends_when_the_times_settle(monkeypatch):
     durations = itertools.chain([0.06, 0.05, 0.04, 0.03, 0.025], itertools.repeat(0.02))
     calls, stable = subject.settle(lambda: time.sleep(next(durations)))
     assert stable
@@ -210,20 +224,20 @@ def test_warm_up_ends_when_the_times_settle(monkeypatch):
     assert not stable
 
 
-def test_a_process_that_dies_says_so(files):
+def test_the_end_of_a_process_is_reported(files):
     remote = RemoteSubject(files / "m.onnx", "cpu", 1)
     try:
-        assert remote.opened().size == SIZE
+        assert remote.describe().input_size == SIZE
         remote._process.kill()
         with pytest.raises(ArtifactError, match="process ended with code -9"):
-            remote.round(0.1)
+            remote.measure_round(0.1)
     finally:
         remote.close()
 
 
 @pytest.fixture(scope="module")
 def precisions(tmp_path_factory):
-    """A network of three convolutions in each precision."""
+    """Write a network of three convolutions in each precision."""
     folder = tmp_path_factory.mktemp("precisions")
     network = tiny(9, width=16).eval()
     to_onnx(network, folder / "fp32.onnx", input_size=SIZE)
@@ -235,20 +249,20 @@ def precisions(tmp_path_factory):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_precision_as_found_in_a_file(precisions, precision):
     runtime = open_runtime(precisions / f"{precision}.onnx", "cpu")
-    assert precision_found(runtime) == {precision: 3}
-    placement, executed = onnx_nodes(runtime, torch.zeros(1, *SIZE, 3, dtype=torch.uint8))
+    assert layer_precisions(runtime) == {precision: 3}
+    placement, executed = profile_onnx_nodes(runtime, torch.zeros(1, *SIZE, 3, dtype=torch.uint8))
     assert sum(placement.values()) > 3
-    # A CPU has no half precision.
+    # A CPU computes half precision in float32.
     assert executed == {"int8" if precision == "int8" else "fp32": 3}
 
 
-def test_a_claim_that_the_layers_do_not_bear_out(precisions):
+def test_metadata_that_contradicts_the_layers_is_noted(precisions):
     proto = onnx.load(precisions / "fp32.onnx")
     facts = json.loads(proto.metadata_props[0].value) | {"precision": "int8", "quantization": {}}
     (precisions / "claimed.onnx").write_bytes(sealed(proto, facts))
     (row,) = benchmark(open_runtime(precisions / "claimed.onnx", "cpu"), duration=0.1).rows
     assert row.claim == "int8"
-    assert "says that it is int8, but its layers are fp32" in row.notes
+    assert "its metadata states int8, but its layers are fp32" in row.notes
 
 
 def graph(nodes, weights):
@@ -266,8 +280,8 @@ def graph(nodes, weights):
     return sealed(proto, facts)
 
 
-def test_precision_where_the_weights_are_not_at_hand(tmp_path):
-    """Integers in the file alone leave the layer in float; weights may hide behind other nodes; products have none."""
+def test_precision_of_weights_behind_other_nodes(tmp_path):
+    """Weights stored as integers leave a layer in float; weights may be behind other nodes; a product has no weights."""
     integers = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.int8), "w8")
     matrix = numpy_helper.from_array(np.ones((8, 8), np.float32))
     nodes = [
@@ -280,11 +294,11 @@ def test_precision_where_the_weights_are_not_at_hand(tmp_path):
     ]
     scale = numpy_helper.from_array(np.float32(0.1), "scale")
     (tmp_path / "m.onnx").write_bytes(graph(nodes, [integers, scale]))
-    assert precision_found(open_runtime(tmp_path / "m.onnx", "cpu")) == {"fp32": 2}
+    assert layer_precisions(open_runtime(tmp_path / "m.onnx", "cpu")) == {"fp32": 2}
 
 
-def test_products_of_two_activations_are_no_layers(tmp_path):
-    """Also where one of them, or both, went through int8."""
+def test_products_of_two_activations_are_not_layers(tmp_path):
+    """This also holds if one or both activations were converted to int8."""
     weights = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "w")
     nodes = [
         helper.make_node("Conv", ["images", "w"], ["a"]),
@@ -296,23 +310,23 @@ def test_products_of_two_activations_are_no_layers(tmp_path):
     ]
     scale, zero = (numpy_helper.from_array(*pair) for pair in ((np.float32(0.1), "scale"), (np.int8(0), "zero")))
     (tmp_path / "m.onnx").write_bytes(graph(nodes, [weights, scale, zero]))
-    assert precision_found(open_runtime(tmp_path / "m.onnx", "cpu")) == {"fp32": 1}
+    assert layer_precisions(open_runtime(tmp_path / "m.onnx", "cpu")) == {"fp32": 1}
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU of which nothing is there but a count of the bytes in use."""
+    """Replace the GPU by a counter of the bytes in use."""
     used = SimpleNamespace(bytes=500)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1_000_000 - used.bytes, 1_000_000))
     return used
 
 
-class Hungry(Runtime):
-    """Takes memory of the GPU for its weights, and more while it runs."""
+class MemoryUser(Runtime):
+    """A runtime that uses memory of the GPU for its weights, and more memory while it runs."""
 
     def __init__(self, gpu, weights, scratch):
         spec, facts = bpkd_sdk.NetworkSpec(name=None, num_classes=9), {"preprocess": True, "argmax": True}
-        super().__init__("hungry", spec, facts, torch.device("cuda"), Accepts())
+        super().__init__("memory user", spec, facts, torch.device("cuda"), Accepts())
         gpu.bytes += weights
         self.gpu, self.scratch = gpu, scratch
 
@@ -326,17 +340,17 @@ class Hungry(Runtime):
         return inputs[..., 0]
 
 
-def test_memory_of_the_gpu_is_each_artifacts_own(gpu, monkeypatch):
-    """All are open before the first is warmed up, and still each is told its own weights and scratch alone."""
+def test_gpu_memory_is_measured_for_each_artifact_separately(gpu, monkeypatch):
+    """All artifacts are opened before the first warm-up; the memory of each still includes only its own."""
     sizes = {"small": (100, 10), "large": (3000, 500)}
     monkeypatch.setattr(subject, "choose_device", torch.device)
-    monkeypatch.setattr(subject, "open_runtime", lambda name, _: Hungry(gpu, *sizes[name]))
+    monkeypatch.setattr(subject, "open_runtime", lambda name, _: MemoryUser(gpu, *sizes[name]))
     subjects = [subject.Subject(name, "cuda", 1) for name in sizes]
     images = np.zeros((1, *SIZE, 3), np.uint8)
-    assert [opened.warm_up(images).device_memory for opened in subjects] == [110, 3500]
+    assert [item.warm_up(images).device_memory for item in subjects] == [110, 3500]
 
 
-def test_nothing_is_watched_after_a_failure(gpu, monkeypatch):
+def test_sampling_stops_after_a_failure(gpu, monkeypatch):
     def fail(*_):
         raise ValueError("It does not open.")
 
@@ -348,7 +362,7 @@ def test_nothing_is_watched_after_a_failure(gpu, monkeypatch):
     assert threading.active_count() == threads
 
 
-def test_an_artifact_that_crashes_while_it_is_scored_takes_nobody_along(files):
+def test_a_crash_while_scoring_is_reported(files):
     entry = Entry(files / "m.onnx", "cpu", 1)
     try:
         entry.open()
@@ -360,27 +374,40 @@ def test_an_artifact_that_crashes_while_it_is_scored_takes_nobody_along(files):
         entry.close()
 
 
-def test_names_in_the_plot_lie_apart():
-    crowd = [html.Point(f"student.number{i}.onnx", "s0", 10 + 0.01 * i, 99.9, "") for i in range(8)]
-    drawn = html.make_plot("", [*crowd, html.Point("slow", "s1", 200, 98, "")])
-    boxes = [
-        (mark.text_x, mark.text_y - html.TEXT_HEIGHT, mark.text_x + html.TEXT_WIDTH * len(mark.point.name), mark.text_y)
-        for mark in drawn.marks
-    ]
-    for (left, top, right, bottom), (l2, t2, r2, b2) in itertools.combinations(boxes, 2):
-        assert right <= l2 or r2 <= left or bottom <= t2 or b2 <= top
-    assert all(html.LEFT <= mark.x <= html.WIDTH and 0 <= mark.y <= html.HEIGHT - html.BOTTOM for mark in drawn.marks)
-    by_name = {mark.point.name: mark for mark in drawn.marks}
-    assert by_name["slow"].x > by_name["student.number0.onnx"].x
-    assert by_name["slow"].y > by_name["student.number0.onnx"].y  # less is lower on the screen, where y grows downwards
+def test_names_in_a_plot_do_not_overlap():
+    crowd = [html.Point(f"student.number{i}.onnx", "s0", "o", 10 + 0.01 * i, 99.9) for i in range(8)]
+    names = [*(point.name for point in crowd), "_slow <b> $x$"]
+    figure = html.draw("mIoU in %", [*crowd, html.Point(names[-1], "s1", "s", 200, 98)])
+    figure.draw_without_rendering()
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    boxes = [text.get_window_extent() for text in legend.get_texts()]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations([*boxes, axes.get_tightbbox()], 2))
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y0 >= figure.bbox.y0 for box in boxes)
+    points = {line.get_gid(): axes.transData.transform(line.get_xydata()[0]) for line in axes.lines}
+    assert all(axes.bbox.contains(*point) for point in points.values())
+    (fast_x, fast_y), (slow_x, slow_y) = points["point0"], points["point8"]
+    assert slow_x > fast_x
+    assert slow_y < fast_y
+    assert all(0 <= tick <= 100 for tick in axes.get_yticks())
+
+
+def test_text_in_a_plot_is_escaped_and_follows_the_colours_of_the_page():
+    page = Page(text := html.to_svg("a <b> & c", [html.Point("_name <b> $x$", "s1", "s", 20, 98)]))
+    assert "b" not in page.tags
+    assert ("aria-label", "a <b> & c against latency") in page.attributes
+    assert "_name <b> $x$" in page.texts
+    assert "_name <b> $x$: 20.0 ms, 98.00 %" in page.texts
+    assert "var(--s1)" in text
+    assert re.findall("#0000[ef].", text) == []
 
 
 def test_the_machine_is_stated(monkeypatch, report):
     here = report.environment
     assert here.versions["torch"] == version("torch")
     assert here.cores >= 1
-    assert here.cpu in machine(here)
-    monkeypatch.setattr(facts.os, "getloadavg", lambda: (99.0, 1.0, 1.0))
+    assert here.cpu in describe_machine(here)
+    monkeypatch.setattr(environment.psutil, "getloadavg", lambda: (99.0, 1.0, 1.0))
     assert any("busy: a load of 99.0" in warning for warning in Environment.here().warnings)
     calm = dataclasses.replace(here, load=0.0, governor="performance")
     assert calm.warnings == ()

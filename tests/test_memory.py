@@ -1,4 +1,4 @@
-"""The peak is of what happens after the meter starts, and all of it."""
+"""The measured peak is that of the work after the meter starts, and includes all of it."""
 
 import subprocess
 import sys
@@ -8,13 +8,13 @@ import torch
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
-# In a process of its own: what other tests have left, and when it is freed, is no part of this.
+# Runs in a new process, because memory that other tests hold or free would change the figures.
 WORK = """
 import sys
 
 import torch
 
-from bpkd_sdk.comparison.memory import MemoryMeter
+from bpkd_sdk.memory import MemoryMeter
 
 device, MIB = torch.device(sys.argv[1]), 2**20
 
@@ -35,9 +35,9 @@ print(*(peak / MIB for peak in (nothing, thrice, again.peak(), before.peak())))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's record of the peak is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel records the peak on Linux only")
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_peak_is_what_was_needed_at_once(device):
+def test_the_peak_is_the_memory_that_was_needed_at_the_same_time(device):
     done = subprocess.run([sys.executable, "-c", WORK, device], capture_output=True, text=True, check=True)
     nothing, thrice, again, before = map(float, done.stdout.split())
     assert nothing < 8
