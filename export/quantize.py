@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bpkd_sdk.classes import check_class_count, class_order, reorder_labels
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.dataset import image_problem
+from bpkd_sdk.data.integrity import image_problem
 from bpkd_sdk.errors import import_optional
 from bpkd_sdk.evaluation.agreement import mask_agreement
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics

@@ -25,6 +25,7 @@ from bpkd_sdk.comparison.setup import (
 )
 from bpkd_sdk.data import SegmentationDataset, open_dataset
 from bpkd_sdk.data.dataset import expect_dataset
+from bpkd_sdk.data.integrity import check_for_training, check_samples
 from bpkd_sdk.errors import differences, import_optional, listed
 from bpkd_sdk.evaluation import evaluate
 from bpkd_sdk.files import read_json, write_json
@@ -90,8 +91,8 @@ def compare(
     setup = _create_setup(teacher, student, data, Budget.create(steps, seconds), options)
     losses = named_methods(methods, setup.train.num_classes, setup.train.ignore_index)
     if options.get("check_data", True):
-        setup.train.check_for_training()
-        setup.val.check()
+        check_for_training(setup.train)
+        check_samples(setup.val)
     student_order(setup.new_student(0), setup.train, TrainingConfig.from_options(options))
     if options.get("check_teacher", True):
         setup.check_teacher()

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from bpkd_sdk.data.dataset import FileDataset, Pair, complete, pair_files
+from bpkd_sdk.data.dataset import FileDataset, Pair, existing, pair_files
 from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.models.spec import Color
@@ -215,7 +215,7 @@ def open_pascal_context(root: str | Path, split: str = "train") -> FileDataset:
     stems = (top / names).read_text().split()
     if not stems:
         raise ValueError(f"{top / names} lists no image. {PASCAL_SOURCE}")
-    pairs = complete(
+    pairs = existing(
         Pair(top / PASCAL_IMAGE_FOLDER / f"{stem}.jpg", top / PASCAL_LABEL_FOLDER / f"{stem}.png") for stem in stems
     )
     return FileDataset(f"pascal_context_59/{split}", pairs, PASCAL_CLASS_NAMES, PASCAL_PALETTE, ids=PASCAL_CLASS_OF_ID)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.dataset import expect_dataset, leave_interrupts_to_the_main_process, spare_cores
+from bpkd_sdk.data.dataset import default_workers, expect_dataset, ignore_interrupts
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 from bpkd_sdk.features import eval_mode
@@ -70,7 +70,7 @@ def evaluate(
             return match_runtime(runtime, dataset, dataset.name, match_classes=match_classes)
 
         network, guide = opened(source), None if reference is None else opened(reference)
-        workers = min(spare_cores(), len(dataset)) if network.device.type == "cuda" else 0
+        workers = min(default_workers(), len(dataset)) if network.device.type == "cuda" else 0
         for images, labels in _batches(dataset, batch_size, workers):
             masks = protocol.segment(network, images, batch_size)
             truth = labels if guide is None else protocol.segment(guide, images, batch_size)
@@ -96,9 +96,7 @@ def _opened(source: Source, device: str | torch.device | None) -> Iterator[Runti
 
 def _batches(dataset: SegmentationDataset, batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Neighbours of one size together, read ahead by so many processes; 0: read here, one by one."""
-    samples = DataLoader(
-        dataset, batch_size=None, num_workers=workers, worker_init_fn=leave_interrupts_to_the_main_process
-    )
+    samples = DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=ignore_interrupts)
     waiting: list[tuple[Tensor, Tensor]] = []
     for sample in track(samples, total=len(dataset), description=f"Evaluating {dataset.name}"):
         if waiting and (len(waiting) == batch_size or waiting[0][0].shape != sample[0].shape):

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.dataset import image_problem, label_problem, leave_interrupts_to_the_main_process, spare_cores
+from bpkd_sdk.data.dataset import default_workers, ignore_interrupts
+from bpkd_sdk.data.integrity import image_problem, label_problem, unknown_labels
 from bpkd_sdk.data.transforms import augment, training_transform
 from bpkd_sdk.training.config import TrainingConfig
 
@@ -42,7 +43,7 @@ def training_loader(
         and its void label fit, and int64 otherwise. accelerate gives each process its shard of a batch.
     """
     draws = range(first_step * config.batch_size, config.steps * config.batch_size)
-    workers = config.workers if config.workers is not None else (spare_cores() if on_gpu else 0)
+    workers = config.workers if config.workers is not None else (default_workers() if on_gpu else 0)
     return DataLoader(
         _AugmentedDataset(dataset, config, crop_size, use_labels=use_labels),
         sampler=_ShuffledDraws(len(dataset), draws, config.seed),
@@ -50,7 +51,7 @@ def training_loader(
         num_workers=workers,
         pin_memory=on_gpu,
         persistent_workers=workers > 0,
-        worker_init_fn=leave_interrupts_to_the_main_process,
+        worker_init_fn=ignore_interrupts,
     )
 
 
@@ -107,6 +108,6 @@ class _AugmentedDataset(Dataset[tuple[Tensor, Tensor]]):
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(mixed_seed(self.seed, 1, draw))
             image, label = augment(self.transform, image, label if self.use_labels else torch.zeros_like(label))
-        if unknown := self.dataset.unknown_labels(label):
+        if unknown := unknown_labels(self.dataset, label):
             raise ValueError(f"{self.dataset.sample_name(index)}: labels {unknown[:10]} are outside the classes.")
         return image, label

@@ -12,6 +12,7 @@ from torch import nn
 
 from bpkd_sdk.data import DatasetSubset, SegmentationDataset, open_dataset
 from bpkd_sdk.data.dataset import expect_dataset
+from bpkd_sdk.data.integrity import check_for_training, check_reports, check_samples, inspect_sample, inspect_samples
 from bpkd_sdk.errors import listed
 from bpkd_sdk.evaluation import EvaluationProtocol, evaluate
 from bpkd_sdk.losses import Method, create_method
@@ -158,12 +159,12 @@ def _open_splits(data: DataSource) -> tuple[SegmentationDataset, SegmentationDat
 
 
 def _check_first_sample(dataset: SegmentationDataset, config: TrainingConfig) -> None:
-    finding = dataset.examine_sample(0)
-    if not finding.problem:
+    report = inspect_sample(dataset, 0)
+    if not report.problem:
         return
     if config.check_data:
-        dataset.check()  # raises an error that lists all problems
-    raise ValueError(f"{dataset.name} cannot be used:\n{listed([finding.problem])}{dataset.label_advice([finding])}")
+        check_samples(dataset)  # raises an error that lists all problems
+    raise ValueError(f"{dataset.name} cannot be used:\n{listed([report.problem])}{dataset.label_advice(report.labels)}")
 
 
 def _labels_from_teacher(
@@ -195,14 +196,14 @@ def _check_data(
     if not config.check_data:
         return 0
     if need_labels:
-        train_set.check_for_training()
+        check_for_training(train_set)
     else:
-        train_set.check()
+        check_samples(train_set)
     if val_set is None:
         return 0
-    findings = val_set.examine()
-    val_set.check_findings(findings)
-    sizes = [finding.size or (0, 0) for finding in findings]
+    reports = inspect_samples(val_set)
+    check_reports(val_set, reports)
+    sizes = [report.size or (0, 0) for report in reports]
     return max(range(len(sizes)), key=lambda index: sizes[index][0] * sizes[index][1])
 
 

@@ -24,8 +24,9 @@ from gradio.utils import get_upload_folder
 
 from bpkd_sdk.classes import class_order, reorder_labels
 from bpkd_sdk.data import shapes
+from bpkd_sdk.data.classes_file import CLASSES_FILE
 from bpkd_sdk.data.dataset import Pair, pair_files
-from bpkd_sdk.data.folder import CLASSES_FILE, FolderDataset, find_classes
+from bpkd_sdk.data.folder import FolderDataset, find_classes
 from bpkd_sdk.images import read_image
 from bpkd_sdk.models.spec import NetworkSpec
 from bpkd_sdk.serve.overlay import picture_png

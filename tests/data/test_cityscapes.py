@@ -8,7 +8,7 @@ from cityscapesscripts.helpers.labels import labels
 from PIL import Image
 
 import bpkd_sdk
-from bpkd_sdk.data import open_dataset
+from bpkd_sdk.data import check_samples, open_dataset
 from bpkd_sdk.data.public import CITYSCAPES_CLASS_OF_ID, CITYSCAPES_LABEL_IDS
 from tests import trees
 
@@ -40,7 +40,7 @@ def test_mapped_ids_are_the_training_ids_that_the_official_script_draws(root):
     seen = set(torch.unique(data[0][1]).tolist())
     assert 255 in seen
     assert len(seen) > 10
-    data.check()
+    check_samples(data)
 
 
 def test_training_ids_are_taken_where_there_are_no_label_ids(root, tmp_path):
@@ -88,7 +88,7 @@ def test_an_id_out_of_range_names_the_file(tmp_path):
     with pytest.raises(
         ValueError, match=r"1 of 2 samples.*\n.*000001_000019_gtFine_labelIds.png: holds the ids \[40\]"
     ):
-        open_dataset("cityscapes", root=tmp_path).check()
+        check_samples(open_dataset("cityscapes", root=tmp_path))
 
 
 def test_half_of_the_archives(tmp_path):

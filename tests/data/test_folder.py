@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import bpkd_sdk
-from bpkd_sdk.data import open_dataset
+from bpkd_sdk.data import check_samples, open_dataset
 
 NAMES = ["road", "car", "sky"]
 
@@ -43,7 +43,7 @@ def test_samples_are_rgb_and_ids(root):
     assert (image.dtype, label.dtype, len(data)) == (torch.uint8, torch.uint8, 3)
     assert data.class_names == tuple(NAMES)
     assert len(set(data.palette)) == 3
-    data.check()
+    check_samples(data)
 
 
 def test_ids_of_16_bits_are_bytes_where_they_fit(root):
@@ -52,10 +52,10 @@ def test_ids_of_16_bits_are_bytes_where_they_fit(root):
     ids = np.asarray(Image.open(path)).astype(np.uint16)
     write(path, ids)
     assert open_dataset("folder", root=root, split="val")[1][1].dtype == torch.uint8
-    open_dataset("folder", root=root, split="val").check()
+    check_samples(open_dataset("folder", root=root, split="val"))
     write(path, ids + 300)
     with pytest.raises(ValueError, match=r"1\.png: labels \[300, 301, 302\] are outside the classes"):
-        open_dataset("folder", root=root, split="val").check()
+        check_samples(open_dataset("folder", root=root, split="val"))
 
 
 def test_a_path_alone_is_a_folder(root):
@@ -70,7 +70,7 @@ def test_classes_with_palette_and_void(root):
     with pytest.raises(
         ValueError, match=r"0\.png: labels \[255\] are outside the classes 0..2 and not the void label 254"
     ):
-        data.check()
+        check_samples(data)
 
 
 def test_palette_pngs_need_no_classes_file(root):
@@ -101,7 +101,7 @@ def test_everything_wrong_is_listed_up_front(root):
     write(root / "labels/train/1.png", np.zeros((20, 31), np.uint8))
     (root / "images/train/2.png").write_bytes((root / "images/train/2.png").read_bytes()[:200])
     with pytest.raises(ValueError, match="3 of 3 samples") as caught:
-        open_dataset("folder", root=root).check()
+        check_samples(open_dataset("folder", root=root))
     text = str(caught.value)
     assert "0.png: labels [9] are outside the classes 0..2" in text
     assert "1.png: image is (20, 30), label is (20, 31)" in text
@@ -130,7 +130,7 @@ def test_folders_that_cannot_be_used(root, break_it, error, message):
 def test_a_coloured_label_is_refused(root):
     write(root / "labels/train/1.png", np.full((20, 30, 3), (200, 0, 7), np.uint8))
     with pytest.raises(ValueError, match='holds colours #c80007, expected one class id per pixel .*"palette"'):
-        open_dataset("folder", root=root).check()
+        check_samples(open_dataset("folder", root=root))
 
 
 def test_unusable_names():
@@ -156,4 +156,4 @@ def test_camvid(camvid):
     image, label = data[0]
     assert (len(data), data.num_classes, image.shape, label.shape) == (101, 11, (3, 360, 480), (360, 480))
     assert data.class_names[8] == "car"
-    data.check()
+    check_samples(data)

@@ -15,7 +15,7 @@ def test_a_small_copy_is_sound_but_not_whole(name, tmp_path):
     for report in check_dataset(name, tmp_path):
         assert (report.images, report.expected) == (2, DATASETS[name].images[report.split])
         assert report.problems[0] == f"2 images, but a whole copy has {report.expected}"
-        sizes = [line for line in report.problems[1:] if "all of this data set are (1024, 2048)" in line]
+        sizes = [line for line in report.problems[1:] if "all images of this data set are (1024, 2048)" in line]
         assert len(sizes) == len(report.problems) - 1 == (2 if name == "cityscapes" else 0)
         labels = {
             label
@@ -57,7 +57,7 @@ def test_every_kind_of_damage_is_listed(tmp_path):
     assert len(train.problems) == 6
     assert "00000001.jpg: is cut short" in text
     assert "00000002.png: cannot be read as a label map" in text
-    assert "00000003.png: holds the ids [151], which mean nothing in ade20k/train" in text
+    assert "00000003.png: holds the ids [151], which are not mapped to classes of ade20k/train" in text
     assert "00000004.jpg: image is (64, 96), label is (64, 95)" in text
     assert "00000005.jpg: cannot be read as an image" in text
     assert val.images is None

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import bpkd_sdk
-from bpkd_sdk.data import open_dataset
+from bpkd_sdk.data import check_samples, open_dataset
 from tests.networks import tiny
 from tests.scenes import NAMES, Scenes, scene, write_folder
 
@@ -53,7 +53,7 @@ def test_palettes_in_another_order_are_read_by_colour(tmp_path, names):
     assert min(shares(root)) == 1
     data = open_dataset("folder", root=root)
     assert data.palette == tuple(map(tuple, COLORS.tolist()))
-    data.check()
+    check_samples(data)
 
 
 def test_names_go_to_the_colours_of_the_first_file_and_that_is_said(tmp_path):
@@ -106,8 +106,8 @@ def test_rgb_labels_are_read_by_the_palette_of_classes_json(tmp_path):
     Image.fromarray(np.zeros((48, 48), np.uint8)).save(root / "labels/train/0.png")
     assert set(open_dataset("folder", root=root)[0][1].unique().tolist()) == {0}
     Image.fromarray(np.full((48, 48), 200, np.uint8)).save(root / "labels/train/0.png")
-    with pytest.raises(ValueError, match=r"0\.png: holds the colours #c8c8c8, which are no class's"):
-        open_dataset("folder", root=root).check()
+    with pytest.raises(ValueError, match=r"0\.png: holds the colours #c8c8c8, which are not mapped to classes"):
+        check_samples(open_dataset("folder", root=root))
 
 
 @pytest.mark.parametrize("write", [rgb_png(COLORS + np.uint8(1)), palette_png([0, 1, 2], COLORS + np.uint8(1))])
@@ -115,13 +115,13 @@ def test_a_colour_without_a_class_names_the_file(tmp_path, write):
     facts = {"class_names": NAMES[:3], "palette": COLORS.tolist()}
     root = write_folder(tmp_path, facts, label=write)
     with pytest.raises(ValueError, match=r"3\.png: holds the colours #01.* known are #000000, .*classes\.json"):
-        open_dataset("folder", root=root).check()
+        check_samples(open_dataset("folder", root=root))
 
 
 def test_colours_without_a_palette_are_refused_with_what_to_write(tmp_path):
     root = write_folder(tmp_path, NAMES[:3], label=rgb_png())
     with pytest.raises(ValueError, match=r'0\.png: holds colours #000000, .* "palette" in classes\.json'):
-        open_dataset("folder", root=root).check()
+        check_samples(open_dataset("folder", root=root))
 
 
 def test_a_palette_of_one_colour_for_several_classes_is_no_palette(tmp_path):
@@ -151,7 +151,7 @@ def test_indices_of_a_palette_are_read_where_they_are_mapped(tmp_path):
     facts = {"class_names": NAMES[:3], "palette": [[9, 9, 9], [8, 8, 8], [7, 7, 7]]}
     root = write_folder(tmp_path, facts, label=palette_png([0, 1, 2]))
     with pytest.raises(ValueError, match="map the indices"):
-        open_dataset("folder", root=root).check()
+        check_samples(open_dataset("folder", root=root))
     (root / "classes.json").write_text(json.dumps(facts | {"ids": dict(zip("012", NAMES[:3], strict=True))}))
     assert min(shares(root)) == 1
 
@@ -159,8 +159,8 @@ def test_indices_of_a_palette_are_read_where_they_are_mapped(tmp_path):
 def test_white_of_a_one_bit_mask_is_1_where_255_is_void(tmp_path):
     facts = {"class_names": ["background", "cat"], "ids": {"0": "background", "2": "cat"}}
     root = write_folder(tmp_path, facts, classes=2, label=lambda label, p, _: Image.fromarray(label > 0).save(p))
-    with pytest.raises(ValueError, match=r"0\.png: holds the ids \[1\], which mean nothing"):
-        open_dataset("folder", root=root).check()
+    with pytest.raises(ValueError, match=r"0\.png: holds the ids \[1\], which are not mapped to classes"):
+        check_samples(open_dataset("folder", root=root))
 
 
 def grey_palette_png(values, every=1):
@@ -205,7 +205,7 @@ def test_masks_of_0_and_1_beside_masks_of_0_and_255_are_told(tmp_path):
 def test_labels_of_nothing_but_void_are_refused(tmp_path):
     root = write_folder(tmp_path, NAMES[:3], label=mapped(255, 255, 255))
     with pytest.raises(ValueError, match=r"All labels of .*/train are void \(255\)"):
-        open_dataset("folder", root=root).check()
+        check_samples(open_dataset("folder", root=root))
 
 
 def test_labels_without_an_image_are_told(tmp_path):
@@ -241,21 +241,21 @@ def test_values_mapped_to_classes(tmp_path, dtype):
     assert data.class_names == ("rest", "thing")
     assert np.array_equal(data[0][1].numpy(), np.array([255, 1, 1])[scene(0)[1]])
     Image.fromarray(np.full((48, 48), 7, dtype)).save(tmp_path / "labels/train/0.png")
-    with pytest.raises(ValueError, match=r"0\.png: holds the ids \[7\], which mean nothing"):
-        data.check()
+    with pytest.raises(ValueError, match=r"0\.png: holds the ids \[7\], which are not mapped to classes"):
+        check_samples(data)
 
 
 def test_values_of_16_bits_mapped_to_classes(tmp_path):
     facts = {"ids": {"0": "void", "1000": "a", "26001": "b"}}
     data = open_dataset("folder", root=write_folder(tmp_path, facts, label=mapped(0, 1000, 26001, dtype=np.uint16)))
     assert np.array_equal(data[0][1].numpy(), np.array([255, 0, 1])[scene(0)[1]])
-    data.check()
+    check_samples(data)
 
 
 def test_the_error_for_labels_out_of_range_writes_the_mapping_out(tmp_path):
     root = write_folder(tmp_path, NAMES[1:3], label=mapped(0, 1, 2))
     with pytest.raises(ValueError, match=r"labels \[2\] are outside the classes 0..1") as caught:
-        open_dataset("folder", root=root).check()
+        check_samples(open_dataset("folder", root=root))
     written = str(caught.value).splitlines()[-1]
     assert json.loads(written) == {"class_names": ["red", "green"], "ids": {"0": "void", "1": "red", "2": "green"}}
     (root / "classes.json").write_text(written)
@@ -289,7 +289,7 @@ def test_255_stays_void_where_1_is_a_class(tmp_path):
 
     root = write_folder(tmp_path, ["background", "object"], classes=2, label=write)
     assert set(open_dataset("folder", root=root)[0][1].unique().tolist()) == {0, 255}
-    open_dataset("folder", root=root, split="val").check()
+    check_samples(open_dataset("folder", root=root, split="val"))
 
 
 def test_binary_masks_are_learnt(tmp_path):
@@ -372,7 +372,7 @@ def test_label_files_that_cannot_be_read_are_listed_by_name(tmp_path, make, mess
     root = write_folder(tmp_path, NAMES[:3])
     make(root / "labels/train/3.png")
     with pytest.raises(ValueError, match=rf"1 of 8 samples .*\n.*3\.png: .*{message}"):
-        open_dataset("folder", root=root).check()
+        check_samples(open_dataset("folder", root=root))
 
 
 def test_a_label_of_too_many_pixels_is_listed_by_name(tmp_path, monkeypatch):
@@ -381,7 +381,7 @@ def test_a_label_of_too_many_pixels_is_listed_by_name(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((200, 200), np.uint8)).save(root / "labels/train/3.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     with pytest.raises(ValueError, match=r"1 of 8 samples .*\n.*3\.png: .*too many pixels"):
-        open_dataset("folder", root=root).check()
+        check_samples(open_dataset("folder", root=root))
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_a_label_of_too_many_pixels_is_listed_by_name(tmp_path, monkeypatch):
         ('{"class_names": ["a", "b"], "palette": [[0, 0, 0], [0, 0, 300]]}', r"a list of \[r, g, b\], each 0 to 255"),
         ('{"class_names": ["a", "b"], "palette": 7}', r"a list of \[r, g, b\]"),
         ('{"class_names": ["a", "b"], "ignore_index": "x"}', "whole number, but got 'x'"),
-        ('{"class_names": ["a", "b"], "ids": {"0": "c"}}', "names 'c', which are no class"),
+        ('{"class_names": ["a", "b"], "ids": {"0": "c"}}', "names 'c', which are not classes"),
         ('{"class_names": ["road", "car"], "ids": {"0": "raod"}}', "Did you mean 'road'"),
         ('{"ids": {"zero": "a"}}', "but got 'zero'"),
         ('{"ids": {"#12": "a"}}', "a colour like .*'#12'"),

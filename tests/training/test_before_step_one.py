@@ -78,8 +78,8 @@ def with_facts(**facts):
         pytest.param(nn.Sequential(tiny(3), nn.Threshold(torch.inf, torch.nan)), (Scenes(), VAL), "student's outputs are not finite", id="nan"),
         pytest.param(tiny(3), (Scenes(), Scenes(length=0)), "has no images to validate on", id="no-validation-images"),
         pytest.param(tiny(3), (Scenes(), Changed(lambda image, label: (image, label * 0 + 255))), "All labels of scenes are void", id="void-validation"),
-        pytest.param(tiny(3), (Scenes(names=("a", "a", "b")), None), "different texts, one per class", id="names-twice"),
-        pytest.param(tiny(3), (Scenes(names=(0, 1, 2)), None), "different texts, one per class", id="names-of-numbers"),
+        pytest.param(tiny(3), (Scenes(names=("a", "a", "b")), None), "different strings, one per class", id="names-twice"),
+        pytest.param(tiny(3), (Scenes(names=(0, 1, 2)), None), "different strings, one per class", id="names-of-numbers"),
         pytest.param(tiny(3), (with_facts(ignore_index=np.int64(255)), None), "`ignore_index` an int, but got .*np.int64", id="void-of-numpy"),
         pytest.param(tiny(3), (with_facts(palette=np.zeros((3, 3), np.uint8)), None), r"one \(r, g, b\) of ints per class", id="palette-of-numpy"),
         pytest.param(tiny(1), (Scenes(names=("object",)), None), "has one class, 'object'.*'background'", id="one-class"),
@@ -128,9 +128,9 @@ def test_what_is_no_data_set_is_named(tmp_path):
 
 def test_a_void_label_inside_the_classes(tmp_path):
     root = write_folder(tmp_path / "data", {"class_names": ["void", "a", "b"], "ignore_index": 0})
-    with pytest.raises(ValueError, match=r"ignore_index=0, is the class 'void'.*classes\.json"):
+    with pytest.raises(ValueError, match=r"ignore_index=0, is also the id of the class 'void'.*classes\.json"):
         bpkd_sdk.train(tiny(3), root, output_dir=tmp_path / "run", **OPTIONS)
-    with pytest.raises(ValueError, match=r"ignore_index=0, is the class 'void'"):
+    with pytest.raises(ValueError, match=r"ignore_index=0, is also the id of the class 'void'"):
         bpkd_sdk.evaluate(tiny(3).eval(), bpkd_sdk.open_dataset("folder", root=root, split="val"))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.data.dataset import spare_cores
+from bpkd_sdk.data.dataset import default_workers
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.loader import training_loader
 
@@ -33,8 +33,8 @@ def test_padding_is_void_for_every_void_label(void):
 def test_workers_are_as_many_as_cores_fall_to_a_process(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert spare_cores() == 6
+    assert default_workers() == 6
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert spare_cores() == 3
+    assert default_workers() == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
-    assert spare_cores() == 1
+    assert default_workers() == 1
