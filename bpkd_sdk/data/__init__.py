@@ -1,4 +1,4 @@
-"""Data sets by name, and the classes to build your own from."""
+"""Data sets: named ones, folders, and the base class for other sources."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ def open_dataset(path_or_name: str | Path, root: str | Path | None = None, split
     """Open a data set.
 
     Args:
-        path_or_name: Path of a folder in "folder" layout, or one of "shapes" (generated scenes, without a root),
-            "folder", "camvid", "cityscapes", "ade20k" and "pascal_context_59".
-        root: Folder of a data set that is named, in the layout that OpenMMLab documents.
+        path_or_name: Path of a folder in the layout that `open_folder` describes, or the name of a data set: "shapes"
+            (generated scenes, which need no `root`), "folder", "camvid", "cityscapes", "ade20k" or
+            "pascal_context_59".
+        root: Folder of a named data set, in the layout that OpenMMLab documents.
         split: "train", "val", or another split of the data set.
 
     Raises:
-        ValueError: For an unknown name, a missing root, or data that cannot be used.
-        FileNotFoundError: If the data is not there; with where to get it.
+        ValueError: If the name is unknown, `root` is missing, or the data cannot be used.
+        FileNotFoundError: If the data do not exist; with where to get them.
     """
     name = str(path_or_name)
     if name == "shapes":
@@ -51,5 +52,5 @@ def open_dataset(path_or_name: str | Path, root: str | Path | None = None, split
         raise FileNotFoundError(f"There is no folder {name}.")
     check_choice("path_or_name", name, ["shapes", *DATASETS])
     if root is None:
-        raise ValueError(f"The data set {name!r} needs `root`, the folder that holds its images and labels.")
+        raise ValueError(f"The data set {name!r} needs `root`, the folder of its images and labels.")
     return DATASETS[name].open(root, split)

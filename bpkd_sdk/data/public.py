@@ -1,8 +1,11 @@
-"""Cityscapes (Cordts et al., CVPR 2016), 19 classes, fine labels."""
+"""Readers of four public data sets: Cityscapes, ADE20K, PASCAL Context and CamVid.
+
+Each section has the classes and colours of a data set, the class of each value in its label files, the number of images
+in its splits, where to get it, and the function that opens it.
+"""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,35 +16,40 @@ import numpy as np
 
 from bpkd_sdk.data.dataset import FileDataset, Pair, existing, pair_files
 from bpkd_sdk.errors import check_choice, import_optional
-from bpkd_sdk.files import write_atomically
+from bpkd_sdk.files import read_json, write_atomically
 from bpkd_sdk.models.spec import Color
 from bpkd_sdk.progress import track
 
 
-def find_root(root: str | Path, wanted: Sequence[str], *, nested: Sequence[str] = (), source: str) -> Path:
-    """The folder that holds all of `wanted`: `root`, or one of the folders `nested` in it.
+def find_root(root: str | Path, required: Sequence[str], *, nested: Sequence[str] = (), source: str) -> Path:
+    """Return the folder that contains all `required` paths: `root`, or one of the `nested` folders in it.
 
     Args:
-        root: What the user named.
-        wanted: Relative paths of folders and files that must be there.
-        nested: Relative paths that archives unpack to.
-        source: Sentences that say where to get the data.
+        root: Folder that the user passed.
+        required: Relative paths of folders and files of the data set.
+        nested: Relative paths of the folders that archives of the data set unpack to.
+        source: Sentences about where to get the data, for the error message.
 
     Raises:
-        FileNotFoundError: With what is missing, what is there instead, and `source`.
+        FileNotFoundError: If a path is missing; with what the folder holds instead, and `source`.
     """
     top = Path(root)
     folders = [top / name for name in nested if (top / name).is_dir()]
     for folder in (top, *folders):
-        if all((folder / name).exists() for name in wanted):
+        if all((folder / name).exists() for name in required):
             return folder
-    found = folders[0] if folders else top
-    missing = [name for name in wanted if not (found / name).exists()]
-    there = sorted(path.name for path in found.iterdir()) if found.is_dir() else None
-    state = "there is no such folder" if there is None else f"it holds {', '.join(there[:8]) or 'nothing'}"
-    more = ", ..." if there and len(there) > 8 else ""
-    raise FileNotFoundError(f"Expected {' and '.join(missing)} in {found}, but {state}{more}. {source}")
+    folder = folders[0] if folders else top
+    missing = [name for name in required if not (folder / name).exists()]
+    if folder.is_dir():
+        names = sorted(path.name for path in folder.iterdir())
+        state = f"it holds {', '.join(names[:8]) or 'nothing'}{', ...' if len(names) > 8 else ''}"
+    else:
+        state = "there is no such folder"
+    raise FileNotFoundError(f"Expected {' and '.join(missing)} in {folder}, but {state}. {source}")
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cityscapes (Cordts et al., CVPR 2016): 19 classes, fine labels
 
 CITYSCAPES_CLASSES: dict[str, Color] = {
     "road": (128, 64, 128),
@@ -65,12 +73,11 @@ CITYSCAPES_CLASSES: dict[str, Color] = {
     "bicycle": (119, 11, 32),
 }
 
-# The 34 ids of *_labelIds.png; those that are not evaluated become void. 255 is what -1 (licence plate) is stored as.
+# *_labelIds.png hold 34 ids; those that are not evaluated become void. 255 stands for the id -1 (licence plate).
 CITYSCAPES_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 CITYSCAPES_CLASS_OF_ID = dict.fromkeys((*range(34), 255), 255) | {
     label: index for index, label in enumerate(CITYSCAPES_LABEL_IDS)
 }
-
 CITYSCAPES_IMAGES = {"train": 2975, "val": 500}
 CITYSCAPES_IMAGE_SIZE = (1024, 2048)
 CITYSCAPES_SOURCE = (
@@ -82,12 +89,16 @@ CITYSCAPES_SOURCE = (
 def open_cityscapes(root: str | Path, split: str = "train") -> FileDataset:
     """Open ``root/leftImg8bit/<split>`` with ``root/gtFine/<split>``.
 
-    Labels are ``*_labelIds.png`` as released, whose ids are mapped to the 19 classes here; where there are none, the
-    ``*_labelTrainIds.png`` that OpenMMLab's preparation writes.
+    Labels are the released ``*_labelIds.png``, whose ids are mapped to the 19 classes. If there are none, labels are
+    the ``*_labelTrainIds.png`` that OpenMMLab's preparation writes.
+
+    Args:
+        root: Folder of the data set, or the folder that contains it under the name "cityscapes".
+        split: "train" or "val".
 
     Raises:
         FileNotFoundError: If a folder is missing or empty; with where to get the data.
-        ValueError: For another split, or if images lack labels.
+        ValueError: If the split is unknown, or if images lack labels.
     """
     check_choice("split", split, CITYSCAPES_IMAGES)
     images, labels = f"leftImg8bit/{split}", f"gtFine/{split}"
@@ -100,6 +111,9 @@ def open_cityscapes(root: str | Path, split: str = "train") -> FileDataset:
         f"cityscapes/{split}", pairs, tuple(CITYSCAPES_CLASSES), tuple(CITYSCAPES_CLASSES.values()), ids=ids
     )
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ADE20K (Zhou et al., CVPR 2017), as in the scene parsing challenge of 2016: 150 classes
 
 _ADE20K_NAMES = """
 wall; building; sky; floor; tree; ceiling; road; bed; windowpane; grass; cabinet; sidewalk; person; earth; door;
@@ -132,27 +146,26 @@ ADE20K_PALETTE: tuple[Color, ...] = tuple(
     (int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for c in _ADE20K_COLORS.split()
 )
 
-# Label 0 is "other objects" and not a class; 255 is void already.
+# Label 0 is "other objects", which is not a class; 255 is void already.
 ADE20K_CLASS_OF_ID = {0: 255, 255: 255} | {index + 1: index for index in range(len(ADE20K_CLASS_NAMES))}
-
 ADE20K_IMAGES = {"train": 20_210, "val": 2_000}
+_ADE20K_FOLDERS = {"train": "training", "val": "validation"}
 ADE20K_SOURCE = (
     "Get ADEChallengeData2016.zip from http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip and "
     "unpack it."
 )
-_ADE20K_FOLDERS = {"train": "training", "val": "validation"}
 
 
 def open_ade20k(root: str | Path, split: str = "train") -> FileDataset:
     """Open ``root/images/training`` (or ``validation``) with ``root/annotations/training``; label 0 becomes void.
 
     Args:
-        root: The folder ADEChallengeData2016, or the one that holds it.
+        root: The folder ADEChallengeData2016, or the folder that contains it.
         split: "train" or "val".
 
     Raises:
         FileNotFoundError: If a folder is missing or empty; with where to get the data.
-        ValueError: For another split, or if images lack labels.
+        ValueError: If the split is unknown, or if images lack labels.
     """
     check_choice("split", split, ADE20K_IMAGES)
     images, labels = f"images/{_ADE20K_FOLDERS[split]}", f"annotations/{_ADE20K_FOLDERS[split]}"
@@ -161,7 +174,10 @@ def open_ade20k(root: str | Path, split: str = "train") -> FileDataset:
     return FileDataset(f"ade20k/{split}", pairs, ADE20K_CLASS_NAMES, ADE20K_PALETTE, ids=ADE20K_CLASS_OF_ID)
 
 
-# Name of each class, and its number among the 459 categories of the release.
+# ---------------------------------------------------------------------------------------------------------------------
+# PASCAL Context (Mottaghi et al., CVPR 2014): 59 classes on the images of PASCAL VOC 2010
+
+# Number of each class among the 459 categories of the release file.
 PASCAL_CATEGORIES: dict[str, int] = {
     "aeroplane": 2, "bag": 9, "bed": 18, "bedclothes": 19, "bench": 22, "bicycle": 23, "bird": 25, "boat": 31,
     "book": 33, "bottle": 34, "building": 44, "bus": 45, "cabinet": 46, "car": 59, "cat": 65, "ceiling": 68,
@@ -173,18 +189,15 @@ PASCAL_CATEGORIES: dict[str, int] = {
     "tvmonitor": 427, "wall": 440, "water": 445, "window": 454, "wood": 458,
 }  # fmt: skip
 PASCAL_CLASS_NAMES = tuple(PASCAL_CATEGORIES)
-PASCAL_PALETTE = ADE20K_PALETTE[1:60]  # OpenMMLab's choice; its first colour is for the background
+PASCAL_PALETTE = ADE20K_PALETTE[1:60]  # OpenMMLab's palette, without its first colour, which is the background's
 
-# Label 0 is the background, which the 59 classes leave out; 255 is void already.
+# Label 0 is the background, which is not one of the 59 classes; 255 is void already.
 PASCAL_CLASS_OF_ID = {0: 255, 255: 255} | {index + 1: index for index in range(len(PASCAL_CLASS_NAMES))}
-
-PASCAL_IMAGES = {"train": 4996, "val": 5104}  # of the release; two images and one fewer than in the paper of 2014
-PASCAL_FOLDERS = ("VOC2010", "VOCdevkit/VOC2010")
-PASCAL_IMAGE_FOLDER, PASCAL_LABEL_FOLDER, PASCAL_LIST_FOLDER = (
-    "JPEGImages",
-    "SegmentationClassContext",
-    "ImageSets/SegmentationContext",
-)
+PASCAL_IMAGES = {"train": 4996, "val": 5104}  # of the release; the paper of 2014 counts two images and one image more
+PASCAL_NESTED = ("VOC2010", "VOCdevkit/VOC2010")
+PASCAL_PHOTOS = "JPEGImages"
+PASCAL_LABELS = "SegmentationClassContext"
+PASCAL_LISTS = "ImageSets/SegmentationContext"
 PASCAL_RELEASE = "trainval_merged.json"
 PASCAL_SOURCE = (
     "Get VOCtrainval_03-May-2010.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2010/ and unpack it; put "
@@ -196,28 +209,24 @@ PASCAL_SOURCE = (
 def open_pascal_context(root: str | Path, split: str = "train") -> FileDataset:
     """Open ``root/JPEGImages`` with ``root/SegmentationClassContext``; the background, label 0, becomes void.
 
-    Which images belong to a split is listed in ``root/ImageSets/SegmentationContext/<split>.txt``. Labels and lists
-    are written by `convert_pascal_context`, or by OpenMMLab's preparation.
+    The file ``root/ImageSets/SegmentationContext/<split>.txt`` lists the images of a split. `convert_pascal_context`
+    writes the labels and these lists, as OpenMMLab's preparation does.
 
     Args:
-        root: The folder VOC2010, or one that holds VOCdevkit/VOC2010.
+        root: The folder VOC2010, or the folder that contains VOC2010 or VOCdevkit/VOC2010.
         split: "train" or "val".
 
     Raises:
         FileNotFoundError: If a folder or a list is missing; with where to get the data.
-        ValueError: For another split, an empty list, or if images or labels are missing.
+        ValueError: If the split is unknown, if the list is empty, or if images or labels are missing.
     """
     check_choice("split", split, PASCAL_IMAGES)
-    names = f"{PASCAL_LIST_FOLDER}/{split}.txt"
-    top = find_root(
-        root, (PASCAL_IMAGE_FOLDER, PASCAL_LABEL_FOLDER, names), nested=PASCAL_FOLDERS, source=PASCAL_SOURCE
-    )
+    names = f"{PASCAL_LISTS}/{split}.txt"
+    top = find_root(root, (PASCAL_PHOTOS, PASCAL_LABELS, names), nested=PASCAL_NESTED, source=PASCAL_SOURCE)
     stems = (top / names).read_text().split()
     if not stems:
         raise ValueError(f"{top / names} lists no image. {PASCAL_SOURCE}")
-    pairs = existing(
-        Pair(top / PASCAL_IMAGE_FOLDER / f"{stem}.jpg", top / PASCAL_LABEL_FOLDER / f"{stem}.png") for stem in stems
-    )
+    pairs = existing(Pair(top / PASCAL_PHOTOS / f"{stem}.jpg", top / PASCAL_LABELS / f"{stem}.png") for stem in stems)
     return FileDataset(f"pascal_context_59/{split}", pairs, PASCAL_CLASS_NAMES, PASCAL_PALETTE, ids=PASCAL_CLASS_OF_ID)
 
 
@@ -227,43 +236,45 @@ Record = dict[str, Any]
 def convert_pascal_context(root: str | Path) -> Path:
     """Write the labels and lists that `open_dataset("pascal_context_59", root=root)` reads.
 
-    Files are written one by one and whole, and those that are there already are kept: an interrupted conversion goes
-    on where it stopped. The lists come last.
+    Each file is written atomically, and existing label files are kept, so that a second run continues an interrupted
+    conversion. The lists are written last.
 
     Args:
-        root: The folder VOC2010 with JPEGImages and trainval_merged.json in it, or one that holds VOCdevkit/VOC2010.
+        root: The folder VOC2010 with JPEGImages and trainval_merged.json, or the folder that contains VOC2010 or
+            VOCdevkit/VOC2010.
 
     Returns:
-        The folder VOC2010.
+        Path of the folder VOC2010.
 
     Raises:
         FileNotFoundError: If images or the release file are missing; with where to get them.
-        ValueError: If the release file is cut short, is of another kind, or contradicts itself.
-        ImportError: If pycocotools is missing.
+        ValueError: If the release file is truncated, is another file, or contradicts itself.
+        ImportError: If pycocotools is not installed.
     """
-    top = find_root(root, (PASCAL_IMAGE_FOLDER, PASCAL_RELEASE), nested=PASCAL_FOLDERS, source=PASCAL_SOURCE)
+    top = find_root(root, (PASCAL_PHOTOS, PASCAL_RELEASE), nested=PASCAL_NESTED, source=PASCAL_SOURCE)
     images, masks = _read_release(top / PASCAL_RELEASE)
     for image in track(images, total=len(images), description="Writing labels"):
-        target = top / PASCAL_LABEL_FOLDER / f"{Path(image['file_name']).stem}.png"
-        if not target.exists():
-            label = _paint(image, masks[image["image_id"]], top / PASCAL_RELEASE)
-            write_atomically(target, cv2.imencode(".png", label)[1].tobytes())
+        path = top / PASCAL_LABELS / f"{Path(image['file_name']).stem}.png"
+        if not path.exists():
+            label = _draw_label(image, masks[image["image_id"]], top / PASCAL_RELEASE)
+            write_atomically(path, cv2.imencode(".png", label)[1].tobytes())
     for split in PASCAL_IMAGES:
         stems = sorted(Path(image["file_name"]).stem for image in images if image["phase"] == split)
-        write_atomically(top / PASCAL_LIST_FOLDER / f"{split}.txt", "".join(f"{stem}\n" for stem in stems).encode())
+        write_atomically(top / PASCAL_LISTS / f"{split}.txt", "".join(f"{stem}\n" for stem in stems).encode())
     return top
 
 
 def _read_release(file: Path) -> tuple[list[Record], dict[Any, list[Record]]]:
-    """The images of training and validation (there are others, without masks), and the masks by image."""
+    """Return the images of both splits (the release file lists others, without masks), and the masks by image."""
     try:
-        content = json.loads(file.read_bytes())
+        content = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error} Download it again. {PASCAL_SOURCE}") from error
+    masks = defaultdict(list)
+    try:
         images = [image for image in content["images"] if image["phase"] in PASCAL_IMAGES]
-        masks = defaultdict(list)
         for mask in content["annos_segmentation"]:
             masks[mask["image_id"]].append(mask)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not whole ({error}). Fetch it again. {PASCAL_SOURCE}") from error
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{file} is not the release of PASCAL in Detail (it lacks {error}). {PASCAL_SOURCE}"
@@ -271,8 +282,8 @@ def _read_release(file: Path) -> tuple[list[Record], dict[Any, list[Record]]]:
     return images, masks
 
 
-def _paint(image: Record, masks: list[Record], file: Path) -> np.ndarray:
-    """uint8 (H, W) label of one image."""
+def _draw_label(image: Record, masks: list[Record], file: Path) -> np.ndarray:
+    """Draw the masks of an image into a label map, uint8 (H, W), in their order."""
     coco = import_optional("pycocotools.mask", "data")
     categories = np.zeros((image["height"], image["width"]), np.int64)
     for mask in masks:
@@ -283,10 +294,13 @@ def _paint(image: Record, masks: list[Record], file: Path) -> np.ndarray:
             )
         categories[covered] = mask["category_id"]
     numbers = np.array([0, *PASCAL_CATEGORIES.values()])
-    if strange := set(np.unique(categories).tolist()) - set(numbers.tolist()):
-        raise ValueError(f"{file}: {image['file_name']} has categories {sorted(strange)}, which are not among the 59.")
+    if unknown := set(np.unique(categories).tolist()) - set(numbers.tolist()):
+        raise ValueError(f"{file}: {image['file_name']} has categories {sorted(unknown)}, which are not among the 59.")
     return np.searchsorted(numbers, categories).astype(np.uint8)
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# CamVid (Brostow et al., 2009): 11 classes, images of 480x360
 
 CAMVID_CLASSES: dict[str, Color] = {
     "sky": (128, 128, 128),
@@ -305,7 +319,11 @@ CAMVID_IMAGES = {"train": 367, "val": 101}
 
 
 def open_camvid(root: str | Path, split: str = "train") -> FileDataset:
-    """Open ``root/images/<split>`` with ``root/labels/<split>``: ids 0 to 10 in the order of `CLASSES`, 255 void.
+    """Open ``root/images/<split>`` with ``root/labels/<split>``: ids 0 to 10 in the order of the classes, 255 is void.
+
+    Args:
+        root: Folder of the data set.
+        split: Name of the split.
 
     Raises:
         FileNotFoundError: If a folder is missing or empty.

@@ -1,4 +1,4 @@
-"""The data sets that have a name: how each is opened, and what a whole copy holds."""
+"""Registry of the named data sets: how each is opened, and how many images a complete copy has."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from bpkd_sdk.data.public import (
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """A data set that `open_dataset` knows by name.
+    """A data set that `open_dataset` opens by name.
 
     Attributes:
-        open: Opens a split below a root.
-        images: Images in each split of a whole copy; None where that is not for us to say.
-        image_size: (height, width) if all images have one size.
+        open: Function that opens a split in the folder of the data set.
+        images: Number of images in each split of a complete copy; None if it depends on the user's data.
+        image_size: (height, width) of all images; None if they differ.
     """
 
     open: Callable[[str | Path, str], FileDataset]
@@ -36,11 +36,11 @@ class DatasetEntry:
     image_size: tuple[int, int] | None = None
 
     def count_problem(self, split: str, dataset: FileDataset) -> str | None:
-        """What is wrong with the number of images in a split, or None."""
+        """Return the difference between the number of images in a split and in a complete copy, or None."""
         expected = self.images[split]
         if expected in (None, len(dataset)):
             return None
-        return f"{len(dataset)} images, but a whole copy has {expected}"
+        return f"{len(dataset)} images, but a complete copy has {expected}"
 
 
 DATASETS: dict[str, DatasetEntry] = {

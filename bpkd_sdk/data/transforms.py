@@ -1,4 +1,4 @@
-"""Joint augmentation of image and label map, with torchvision.transforms.v2."""
+"""Joint augmentation of an image and its label map, with torchvision.transforms.v2."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torchvision.transforms import v2
 
 
 def scaled_size(size: tuple[int, int], scale: float, base_size: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Height and width of a scaled image, the ratio of its sides kept.
+    """Return the size of a scaled image with the same aspect ratio.
 
     Args:
         size: (height, width) of the image.
-        scale: Factor on `base_size`, or where there is none on the image's own size.
-        base_size: (longer side, shorter side) that the image is fitted into; OpenMMLab's `img_scale` with `keep_ratio`.
+        scale: Factor on `base_size`; without `base_size`, factor on `size`.
+        base_size: (longer side, shorter side) of a rectangle that the image is fitted into; OpenMMLab's `img_scale`
+            with `keep_ratio`.
 
     Returns:
-        (height, width), each at least 1, a half rounded up.
+        (height, width), each at least 1; halves are rounded up.
 
     Example:
         >>> scaled_size((300, 400), 1.0, (2048, 512))
@@ -33,15 +34,16 @@ def scaled_size(size: tuple[int, int], scale: float, base_size: tuple[int, int] 
     return height, width
 
 
-IMAGE_FILL = (124, 116, 104)  # ImageNet's mean colour, so that padding is near 0 after normalisation
+IMAGE_FILL = (124, 116, 104)  # mean colour of ImageNet, so that padding is near 0 after normalisation
 
 
 class RandomScale(v2.Transform):  # type: ignore[misc]
-    """Resize image and label by one random factor about pixel centres, keeping the ratio of the sides.
+    """Resizing of image and label by the same random factor; the aspect ratio is kept, and pixel centres are aligned.
 
     Args:
-        scale: Lowest and highest factor; drawn uniformly.
-        base_size: (longer side, shorter side) that images are fitted into at factor 1; None: they stay as they are.
+        scale: Lowest and highest factor, which is drawn uniformly.
+        base_size: (longer side, shorter side) of a rectangle that images are fitted into at factor 1; None: factor 1
+            is the size of the image.
     """
 
     def __init__(self, scale: tuple[float, float], base_size: tuple[int, int] | None = None) -> None:
@@ -50,32 +52,33 @@ class RandomScale(v2.Transform):  # type: ignore[misc]
         self.base_size = base_size
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the size."""
+        """Draw the output size."""
         factor = float(torch.empty(()).uniform_(*self.scale))
         height, width = v2.functional.get_size(flat_inputs[0])
         return {"size": list(scaled_size((height, width), factor, self.base_size))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resizes images bilinearly with antialiasing, and labels by `resize_label`."""
+        """Resize an image bilinearly with antialiasing, or a label by `resize_label`."""
         if isinstance(inpt, tv_tensors.Mask):  # torchvision's own kernel for masks ignores pixel centres
             return tv_tensors.wrap(resize_label(inpt.as_subclass(Tensor), params["size"]), like=inpt)
         return v2.functional.resize(inpt, params["size"], antialias=True)
 
 
 def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes a label map: each output pixel takes the label pixel whose centre is nearest to its own centre.
+    """Resize a label map: each output pixel takes the label pixel whose centre is nearest to its own centre.
 
     The centre of output row i lies at (i + 0.5) H / h rows of the label, as in bilinear resizing of images. This is the
-    rule of torch's "nearest-exact", except where the centre lies exactly between two pixels, as it does everywhere at
-    half the size. There, "nearest-exact" takes the later pixel, which moves all labels by a quarter of an output pixel.
-    Here, even output pixels take the later one and odd output pixels the earlier one, so that the mean offset is 0.
+    rule of torch's "nearest-exact" unless the centre lies exactly between two pixels, which happens everywhere at half
+    the size. In this case "nearest-exact" takes the later pixel, which moves all labels by a quarter of an output
+    pixel. This function takes the later pixel for even output pixels and the earlier one for odd output pixels, so that
+    the mean offset is 0.
 
     Args:
-        label: Integers (..., H, W).
+        label: Class ids, integers (..., H, W).
         size: (h, w) of the result.
 
     Returns:
-        (..., h, w) of the same dtype; every value is copied, so that all ids stay exact.
+        Class ids (..., h, w) of the same dtype.
 
     Example:
         >>> resize_label(torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7]]), (1, 4)).tolist()
@@ -90,7 +93,7 @@ def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _nearest_pixels(length: int, cells: int, device: torch.device) -> Tensor:
-    """Index of the nearest of `length` pixels for each of `cells` output pixels, in exact integer arithmetic."""
+    """Return the index of the nearest of `length` pixels for each of `cells` output pixels, in integer arithmetic."""
     cell = torch.arange(cells, device=device)
     centre = (2 * cell + 1) * length  # in units of 1 / (2 cells) pixels
     pixel = centre // (2 * cells)
@@ -99,12 +102,14 @@ def _nearest_pixels(length: int, cells: int, device: torch.device) -> Tensor:
 
 
 class VariedCrop(v2.Transform):  # type: ignore[misc]
-    """A random crop in which no class fills more than a share of what is not void, as far as ten draws can find one.
+    """A random crop in which no class fills more than a share of the pixels that are not void.
+
+    The tenth crop is taken if none of the first nine fulfils this.
 
     Args:
-        crop_size: (height, width); a side on which the image is smaller stays as it is.
-        ignore_index: The void label.
-        max_class_share: The share, up to 1, where any crop will do.
+        crop_size: (height, width) of the crop. A side of the image that is shorter keeps its length.
+        ignore_index: Label value of void pixels.
+        max_class_share: Largest share of one class, in (0, 1]; 1 takes the first crop.
     """
 
     def __init__(self, crop_size: tuple[int, int], ignore_index: int, max_class_share: float) -> None:
@@ -114,10 +119,10 @@ class VariedCrop(v2.Transform):  # type: ignore[misc]
         self.max_class_share = max_class_share
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the place."""
+        """Draw the position of the crop."""
         label = next((inpt for inpt in flat_inputs if isinstance(inpt, tv_tensors.Mask)), None)
         size = v2.functional.get_size(flat_inputs[0])
-        params = self._place(size)
+        params = self._draw_crop(size)
         if label is None or self.max_class_share >= 1:
             return params
         for _ in range(9):
@@ -125,10 +130,10 @@ class VariedCrop(v2.Transform):  # type: ignore[misc]
             counts = torch.bincount(crop[crop != self.ignore_index].flatten())
             if counts.any() and counts.max() < self.max_class_share * counts.sum():
                 break
-            params = self._place(size)
+            params = self._draw_crop(size)
         return params
 
-    def _place(self, size: list[int]) -> dict[str, int]:
+    def _draw_crop(self, size: list[int]) -> dict[str, int]:
         height, width = map(min, size, self.crop_size)
         top, left = (
             int(torch.randint(whole - part + 1, ())) for whole, part in zip(size, (height, width), strict=True)
@@ -136,66 +141,71 @@ class VariedCrop(v2.Transform):  # type: ignore[misc]
         return {"top": top, "left": left, "height": height, "width": width}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Cut out."""
+        """Cut the crop out of an image or a label."""
         return v2.functional.crop(inpt, **params)
 
 
 class PhotometricDistortion(v2.Transform):  # type: ignore[misc]
-    """OpenMMLab's change of colours, on uint8 RGB images; each of its parts is left out half of the time.
+    """OpenMMLab's photometric distortion of uint8 RGB images. Each adjustment is applied with probability 0.5.
 
-    Brightness is added (up to 32 of 255), contrast multiplies all values, saturation that of the HSV colour (both by
-    0.5 to 1.5), and the hue is turned by up to a tenth of its circle. Contrast comes second or last. torchvision's own
-    RandomPhotometricDistort multiplies for brightness, contrasts with the mean, and swaps channels.
+    - Brightness: a number between -32 and 32 is added to all values.
+    - Contrast: all values are multiplied by 0.5 to 1.5. It comes second or last.
+    - Saturation: the S of the HSV colour is multiplied by 0.5 to 1.5.
+    - Hue: the hue is rotated by up to a tenth of its circle.
+
+    torchvision's RandomPhotometricDistort differs: its brightness multiplies, its contrast is relative to the mean, and
+    it swaps channels.
     """
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the parts, in their order, and how much of each."""
+        """Draw the adjustments, their order and their amounts."""
         contrast = (adjust_contrast, (0.5, 1.5))
-        parts = [
+        adjustments = [
             (adjust_brightness, (-32, 32)),
             (adjust_saturation, (0.5, 1.5)),
             (v2.functional.adjust_hue, (-0.1, 0.1)),
         ]
-        parts.insert(1 if _heads() else 3, contrast)
-        return {"parts": [(part, float(torch.empty(()).uniform_(*limits))) for part, limits in parts if _heads()]}
+        adjustments.insert(1 if _coin_flip() else 3, contrast)
+        drawn = [(adjust, float(torch.empty(()).uniform_(*limits))) for adjust, limits in adjustments if _coin_flip()]
+        return {"adjustments": drawn}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Images only."""
+        """Adjust an image; return a label unchanged."""
         if isinstance(inpt, tv_tensors.Image):
-            for part, amount in params["parts"]:
-                inpt = tv_tensors.wrap(part(inpt.as_subclass(Tensor), amount), like=inpt)
+            for adjust, amount in params["adjustments"]:
+                inpt = tv_tensors.wrap(adjust(inpt.as_subclass(Tensor), amount), like=inpt)
         return inpt
 
 
-def _heads() -> bool:
+def _coin_flip() -> bool:
     return bool(torch.rand(()) < 0.5)
 
 
 def adjust_brightness(image: Tensor, amount: float) -> Tensor:
-    """Add to all values of a uint8 image."""
+    """Add a number to all values of a uint8 image."""
     return image.float().add_(amount).clamp_(0, 255).to(torch.uint8)
 
 
 def adjust_contrast(image: Tensor, factor: float) -> Tensor:
-    """Multiply all values of a uint8 image."""
+    """Multiply all values of a uint8 image by a factor."""
     return image.float().mul_(factor).clamp_(0, 255).to(torch.uint8)
 
 
 def adjust_saturation(image: Tensor, factor: float) -> Tensor:
-    """Multiply the S of the HSV colours of a uint8 image (3, H, W), up to its largest value; H and V stay."""
+    """Multiply the S of the HSV colours of a uint8 image (3, H, W), up to its largest value; keep H and V."""
     value = image.amax(0)
     chroma = value - image.amin(0)
-    # The other channels move away from the largest, or towards it, until the smallest is 0.
+    # The other channels move away from the largest one, or towards it, until the smallest is 0.
     factors = (value / chroma.clamp_(min=1)).clamp_(max=factor)
     return (value - (value - image) * factors).round_().to(torch.uint8)
 
 
 class PadTo(v2.Transform):  # type: ignore[misc]
-    """Append rows below and columns at the right, of ImageNet's mean colour and the void label, up to a size.
+    """Padding at the bottom and at the right, with ImageNet's mean colour and the void label, up to a size.
 
     Args:
-        size: (height, width).
-        ignore_index: The void label.
+        size: Smallest (height, width) of the result.
+        ignore_index: Label value of void pixels.
     """
 
     def __init__(self, size: tuple[int, int], ignore_index: int) -> None:
@@ -204,7 +214,7 @@ class PadTo(v2.Transform):  # type: ignore[misc]
         self.fills = {tv_tensors.Image: IMAGE_FILL, tv_tensors.Mask: ignore_index}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Images and labels."""
+        """Pad an image or a label."""
         height, width = v2.functional.get_size(inpt)
         missing = [0, 0, self.size[1] - width, self.size[0] - height]
         return v2.functional.pad(inpt, missing, fill=self.fills[type(inpt)]) if any(missing) else inpt
@@ -218,7 +228,17 @@ def training_transform(
     base_size: tuple[int, int] | None = None,
     max_class_share: float = 1.0,
 ) -> v2.Transform:
-    """Scale, crop, flip, change the colours, pad with void where the image is smaller: OpenMMLab's order, on uint8."""
+    """Return the training transform of uint8 images and labels, in OpenMMLab's order.
+
+    Scale, crop, flip, distort the colours, and pad with void if the image is smaller than the crop.
+
+    Args:
+        crop_size: (height, width) of the result.
+        ignore_index: Label value of void pixels.
+        scale: Lowest and highest factor of `RandomScale`.
+        base_size: (longer side, shorter side) that images are fitted into at factor 1; None: their own size.
+        max_class_share: Largest share of one class in a crop, as for `VariedCrop`.
+    """
     return v2.Compose(
         [
             RandomScale(scale, base_size),
@@ -231,6 +251,6 @@ def training_transform(
 
 
 def augment(transform: v2.Transform, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Apply one transform to an image (3, H, W) uint8 and its label (H, W); both keep their types."""
+    """Apply a transform to an image, uint8 (3, H, W), and its label (H, W); both keep their dtype."""
     out_image, out_label = transform(tv_tensors.Image(image), tv_tensors.Mask(label))
     return out_image.as_subclass(Tensor), out_label.as_subclass(Tensor)

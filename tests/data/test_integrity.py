@@ -14,7 +14,7 @@ def test_a_small_copy_is_sound_but_not_whole(name, tmp_path):
     BUILDERS[name](tmp_path)
     for report in check_dataset(name, tmp_path):
         assert (report.images, report.expected) == (2, DATASETS[name].images[report.split])
-        assert report.problems[0] == f"2 images, but a whole copy has {report.expected}"
+        assert report.problems[0] == f"2 images, but a complete copy has {report.expected}"
         sizes = [line for line in report.problems[1:] if "all images of this data set are (1024, 2048)" in line]
         assert len(sizes) == len(report.problems) - 1 == (2 if name == "cityscapes" else 0)
         labels = {

@@ -88,7 +88,7 @@ def test_data_commands(bpkd, tmp_path):
     assert (code, "VOC2010" in out) == (0, True), err
     code, out, _ = bpkd("data", "check", "pascal_context_59", tmp_path)
     assert code == 1
-    assert "2 images, but a whole copy has 4996" in out
+    assert "2 images, but a complete copy has 4996" in out
     assert "64x96" in out
 
 

@@ -94,7 +94,9 @@ def test_a_checkpoint_is_scored_by_the_rows_protocol(student, roots):
         != expected
     )
     row, root = "pascal_context_59/hrnetv2p_w18s", roots["pascal_context_59"]
-    with pytest.warns(UserWarning, match="2 images, but a whole copy has 5104. This is the score of part of the data"):
+    with pytest.warns(
+        UserWarning, match="2 images, but a complete copy has 5104. This is the score of part of the data"
+    ):
         assert score_checkpoint(row, root, student.checkpoint, device="cpu").to_dict() == expected
 
 
@@ -141,7 +143,7 @@ def test_a_seed_decides_everything(student, roots, tmp_path):
 def test_what_is_missing_is_said_before_anything_is_built(roots, tmp_path):
     with pytest.raises(FileNotFoundError, match="cityscapes-dataset.com"):
         reproduce("cityscapes/pspnet_r18", tmp_path, output_dir=tmp_path / "run", **SMALL)
-    with pytest.raises(ValueError, match=r"ade20k/train in .*: 2 images, but a whole copy has 20210.*limit_steps"):
+    with pytest.raises(ValueError, match=r"ade20k/train in .*: 2 images, but a complete copy has 20210.*limit_steps"):
         reproduce("ade20k/hrnetv2p_w18s", roots["ade20k"], output_dir=tmp_path / "run", **SMALL)
     options = {"limit_steps": 1, "output_dir": tmp_path / "run"}
     with pytest.raises(ValueError, match="2 images, too few for a batch of 8"):
