@@ -62,7 +62,7 @@ def test_evaluate_has_no_data_set_but_the_one_that_the_checkpoint_names(bpkd, tm
     checkpoint = tmp_path / "run" / "last.safetensors"
     code, _, err = bpkd("evaluate", checkpoint)
     assert code == 1
-    assert "was trained on 'my_data/train', and does not say where that lies. Pass --data" in err
+    assert "was trained on 'my_data/train', whose folder is not known. Pass --data" in err
     code, out, _ = bpkd("evaluate", checkpoint, "--data", root, "--json")
     assert json.loads(out)["images"] == 1
     (root / "classes.json").write_text('["one", "two", "three"]')

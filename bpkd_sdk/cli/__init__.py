@@ -1,10 +1,10 @@
-"""The command `bpkd`: a thin skin over the public API, one module for each group of commands."""
+"""The command `bpkd`, a thin layer over the public API, with one module for each group of commands."""
 
 from __future__ import annotations
 
 import sys
 
-from bpkd_sdk.cli import (  # noqa: F401  (each adds its commands)
+from bpkd_sdk.cli import (  # noqa: F401  (each module adds its commands to the application)
     deployment,
     networks,
     paper,
@@ -17,7 +17,7 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command; errors of the user's making end with one clear message instead of a traceback."""
+    """Run the command. Expected errors print one message and exit with code 1, without a traceback."""
     try:
         app()
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
@@ -25,7 +25,7 @@ def main() -> None:
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except SystemExit as stop:
-        # typer turns Ctrl-C into this, and says nothing of what was done or left.
+        # typer turns Ctrl-C into SystemExit without a message about the state of the run.
         interrupt = getattr(stop.__context__, "__cause__", None)
         if isinstance(interrupt, KeyboardInterrupt):
             errors.print(f"Interrupted: {interrupt or 'nothing was being trained'}.", markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""Run the command by python -m bpkd_sdk.cli."""
+"""Runs the command as ``python -m bpkd_sdk.cli``."""
 
 from bpkd_sdk.cli import main
 

@@ -1,4 +1,4 @@
-"""What the commands share: the application, the consoles, options and how they are read."""
+"""Common parts of the commands: the application, the consoles, shared options, and tables of scores."""
 
 from __future__ import annotations
 
@@ -17,36 +17,39 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-Data = Annotated[
-    str,
-    typer.Option(help="shapes, folder, camvid, cityscapes, ade20k or pascal_context_59; or the path of a folder."),
-]
+DATA_HELP = "Path of a folder, or name: shapes, folder, camvid, cityscapes, ade20k, pascal_context_59."
+
+Data = Annotated[str, typer.Option(help=DATA_HELP)]
 MatchClasses = Annotated[
     bool,
-    typer.Option(help="Put classes in the data's order by name, and refuse other names; or take them by position."),
+    typer.Option(help="Match the classes of network and data by name and refuse other names, or match by position."),
 ]
-Root = Annotated[Path | None, typer.Option(help="Where a named data set lies.")]
-Output = Annotated[Path | None, typer.Option(help="Folder of the run; by default a new one below runs/.")]
-Resume = Annotated[bool, typer.Option(help="Go on with the run in the output folder.")]
+Root = Annotated[Path | None, typer.Option(help="Folder of a named data set.")]
+Output = Annotated[Path | None, typer.Option(help="Folder of the run. Default: a new folder in runs/.")]
+Resume = Annotated[bool, typer.Option(help="Continue the run in the output folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def open_splits(data: str, root: Path | None) -> Any:
-    """The training and validation split of a data set."""
+    """Open the training and validation splits of a data set."""
     import bpkd_sdk
 
     return tuple(bpkd_sdk.open_dataset(data, root=root, split=split) for split in ("train", "val"))
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that prints, of those that `accelerate launch` started."""
+    """Return whether this is the main process of `accelerate launch`, which is the only one that prints."""
     from accelerate.state import PartialState
 
     return bool(PartialState().is_main_process)
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """(height, width) of a text like 512x1024; None stays None, anything else is a ValueError."""
+    """Parse a size such as "512x1024" into (height, width); return None for None.
+
+    Raises:
+        ValueError: If the text is not a size.
+    """
     if text is None:
         return None
     height, cross, width = text.partition("x")
@@ -73,7 +76,7 @@ def print_metrics(metrics: Any) -> None:
 
 
 def print_classes(metrics: Any) -> None:
-    """Print the scores of a `bpkd_sdk.Metrics` class by class."""
+    """Print the scores of each class of a `bpkd_sdk.Metrics`."""
     table = Table("class", "IoU", "accuracy", "boundary IoU")
     columns = (metrics.per_class_iou, metrics.per_class_accuracy, metrics.per_class_boundary_iou)
     for name, *scores in zip(metrics.class_names, *columns, strict=True):

@@ -1,4 +1,4 @@
-"""bpkd evaluate, profile, inspect, models, import."""
+"""The commands evaluate, profile, inspect, models and import."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from bpkd_sdk.cli.common import (
+    DATA_HELP,
     AsJson,
     MatchClasses,
     Root,
@@ -24,40 +25,40 @@ from bpkd_sdk.cli.common import (
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A checkpoint or an exported ONNX file.")],
+    model: Annotated[Path, typer.Argument(help="Path of a checkpoint or of an exported file.")],
     data: Annotated[
         str | None,
-        typer.Option(
-            help="shapes, folder, camvid, cityscapes, ade20k or pascal_context_59; or the path of a folder. By default "
-            "the data set that the file names, where that can be opened."
-        ),
+        typer.Option(help=f"{DATA_HELP} Default: the data set of the training, if its name is in the file."),
     ] = None,
     root: Root = None,
-    split: Annotated[str, typer.Option(help="Of the data set.")] = "val",
-    boundary_width: Annotated[float, typer.Option(help="Pixels, or a share of the diagonal below 1.")] = 3,
-    window: Annotated[
-        str | None, typer.Option(help="HEIGHTxWIDTH of a sliding window; by default whole images.")
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "val",
+    boundary_width: Annotated[
+        float, typer.Option(help="Distance of the boundary scores: pixels, or a share of the diagonal if below 1.")
+    ] = 3,
+    window: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of a sliding window. Default: whole images.")] = None,
+    stride: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH step of the window. Default: two thirds of it.")
     ] = None,
-    stride: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH step of it; by default two thirds.")] = None,
     base_size: Annotated[
-        tuple[int, int] | None, typer.Option(help="Longer and shorter side that images are fitted into first.")
+        tuple[int, int] | None,
+        typer.Option(help="Longer and shorter side that images are fitted into first."),
     ] = None,
-    scales: Annotated[list[float], typer.Option(help="Factors on the size; of several, the mean.")] = [1.0],  # noqa: B006  (typer's way to say a default)
-    flip: Annotated[bool, typer.Option(help="Average with the mirror images.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Most images, or windows, at once.")] = 1,
-    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")] = "auto",
+    scales: Annotated[list[float], typer.Option(help="Factor on the image size; repeat to average.")] = [1.0],  # noqa: B006  (typer needs a list)
+    flip: Annotated[bool, typer.Option(help="Average with mirror images.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Largest number of images, or windows, per forward pass.")] = 1,
+    device: Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda, ...")] = "auto",
     match_classes: MatchClasses = True,
     as_json: AsJson = False,
 ) -> None:
-    """Score a network on a data set: regions, boundaries, edges and bodies apart, class by class."""
+    """Score a network on a data set: regions, boundaries, edge and body accuracy, and each class."""
     import bpkd_sdk
     from bpkd_sdk.evaluation import EvaluationProtocol
     from bpkd_sdk.runtime import open_runtime
 
     runtime = open_runtime(model, device)
-    name = data or _named_data(runtime, root)
+    name = data or _training_data(runtime, root)
     if data is None:
-        errors.print(f"Data set: {name}, which {model} names.", highlight=False, soft_wrap=True)
+        errors.print(f"Data set: {name}, as stated in {model}.", highlight=False, soft_wrap=True)
     metrics = bpkd_sdk.evaluate(
         runtime,
         bpkd_sdk.open_dataset(name, root=root, split=split),
@@ -75,28 +76,33 @@ def evaluate(
     print_classes(metrics)
 
 
-def _named_data(runtime: Any, root: Path | None) -> str:
-    """The data set that a file was trained on, or ValueError where only --data can say where it lies."""
+def _training_data(runtime: Any, root: Path | None) -> str:
+    """Return the name of the data set that a network was trained on.
+
+    Raises:
+        ValueError: If the file does not state it, or if it is not a data set that can be opened by name.
+    """
     from bpkd_sdk.data import DATASETS
     from bpkd_sdk.data.shapes import CLASS_NAMES
     from bpkd_sdk.runtime import TorchRuntime
 
-    of_module = isinstance(runtime, TorchRuntime)
-    facts: Any = getattr(runtime.module, "provenance", {}) if of_module else runtime.metadata.get("training", {})
-    trained_on = facts.get("data", "")
+    is_module = isinstance(runtime, TorchRuntime)
+    training: Any = getattr(runtime.module, "provenance", {}) if is_module else runtime.metadata.get("training", {})
+    trained_on = training.get("data", "")
     name = str(trained_on).partition("/")[0]
-    is_shapes = name == "shapes" and runtime.spec.class_names == CLASS_NAMES  # and not a folder of that name
+    is_shapes = name == "shapes" and runtime.spec.class_names == CLASS_NAMES  # not a folder named "shapes"
     if is_shapes or (name in DATASETS and root is not None):
         return name
-    problem = f"was trained on {trained_on!r}, and does not say where that lies" if trained_on else "names no data set"
+    problem = f"was trained on {trained_on!r}, whose folder is not known" if trained_on else "states no data set"
     raise ValueError(
-        f"{runtime.name} {problem}. Pass --data, the path of a folder, or the name of a data set and its --root."
+        f"{runtime.name} {problem}. Pass --data with the path of a folder, or with the name of a data set and "
+        "its --root."
     )
 
 
-Model = Annotated[str, typer.Argument(help="A name or a checkpoint.")]
-Classes = Annotated[int, typer.Option(help="For a name.")]
-Size = Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input.")]
+Model = Annotated[str, typer.Argument(help="Name of a network, or path of a checkpoint.")]
+Classes = Annotated[int, typer.Option(help="Number of classes, for the name of a network.")]
+Size = Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input image.")]
 
 
 def _open(model: str, classes: int) -> Any:
@@ -139,10 +145,10 @@ def inspect(
     model: Model,
     classes: Classes = 19,
     size: Size = "512x512",
-    every: Annotated[bool, typer.Option("--all", help="Also the paths more than two levels deep.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Show paths more than two levels deep too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a network's facts, and the paths of its feature maps for --student-feature and --teacher-feature."""
+    """Show a network's properties, and its feature maps for --student-feature and --teacher-feature."""
     from bpkd_sdk.features import list_features
     from bpkd_sdk.models import get_spec
 
@@ -162,22 +168,22 @@ def inspect(
     if as_json:
         print(json.dumps(facts | {"features": [row._asdict() for row in rows]}, indent=1))  # noqa: T201
         return
-    table = Table("fact", "value", title=model, title_justify="left")
+    table = Table("property", "value", title=model, title_justify="left")
     for name, value in facts.items():
         table.add_row(name, str(value))
     console.print(table)
     table = Table("path", "shape", "", title=f"feature maps of an image of {size}", title_justify="left")
     shown = [row for row in rows if every or row.is_default or row.path.count(".") < 2]
     for row in shown:
-        table.add_row(row.path, " x ".join(map(str, row.shape)), "taken by default" if row.is_default else "")
+        table.add_row(row.path, " x ".join(map(str, row.shape)), "default" if row.is_default else "")
     console.print(table)
     if len(shown) < len(rows):
-        console.print(f"{len(rows) - len(shown)} deeper paths: add --all.")
+        console.print(f"{len(rows) - len(shown)} deeper paths are not shown: add --all.")
 
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """List the paper's networks, with their cost counted from the networks and the paper's own figures."""
+    """List the paper's networks, with their counted cost and the figures of the paper."""
     from bpkd_sdk.evaluation.profile import profile_zoo
 
     with errors.status("Counting"):
@@ -194,15 +200,15 @@ def models(as_json: AsJson = False) -> None:
         params, gflops = f"{row.params / 1e6:.2f} M", f"{row.paper_macs / 1e9:.2f}"
         table.add_row(row.name, params, paper[0], gflops, paper[1], f"{row.macs / 1e9:.2f}", str(row.stride))
     console.print(table)
-    console.print("All architectures and encoders of segmentation-models-pytorch go by smp/<Architecture>/<encoder>.")
+    console.print("Networks of segmentation-models-pytorch have the names smp/<Architecture>/<encoder>.")
 
 
 @app.command("import")
 def import_(
-    official: Annotated[Path, typer.Argument(help="An OpenMMLab .pth, also of a distilled student.")],
-    path: Annotated[Path, typer.Argument(help="Of the checkpoint to write, ending in .safetensors.")],
+    official: Annotated[Path, typer.Argument(help="OpenMMLab .pth file of a network or of a distilled student.")],
+    path: Annotated[Path, typer.Argument(help="Path of the checkpoint to write, ending in .safetensors.")],
 ) -> None:
-    """Turn an OpenMMLab checkpoint into one of ours; its pickle is read without executing anything."""
+    """Convert an OpenMMLab checkpoint to .safetensors; its pickle is read without executing code."""
     import bpkd_sdk
     from bpkd_sdk.models.openmmlab import load_openmmlab, read_openmmlab
 
@@ -211,6 +217,6 @@ def import_(
     bpkd_sdk.save_model(network, path, training={"imported_from": official.name})
     console.print(f"{path}: {network.spec.name}, {network.spec.num_classes} classes", soft_wrap=True)
     if content.left_out:
-        console.print(f"Left out, as they belong to no network: {len(content.left_out)} entries")
+        console.print(f"Left out, since they do not belong to the network: {len(content.left_out)} entries")
         for key in content.left_out[:10]:
             console.print(f"  {key}", markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""bpkd data check, data convert, reproduce."""
+"""The commands data check, data convert and reproduce."""
 
 from __future__ import annotations
 
@@ -22,23 +22,21 @@ from bpkd_sdk.cli.common import (
     print_metrics,
 )
 
-data_app = typer.Typer(
-    help="Is a copy of a data set whole? And what it takes to make one usable.", no_args_is_help=True
-)
+data_app = typer.Typer(help="Check and convert copies of public data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
 @data_app.command("check")
 def check(
-    name: Annotated[str, typer.Argument(help="camvid, cityscapes, ade20k, pascal_context_59 or folder.")],
-    root: Annotated[Path, typer.Argument(help="Where it lies.")],
+    name: Annotated[str, typer.Argument(help="Name: camvid, cityscapes, ade20k, pascal_context_59 or folder.")],
+    root: Annotated[Path, typer.Argument(help="Folder of the data set.")],
 ) -> None:
-    """Read every file of a data set once: counts, sizes, labels; the exit code is 1 if anything is wrong."""
+    """Read every file of a data set, and check counts, sizes and labels. The exit code is 1 if there are problems."""
     from bpkd_sdk.data import check_dataset
     from bpkd_sdk.errors import listed
 
     reports = check_dataset(name, root)
-    table = Table("split", "images", "of", "smallest", "largest", "classes in no label", "problems")
+    table = Table("split", "images", "expected", "smallest", "largest", "classes in no label", "problems")
     for report in reports:
         sizes = ("-" if size is None else f"{size[0]}x{size[1]}" for size in (report.smallest, report.largest))
         found, expected = ("-" if count is None else str(count) for count in (report.images, report.expected))
@@ -54,9 +52,12 @@ def check(
 
 @data_app.command("convert")
 def convert(
-    root: Annotated[Path, typer.Argument(help="VOC2010 with trainval_merged.json in it, or what holds VOCdevkit.")],
+    root: Annotated[
+        Path,
+        typer.Argument(help="Folder VOC2010 with trainval_merged.json, or its parent."),
+    ],
 ) -> None:
-    """Write the label PNGs and lists of PASCAL Context from its release; run again, it goes on where it stopped."""
+    """Write the labels and lists of PASCAL Context from its release file, or continue an interrupted conversion."""
     from bpkd_sdk.data import convert_pascal_context
 
     console.print(f"Labels and lists are in {convert_pascal_context(root)}", soft_wrap=True)
@@ -64,33 +65,38 @@ def convert(
 
 @app.command()
 def reproduce(
-    row: Annotated[str, typer.Argument(help="DATASET/STUDENT, for example cityscapes/pspnet_r18.")],
-    root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    row: Annotated[str, typer.Argument(help="Row of the table, DATASET/STUDENT, for example cityscapes/pspnet_r18.")],
+    root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
     method: Annotated[
         str,
         typer.Option(
-            help="bpkd, cwd, skds, ifvd, cirkd (add _paper for the published weights), canonical; or none: no teacher."
+            help="Method: bpkd, cwd, skds, ifvd, cirkd (add _paper for the published weights), canonical; or none, "
+            "which trains without a teacher."
         ),
     ] = "bpkd",
-    teacher: Annotated[Path | None, typer.Option(help="The teacher's checkpoint; --dry-run says where it is.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Checkpoint of the teacher; --dry-run prints its URL.")] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="File of the student's ImageNet backbone, or 'imagenet': timm's.")
+        str | None,
+        typer.Option(help="File of the student's ImageNet backbone; imagenet: timm's weights."),
     ] = None,
     output: Output = None,
     resume: Resume = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it will cost.")] = False,
-    limit_steps: Annotated[int | None, typer.Option(help="A smoke run of so many steps.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and its estimated cost, and do not train.")
+    ] = False,
+    limit_steps: Annotated[int | None, typer.Option(help="Number of steps of a smoke run.")] = None,
     evaluate: Annotated[
-        str | None, typer.Option(help="Train nothing; score this checkpoint or exported file by the row's protocol.")
+        str | None, typer.Option(help="Checkpoint or exported file to score by the row's protocol, without training.")
     ] = None,
     set_: Annotated[
-        list[str], typer.Option("--set", metavar="NAME=VALUE", help="An option of `bpkd distill`, as often as needed.")
-    ] = [],  # noqa: B006  (typer's way to say a default)
+        list[str],
+        typer.Option("--set", metavar="NAME=VALUE", help="Option of `bpkd distill`; repeat for several options."),
+    ] = [],  # noqa: B006  (typer needs a list)
 ) -> None:
-    """Reproduce a figure of the paper's table: train the student, score it, print it beside the paper's."""
+    """Reproduce a score of the paper's table: train the student, score it, and compare with the paper."""
     from bpkd_sdk import recipes
 
-    options = dict(map(_setting, set_))
+    options = dict(map(_parse_option, set_))
     plan = recipes.make_plan(row, method, limit_steps=limit_steps, **options)
     if dry_run:
         _print_plan(plan)
@@ -107,7 +113,7 @@ def reproduce(
         print_metrics(metrics)
         _print_scores(plan, recipes.Score(100 * metrics.miou, 100 * metrics.macc), None)
         return
-    done = recipes.reproduce(
+    result = recipes.reproduce(
         row,
         root,
         method=method,
@@ -120,13 +126,13 @@ def reproduce(
     )
     if not is_main_process():
         return
-    print_classes(done.metrics)
-    print_metrics(done.metrics)
-    _print_scores(plan, done.ours, done.seconds_per_step)
-    console.print(f"Everything is in {done.output_dir}", soft_wrap=True)
+    print_classes(result.metrics)
+    print_metrics(result.metrics)
+    _print_scores(plan, result.ours, result.seconds_per_step)
+    console.print(f"All results are in {result.output_dir}", soft_wrap=True)
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def _parse_option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"Expected --set NAME=VALUE, but got {text!r}.")
@@ -140,26 +146,26 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _print_plan(plan: Any) -> None:
-    from bpkd_sdk.recipes import describe, estimate
+    from bpkd_sdk.recipes import describe_plan, estimate
 
-    table = Table("what", title=f"{plan.recipe.name}, {plan.method}", title_justify="left")
-    table.add_column("how", overflow="fold")  # addresses are to be copied whole
-    for name, text in describe(plan).items():
+    table = Table("topic", title=f"{plan.recipe.name}, {plan.method}", title_justify="left")
+    table.add_column("setting", overflow="fold")  # folds addresses, so that they can be copied
+    for name, text in describe_plan(plan).items():
         table.add_row(name, text)
-    with errors.status("Counting the networks, and timing a small step"):
+    with errors.status("Counting operations and timing a small step"):
         cost = estimate(plan)
     if not is_main_process():
         return
     hours = cost.seconds_per_step * plan.config.steps / 3600
-    table.add_row("arithmetic", f"{cost.step_macs / 1e12:.2f} T multiply-accumulates a step")
+    table.add_row("arithmetic", f"{cost.step_macs / 1e12:.2f} T multiply-accumulates per step")
     table.add_row(
         "memory",
         f"{cost.weight_bytes / 2**30:.1f} GiB weights, gradients and momentum, and about "
         f"{cost.activation_bytes / 2**30:.1f} GiB activations in float32 (counted, without the method's own terms)",
     )
-    table.add_row("time", f"{cost.seconds_per_step:.2f} s a step, {hours:.1f} h in all: {cost.timed}")
+    table.add_row("time", f"{cost.seconds_per_step:.2f} s per step, {hours:.1f} h in total: {cost.timed}")
     if cost.processes > 1:
-        table.add_row("processes", f"{cost.processes}; memory is that of each, time without what they wait for")
+        table.add_row("processes", f"{cost.processes}; memory is per process, and time does not include communication")
     console.print(table)
 
 
@@ -168,9 +174,9 @@ def _print_scores(plan: Any, ours: Any, seconds_per_step: float | None) -> None:
     table = Table("", "mIoU", "mAcc", title=f"{plan.recipe.name}, percent", title_justify="left")
     for name, score in plan.recipe.paper.items():
         table.add_row(f"paper, {name}", f"{score.miou:.2f}", f"{score.macc:.2f}")
-    label = f"ours, {plan.setting}" if seconds_per_step is not None else "this network"
-    table.add_row(f"{label} (smoke run: no result)" if smoke else label, f"{ours.miou:.2f}", f"{ours.macc:.2f}")
+    label = f"ours, {plan.method_title}" if seconds_per_step is not None else "this network"
+    table.add_row(f"{label} (smoke run, not a result)" if smoke else label, f"{ours.miou:.2f}", f"{ours.macc:.2f}")
     console.print(table)
     if smoke and seconds_per_step is not None:
         hours = seconds_per_step * plan.recipe.steps / 3600
-        console.print(f"{seconds_per_step:.2f} s a step: all {plan.recipe.steps} take {hours:.1f} h at this speed.")
+        console.print(f"{seconds_per_step:.2f} s per step: {plan.recipe.steps} steps take {hours:.1f} h at this speed.")

@@ -1,4 +1,4 @@
-"""Scores, inference at the images' own size, and the cost of a network."""
+"""Evaluation of networks: scores, evaluation protocols, and the cost of a network."""
 
 from bpkd_sdk.evaluation.evaluate import evaluate
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics

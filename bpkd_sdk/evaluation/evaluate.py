@@ -1,4 +1,4 @@
-"""Run a network over a data set and score it."""
+"""Runs a network over a data set and scores its masks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from bpkd_sdk.features import eval_mode
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime import Runtime, TorchRuntime, match_runtime, open_runtime
 
+# A network to score: a module, a runtime, or a path or URL of one of `bpkd_sdk.runtime.FORMATS`.
 Source = nn.Module | Runtime | str | Path
 
 
@@ -34,29 +35,33 @@ def evaluate(
     sum_over_processes: Callable[[Tensor], Tensor] | None = None,
     match_classes: bool = True,
 ) -> Metrics:
-    """Score a network on a data set, at the labels' own resolution.
+    """Score a network on a data set; masks are compared with labels at the size of the labels.
 
     Args:
-        source: Network to score: a module, a path or URL of one of the `bpkd_sdk.runtime.FORMATS`, or a runtime.
-        dataset: Images and labels.
-        protocol: How images are segmented; by default whole, at their own size.
-        boundary_width: Distance for boundary IoU and F1: pixels, or a share of the diagonal if below 1.
-        edge_width: Side of the trimap window that separates `edge_accuracy` from `body_accuracy`.
-        batch_size: Most images, or windows, at once; only neighbours of one size share a batch.
-        device: Where to run; None: where the module is, and "auto" for a file.
-        reference: A network whose prediction stands in for the labels, for images without any.
-        sum_over_processes: Function that sums an int64 count tensor across processes, for a data set that is split
-            between processes. None: this process scores all of the data.
-        match_classes: Hold the class names of network and reference against the data's and put them in the data's
-            order; False takes them by position.
+        source: Network to score: a module, a runtime, or a path or URL of one of the `bpkd_sdk.runtime.FORMATS`.
+        dataset: Data set of images and labels.
+        protocol: Evaluation protocol, which turns images into masks. The default is whole images at their own size.
+        boundary_width: Distance of boundary IoU and boundary F1: pixels, or a share of the image diagonal if below 1.
+        edge_width: Side in pixels of the trimap window that separates `edge_accuracy` from `body_accuracy`, odd.
+        batch_size: Largest number of images, or windows, per forward pass. Only consecutive images of the same size
+            share a batch.
+        device: Device to run on. None: the device of a module, and "auto" for a file.
+        reference: Network whose masks replace the labels, for data without labels.
+        sum_over_processes: Function that sums an int64 count tensor across processes, if each process scores a part of
+            the data. None: this process scores all of the data.
+        match_classes: Whether to match the class names of `source` and `reference` with those of the data, and to put
+            the classes in the order of the data. False takes classes by position.
+
+    Returns:
+        Scores over all images.
 
     Raises:
-        ValueError: For sizes or classes that do not fit, or a data set without labels and no `reference`.
+        ValueError: If sizes or classes do not fit together, or if the data have no labels and there is no `reference`.
     """
     expect_dataset(dataset, "dataset")
     dataset.check_classes()
     if not dataset.has_labels and reference is None:
-        raise ValueError(f"{dataset.name} has no labels; pass `reference`, a network to agree with.")
+        raise ValueError(f"{dataset.name} has no labels; pass `reference`, a network to compare with.")
     counts = MetricCounts(
         dataset.class_names,
         ignore_index=dataset.ignore_index,
@@ -65,28 +70,30 @@ def evaluate(
     )
     with ExitStack() as stack:
 
-        def opened(source: Source) -> Runtime:
-            runtime = stack.enter_context(_opened(source, device))
+        def open_source(source: Source) -> Runtime:
+            runtime = stack.enter_context(_runtime(source, device))
             return match_runtime(runtime, dataset, dataset.name, match_classes=match_classes)
 
-        network, guide = opened(source), None if reference is None else opened(reference)
+        network = open_source(source)
+        reference_network = None if reference is None else open_source(reference)
         workers = min(default_workers(), len(dataset)) if network.device.type == "cuda" else 0
         for images, labels in _batches(dataset, batch_size, workers):
             masks = protocol.segment(network, images, batch_size)
-            truth = labels if guide is None else protocol.segment(guide, images, batch_size)
+            if reference_network is not None:
+                labels = protocol.segment(reference_network, images, batch_size)
             try:
-                counts.update(masks, truth.to(masks.device))
+                counts.update(masks, labels.to(masks.device))
             except (ValueError, TypeError) as error:
                 first, last = (dataset.sample_name(counts.images + i) for i in (0, len(images) - 1))
                 raise ValueError(f"{first if first == last else f'{first} to {last}'}: {error}") from error
     if sum_over_processes is not None:
-        counts.add_up(sum_over_processes)
+        counts.sum_across_processes(sum_over_processes)
     return counts.compute()
 
 
 @contextmanager
-def _opened(source: Source, device: str | torch.device | None) -> Iterator[Runtime]:
-    """A runtime of whatever is given; a module of the caller's then goes back to the mode it came in."""
+def _runtime(source: Source, device: str | torch.device | None) -> Iterator[Runtime]:
+    """Open a source as a runtime. A module is in eval mode meanwhile, and returns to its mode afterwards."""
     if isinstance(source, nn.Module):
         with eval_mode(source):
             yield TorchRuntime(source, device)
@@ -95,16 +102,22 @@ def _opened(source: Source, device: str | torch.device | None) -> Iterator[Runti
 
 
 def _batches(dataset: SegmentationDataset, batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Neighbours of one size together, read ahead by so many processes; 0: read here, one by one."""
+    """Yield batches of consecutive samples of the same size.
+
+    Args:
+        dataset: Data set to read.
+        batch_size: Largest number of samples in a batch.
+        workers: Number of processes that read ahead; 0 reads in this process.
+    """
     samples = DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=ignore_interrupts)
-    waiting: list[tuple[Tensor, Tensor]] = []
+    batch: list[tuple[Tensor, Tensor]] = []
     for sample in track(samples, total=len(dataset), description=f"Evaluating {dataset.name}"):
-        if waiting and (len(waiting) == batch_size or waiting[0][0].shape != sample[0].shape):
-            yield _stack(waiting)
-            waiting = []
-        waiting.append(sample)
-    if waiting:
-        yield _stack(waiting)
+        if batch and (len(batch) == batch_size or batch[0][0].shape != sample[0].shape):
+            yield _stack(batch)
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield _stack(batch)
 
 
 def _stack(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""How well a mask matches its label: regions, boundaries, and both sides of the edge band apart.
+"""Scores of masks against labels: regions, boundaries, and accuracy inside and outside of the edge band.
 
-Everything is a count over the whole data set before it is a ratio, so that parts (batches, processes) add up exactly.
+All scores are ratios of counts over the whole data set, so that the counts of batches or processes can be summed.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ from bpkd_sdk.boundary import check_labels, class_contours, edge_band, has_same_
 
 @dataclass(frozen=True)
 class Metrics:
-    """Scores of one network on one data set; fractions in 0..1, NaN where a class gives no evidence.
+    """Scores of a network on a data set: fractions in 0..1, or NaN if they are not defined.
 
     Attributes:
-        miou: Mean of `per_class_iou`, classes without evidence left out.
-        macc: Mean over classes of the share of label pixels that are predicted right.
-        pixel_accuracy: Share of all label pixels that are predicted right.
-        per_class_iou: Intersection over union of each class; NaN where a class is in no label and no prediction.
-        per_class_accuracy: NaN where a class is in no label.
-        boundary_iou: Mean over classes of the IoU of the masks' inner boundaries (Cheng et al., CVPR 2021).
-        per_class_boundary_iou: The same for each class.
-        boundary_f1: Mean over classes of the F1 score of contour pixels matched within `boundary_width`.
-        edge_accuracy: Pixel accuracy inside the label's edge band, the paper's trimap of `edge_width`.
-        body_accuracy: Pixel accuracy outside that band.
-        class_names: One per class.
+        miou: Mean of `per_class_iou` over the classes that are not NaN.
+        macc: Mean of `per_class_accuracy` over the classes that are not NaN.
+        pixel_accuracy: Share of the label pixels that are predicted correctly.
+        per_class_iou: Intersection over union of each class; NaN if the class is in no label and no prediction.
+        per_class_accuracy: Share of the label pixels of each class that are predicted correctly; NaN if the class is in
+            no label.
+        boundary_iou: Mean of `per_class_boundary_iou` over the classes that are not NaN.
+        per_class_boundary_iou: IoU of the inner boundaries of label and prediction (Cheng et al., CVPR 2021) of each
+            class; NaN if the class is in no label and no prediction.
+        boundary_f1: Mean over classes of the F1 score of contour pixels that are matched within `boundary_width`.
+        edge_accuracy: Pixel accuracy inside the edge band of the label, the paper's trimap of width `edge_width`.
+        body_accuracy: Pixel accuracy outside the edge band.
+        class_names: Names of the classes, in the order of the per-class scores.
         images: Number of images.
-        boundary_width: As asked for: pixels, or a share of the image diagonal.
-        edge_width: Side of the edge band's window in pixels.
+        boundary_width: Distance of the boundary scores: pixels, or a share of the image diagonal if below 1.
+        edge_width: Side of the window of the edge band in pixels.
     """
 
     miou: float
@@ -54,7 +56,7 @@ class Metrics:
     edge_width: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; NaN becomes null."""
+        """Return the scores as plain JSON values; NaN becomes None."""
         return {key: _without_nan(value) for key, value in dataclasses.asdict(self).items()}
 
 
@@ -65,14 +67,14 @@ def _without_nan(value: Any) -> Any:
 
 
 class MetricCounts:
-    """Accumulates counts over batches; `compute` turns them into `Metrics`.
+    """Counts that accumulate over batches; `compute` turns them into `Metrics`.
 
     Args:
-        class_names: One per class, at most 256.
-        ignore_index: Label pixels of this value are taken out of prediction and label before anything is counted; a
-            mask that ends at them ends there in both.
-        boundary_width: Distance of the boundary metrics: pixels, or a share of the image diagonal (below 1).
-        edge_width: Side of the window that makes the edge band, odd.
+        class_names: Names of the classes, at most 256.
+        ignore_index: Label value of void pixels. They are removed from label and prediction before counting, so that
+            masks of both end at void pixels.
+        boundary_width: Distance of the boundary scores: pixels, or a share of the image diagonal if below 1.
+        edge_width: Side of the window of the edge band in pixels, odd.
     """
 
     def __init__(
@@ -94,32 +96,33 @@ class MetricCounts:
         self.boundary_width = boundary_width
         self.edge_width = edge_width
         self.images = 0
-        self.confusion = torch.zeros(classes, classes, dtype=torch.int64)  # [label, prediction]
-        self.boundary = torch.zeros(3, classes, dtype=torch.int64)  # both, label, prediction
-        self.contour = torch.zeros(4, classes, dtype=torch.int64)  # label: matched, all; prediction: matched, all
-        self.band = torch.zeros(2, 2, dtype=torch.int64)  # edge, body: right, all
+        self.confusion = torch.zeros(classes, classes, dtype=torch.int64)  # (label, prediction)
+        self.boundary = torch.zeros(3, classes, dtype=torch.int64)  # (in both / label / prediction, class)
+        # (label pixels matched / all, prediction pixels matched / all; class)
+        self.contour = torch.zeros(4, classes, dtype=torch.int64)
+        self.band = torch.zeros(2, 2, dtype=torch.int64)  # (edge / body, correct / all)
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
         """Count one batch.
 
         Args:
-            predictions: (N, H, W) integers in [0, C).
-            labels: (N, H, W) integers in [0, C) or `ignore_index`.
+            predictions: Predicted class ids, integers (N, H, W) in [0, C).
+            labels: Class ids or `ignore_index`, integers (N, H, W) in [0, C).
 
         Raises:
-            ValueError: If shapes differ or a value is out of range.
+            ValueError: If the shapes differ, or if a value is out of range.
         """
         if predictions.shape != labels.shape:
             raise ValueError(
-                "Expected prediction and label of one size, "
+                "Expected prediction and label of the same size, "
                 f"but got {tuple(predictions.shape)} and {tuple(labels.shape)}."
             )
         classes = len(self.class_names)
         check_labels(labels, classes, self.ignore_index)
-        if (wrong := predictions[(predictions < 0) | (predictions >= classes)]).numel():
+        if (outside := predictions[(predictions < 0) | (predictions >= classes)]).numel():
             raise ValueError(
                 f"Expected predictions in [0, {classes}), but the masks hold the class ids "
-                f"{sorted(set(wrong.tolist()))[:10]}. The network has other classes than the data."
+                f"{sorted(set(outside.tolist()))[:10]}. The classes of the network and of the data differ."
             )
         labels = labels.long()
         valid = labels != self.ignore_index
@@ -129,10 +132,10 @@ class MetricCounts:
         self.confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
         self._count_boundary(predictions, labels, valid)
         self._count_contours(predictions, labels)
-        right = predictions == labels
+        correct = predictions == labels
         edge = edge_band(labels, self.edge_width, self.ignore_index)
         for row, region in enumerate((edge, valid & ~edge)):
-            self.band[row] += torch.stack([(right & region).sum(), region.sum()]).cpu()
+            self.band[row] += torch.stack([(correct & region).sum(), region.sum()]).cpu()
 
     def _distance(self, labels: Tensor) -> int:
         if self.boundary_width >= 1:
@@ -158,29 +161,33 @@ class MetricCounts:
     def _per_class(self, values: Tensor) -> Tensor:
         return torch.bincount(values, minlength=len(self.class_names)).cpu()
 
-    def add_up(self, over_processes: Callable[[Tensor], Tensor]) -> None:
-        """Replace each count, int64, by its sum over processes, so that `compute` scores the data of all."""
+    def sum_across_processes(self, sum_tensor: Callable[[Tensor], Tensor]) -> None:
+        """Sum all counts across processes.
+
+        Args:
+            sum_tensor: Function that sums an int64 tensor across processes.
+        """
         for name in ("confusion", "boundary", "contour", "band"):
-            setattr(self, name, over_processes(getattr(self, name)))
-        self.images = int(over_processes(torch.tensor(self.images)))
+            setattr(self, name, sum_tensor(getattr(self, name)))
+        self.images = int(sum_tensor(torch.tensor(self.images)))
 
     def compute(self) -> Metrics:
-        """The scores of all that was counted."""
+        """Return the scores of all counted images."""
         matrix = self.confusion.double()
-        right, in_label, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
+        correct, in_label, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
         both, label_boundary, predicted_boundary = self.boundary.double()
-        iou = right / (in_label + predicted - right)
-        accuracy = right / in_label
+        iou = correct / (in_label + predicted - correct)
+        accuracy = correct / in_label
         boundary_iou = both / (label_boundary + predicted_boundary - both)
-        recalled, label_contour, precise, predicted_contour = self.contour.double()
-        recall, precision = recalled / label_contour, precise / predicted_contour
+        label_matched, label_contour, predicted_matched, predicted_contour = self.contour.double()
+        recall, precision = label_matched / label_contour, predicted_matched / predicted_contour
         f1 = (2 * precision * recall / (precision + recall)).nan_to_num(0)
         f1[label_contour + predicted_contour == 0] = math.nan
         edge, body = (self.band[:, 0].double() / self.band[:, 1]).tolist()
         return Metrics(
             miou=iou.nanmean().item(),
             macc=accuracy.nanmean().item(),
-            pixel_accuracy=(right.sum() / in_label.sum()).item(),
+            pixel_accuracy=(correct.sum() / in_label.sum()).item(),
             per_class_iou=tuple(iou.tolist()),
             per_class_accuracy=tuple(accuracy.tolist()),
             boundary_iou=boundary_iou.nanmean().item(),

@@ -1,4 +1,4 @@
-"""How images become masks when a network is scored: whole or by windows, at which sizes, mirrored or not."""
+"""Evaluation protocols: whole images or sliding windows, image sizes, and mirror images."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.runtime.inference import resized_bands, sliding_bands, to_mask
 
 Mode = Literal["whole", "slide"]
-BAND = 64  # rows of a whole image's logits that are resized at a time
+BAND_ROWS = 64  # rows of a whole image's logits that are resized at once
 
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """An evaluation protocol, as in OpenMMLab's test-time settings.
+    """The rules by which images become masks, as in OpenMMLab's test-time settings.
 
-    The logits of every view, one for each scale and again mirrored, are resized bilinearly to the image's own size; of
-    several views the class probabilities are averaged.
+    There is one view of an image for each scale, and with `flip` its mirror image. The logits of each view are resized
+    bilinearly to the size of the image. With several views, their class probabilities are averaged.
 
     Attributes:
-        mode: "whole" images, or "slide" a window over them and average the logits.
+        mode: "whole" for whole images; "slide" for a sliding window, whose overlapping logits are averaged.
         crop_size: (height, width) of the window.
-        stride: (vertical, horizontal) step of the window; None: two thirds of the window.
-        base_size: (longer side, shorter side) that images are fitted into first, smaller and larger ones alike; None:
-            they stay as they are.
-        scales: Factors on that size, one view each.
-        flip: Add the mirror image of every view.
+        stride: (vertical, horizontal) step of the window in pixels; None: two thirds of the window.
+        base_size: (longer side, shorter side) of a rectangle that all images are fitted into, smaller and larger ones;
+            None: images keep their size.
+        scales: Factors on this size, one view for each.
+        flip: Whether to add the mirror image of every view.
     """
 
     mode: Mode = "whole"
@@ -45,7 +45,7 @@ class EvaluationProtocol:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        """Check every value."""
+        """Check the values of all fields."""
         check_choice("mode", self.mode, get_args(Mode))
         if self.mode == "slide" and self.crop_size is None:
             raise ValueError("mode='slide' needs `crop_size`, the (height, width) of the window.")
@@ -63,18 +63,18 @@ class EvaluationProtocol:
             raise ValueError(f"Expected `scales` to be numbers above 0, at least one, but got {self.scales}.")
 
     def segment(self, runtime: Runtime, images: Tensor, batch_size: int = 1) -> Tensor:
-        """Class ids of images at their own size.
+        """Segment images at their own size.
 
         Args:
-            runtime: Any; one that returns masks can only take whole images as they are.
-            images: uint8 RGB (N, 3, H, W).
-            batch_size: Most windows at once.
+            runtime: Network to run. A runtime that returns masks can only segment whole images at their own size.
+            images: RGB images of one size, uint8 (N, 3, H, W).
+            batch_size: Largest number of windows per forward pass.
 
         Returns:
-            (N, H, W) integers on the runtime's device.
+            Class ids, integers (N, H, W), on the device of the runtime.
 
         Raises:
-            ValueError: If the runtime returns masks and the protocol needs logits.
+            ValueError: If the runtime returns masks, and the protocol needs logits.
         """
         size = (images.shape[2], images.shape[3])
         views = self._views(runtime, images, batch_size)
@@ -90,11 +90,11 @@ class EvaluationProtocol:
                     total = band.new_zeros(*band.shape[:2], *size)
                 total[:, :, top : top + band.shape[2]] += _probabilities(band)
                 top += band.shape[2]
-        assert total is not None  # noqa: S101  (there is a view)
+        assert total is not None  # noqa: S101  (there is at least one view)
         return to_mask(total)
 
     def _views(self, runtime: Runtime, images: Tensor, batch_size: int) -> Iterator[Iterator[Tensor]]:
-        """Of each view its logits at the images' own size, in bands of rows, from the top to the bottom."""
+        """Yield the logits of each view at the size of the images, in bands of rows from top to bottom."""
         size = (images.shape[2], images.shape[3])
         for scale in self.scales:
             view = _resized(images, scaled_size(size, scale, self.base_size))
@@ -104,9 +104,9 @@ class EvaluationProtocol:
 
     def _bands(self, runtime: Runtime, view: Tensor, size: tuple[int, int], batch_size: int) -> Iterator[Tensor]:
         if self.mode == "whole":
-            bands = iter(torch.split(runtime.logits(view), BAND, dim=2))
+            bands = iter(torch.split(runtime.logits(view), BAND_ROWS, dim=2))
         else:
-            assert self.crop_size is not None  # noqa: S101  (checked when it was made)
+            assert self.crop_size is not None  # noqa: S101  (checked by __post_init__)
             bands = sliding_bands(runtime.logits, view, self.crop_size, self.stride, batch_size)
         return bands if view.shape[2:] == size else resized_bands(bands, view.shape[2], size)
 
@@ -119,5 +119,5 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _probabilities(logits: Tensor) -> Tensor:
-    """Over classes; with one class, how far its probability is above a half, since `to_mask` splits at 0."""
+    """Return class probabilities; for one class, its probability minus 0.5, since `to_mask` has its threshold at 0."""
     return logits.sigmoid() - 0.5 if logits.shape[1] == 1 else logits.softmax(1)

@@ -1,7 +1,8 @@
-"""The paper's table: its rows as data, and what reproduces a figure of it."""
+"""The paper's table: its rows as data, and functions that reproduce its scores."""
 
 from bpkd_sdk.recipes.estimate import Estimate, estimate
-from bpkd_sdk.recipes.reproduction import Plan, Reproduction, describe, make_plan, reproduce, score_checkpoint
+from bpkd_sdk.recipes.plan import Plan, describe_plan, make_plan
+from bpkd_sdk.recipes.reproduction import Reproduction, reproduce, score_checkpoint
 from bpkd_sdk.recipes.table import RECIPES, Recipe, Score, find_recipe
 
 __all__ = [
@@ -11,7 +12,7 @@ __all__ = [
     "Recipe",
     "Reproduction",
     "Score",
-    "describe",
+    "describe_plan",
     "estimate",
     "find_recipe",
     "make_plan",

@@ -1,4 +1,4 @@
-"""What a run will cost: memory from the networks' own counts, time from a step of two small images on this machine."""
+"""Estimates the cost of a run: memory from counts of the networks, time from one step of two images on this machine."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from torch import nn
 from bpkd_sdk.evaluation.profile import profile
 from bpkd_sdk.models.zoo import ZOO, build
 from bpkd_sdk.output import as_output
-from bpkd_sdk.recipes.reproduction import Plan
+from bpkd_sdk.recipes.plan import Plan
 from bpkd_sdk.training.accelerator import create_accelerator
 from bpkd_sdk.training.objective import cross_entropy
 
-FLOAT = 4  # bytes
-TRAINED = 3 * FLOAT  # a weight, its gradient, its momentum
-LOGITS_KEPT = 3  # resized logits, their log-softmax and its gradient
-IMAGES = 2  # of the timed step: batch norm behind global pooling needs more than one
-ON_CPU = 4  # the timed crop is so much smaller on each side
+BYTES_PER_FLOAT = 4
+BYTES_PER_TRAINED_WEIGHT = 3 * BYTES_PER_FLOAT  # the weight, its gradient and its momentum
+LOGIT_TENSORS = 3  # resized logits, their log-softmax and its gradient
+TIMED_IMAGES = 2  # batch norm after global pooling needs more than one image
+CPU_SHRINKING = 4  # divisor of both sides of the timed crop on a CPU
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of a run, without loading data, evaluation and the method's own terms.
+    """The estimated cost of a run, without data loading, evaluation and the method's own terms.
 
     Attributes:
-        processes: What shares the images of a step; below, all but `step_macs` is for each of them.
-        step_macs: Multiply-accumulates of a step: the teacher forward, the student forward and backward (twice the
-            forward pass).
-        weight_bytes: Weights of both networks, gradients and momentum of the student, in float32.
-        activation_bytes: What the student's layers put out, in float32, and the logits at the labels' size with their
-            softmax, for all images that are in the networks at once: about what is kept for the backward pass.
-        seconds_per_step: The timed step, scaled to the number of images and the pixels of the crop. Small images use a
-            device less well, so it is rather too long than too short.
-        timed: What was timed.
+        processes: Number of processes that share the images of a step. All values below except `step_macs` are per
+            process.
+        step_macs: Multiply-accumulates of a step: the teacher's forward pass, the student's forward pass and its
+            backward pass, which counts twice.
+        weight_bytes: Size in float32 of the weights of both networks and of the student's gradients and momentum.
+        activation_bytes: Approximate size of what the backward pass needs: outputs of the student's layers, and logits
+            at the labels' size with their softmax, in float32, for all images in the networks at once.
+        seconds_per_step: Time of the timed step, scaled to the number of images and the pixels of the crop. It is
+            rather too long, since small images use a device less efficiently.
+        timed: Description of the timed step.
     """
 
     processes: int
@@ -49,47 +50,50 @@ class Estimate:
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Count the networks of a plan, and time a small step of them with random weights on the plan's device.
+    """Count the operations and sizes of a plan's networks, and time a small step with random weights.
+
+    The step runs on the device of the plan.
 
     Raises:
-        ValueError: If the device is not there.
+        ValueError: If the device does not exist.
     """
     config, recipe = plan.config, plan.recipe
     crop = config.crop_size or recipe.crop_size
     with torch.device("meta"):
-        student, teacher = _networks(plan)
-    cost = profile(student, crop)
-    guide = None if teacher is None else profile(teacher, crop)
+        student, teacher = _build_networks(plan)
+    student_cost = profile(student, crop)
+    teacher_cost = None if teacher is None else profile(teacher, crop)
     heads = 1 + ZOO[recipe.student].has_aux_head
-    logits = LOGITS_KEPT * heads * recipe.num_classes * crop[0] * crop[1] * FLOAT
+    logit_bytes = LOGIT_TENSORS * heads * recipe.num_classes * crop[0] * crop[1] * BYTES_PER_FLOAT
     accelerator = create_accelerator(config)
     images = config.batch_size // accelerator.num_processes
-    seconds, timed = _time(plan, crop, accelerator)
+    seconds, timed = _time_step(plan, crop, accelerator)
     return Estimate(
         processes=accelerator.num_processes,
-        step_macs=config.batch_size * (3 * cost.macs + (guide.macs if guide else 0)),
-        weight_bytes=cost.params * TRAINED + (guide.params * FLOAT if guide else 0),
-        activation_bytes=images // config.accumulate * (cost.activation_bytes + logits),
+        step_macs=config.batch_size * (3 * student_cost.macs + (teacher_cost.macs if teacher_cost else 0)),
+        weight_bytes=student_cost.params * BYTES_PER_TRAINED_WEIGHT
+        + (teacher_cost.params * BYTES_PER_FLOAT if teacher_cost else 0),
+        activation_bytes=images // config.accumulate * (student_cost.activation_bytes + logit_bytes),
         seconds_per_step=images * seconds,
         timed=timed,
     )
 
 
-def _networks(plan: Plan) -> tuple[nn.Module, nn.Module | None]:
+def _build_networks(plan: Plan) -> tuple[nn.Module, nn.Module | None]:
     recipe = plan.recipe
     student = build(recipe.student, recipe.num_classes, aux_head=ZOO[recipe.student].has_aux_head)
     return student, None if plan.method == "none" else build(recipe.teacher, recipe.num_classes).eval()
 
 
-def _time(plan: Plan, crop: tuple[int, int], accelerator: Accelerator) -> tuple[float, str]:
-    """Seconds for one image of the crop's size, and what was timed."""
+def _time_step(plan: Plan, crop: tuple[int, int], accelerator: Accelerator) -> tuple[float, str]:
+    """Return the seconds for one image of the crop's size, and a description of the timed step."""
     device = accelerator.device
-    shrink = ON_CPU if device.type == "cpu" else 1
+    shrink = CPU_SHRINKING if device.type == "cpu" else 1
     height, width = (32 * math.ceil(side / shrink / 32) for side in crop)
-    student, teacher = (None if network is None else network.to(device) for network in _networks(plan))
-    assert student is not None  # noqa: S101  (only the teacher may be missing)
-    images = torch.zeros(IMAGES, 3, height, width, device=device)
-    labels = torch.zeros(IMAGES, height, width, dtype=torch.int64, device=device)
+    student, teacher = (None if network is None else network.to(device) for network in _build_networks(plan))
+    assert student is not None  # noqa: S101  (only the teacher may be None)
+    images = torch.zeros(TIMED_IMAGES, 3, height, width, device=device)
+    labels = torch.zeros(TIMED_IMAGES, height, width, dtype=torch.int64, device=device)
 
     def step() -> float:
         started = time.perf_counter()
@@ -104,7 +108,7 @@ def _time(plan: Plan, crop: tuple[int, int], accelerator: Accelerator) -> tuple[
         loss.item()
         return time.perf_counter() - started
 
-    step()  # the first one also allocates, and picks its kernels
-    seconds = step() / IMAGES * (crop[0] * crop[1]) / (height * width)
-    timed = f"one step of {IMAGES} images of {height}x{width} on {device}, scaled by images and pixels"
+    step()  # the first step also allocates memory and selects kernels
+    seconds = step() / TIMED_IMAGES * (crop[0] * crop[1]) / (height * width)
+    timed = f"one step of {TIMED_IMAGES} images of {height}x{width} on {device}, scaled by images and pixels"
     return seconds, timed

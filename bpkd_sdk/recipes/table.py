@@ -1,7 +1,8 @@
-"""The paper's table as data: one row for each data set and each pair of networks.
+"""The paper's table as data: one row for each data set and each pair of teacher and student.
 
-Settings are those of the configurations that the paper's authors released (github.com/AkideLiu/BPKD, eval/configs) and
-of OpenMMLab's data set and schedule files that these build on. Scores are those of the authors' README, in percent.
+The settings are from the configurations that the paper's authors released (github.com/AkideLiu/BPKD, eval/configs) and
+from OpenMMLab's data set and schedule files, which these configurations include. The scores are from the authors'
+README, in percent.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 
 OPENMMLAB = "https://download.openmmlab.com/"
 SEGMENTATION = f"{OPENMMLAB}mmsegmentation/v0.5/"
-SCORED = ("teacher", "none", "skds", "ifvd", "cirkd", "cwd", "bpkd")  # "none": the student without a teacher
+COLUMNS = ("teacher", "none", "skds", "ifvd", "cirkd", "cwd", "bpkd")  # "none": the student without a teacher
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean IoU and mean accuracy over classes, in percent."""
+    """Mean IoU and mean accuracy over the classes, in percent."""
 
     miou: float
     macc: float
@@ -27,28 +28,30 @@ class Score:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One row of the table: how a student is trained and scored.
+    """One row of the table: the training and the evaluation of a student.
 
     Attributes:
-        name: "<data set>/<student>".
-        dataset: What `open_dataset` takes.
-        num_classes: Of the data set.
-        teacher: A name in the zoo.
-        student: A name in the zoo; on Cityscapes the narrower DeepLabV3+ of the released configuration.
+        name: Name of the row, "<data set>/<student>".
+        dataset: Name of the data set, as `open_dataset` takes it.
+        num_classes: Number of classes of the data set.
+        teacher: Name of the teacher's network in the zoo.
+        student: Name of the student's network in the zoo. On Cityscapes, DeepLabV3+ is the narrower network of the
+            released configuration.
         crop_size: (height, width) of the training crops.
         base_size: (longer side, shorter side) that images are fitted into before they are scaled by 0.5 to 2.
-        batch_size: Images a step, on all GPUs together.
-        learning_rate: Of SGD at the first step.
-        weight_decay: Of SGD.
-        evaluation: How the student is scored.
-        teacher_source: Where the teacher's checkpoint can be had.
-        backbone_source: Where the student's ImageNet backbone can be had.
-        paper: The paper's scores: "teacher", "none" (the student alone), and by method.
-        notes: What the table and the released configurations leave open, or contradict each other in.
-        steps: Optimiser steps.
-        poly_power: The rate falls as (1 - step / steps) ** poly_power to `final_learning_rate`.
-        final_learning_rate: At the last step.
-        max_class_share: Crops that one class fills beyond this share are drawn again.
+        batch_size: Number of images per optimiser step, over all GPUs.
+        learning_rate: Learning rate of SGD at the first step.
+        weight_decay: Weight decay of SGD.
+        evaluation: Evaluation protocol of the student.
+        teacher_source: Address of the teacher's checkpoint.
+        backbone_source: Address of the ImageNet weights of the student's backbone.
+        paper: The paper's scores: of the teacher, of the student without a teacher ("none"), and of each method.
+        notes: Ambiguities and contradictions in the table and the released configurations.
+        steps: Number of optimiser steps.
+        poly_power: Exponent of the schedule: the learning rate falls as (1 - step / steps) ** poly_power to
+            `final_learning_rate`.
+        final_learning_rate: Learning rate at the last step.
+        max_class_share: Largest share of one class in a crop; other crops are drawn again.
     """
 
     name: str
@@ -73,8 +76,8 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class _Setting:
-    """What the rows of one data set share."""
+class _DatasetSettings:
+    """The settings that the rows of one data set have in common."""
 
     num_classes: int
     crop_size: tuple[int, int]
@@ -85,9 +88,9 @@ class _Setting:
 
 
 _SETTINGS = {
-    "cityscapes": _Setting(19, (512, 1024), (2048, 1024), 8, 0.01, 5e-4),
-    "ade20k": _Setting(150, (512, 512), (2048, 512), 8, 0.01, 5e-4),
-    "pascal_context_59": _Setting(59, (480, 480), (520, 520), 16, 0.004, 1e-4),
+    "cityscapes": _DatasetSettings(19, (512, 1024), (2048, 1024), 8, 0.01, 5e-4),
+    "ade20k": _DatasetSettings(150, (512, 512), (2048, 512), 8, 0.01, 5e-4),
+    "pascal_context_59": _DatasetSettings(59, (480, 480), (520, 520), 16, 0.004, 1e-4),
 }
 
 _TEACHERS = {
@@ -106,7 +109,7 @@ _BACKBONES = {
     "isanet_r18": _R18,
 }
 
-# The configuration of each teacher, its date and hash: file and folder names of OpenMMLab are made of these.
+# Architecture, configuration, date and hash of each teacher; OpenMMLab builds its file names from these.
 _TEACHER_FILES = {
     "cityscapes/pspnet_r18": ("pspnet", "pspnet_r101-d8_512x1024_80k_cityscapes", "20200606_112211-e1e1100f"),
     "cityscapes/hrnetv2p_w18s": ("hrnet", "fcn_hr48_512x1024_160k_cityscapes", "20200602_190946-59b7973e"),
@@ -144,7 +147,7 @@ _ISANET_CONTEXT = (
     "https://github.com/AkideLiu/BPKD/releases/download/v0.0.3/raw_80k_isanet_r18_pascal_context_59_teacher.pth"
 )
 
-# Only these two slide a window; all others see whole images.
+# Only these two rows slide a window over the images; all others take whole images.
 _WINDOWS = {"pascal_context_59/pspnet_r18": (480, 480), "pascal_context_59/hrnetv2p_w18s": (512, 512)}
 _WINDOW_STRIDE = (320, 320)
 
@@ -153,16 +156,16 @@ _NOTES = {
         "The paper's student without a teacher is pspnet_r18b (7x7 stem), its distilled students are pspnet_r18.",
     ),
     "cityscapes/deeplabv3plus_mv2": (
-        "The student is the released configuration's, 128 and 64 channels wide; the paper's parameters and FLOPs, and "
-        "its student without a teacher, are those of 512 and 256.",
-        "The paper links a DeepLabV3 as teacher; named here is OpenMMLab's DeepLabV3+ of 80.97 mIoU.",
+        "The student is that of the released configuration, with 128 and 64 channels. The paper's parameters and "
+        "FLOPs, and its student without a teacher, belong to the network with 512 and 256 channels.",
+        "The paper links a DeepLabV3 as teacher; this row uses OpenMMLab's DeepLabV3+ with 80.97 mIoU.",
     ),
     "cityscapes/isanet_r18": (
-        "The paper's teacher (80.61 mIoU) was trained on crops of 769x769 with other resizing; named here is "
-        "OpenMMLab's of 512x1024, 80.32 mIoU.",
+        "The paper's teacher (80.61 mIoU) was trained on crops of 769x769 with other resizing; this row uses "
+        "OpenMMLab's teacher for crops of 512x1024, with 80.32 mIoU.",
     ),
     "pascal_context_59/isanet_r18": (
-        "The released configuration says 40k steps, its name and the table say 80k: 80k here.",
+        "The released configuration has 40k steps, but its name and the table have 80k; this row uses 80k.",
     ),
 }
 
@@ -189,40 +192,40 @@ def _teacher_source(name: str) -> str:
     return f"{SEGMENTATION}{family}/{config}/{config}_{version}.pth"
 
 
-def _row(name: str, figures: list[float]) -> Recipe:
+def _row(name: str, scores: list[float]) -> Recipe:
     dataset, student = name.split("/")
-    setting, window = _SETTINGS[dataset], _WINDOWS.get(name)
+    settings, window = _SETTINGS[dataset], _WINDOWS.get(name)
     return Recipe(
         name=name,
         dataset=dataset,
-        num_classes=setting.num_classes,
+        num_classes=settings.num_classes,
         teacher=_TEACHERS[student],
         student="deeplabv3plus_mv2_ch128" if name == "cityscapes/deeplabv3plus_mv2" else student,
-        crop_size=setting.crop_size,
-        base_size=setting.base_size,
-        batch_size=setting.batch_size,
-        learning_rate=setting.learning_rate,
-        weight_decay=setting.weight_decay,
+        crop_size=settings.crop_size,
+        base_size=settings.base_size,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
         evaluation=EvaluationProtocol(
             mode="slide" if window else "whole",
             crop_size=window,
             stride=_WINDOW_STRIDE if window else None,
-            base_size=setting.base_size,
+            base_size=settings.base_size,
         ),
         teacher_source=_teacher_source(name),
         backbone_source=_BACKBONES[student],
-        paper=dict(zip(SCORED, map(Score, figures[::2], figures[1::2]), strict=True)),
+        paper=dict(zip(COLUMNS, map(Score, scores[::2], scores[1::2]), strict=True)),
         notes=_NOTES.get(name, ()),
     )
 
 
 RECIPES: dict[str, Recipe] = {
-    name: _row(name, [float(figure) for figure in figures])
-    for name, *figures in map(str.split, _PAPER.strip().splitlines())
+    name: _row(name, [float(score) for score in scores])
+    for name, *scores in map(str.split, _PAPER.strip().splitlines())
 }
 
 
 def find_recipe(name: str) -> Recipe:
-    """A row by its name; ValueError names the nearest."""
+    """Return a row by its name; raise ValueError with the nearest name if there is none."""
     check_choice("row", name, RECIPES)
     return RECIPES[name]

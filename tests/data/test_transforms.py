@@ -83,15 +83,15 @@ def test_colours_change_as_in_openmmlab(adjust, amount, expected):
 
 def test_each_change_of_colours_is_left_out_half_of_the_time():
     torch.manual_seed(0)
-    draws = [PhotometricDistortion().make_params([])["parts"] for _ in range(2000)]
+    draws = [PhotometricDistortion().make_params([])["adjustments"] for _ in range(2000)]
     for name, lowest, highest in (
         ("adjust_brightness", -32, 32), ("adjust_contrast", 0.5, 1.5), ("adjust_saturation", 0.5, 1.5),
         ("adjust_hue", -0.1, 0.1),
     ):  # fmt: skip
-        amounts = torch.tensor([amount for parts in draws for part, amount in parts if part.__name__ == name])
+        amounts = torch.tensor([amount for drawn in draws for adjust, amount in drawn if adjust.__name__ == name])
         assert 900 < len(amounts) < 1100
         assert (amounts.min().item(), amounts.max().item()) == pytest.approx((lowest, highest), rel=0.02)
-    orders = [[part.__name__ for part, _ in parts] for parts in draws if len(parts) == 4]
+    orders = [[adjust.__name__ for adjust, _ in drawn] for drawn in draws if len(drawn) == 4]
     last = sum(order[-1] == "adjust_contrast" for order in orders)
     assert all(
         order[0] == "adjust_brightness" and order[-2:] != ["adjust_hue", "adjust_saturation"] for order in orders

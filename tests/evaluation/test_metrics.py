@@ -163,7 +163,7 @@ def test_json_has_null_for_nan():
 
 def test_bad_input_is_named():
     counts = MetricCounts(CLASSES)
-    with pytest.raises(ValueError, match="one size"):
+    with pytest.raises(ValueError, match="of the same size"):
         counts.update(torch.zeros(1, 4, 4, dtype=torch.int64), torch.zeros(1, 4, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"\[5\]"):
         counts.update(torch.zeros(1, 4, 4, dtype=torch.int64), torch.full((1, 4, 4), 5))

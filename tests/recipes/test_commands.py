@@ -1,4 +1,4 @@
-"""bpkd reproduce and bpkd data, as a user types them."""
+"""Tests of the commands `bpkd reproduce` and `bpkd data`."""
 
 import json
 
@@ -13,11 +13,11 @@ SMALL = ["--set", "batch_size=2", "--set", "crop_size=32x32", "--set", "base_siz
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The student's backbone has random weights"),
-    pytest.mark.filterwarnings("ignore:.*the score of part of the data"),
+    pytest.mark.filterwarnings("ignore:.*the score on part of the data"),
 ]
 
 
-def test_dry_run_says_everything_and_writes_nothing(bpkd, monkeypatch, tmp_path):
+def test_a_dry_run_prints_all_settings_and_writes_nothing(bpkd, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     code, out, err = bpkd(
         "reproduce", "pascal_context_59/hrnetv2p_w18s", "--dry-run", "--set", "device=cpu",
@@ -27,9 +27,9 @@ def test_dry_run_says_everything_and_writes_nothing(bpkd, monkeypatch, tmp_path)
     unbroken = "".join(out.replace("│", "").split())
     for text in (
         "fcn_hr48_480x480_80k_pascal_context_59_20210411_003240-3ae7081e.pth", "hrnetv2_w18_small-b5a04e21.pth",
-        "80000 steps", "rate 0.004 falling to 0.0001", "weight decay 0.0001", "16 crops of 64x64",
-        "windows of 512x512, stride (320, 320)", "bpkd 43.96 / 54.51", "multiply-accumulates a step", "GiB activations",
-        "h in all",
+        "80000 steps", "learning rate from 0.004 to 0.0001", "weight decay 0.0001", "16 crops of 64x64",
+        "windows of 512x512, stride (320, 320)", "bpkd 43.96 / 54.51", "multiply-accumulates per step", "GiB activations",
+        "h in total",
     ):  # fmt: skip
         assert text.replace(" ", "") in unbroken, text
     assert list(tmp_path.iterdir()) == []
@@ -52,10 +52,10 @@ def test_smoke_run_and_evaluation(bpkd, tmp_path):
     row = ["reproduce", "cityscapes/hrnetv2p_w18s", "--root", root, "--method", "none", *SMALL]
     code, out, err = bpkd(*row, "--limit-steps", 1, "--output", tmp_path / "run")
     assert code == 0, err
-    assert "ours, none (smoke run: no result)" in out
+    assert "ours, none (smoke run, not a result)" in out
     assert "75.31" in out
     assert all(word in out for word in ("motorcycle", "edge accuracy", "body accuracy"))
-    assert "all 80000 take" in out
+    assert "80000 steps take" in out
     ours = json.loads((tmp_path / "run/reproduction.json").read_text())["ours"]
     assert f"{ours['miou']:.2f}" in out
     code, out, err = bpkd(*row, "--evaluate", tmp_path / "run/last.safetensors")
@@ -73,7 +73,7 @@ def test_smoke_run_and_evaluation(bpkd, tmp_path):
     assert json.loads(out)["miou"] == pytest.approx(expected.miou, abs=1e-6)
 
 
-def test_what_a_run_needs_is_said(bpkd, tmp_path):
+def test_missing_arguments_are_reported(bpkd, tmp_path):
     code, _, err = bpkd("reproduce", "cityscapes/pspnet_r18")
     assert (code, "needs --root" in err) == (1, True)
     code, _, err = bpkd("reproduce", "cityscapes/pspnet_r18", "--set", "batch")
@@ -92,7 +92,7 @@ def test_data_commands(bpkd, tmp_path):
     assert "64x96" in out
 
 
-def test_data_check_of_sound_data(bpkd, camvid):
+def test_data_check_of_a_complete_copy(bpkd, camvid):
     code, out, _ = bpkd("data", "check", "camvid", camvid)
     assert code == 0
     assert "367" in out

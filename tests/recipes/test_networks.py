@@ -1,23 +1,23 @@
-"""Where a row's teacher and the student's backbone come from, and what is refused."""
+"""Tests of loading the teacher of a row and the backbone of its student."""
 
 import pytest
 import torch
 
 from bpkd_sdk.models.zoo import build
 from bpkd_sdk.recipes import find_recipe
-from bpkd_sdk.recipes.reproduction import create_student, load_backbone, open_teacher
+from bpkd_sdk.recipes.reproduction import create_student, load_backbone, load_teacher
 
 RECIPE = find_recipe("cityscapes/pspnet_r18")
 
 
 @pytest.fixture(scope="module")
 def pretrained():
-    """A backbone with weights of its own, as OpenMMLab's classifiers hold it."""
+    """Weights of a backbone, as in the checkpoints of OpenMMLab's classifiers."""
     torch.manual_seed(5)
     return build("pspnet_r18", 2).backbone.state_dict()
 
 
-def without_counts(state):
+def without_counters(state):
     return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
 
@@ -26,18 +26,18 @@ def without_counts(state):
     [
         pytest.param(lambda state: state, id="bare"),
         pytest.param(lambda state: {"meta": {}, "state_dict": {f"backbone.{key}": value for key, value in state.items()}}, id="wrapped"),
-        pytest.param(lambda state: {**without_counts(state), "fc.weight": torch.zeros(10, 512)}, id="old-with-classifier"),
+        pytest.param(lambda state: {**without_counters(state), "fc.weight": torch.zeros(10, 512)}, id="old-with-classifier"),
     ],
 )  # fmt: skip
-def test_backbone_files_of_every_age(tmp_path, pretrained, content):
+def test_backbone_files_of_all_versions_load(tmp_path, pretrained, content):
     torch.save(content(pretrained), tmp_path / "r18.pth")
     student = create_student(RECIPE, 19, tmp_path / "r18.pth")
     loaded = student.backbone.state_dict()
-    assert all(torch.equal(loaded[key], value) for key, value in without_counts(pretrained).items())
+    assert all(torch.equal(loaded[key], value) for key, value in without_counters(pretrained).items())
     assert student.auxiliary_head is not None
 
 
-def test_backbone_files_that_do_not_fit(tmp_path, pretrained):
+def test_backbone_files_that_do_not_fit_are_refused(tmp_path, pretrained):
     backbone = build("pspnet_r18", 2).backbone
     with pytest.raises(FileNotFoundError, match="no backbone at"):
         load_backbone(backbone, tmp_path / "none.pth")
@@ -52,15 +52,15 @@ def test_backbone_files_that_do_not_fit(tmp_path, pretrained):
         load_backbone(backbone, tmp_path / "list.pth")
 
 
-def test_random_weights_are_pointed_out():
-    with pytest.warns(UserWarning, match=r"start from ImageNet. Get https://.*resnet18_v1c"):
+def test_a_backbone_with_random_weights_gives_a_warning():
+    with pytest.warns(UserWarning, match=r"start from ImageNet weights. Get https://.*resnet18_v1c"):
         create_student(RECIPE, 19, None)
 
 
-def test_a_row_takes_its_own_teacher_only():
+def test_a_row_refuses_another_teacher():
     with pytest.raises(
         ValueError, match=r"needs its teacher, a pspnet_r101. Get https://.*pspnet_r101-d8_512x1024_80k"
     ):
-        open_teacher(RECIPE, None)
-    with pytest.raises(ValueError, match="has a pspnet_r101 as teacher, but got a pspnet_r18"):
-        open_teacher(RECIPE, build("pspnet_r18", 19).eval())
+        load_teacher(RECIPE, None)
+    with pytest.raises(ValueError, match="teacher of the row .* is a pspnet_r101, but got a pspnet_r18"):
+        load_teacher(RECIPE, build("pspnet_r18", 19).eval())

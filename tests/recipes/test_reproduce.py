@@ -1,4 +1,4 @@
-"""Each row of the table from data to figure, in small: the networks are the paper's, the teacher's weights are random."""
+"""Smoke runs of all rows of the table, with the paper's networks, random teacher weights and miniature data sets."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from bpkd_sdk.recipes import RECIPES, estimate, find_recipe, make_plan, reproduc
 from tests import trees
 
 SMALL = {"batch_size": 2, "crop_size": (32, 32), "base_size": (48, 32), "device": "cpu"}
-SLIDING = SMALL | {"base_size": (520, 520)}  # of the rows that slide a window: 260x520, two windows
+SLIDING = SMALL | {"base_size": (520, 520)}  # for the rows that slide a window: 260x520, two windows
 TREES = {"cityscapes": trees.cityscapes, "ade20k": trees.ade20k, "pascal_context_59": trees.pascal_context}
 
 pytestmark = pytest.mark.filterwarnings("ignore:The student's backbone has random weights")
@@ -40,7 +40,7 @@ def network(name):
 
 
 def teacher_of(recipe):
-    """One network serves three data sets; only its classifier is another."""
+    """The same network for all data sets, with a new classifier for each."""
     teacher = network(recipe.teacher)
     teacher.decode_head.conv_seg = nn.Conv2d(teacher.decode_head.conv_seg.in_channels, recipe.num_classes, 1).eval()
     return teacher
@@ -49,19 +49,19 @@ def teacher_of(recipe):
 @pytest.mark.parametrize("row", RECIPES)
 def test_a_smoke_run_of_every_row(row, roots, tmp_path):
     recipe = find_recipe(row)
-    done = reproduce(
+    result = reproduce(
         row, roots[recipe.dataset], teacher=teacher_of(recipe), limit_steps=1, output_dir=tmp_path, **options_of(recipe)
     )
-    assert done.metrics.images == 2
-    assert len(done.metrics.per_class_iou) == recipe.num_classes
+    assert result.metrics.images == 2
+    assert len(result.metrics.per_class_iou) == recipe.num_classes
     report = json.loads((tmp_path / "reproduction.json").read_text())
     assert (report["row"], report["smoke_run_of_steps"]) == (row, 1)
-    assert report["ours"]["miou"] == 100 * done.metrics.miou
+    assert report["ours"]["miou"] == 100 * result.metrics.miou
     assert report["paper"] == {"miou": recipe.paper["bpkd"].miou, "macc": recipe.paper["bpkd"].macc}
-    assert done.seconds_per_step > 0
+    assert result.seconds_per_step > 0
     history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert history[-1]["metrics"] == report["metrics"]
-    for file in tmp_path.glob("*.safetensors"):  # 200 MB a row
+    for file in tmp_path.glob("*.safetensors"):  # 200 MB per row
         file.unlink()
 
 
@@ -95,7 +95,7 @@ def test_a_checkpoint_is_scored_by_the_rows_protocol(student, roots):
     )
     row, root = "pascal_context_59/hrnetv2p_w18s", roots["pascal_context_59"]
     with pytest.warns(
-        UserWarning, match="2 images, but a complete copy has 5104. This is the score of part of the data"
+        UserWarning, match="2 images, but a complete copy has 5104. This is the score on part of the data"
     ):
         assert score_checkpoint(row, root, student.checkpoint, device="cpu").to_dict() == expected
 
@@ -122,7 +122,7 @@ def test_a_teacher_in_a_file(roots, tmp_path):
     (tmp_path / "teacher.safetensors").unlink()
 
 
-def test_a_run_that_is_done_is_not_trained_again(student, roots):
+def test_a_finished_run_is_not_trained_again(student, roots):
     options = SLIDING | {"method": "none", "limit_steps": 1, "output_dir": student.output_dir}
     root = roots["pascal_context_59"]
     with pytest.raises(FileExistsError, match="resume=True"):
@@ -133,14 +133,14 @@ def test_a_run_that_is_done_is_not_trained_again(student, roots):
     assert again.metrics.to_dict() == student.metrics.to_dict()
 
 
-def test_a_seed_decides_everything(student, roots, tmp_path):
+def test_equal_seeds_give_equal_weights(student, roots, tmp_path):
     options = SLIDING | {"method": "none", "limit_steps": 1, "output_dir": tmp_path}
     again = reproduce("pascal_context_59/hrnetv2p_w18s", roots["pascal_context_59"], **options)
     first, second = (read_tensors(run.checkpoint)[1] for run in (student, again))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_what_is_missing_is_said_before_anything_is_built(roots, tmp_path):
+def test_missing_data_and_files_are_reported_before_training(roots, tmp_path):
     with pytest.raises(FileNotFoundError, match="cityscapes-dataset.com"):
         reproduce("cityscapes/pspnet_r18", tmp_path, output_dir=tmp_path / "run", **SMALL)
     with pytest.raises(ValueError, match=r"ade20k/train in .*: 2 images, but a complete copy has 20210.*limit_steps"):
@@ -153,7 +153,7 @@ def test_what_is_missing_is_said_before_anything_is_built(roots, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_estimate_counts_networks_and_scales_what_it_timed():
+def test_the_estimate_counts_networks_and_scales_the_timed_step():
     small = {"crop_size": (128, 128), "device": "cpu"}
     one = estimate(make_plan("cityscapes/hrnetv2p_w18s", "none", batch_size=1, **small))
     two = estimate(make_plan("cityscapes/hrnetv2p_w18s", "none", batch_size=2, **small))
@@ -171,7 +171,7 @@ def test_processes_share_the_images_of_a_step(monkeypatch):
     plan = make_plan("cityscapes/hrnetv2p_w18s", "none", batch_size=4, crop_size=(64, 64), device="cpu")
     one = estimate(plan)
     monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: 2))
-    monkeypatch.setitem(estimate.__globals__, "_time", lambda *_: (3.0, "by no clock"))
+    monkeypatch.setitem(estimate.__globals__, "_time_step", lambda *_: (3.0, "not timed"))
     two = estimate(plan)
     assert (two.processes, two.seconds_per_step) == (2, 6.0)
     assert (two.step_macs, two.weight_bytes) == (one.step_macs, one.weight_bytes)

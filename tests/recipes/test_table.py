@@ -1,4 +1,4 @@
-"""The table as data: rows, their settings in the released configurations, every row with every method."""
+"""Tests of the table: its rows, their settings against the released configurations, plans for all methods."""
 
 import dataclasses
 import itertools
@@ -9,7 +9,7 @@ from bpkd_sdk.data import DATASETS
 from bpkd_sdk.losses import METHODS, BPKDLoss, CIRKDLoss, CWDLoss, IFVDLoss, SKDSLoss
 from bpkd_sdk.losses.method import describe as arguments_of
 from bpkd_sdk.models import ZOO
-from bpkd_sdk.recipes import RECIPES, describe, find_recipe, make_plan
+from bpkd_sdk.recipes import RECIPES, describe_plan, find_recipe, make_plan
 from bpkd_sdk.training.config import TrainingConfig
 
 PAIRS = {
@@ -21,7 +21,7 @@ PAIRS = {
 CLASSES = {"cityscapes": 19, "ade20k": 150, "pascal_context_59": 59}
 
 
-def test_there_is_a_row_for_each_pair_and_data_set():
+def test_each_pair_has_a_row_for_each_data_set():
     assert set(RECIPES) == {f"{dataset}/{student}" for dataset, student in itertools.product(CLASSES, PAIRS)}
     for recipe in RECIPES.values():
         dataset, student = recipe.name.split("/")
@@ -32,7 +32,7 @@ def test_there_is_a_row_for_each_pair_and_data_set():
 
 
 def test_the_papers_order_holds_in_every_row():
-    """Teacher above BPKD above the other methods above the student alone: what the paper reports, typing errors apart."""
+    """The teacher is better than BPKD, BPKD than the other methods, and these than the student alone."""
     for recipe in RECIPES.values():
         others = [recipe.paper[method].miou for method in ("skds", "ifvd", "cirkd", "cwd")]
         assert recipe.paper["teacher"].miou > recipe.paper["bpkd"].miou > max(others), recipe.name
@@ -74,24 +74,24 @@ def test_every_row_resolves_with_every_method(row):
         recipe = plan.recipe
         assert plan.create_method().num_classes == recipe.num_classes
         assert (plan.paper is None) == (method == "canonical")
-        assert all(word in " ".join(describe(plan).values()) for word in (recipe.teacher, recipe.student, "80000"))
+        assert all(word in " ".join(describe_plan(plan).values()) for word in (recipe.teacher, recipe.student, "80000"))
     assert make_plan(row, "none").paper == recipe.paper["none"]
     assert make_plan(row, "none").create_method() is None
 
 
 @pytest.mark.parametrize("kind", [BPKDLoss, CWDLoss, SKDSLoss, IFVDLoss, CIRKDLoss])
-def test_published_weights_go_by_a_name_of_their_own(kind):
+def test_published_weights_have_a_separate_name(kind):
     name = next(name for name, method in METHODS.items() if method is kind)
     ours, published = (make_plan("ade20k/pspnet_r18", method) for method in (name, f"{name}_paper"))
     assert published.paper == ours.paper == published.recipe.paper[name]
     assert arguments_of(published.create_method())["weights"] == arguments_of(kind.paper(150))["weights"]
     assert arguments_of(ours.create_method())["weights"] == arguments_of(kind(150))["weights"]
-    assert describe(ours)["method"].startswith(f"{name}, this package's weights: class {kind.__name__}")
-    assert describe(published)["method"].startswith(f"{name}_paper, published weights: class {kind.__name__}")
+    assert describe_plan(ours)["method"].startswith(f"{name}, this package's weights: class {kind.__name__}")
+    assert describe_plan(published)["method"].startswith(f"{name}_paper, published weights: class {kind.__name__}")
 
 
-def test_sources_name_the_row():
-    """Files of OpenMMLab say the data set and the network."""
+def test_addresses_of_teachers_match_their_rows():
+    """Names of OpenMMLab's files contain the data set and the network."""
     words = {"cityscapes": "cityscapes", "ade20k": "ade20k", "pascal_context_59": "pascal_context_59"}
     networks = {"pspnet_r101": "pspnet_r101", "hrnetv2p_w48": "fcn_hr48", "deeplabv3plus_r101": "deeplabv3plus_r101", "isanet_r101": "isanet"}  # fmt: skip
     for recipe in RECIPES.values():
@@ -101,16 +101,16 @@ def test_sources_name_the_row():
         assert file.endswith(".pth")
 
 
-def test_options_replace_the_rows_own():
+def test_options_replace_those_of_the_row():
     plan = make_plan("ade20k/isanet_r18", "cwd", limit_steps=3, batch_size=2, base_size=(96, 64), precision="bf16")
     assert (plan.config.steps, plan.config.batch_size, plan.config.precision) == (3, 2, "bf16")
     assert plan.evaluation.base_size == (96, 64)
-    assert "3 steps (a smoke run)" in describe(plan)["schedule"]
+    assert "3 steps (a smoke run)" in describe_plan(plan)["schedule"]
 
 
-def test_a_plan_tells_every_option():
-    """Those without a word of their own are listed, so a new one cannot be forgotten."""
-    plain = describe(make_plan("ade20k/isanet_r18"))
+def test_the_description_contains_every_option():
+    """Options without a sentence are listed by name, so that a new option cannot be forgotten."""
+    plain = describe_plan(make_plan("ade20k/isanet_r18"))
     changes = {
         "steps": 7, "batch_size": 2, "accumulate": 2, "crop_size": (64, 32), "learning_rate": 0.5, "optimizer": "adamw",
         "weight_decay": 0.125, "poly_power": 2.0, "final_learning_rate": 1e-3, "learning_rate_warmup": 11,
@@ -123,15 +123,15 @@ def test_a_plan_tells_every_option():
     }  # fmt: skip
     assert {*changes, "labels"} == {field.name for field in dataclasses.fields(TrainingConfig)}
     for name, value in changes.items():
-        assert describe(make_plan("ade20k/isanet_r18", **{name: value})) != plain, name
+        assert describe_plan(make_plan("ade20k/isanet_r18", **{name: value})) != plain, name
 
 
-def test_names_that_are_unknown():
+def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="Did you mean 'cityscapes/pspnet_r18'"):
         find_recipe("cityscape/pspnet_r18")
     with pytest.raises(ValueError, match="Did you mean 'bpkd'"):
         make_plan("cityscapes/pspnet_r18", "bpdk")
     with pytest.raises(TypeError, match="Did you mean 'batch_size'"):
         make_plan("cityscapes/pspnet_r18", batchsize=2)
-    with pytest.raises(ValueError, match="against the data set's labels; leave out labels='teacher'"):
+    with pytest.raises(ValueError, match="need the labels of the data set; do not pass labels='teacher'"):
         make_plan("cityscapes/pspnet_r18", labels="teacher")
