@@ -492,7 +492,7 @@ class TestErrors:
 
     def test_a_progressive_file_that_is_cut_between_two_scans(self):
         content = encoded(photo(120, 160), "JPEG", progressive=True)
-        with pytest.raises(CutShortError, match="goes over into other data"):
+        with pytest.raises(CutShortError, match="other data follow its last scan"):
             read_image(content[: content.rindex(b"\xff\xda") - 1])
 
     def test_scans_without_end(self):

@@ -1,9 +1,9 @@
-"""Reads image files: the one reader for training, evaluation, calibration and serving."""
+"""The reader of image files for training, evaluation, calibration and serving."""
 
 from __future__ import annotations
 
-from bpkd_sdk.images.errors import CutShortError, TooLargeError, UnknownFormatError, UnsupportedImageError
 from bpkd_sdk.images.reader import FORMATS, LARGEST, ImageSource, bit_depth, exif_orientation, read_image
+from bpkd_sdk.images.samples import CutShortError, TooLargeError, UnknownFormatError, UnsupportedImageError
 
 __all__ = [
     "FORMATS",

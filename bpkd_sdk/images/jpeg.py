@@ -1,4 +1,4 @@
-"""JPEG files: where the image ends, and whether its last scan is complete where the end marker is missing."""
+"""Reader of JPEG files: finds the end of the image, and checks the last scan if the end marker is missing."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ import cv2
 import numpy as np
 from PIL.JpegImagePlugin import JpegImageFile
 
-from bpkd_sdk.images.errors import CutShortError
-from bpkd_sdk.images.pixels import Samples, from_pil, orientation_of
+from bpkd_sdk.images.samples import CutShortError, Samples, from_pil, orientation_of
 
-_END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # restart markers, D0 to D7, belong to a scan
+_END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # restart markers, D0 to D7, are part of a scan
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _STANDALONE = (0x01, *range(0xD0, 0xD8))  # markers without a segment
 _BETWEEN_SCANS = (0xC4, *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE)  # tables, scans, metadata, comments
-_MOST_SCANS = 500  # encoders write about 10; each costs a pass over the whole image
+_MOST_SCANS = 500  # encoders write about 10, and decoding each takes a pass over the whole image
 
 
-class _Layout(NamedTuple):
-    """Where the parts of a JPEG file end.
+class _Structure(NamedTuple):
+    """The structure of a JPEG file.
 
     Attributes:
         scans: Number of scans.
-        scan_end: Offset behind the last scan.
-        end: Offset behind the end marker; None if there is none.
+        scan_end: Offset of the first byte after the last scan.
+        end: Offset of the first byte after the end marker; None without an end marker.
     """
 
     scans: int
@@ -41,8 +40,8 @@ class JpegReader:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._content = file.read()
-        self._layout = _walk(self._content)
-        if not self._layout.scans:
+        self._structure = _parse_structure(self._content)
+        if not self._structure.scans:
             raise CutShortError("it ends before its first scan")
         self._image = JpegImageFile(io.BytesIO(self._content))
         self.width, self.height = self._image.size
@@ -53,22 +52,22 @@ class JpegReader:
         return orientation_of(self._image)
 
     def decode(self) -> Samples:
-        """Decode the image, without data behind its end.
+        """Decode the image, without the data after its end.
 
         Raises:
-            CutShortError: If there is no end marker, and the last scan is not complete or is not the end of the file.
+            CutShortError: If the end marker is missing, and the last scan is incomplete or other data follow it.
             ValueError: If the pixels cannot be decoded.
         """
-        scans, scan_end, end = self._layout
+        scans, scan_end, end = self._structure
         if scans > _MOST_SCANS:
             raise ValueError(f"it has {scans} scans, and at most {_MOST_SCANS} are read")
         if end is not None:
             return self._decode(self._content[:end])
         if scan_end < len(self._content):
-            raise CutShortError("its last scan goes over into other data, without an end marker")
-        # Decoders skip what follows a complete scan, and make pixels of what follows a cut one.
-        scan = self._content.rstrip(b"\0\xff")  # zeros fill a file whose download was not finished
-        first, *others = (self._decode(scan + _filling(value)) for value in (0x00, 0x55, 0xAA))
+            raise CutShortError("other data follow its last scan, without an end marker")
+        # Decoders skip data after a complete scan, but decode data after an incomplete scan as pixels.
+        scan = self._content.rstrip(b"\0\xff")  # an incomplete download may be filled with zeros
+        first, *others = (self._decode(scan + _filler(value)) for value in (0x00, 0x55, 0xAA))
         if not all(np.array_equal(first.values, other.values) for other in others):
             raise CutShortError("its last scan is not complete")
         return first
@@ -83,31 +82,31 @@ class JpegReader:
         return Samples(image, orientation=self.orientation)
 
 
-def _walk(content: bytes) -> _Layout:
-    """Walk over the segments up to the end marker, or to where no segment follows."""
+def _parse_structure(content: bytes) -> _Structure:
+    """Go through the segments up to the end marker, or to data that are not a segment."""
     position, scans, scan_end = 2, 0, len(content)
     while True:
-        if not scans:  # cameras leave padding between the segments of a header
+        if not scans:  # cameras write padding between the segments of a header
             position = max(content.find(b"\xff", position), 0) or len(content)
-        while content[position : position + 2] == b"\xff\xff":  # a marker may begin with any number of them
+        while content[position : position + 2] == b"\xff\xff":  # a marker may begin with several of these bytes
             position += 1
         if content[position : position + 1] != b"\xff" or position + 1 >= len(content):
-            return _Layout(scans, scan_end, None)
+            return _Structure(scans, scan_end, None)
         code, position = content[position + 1], position + 2
         if code == _END_OF_IMAGE:
-            return _Layout(scans, scan_end, position if scans else None)
+            return _Structure(scans, scan_end, position if scans else None)
         if code in _STANDALONE or (not scans and code == 0):
             continue
         if scans and code not in _BETWEEN_SCANS:
-            return _Layout(scans, scan_end, None)
+            return _Structure(scans, scan_end, None)
         position += int.from_bytes(content[position : position + 2], "big")
         if code == _START_OF_SCAN:
-            found = _END_OF_SCAN.search(content, position)
+            match = _END_OF_SCAN.search(content, position)
             scans += 1
-            scan_end = position = found.start() if found else len(content)
+            scan_end = position = match.start() if match else len(content)
 
 
-def _filling(value: int) -> bytes:
-    """Return data for a scan that is cut, of one value between all restart markers, and an end marker."""
+def _filler(value: int) -> bytes:
+    """Return data that continue an incomplete scan: one value between all restart markers, and an end marker."""
     parts = (bytes([value]) * 16 + bytes([0xFF, marker]) for marker in range(0xD0, 0xD8))
     return b"".join(parts) * 2 + b"\xff\xd9"

@@ -1,4 +1,4 @@
-"""PNG files: checksums, metadata behind the pixels, transparent colours, bit depth."""
+"""Reader of PNG files: checksums, metadata after the pixels, transparent colours, bit depth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
-from bpkd_sdk.images.pixels import Samples, clear_color, orientation_of
+from bpkd_sdk.images.samples import Samples, clear_color, orientation_of
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
@@ -21,7 +21,7 @@ _GREY, _RGB, _PALETTE = 0, 2, 3  # colour types
 
 
 class _Chunk(NamedTuple):
-    """Kind of a chunk, and where its data lie."""
+    """The kind of a chunk, and the position of its data in the file."""
 
     kind: bytes
     start: int
@@ -50,7 +50,7 @@ class PngReader:
 
     @property
     def orientation(self) -> int:
-        """EXIF orientation, 1 to 8. Pixels are neither read nor decoded."""
+        """EXIF orientation, 1 to 8; the pixels are not read."""
         metadata = b""
         for chunk in _chunks(self._file):
             if chunk.kind in _METADATA:
@@ -61,11 +61,11 @@ class PngReader:
     def _orientation(self, metadata: bytes) -> int:
         if not metadata:
             return 1
-        # Metadata may lie behind the pixels, where Pillow finds them only after it has decoded the image.
+        # Metadata may follow the pixels. Pillow would find them only after decoding the image.
         return orientation_of(PngImageFile(io.BytesIO(self._header + metadata + b"\0\0\0\0IDAT")))
 
     def decode(self) -> Samples:
-        """Decode the image; of an animation, the image that programs without animations show.
+        """Decode the image; for an animation, its default image.
 
         Raises:
             ValueError: If a checksum is wrong, or the file is truncated.
@@ -81,20 +81,20 @@ class PngReader:
         if any(chunk.kind in _ANIMATION for chunk in chunks):
             content = _SIGNATURE + b"".join(c.whole(content) for c in chunks if c.kind not in _ANIMATION)
             chunks = list(_chunks(io.BytesIO(content)))
-        facts = {chunk.kind: chunk.data(content) for chunk in chunks if chunk.kind in (b"tRNS", b"sBIT")}
-        if self.bits == 8 and self._color in (_GREY, _RGB, _PALETTE) and b"tRNS" not in facts:
+        extras = {chunk.kind: chunk.data(content) for chunk in chunks if chunk.kind in (b"tRNS", b"sBIT")}
+        if self.bits == 8 and self._color in (_GREY, _RGB, _PALETTE) and b"tRNS" not in extras:
             return Samples(self._pixels(content, cv2.IMREAD_COLOR_RGB), orientation=orientation)
         values = self._pixels(content, cv2.IMREAD_UNCHANGED)
         if values.ndim == 3:
             values = cv2.cvtColor(values, cv2.COLOR_BGRA2RGBA if values.shape[2] == 4 else cv2.COLOR_BGR2RGB)
-        stated = _stated_depth(values, facts[b"sBIT"], self._color) if self.bits == 16 and b"sBIT" in facts else None
-        if self._color == _GREY and b"tRNS" in facts:
-            clear = int.from_bytes(facts[b"tRNS"], "big")
+        stated = _stated_depth(values, extras[b"sBIT"], self._color) if self.bits == 16 and b"sBIT" in extras else None
+        if self._color == _GREY and b"tRNS" in extras:
+            clear = int.from_bytes(extras[b"tRNS"], "big")
             values = clear_color(values, clear * (255 // (2**self._depth - 1)) if self._depth < 8 else clear)
         return Samples(values, stated, orientation=orientation)
 
     def _pixels(self, content: bytes, flags: int) -> np.ndarray:
-        """Decode by OpenCV, which refuses incomplete pixels; Pillow does not, and keeps 8 bits of RGB only."""
+        """Decode with OpenCV, which refuses incomplete pixels. Pillow accepts them, and keeps 8 bits of 16-bit RGB."""
         values = cv2.imdecode(np.frombuffer(content, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
         if values is None or values.shape[:2] != (self.height, self.width):
             raise ValueError("its pixels cannot be decoded")
@@ -102,7 +102,7 @@ class PngReader:
 
 
 def _chunks(file: IO[bytes]) -> Iterator[_Chunk]:
-    """Yield the chunks of a PNG file; ValueError if the file ends before its last."""
+    """Yield the chunks of a PNG file; raise ValueError if the file ends before its end chunk."""
     end = file.seek(0, io.SEEK_END)
     position, kind = len(_SIGNATURE), b""
     while kind != b"IEND":
@@ -118,10 +118,10 @@ def _chunks(file: IO[bytes]) -> Iterator[_Chunk]:
 
 
 def _stated_depth(values: np.ndarray, significant_bits: bytes, color: int) -> int:
-    """Return the bit depth by the chunk sBIT: its bits if the values are not scaled up to 16 bits, otherwise 16."""
+    """Return the bit depth of the chunk sBIT if the values are not scaled up to 16 bits, otherwise 16."""
     bits = max(significant_bits[: 1 if color in (0, 4) else 3], default=16)
     if not 1 <= bits < 16:
         return 16
     colors = values[..., :3] if values.ndim == 3 else values
-    # Values that are scaled up, and yet below 2**bits, have zeros for their lower bits.
+    # Values below 2**bits that are scaled up have zeros as their lower bits.
     return bits if colors.max() < 2**bits and (colors & (2 ** (16 - bits) - 1)).any() else 16

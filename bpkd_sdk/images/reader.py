@@ -1,4 +1,4 @@
-"""Images from arrays, PIL images, paths and the bytes of files, as 8-bit RGB."""
+"""Reads arrays, PIL images, paths and the bytes of files as 8-bit RGB images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Protocol, TypeAlias
 
@@ -15,10 +16,17 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from bpkd_sdk.images.errors import CutShortError, TooLargeError, UnknownFormatError, UnsupportedImageError
 from bpkd_sdk.images.jpeg import JpegReader
-from bpkd_sdk.images.pixels import Samples, from_pil, orientation_of
 from bpkd_sdk.images.png import PngReader
+from bpkd_sdk.images.samples import (
+    CutShortError,
+    Samples,
+    TooLargeError,
+    UnknownFormatError,
+    UnsupportedImageError,
+    from_pil,
+    orientation_of,
+)
 from bpkd_sdk.images.tiff import TiffReader
 
 ImageSource: TypeAlias = np.ndarray | Image.Image | str | Path | bytes
@@ -28,78 +36,76 @@ LARGEST = 178_956_970  # pixels; Pillow's own limit against decompression bombs
 
 
 def read_image(source: ImageSource, *, largest: int = LARGEST, formats: tuple[str, ...] = FORMATS) -> np.ndarray:
-    """Read an image as 8-bit RGB, upright, with transparent parts over white.
+    """Read an image as upright 8-bit RGB, with transparent parts over white.
 
-    Training, evaluation, calibration, `Predictor`, page and service all read images by this function.
+    Training, evaluation, calibration, `Predictor`, demo page and service read all images with this function.
 
     - EXIF orientation is applied. Colour profiles are not.
-    - Transparency (an alpha channel, or a transparent colour or palette entry) is put over white. The fourth channel
-      of a TIFF is alpha, unless the file calls it unspecified: then it is dropped.
+    - Transparency (an alpha channel, or a transparent colour or palette entry) is composited over white. The fourth
+      channel of a TIFF is alpha, unless the file declares it unspecified: then it is dropped.
     - Values of 16 bits are scaled by the bit depth of the image, so that its white becomes 255; see `bit_depth`.
-    - CMYK, grey, palette and LAB images become RGB. An animation or a file of several pages is its first image.
-    - A JPEG may have other data behind its end (the video of a motion photo), and its end marker may be missing if its
-      last scan is complete. Any other file that is truncated is refused, and so is a PNG with a wrong checksum.
+    - CMYK, grey, palette and LAB images are converted to RGB. Only the first image of an animation or of a file with
+      several pages is read.
+    - A JPEG may have other data after its end (the video of a motion photo), and its end marker may be missing if its
+      last scan is complete. All other truncated files are refused, and PNG files with a wrong checksum too.
 
     Args:
-        source: Array of uint8, uint16 or bool, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB; a PIL image; a path; or
-            the bytes of a file. The format of a file is found from its content, never from its name. PIL images are
-            read with the values that Pillow has: 8 bits a channel for RGB files of 16 bits.
-        largest: Maximum number of pixels, checked before a file is decoded.
+        source: RGB array, uint8, uint16 or bool, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a PIL image; a path; or
+            the bytes of a file. The format of a file is determined from its content, not from its name. PIL images are
+            read with Pillow's values, which have 8 bits per channel for 16-bit RGB files.
+        largest: Largest number of pixels, checked before a file is decoded.
         formats: Allowed formats of a file, a subset of `FORMATS`.
 
     Returns:
-        uint8 (H, W, 3) RGB; the given array itself if it is of this kind.
+        RGB image, uint8 (H, W, 3). An array of this kind is returned without a copy.
 
     Raises:
-        FileNotFoundError: If there is no file at the path.
-        TypeError: If the source is of another type, or an array of another dtype.
+        FileNotFoundError: If the file does not exist.
+        TypeError: If the source has another type, or an array another dtype.
         TooLargeError: If the image has too many pixels.
-        UnknownFormatError: If the file has none of these formats.
+        UnknownFormatError: If the file has none of the allowed formats.
         CutShortError: If a JPEG file is cut short.
-        UnsupportedImageError: If the image cannot be converted to 8-bit RGB: more than 4 channels, or numbers that do
-            not say what white is (PIL's modes "I" and "F").
+        UnsupportedImageError: If the image cannot be converted to 8-bit RGB: more than 4 channels, or values for which
+            white is not defined (PIL's modes "I" and "F").
         ValueError: If an array has another shape, an image has no pixels, a path is a folder or a device, or a file is
-            damaged. The four errors above are ValueErrors too. The message names the file.
+            damaged. The message names the file. The four errors above are ValueErrors too.
     """
     return _decode(source, largest, formats).to_rgb()
 
 
-def bit_depth(source: ImageSource, *, largest: int = LARGEST, formats: tuple[str, ...] = FORMATS) -> int:
+def bit_depth(source: ImageSource) -> int:
     """Return the bit depth by which `read_image` scales an image.
 
-    It is 8 for images of up to 8 bits a channel; their files are not decoded. For 16 bits it is what the file states
-    (TIFF: fewer than 16 bits per sample, or the tag MaxSampleValue; PNG: the chunk sBIT, if the values are not scaled
-    up), and otherwise the smallest of 8, 10, 12, 14 and 16 bits that holds the largest value of the image: cameras
-    store values of 10 to 14 bits in 16-bit files without scaling them. A dark image of 16 bits may therefore be taken
-    for one of fewer bits; compare the bit depths of the images of a data set.
+    For images with up to 8 bits per channel it is 8, and files are not decoded. For 16 bits it is the depth that the
+    file states (TIFF: fewer than 16 bits per sample, or the tag MaxSampleValue; PNG: the chunk sBIT, if the values are
+    not scaled up). If the file states none, it is the smallest of 8, 10, 12, 14 and 16 bits that holds the largest
+    value of the image, since cameras store values of 10 to 14 bits in 16-bit files without scaling. The depth of a dark
+    16-bit image can therefore be too small; compare the bit depths of the images of a data set.
 
     Args:
-        source: Image as `read_image` takes it.
-        largest: Maximum number of pixels.
-        formats: Allowed formats of a file.
+        source: Image, as `read_image` takes it.
 
     Raises:
         The errors of `read_image`.
     """
     if isinstance(source, (str, Path, bytes)):
-        with _opened(source, largest, formats) as reader:
+        with _open(source) as reader:
             return 8 if reader.bits <= 8 else reader.decode().depth
-    return _decode(source, largest, formats).depth
+    return _decode(source).depth
 
 
-def exif_orientation(source: str | Path | bytes, *, formats: tuple[str, ...] = FORMATS) -> int:
+def exif_orientation(source: str | Path | bytes) -> int:
     """Return the EXIF orientation of an image file, 1 to 8; 1 if the file states none. Pixels are not decoded.
 
-    5 to 8 swap height and width; `read_image` returns the upright image.
+    Orientations 5 to 8 swap height and width; `read_image` returns the upright image.
 
     Args:
         source: Path, or the bytes of a file.
-        formats: Allowed formats of the file.
 
     Raises:
         The errors of `read_image`.
     """
-    with _opened(source, None, formats) as reader:
+    with _open(source, largest=None) as reader:
         return reader.orientation
 
 
@@ -119,10 +125,9 @@ class _PillowReader:
     """A file of a format that Pillow decodes without loss."""
 
     bits = 8
-    plugin: type[ImageFile]
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._image = self.plugin(file)
+    def __init__(self, plugin: type[ImageFile], file: IO[bytes]) -> None:
+        self._image = plugin(file)
         self.width, self.height = self._image.size
 
     @property
@@ -133,25 +138,17 @@ class _PillowReader:
         return from_pil(self._image)
 
 
-class _BmpReader(_PillowReader):
-    plugin = BmpImageFile
-
-
-class _WebpReader(_PillowReader):
-    plugin = WebPImageFile
-
-
 _READERS: dict[str, Callable[[IO[bytes]], _Reader]] = {
     "JPEG": JpegReader,
     "PNG": PngReader,
-    "WEBP": _WebpReader,
-    "BMP": _BmpReader,
+    "WEBP": partial(_PillowReader, WebPImageFile),
+    "BMP": partial(_PillowReader, BmpImageFile),
     "TIFF": TiffReader,
 }
 
 
 def _format_of(head: bytes) -> str | None:
-    """Return the format of a file that begins with these 16 bytes."""
+    """Return the format of a file from its first 16 bytes."""
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -163,15 +160,15 @@ def _format_of(head: bytes) -> str | None:
     return "TIFF" if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else None
 
 
-def _decode(source: ImageSource, largest: int, formats: tuple[str, ...]) -> Samples:
+def _decode(source: ImageSource, largest: int = LARGEST, formats: tuple[str, ...] = FORMATS) -> Samples:
     if isinstance(source, np.ndarray):
         return _from_array(source, largest)
     if isinstance(source, Image.Image):
         name = getattr(source, "filename", "")
-        with _naming(_File("the PIL image", str(name) if name else None)):
+        with _name_errors(_File("the PIL image", str(name) if name else None)):
             _check_size(source.height, source.width, largest)
             return from_pil(source)
-    with _opened(source, largest, formats) as reader:
+    with _open(source, largest, formats) as reader:
         return reader.decode()
 
 
@@ -188,11 +185,11 @@ def _from_array(array: np.ndarray, largest: int) -> Samples:
 
 
 @contextmanager
-def _opened(source: object, largest: int | None, formats: tuple[str, ...]) -> Iterator[_Reader]:
-    """Open a file and read its header; errors of all libraries become ValueErrors that name the file."""
+def _open(source: object, largest: int | None = LARGEST, formats: tuple[str, ...] = FORMATS) -> Iterator[_Reader]:
+    """Open a file and read its header. Errors of all libraries become ValueErrors that name the file."""
     if isinstance(source, bytes):
-        with _naming(file := _File(f"the file of {len(source)} bytes")):
-            yield _reader(io.BytesIO(source), file, largest, formats)
+        with _name_errors(file := _File(f"the file of {len(source)} bytes")):
+            yield _read_header(io.BytesIO(source), file, largest, formats)
         return
     if not isinstance(source, (str, Path)):
         raise TypeError(f"Expected an image as array, PIL image, path or bytes, but got {type(source).__name__}.")
@@ -201,19 +198,19 @@ def _opened(source: object, largest: int | None, formats: tuple[str, ...]) -> It
         if path.exists():
             raise ValueError(f"{path}: is a {'folder' if path.is_dir() else 'device or pipe'}. Expected an image file.")
         raise FileNotFoundError(f"There is no image at {source}.")
-    # A buffer would copy the whole file once more.
-    with path.open("rb", buffering=0) as content, _naming(file := _File(path.name, str(path))):
-        yield _reader(content, file, largest, formats)
+    # A buffer would copy the whole file again.
+    with path.open("rb", buffering=0) as content, _name_errors(file := _File(path.name, str(path))):
+        yield _read_header(content, file, largest, formats)
 
 
-def _reader(content: IO[bytes], file: _File, largest: int | None, formats: tuple[str, ...]) -> _Reader:
-    found = _format_of(content.read(16))
-    if found is None or found not in formats:
+def _read_header(content: IO[bytes], file: _File, largest: int | None, formats: tuple[str, ...]) -> _Reader:
+    file_format = _format_of(content.read(16))
+    if file_format is None or file_format not in formats:
         raise UnknownFormatError(
             f"Expected a file of the formats {', '.join(formats)}, but {file.name} is none of them. Convert it to PNG."
         )
     content.seek(0)
-    reader = _READERS[found](content)
+    reader = _READERS[file_format](content)
     if largest is not None:
         _check_size(reader.height, reader.width, largest)
     return reader
@@ -231,11 +228,11 @@ def _check_size(height: int, width: int, largest: int) -> None:
 
 @dataclass(frozen=True)
 class _File:
-    """How errors call a file.
+    """The name of a file in error messages.
 
     Attributes:
         name: Name within a sentence.
-        path: Path of the file; None if there is none.
+        path: Path of the file; None for bytes and for PIL images without a path.
     """
 
     name: str
@@ -251,7 +248,7 @@ class _File:
 
 
 @contextmanager
-def _naming(file: _File) -> Iterator[None]:
+def _name_errors(file: _File) -> Iterator[None]:
     """Turn every error into a ValueError that names the file."""
     try:
         yield
@@ -265,8 +262,8 @@ def _naming(file: _File) -> Iterator[None]:
         raise TooLargeError(file.cannot_be_read(error)) from error
     except MemoryError as error:
         raise MemoryError(file.cannot_be_read("there is not enough memory")) from error
-    except Exception as error:  # what Pillow and OpenCV raise for a damaged file has no base class
-        text = getattr(error, "err", "") or str(error)  # OpenCV's whole message names its own source files
+    except Exception as error:  # errors of Pillow and OpenCV for damaged files have no common base class
+        text = getattr(error, "err", "") or str(error)  # OpenCV's full message contains its source files
         reason = text.strip().rstrip(".") or type(error).__name__
         raise ValueError(
             file.cannot_be_read(

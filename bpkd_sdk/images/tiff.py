@@ -1,4 +1,8 @@
-"""TIFF files: kinds of channels, bit depth, strips that lie behind the end of the file."""
+"""Reader of TIFF files: kinds of channels, bit depth, truncated files.
+
+The directory is parsed here, since Pillow does not open RGB files with 12 packed bits per channel or big-endian BigTIFF
+files, and reports a truncated directory only by a warning.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,17 @@ import cv2
 import numpy as np
 from PIL.TiffImagePlugin import TiffImageFile
 
-from bpkd_sdk.images.errors import UnsupportedImageError
-from bpkd_sdk.images.pixels import Samples, from_pil, smallest_depth
+from bpkd_sdk.images.samples import Samples, UnsupportedImageError, from_pil, smallest_depth
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _CHANNELS = 256, 257, 258, 259, 262, 274, 277
 _LARGEST_VALUE, _PLANES, _EXTRA, _NUMBER_FORMAT, _XMP = 281, 284, 338, 339, 700
 _STRIP_OFFSETS = 273
-_STRIPS = (_STRIP_OFFSETS, 279), (324, 325)  # offsets and lengths, of strips and of tiles
+_STRIPS = (_STRIP_OFFSETS, 279), (324, 325)  # tags of offsets and lengths, for strips and for tiles
 _TAGS = {
     _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _CHANNELS, _LARGEST_VALUE, _PLANES, _EXTRA,
     _NUMBER_FORMAT, _XMP, *_STRIPS[0], *_STRIPS[1],
 }  # fmt: skip
-_TYPES = {1: "B", 3: "H", 4: "I", 7: "B", 13: "I", 16: "Q", 18: "Q"}  # of whole numbers
+_TYPES = {1: "B", 3: "H", 4: "I", 7: "B", 13: "I", 16: "Q", 18: "Q"}  # types of whole numbers
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2  # photometric interpretations
 _UNSPECIFIED, _PREMULTIPLIED = 0, 1  # kinds of extra channels
@@ -46,23 +49,23 @@ class TiffReader:
 
     @property
     def orientation(self) -> int:
-        """Orientation tag, 1 to 8, or that of the XMP data where there is no tag."""
+        """Value of the orientation tag, 1 to 8; without the tag, the orientation in the XMP data."""
         if _ORIENTATION in self._tags:
             value = self._one(_ORIENTATION, 1)
             return value if value in range(1, 9) else 1
-        found = _XMP_ORIENTATION.search(bytes(self._tags.get(_XMP, ())))
-        return int(found[1]) if found else 1
+        match = _XMP_ORIENTATION.search(bytes(self._tags.get(_XMP, ())))
+        return int(match[1]) if match else 1
 
     def decode(self) -> Samples:
         """Decode the first image.
 
         Raises:
-            UnsupportedImageError: If the channels are of a kind or number that is not known.
+            UnsupportedImageError: If the number or the kind of the channels is not supported.
             ValueError: If the file is damaged or truncated.
         """
         if self._channels > 4:
             raise UnsupportedImageError(
-                f"Expected at most 4 channels, but got {self._channels}. Save the three that are red, green and blue."
+                f"Expected at most 4 channels, but got {self._channels}. Save the red, green and blue channels only."
             )
         self._check_strips()
         if max(self._depths) > 8 and self._is_plain():
@@ -78,37 +81,37 @@ class TiffReader:
                 "as RGB of 8 or 16 bits a channel."
             ) from error
         with image:
-            return from_pil(image, orientation=1)  # Pillow turns TIFF images itself
+            return from_pil(image, orientation=1)  # Pillow applies the orientation of TIFF images
 
     def _is_plain(self) -> bool:
-        """Whether the image is grey, RGB or RGB with a fourth channel, in whole numbers of one depth up to 16 bits."""
+        """Return whether the image is grey, RGB or RGB with a fourth channel, in whole numbers of at most 16 bits."""
         if len(self._depths) > 1 or max(self._depths) > 16 or not {*self._tags.get(_NUMBER_FORMAT, ())} <= {1, 4}:
             return False
         grey = self._channels == 1 and self._one(_PHOTOMETRIC, 0) in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
         return grey or (self._channels in (3, 4) and self._one(_PHOTOMETRIC, 0) == _RGB)
 
     def _check_strips(self) -> None:
-        """Raise ValueError if strips or tiles lie behind the end of the file, or are too short."""
+        """Raise ValueError if strips or tiles end after the end of the file, or are too short."""
         end = self._file.seek(0, io.SEEK_END)
         raw = self._one(_COMPRESSION, 1) == 1 and len(self._depths) == 1
         for offsets, lengths in _STRIPS:
             starts, sizes = self._tags.get(offsets, ()), self._tags.get(lengths, ())
             parts = list(zip(starts, sizes, strict=False))
             if any(start > end for start in starts):
-                raise ValueError("the file is truncated: some of its pixels would lie behind its end")
-            if raw and offsets == _STRIP_OFFSETS:  # some writers state more bytes than there are pixels
+                raise ValueError("the file is truncated: some of its pixels would be after its end")
+            if raw and offsets == _STRIP_OFFSETS:  # some writers state more bytes than the pixels need
                 present = sum(min(size, end - start) for start, size in parts)
                 needed = self.width * self.height * self._channels * max(self._depths) // 8
                 if parts and present < needed:
                     raise ValueError(f"the file is truncated: it has {present} of the {needed} bytes of its pixels")
             elif any(start + size > end for start, size in parts):
-                raise ValueError("the file is truncated: some of its pixels would lie behind its end")
+                raise ValueError("the file is truncated: some of its pixels would be after its end")
 
     def _decode_16_bits(self) -> Samples:
-        """Decode 9 to 16 bits a channel by OpenCV; Pillow keeps the upper 8 bits of RGB only."""
+        """Decode 9 to 16 bits per channel with OpenCV; Pillow keeps only the upper 8 bits of RGB."""
         if self._channels > 1 and self._one(_PLANES, 1) != 1:
             raise UnsupportedImageError(
-                "Expected the channels of a pixel beside each other, but got one plane for each channel (planar "
+                "Expected interleaved channels, but got one plane for each channel (planar "
                 "configuration 2) with more than 8 bits. Save the image with the channels interleaved."
             )
         self._file.seek(0)
@@ -133,7 +136,7 @@ class TiffReader:
             self._stated_depth(),
             premultiplied=extra == _PREMULTIPLIED,
             white_is_zero=self._one(_PHOTOMETRIC, 0) == _WHITE_IS_ZERO,
-            orientation=1 if _ORIENTATION in self._tags else self.orientation,  # OpenCV turns them by the tag
+            orientation=1 if _ORIENTATION in self._tags else self.orientation,  # OpenCV applies the tag
         )
 
     def _stated_depth(self) -> int | None:
@@ -151,7 +154,7 @@ def _read_tags(file: IO[bytes]) -> Mapping[int, tuple[int, ...]]:
     def read(layout: str, offset: int) -> tuple[int, ...]:
         size = struct.calcsize(order + layout)
         if offset + size > end:
-            raise ValueError("the file is truncated: its directory would lie behind its end")
+            raise ValueError("the file is truncated: its directory would be after its end")
         file.seek(offset)
         return struct.unpack(order + layout, file.read(size))
 
@@ -168,9 +171,9 @@ def _read_tags(file: IO[bytes]) -> Mapping[int, tuple[int, ...]]:
     for offset in range(first, first + entries * entry, entry):
         tag, kind, count = read("HH" + pointer, offset)
         if tag in _TAGS and kind in _TYPES:
-            place = offset + entry - inline
+            position = offset + entry - inline
             layout = f"{count}{_TYPES[kind]}"
             if struct.calcsize(order + layout) > inline:
-                (place,) = read(pointer, place)
-            tags[tag] = read(layout, place)
+                (position,) = read(pointer, position)
+            tags[tag] = read(layout, position)
     return tags

@@ -1,4 +1,4 @@
-"""Conversion of decoded samples to 8-bit RGB: bit depth, alpha over white, EXIF orientation."""
+"""Decoded values of an image and their conversion to 8-bit RGB, and the errors of the readers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,26 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image
 
-from bpkd_sdk.images.errors import UnsupportedImageError
-
 DEPTHS = (8, 10, 12, 14, 16)  # bits of the sensors whose values cameras store in 16-bit files without scaling them
 
 _WHITE = 255
-_QUIET = threading.Lock()
+_WARNING_FILTER = threading.Lock()  # the filter of warnings is global
+
+
+class UnknownFormatError(ValueError):
+    """A file that has none of the allowed formats."""
+
+
+class TooLargeError(ValueError):
+    """An image with more pixels than allowed."""
+
+
+class CutShortError(ValueError):
+    """A JPEG file that ends before its last scan is complete."""
+
+
+class UnsupportedImageError(ValueError):
+    """An image that cannot be converted to 8-bit RGB."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +37,12 @@ class Samples:
     """Decoded values of an image, before they are converted to 8-bit RGB.
 
     Attributes:
-        values: uint8 or uint16; (H, W) or (H, W, 1) is grey, (H, W, 3) RGB, (H, W, 4) RGB with alpha.
-        stated_depth: Bit depth of 16-bit values as the file states it; None if it states none.
-        premultiplied: Whether the colours are multiplied by alpha already.
-        white_is_zero: Whether 0 is white and the largest value black.
-        orientation: EXIF orientation, 1 to 8, of `values`.
+        values: Values of the pixels, uint8 or uint16: grey (H, W) or (H, W, 1), RGB (H, W, 3), or RGB with alpha
+            (H, W, 4).
+        stated_depth: Bit depth of 16-bit values that the file states; None if it states none.
+        premultiplied: Whether the colours are already multiplied by alpha.
+        white_is_zero: Whether 0 is white and the largest value is black.
+        orientation: EXIF orientation of `values`, 1 to 8.
     """
 
     values: np.ndarray
@@ -38,7 +53,7 @@ class Samples:
 
     @property
     def depth(self) -> int:
-        """Number of bits whose largest value is white; alpha does not count."""
+        """Number of bits whose largest value is white; alpha is not considered."""
         if self.values.dtype == np.uint8:
             return 8
         largest = int((self.values[..., :3] if self.values.ndim == 3 else self.values).max())
@@ -47,7 +62,7 @@ class Samples:
         return smallest_depth(largest)
 
     def to_rgb(self) -> np.ndarray:
-        """Convert to uint8 (H, W, 3) RGB, upright; returns `values` themselves if there is nothing to convert."""
+        """Convert to upright RGB, uint8 (H, W, 3); return `values` without a copy if they are this already."""
         values = self._eight_bits()
         if self.white_is_zero:
             values = _WHITE - values
@@ -71,7 +86,7 @@ class Samples:
 
 
 def smallest_depth(largest: int) -> int:
-    """Return the smallest of the `DEPTHS` whose values go up to `largest`."""
+    """Return the smallest of the `DEPTHS` that can hold the value `largest`."""
     return next(depth for depth in DEPTHS if largest < 2**depth)
 
 
@@ -79,16 +94,16 @@ def from_pil(image: Image.Image, orientation: int | None = None) -> Samples:
     """Decode a PIL image.
 
     Args:
-        image: PIL image; it is loaded if it is not yet.
-        orientation: EXIF orientation of the pixels; None reads it from the image.
+        image: PIL image; it is loaded if necessary.
+        orientation: EXIF orientation of the pixels, 1 to 8; None reads it from the image.
 
     Raises:
-        UnsupportedImageError: If the image has a mode without a known white ("I" and "F").
+        UnsupportedImageError: If the mode of the image does not define white ("I" and "F").
     """
     if image.mode in ("I", "F"):
         raise UnsupportedImageError(
-            f"Expected an image of 8 or 16 bits a channel, but got PIL's mode {image.mode!r}, which does not say what "
-            "white is. Save the image with 8 or 16 bits, or pass an array of uint8 or uint16."
+            f"Expected an image of 8 or 16 bits a channel, but got PIL's mode {image.mode!r}, which does not "
+            "define white. Save the image with 8 or 16 bits, or pass an array of uint8 or uint16."
         )
     _load_quietly(image)
     orientation = orientation_of(image) if orientation is None else orientation
@@ -100,7 +115,7 @@ def from_pil(image: Image.Image, orientation: int | None = None) -> Samples:
 
 
 def clear_color(grey: np.ndarray, transparent: object) -> np.ndarray:
-    """Return grey with alpha, (H, W, 4), where one value is transparent; the grey itself if none is."""
+    """Add an alpha channel, (H, W, 4), in which the value `transparent` is clear; return `grey` if it is no integer."""
     if not isinstance(transparent, int):
         return grey
     return np.dstack([grey, grey, grey, np.where(grey == transparent, 0, np.iinfo(grey.dtype).max).astype(grey.dtype)])
@@ -109,25 +124,25 @@ def clear_color(grey: np.ndarray, transparent: object) -> np.ndarray:
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8, of a PIL image; 1 if it has none, or if its EXIF data are damaged."""
     try:
-        # PngImageFile.getexif decodes the whole image to look for EXIF data behind it.
+        # PngImageFile.getexif would decode the whole image in search of EXIF data after the pixels.
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged metadata do not make the pixels unusable, and Pillow's errors have no base class
+    except Exception:  # damaged metadata do not affect the pixels, and Pillow's errors have no common base class
         return 1
     return int(value) if value in range(1, 9) else 1
 
 
 def _load_quietly(image: Image.Image) -> None:
-    """Decode without Pillow's DecompressionBombWarning; the caller has checked the size."""
+    """Decode without Pillow's DecompressionBombWarning, since the caller has checked the size."""
     if Image.MAX_IMAGE_PIXELS is None or image.width * image.height <= Image.MAX_IMAGE_PIXELS:
         image.load()
         return
-    with _QUIET, warnings.catch_warnings():
+    with _WARNING_FILTER, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image.load()
 
 
 def _scale(values: np.ndarray, depth: int) -> np.ndarray:
-    """Scale uint16 to uint8, such that the largest value of this depth becomes 255; rounds to the nearest."""
+    """Scale uint16 to uint8, so that the largest value of this depth becomes 255; round to the nearest integer."""
     largest = 2**depth - 1
     table = (np.minimum(np.arange(65536), largest) * _WHITE + largest // 2) // largest
     scaled: np.ndarray = table.astype(np.uint8)[values]
@@ -152,5 +167,5 @@ def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
         image = np.asarray(cv2.transpose(image))
     if orientation in (2, 4):
         return np.asarray(cv2.flip(image, 1 if orientation == 2 else 0))
-    way = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 7: cv2.ROTATE_180, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
-    return np.asarray(cv2.rotate(image, way[orientation])) if orientation in way else image
+    rotations = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 7: cv2.ROTATE_180, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
+    return np.asarray(cv2.rotate(image, rotations[orientation])) if orientation in rotations else image
