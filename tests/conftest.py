@@ -1,3 +1,5 @@
+"""Fixtures of all tests."""
+
 import os
 import sys
 from pathlib import Path
@@ -8,36 +10,36 @@ from bpkd_sdk import cli
 
 ROOT = Path(__file__).parents[1]
 
-os.environ["COLUMNS"] = "200"  # what is printed wraps the same everywhere, whatever the paths' lengths
+os.environ["COLUMNS"] = "200"  # wraps printed tables in the same way on all machines
 
 
 def missing(what: str) -> None:
-    """Skip where something is not installed; in CI, which installs everything, fail instead."""
+    """Skip a test if something is not installed; fail in CI, where everything is installed."""
     (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
 
 
 def _shared(variable: str, *below: str) -> Path:
     path = Path(os.environ[variable]) if variable in os.environ else ROOT.parent.joinpath("shared", *below)
     if not path.is_dir():
-        pytest.skip(f"no folder {path}: set {variable} to where it lies")
+        pytest.skip(f"no folder {path}: set {variable} to its path")
     return path
 
 
 @pytest.fixture(scope="session")
 def reference() -> Path:
-    """Fixtures made with the original authors' code."""
+    """Folder of files that were computed with the code of the original authors."""
     return _shared("BPKD_REFERENCE", "reference")
 
 
 @pytest.fixture(scope="session")
 def camvid() -> Path:
-    """CamVid, 480x360, 11 classes."""
+    """Folder of CamVid, 480x360, 11 classes."""
     return _shared("BPKD_CAMVID", "data", "camvid")
 
 
 @pytest.fixture
 def bpkd(capfd, monkeypatch):
-    """The command, as a user types it: from arguments to exit code, output and errors."""
+    """Function that runs the command `bpkd` and returns its exit code, output and errors."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["bpkd", *map(str, arguments)])
@@ -50,7 +52,7 @@ def bpkd(capfd, monkeypatch):
 
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory):
-    """A Triton server with an empty model repository."""
+    """Triton server with an empty model repository."""
     from tests.tritonserver import serving
 
     with serving(tmp_path_factory.mktemp("triton")) as server:
@@ -59,7 +61,7 @@ def triton(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_onnx(tmp_path_factory):
-    """The ONNX files "batch", "any" and "bare" of `export_tiny`."""
+    """ONNX files "batch", "any" and "bare" of `export_tiny`."""
     from tests.tritonserver import export_tiny
 
     return export_tiny(tmp_path_factory.mktemp("onnx"))

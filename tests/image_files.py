@@ -1,4 +1,4 @@
-"""Image files of every kind that the reader must know, with their right pixels, and files that it must refuse."""
+"""A corpus of image files: all kinds that the reader must read, with their pixels, and files that it must refuse."""
 
 import io
 import struct
@@ -13,7 +13,7 @@ from tests.serve.cases import encoded
 
 ORIENTATION = 0x0112
 
-# How a file of that orientation stores the picture: what has to be done to the picture to get the stored pixels.
+# For each EXIF orientation, the function from the upright image to the stored pixels.
 STORED = {
     1: lambda picture: picture,
     2: lambda picture: picture[:, ::-1],
@@ -28,7 +28,7 @@ STORED = {
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file; `pixels` is None where it must be refused, and `error` a pattern of the message."""
+    """A file and its expected pixels; None if the file must be refused with an error that matches `error`."""
 
     name: str
     content: bytes
@@ -47,7 +47,7 @@ def image_files() -> Iterator[ImageFile]:
 
 
 def photo(height=61, width=83, seed=0):
-    """Waves with some noise; no two corners alike."""
+    """Return waves with some noise, whose corners all differ."""
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(x / 9 + y / 30), np.cos(y / 7 - x / 40), x / width - y / height]
     noise = np.random.default_rng(seed).integers(-4, 5, (height, width, 3))
@@ -70,7 +70,7 @@ def over_white(rgb, alpha):
 
 
 def decoded(content):
-    """By Pillow alone, which reads whole 8-bit JPEGs rightly."""
+    """Decode with Pillow, which reads complete 8-bit JPEGs correctly."""
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
@@ -82,7 +82,7 @@ END = b"\xff\xd9"
 
 
 def one_scan_a_channel(picture):
-    """A baseline JPEG of RGB whose channels follow each other, made of three grey files."""
+    """Return a baseline RGB JPEG with one scan per channel, made of three grey files."""
     start, *others = (encoded(picture[..., channel], "JPEG", quality=95) for channel in range(3))
     frame, scan = start.index(b"\xff\xc0"), start.index(b"\xff\xda")
     components = b"".join(bytes([name, 0x11, 0]) for name in b"RGB")
@@ -91,7 +91,7 @@ def one_scan_a_channel(picture):
     for name, grey_file in zip(b"RGB", (start, *others), strict=True):
         header = grey_file.index(b"\xff\xda")
         content += grey_file[header : header + 5] + bytes([name]) + grey_file[header + 6 : -2]
-    # Without JFIF, the names R, G and B say that the channels are RGB.
+    # Without JFIF, the component names R, G and B mean that the channels are RGB.
     return content[:2] + content[20:] + END
 
 
@@ -159,7 +159,7 @@ def chunk(kind, data):
 
 
 def png(values, color, depth=8, before=(), behind=()):
-    """A PNG of any kind: values (H, W) or (H, W, C); colour type 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA."""
+    """Return a PNG of values (H, W) or (H, W, C); colour types: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA."""
     height, width = values.shape[:2]
     bits = np.asarray(values, ">u2").reshape(height, -1, 1).view(np.uint8)
     rows = np.packbits(np.unpackbits(bits, axis=2)[..., 16 - depth :].reshape(height, -1), axis=1)
@@ -178,7 +178,7 @@ def scaled(values, depth):
 
 
 def deep(depth, channels=3):
-    """Values of that many bits in 16; the largest occurs."""
+    """Return uint16 values with this number of bits; the largest value occurs."""
     values = np.random.default_rng(depth).integers(0, 2**depth, (20, 30, channels)).astype(np.uint16)
     values[0, 0] = 2**depth - 1
     return values[..., 0] if channels == 1 else values
@@ -294,7 +294,7 @@ _SIZES = {"B": 1, "H": 2, "I": 4, "Q": 8}
 
 
 def tiff(values, photometric, *, depth=None, order="<", extra=None, tags=None, big=False, data=None, channels=None):
-    """A TIFF of one strip: values (H, W) or (H, W, C); `tags` are (type, values) by their numbers."""
+    """Return a TIFF with one strip of values (H, W) or (H, W, C); `tags` maps tag numbers to (type, values)."""
     height, width = values.shape[:2]
     channels = channels or (1 if values.ndim == 2 else values.shape[2])
     depth = depth or 8 * values.dtype.itemsize
@@ -319,12 +319,12 @@ def tiff(values, photometric, *, depth=None, order="<", extra=None, tags=None, b
     for tag, (kind, numbers) in sorted(entries.items()):
         raw = struct.pack(f"{order}{len(numbers)}{kind}", *numbers)
         if len(raw) > inline:
-            place = struct.pack(order + word, end + len(outside))
+            field = struct.pack(order + word, end + len(outside))
             outside += raw + bytes(len(raw) % 2)
         else:
-            place = raw.ljust(inline, b"\0")
+            field = raw.ljust(inline, b"\0")
         code = {"B": 1, "H": 3, "I": 4, "Q": 16}[kind]
-        directory += struct.pack(order + "HH" + word, tag, code, len(numbers)) + place
+        directory += struct.pack(order + "HH" + word, tag, code, len(numbers)) + field
     return head + directory + bytes(inline) + outside + data
 
 
@@ -336,7 +336,7 @@ def tiffs() -> Iterator[ImageFile]:
     for order in "<>":
         name = {"<": "little", ">": "big"}[order]
         yield ImageFile(f"RGB, {name} end first.tif", tiff(picture, TIFF_RGB, order=order), picture)
-        if order == "<":  # Pillow does not read the other
+        if order == "<":  # Pillow does not read big-endian BigTIFF
             yield ImageFile("BigTIFF.tif", tiff(picture, TIFF_RGB, big=True), picture)
         for depth in (10, 12, 14, 16):
             for channels in (1, 3):
@@ -362,7 +362,7 @@ def tiffs() -> Iterator[ImageFile]:
         yield ImageFile(f"white is 0, {name} end first.tif", content, grey(255 - scaled(deep(12, 1), 12)), tolerance=1)
     for name, extra, values, expected in (
         ("alpha", [2], four, over_white(picture, alpha)),
-        ("a channel of which nothing is said", None, four, over_white(picture, alpha)),
+        ("a channel without a stated kind", None, four, over_white(picture, alpha)),
         ("premultiplied alpha", [1], multiplied, over_white(picture, alpha)),
         ("an unspecified channel", [0], four, picture),
     ):

@@ -1,4 +1,4 @@
-"""Scenes of coloured squares, whose colours tell their classes, and folders of them."""
+"""Scenes of squares whose colours are their classes, in memory and in folders."""
 
 import json
 
@@ -13,7 +13,7 @@ NAMES = ("background", "red", "green", "blue")
 
 
 def scene(index, size=48, classes=3):
-    """An image uint8 (size, size, 3) and its label uint8 (size, size)."""
+    """Return an image, uint8 (size, size, 3), and its label, uint8 (size, size)."""
     generator = np.random.default_rng(index)
     label = np.zeros((size, size), np.uint8)
     for class_id in range(1, classes):
@@ -28,7 +28,7 @@ def save(pixels, path, _index=0):
 
 
 def write_folder(root, names=NAMES[:3], *, train=8, val=4, size=48, classes=3, image=save, label=save):
-    """A folder of scenes; `image` and `label` write one file each, from its pixels, path and index."""
+    """Write a folder of scenes; `image` and `label` are functions that write a file from pixels, path and index."""
     for split, count, start in (("train", train, 0), ("val", val, 100)):
         for part in ("images", "labels"):
             (root / part / split).mkdir(parents=True)
@@ -42,7 +42,7 @@ def write_folder(root, names=NAMES[:3], *, train=8, val=4, size=48, classes=3, i
 
 
 class Scenes(bpkd_sdk.SegmentationDataset):
-    """The same in memory; `order` renumbers the classes: class i of the data is class order[i] of the scene."""
+    """A data set of scenes; `order` renumbers the classes: class i of the data is class order[i] of the scene."""
 
     def __init__(self, order=(0, 1, 2), *, start=0, length=8, size=48, names=None):
         self.name = "scenes"

@@ -1,4 +1,4 @@
-"""The same picture, however it comes, and through every door."""
+"""Tests of the image reader: arrays, PIL images and files of all kinds, and every part that reads images."""
 
 import json
 import os
@@ -62,13 +62,13 @@ def orientation(value):
 
 @pytest.mark.parametrize("value", STORED)
 @pytest.mark.parametrize("pixels", [COLORS, COLORS[..., 0].astype(np.uint16) * 257], ids=["RGB", "16 bit grey"])
-def test_pictures_stand_upright(pixels, value):
+def test_images_are_upright(pixels, value):
     read = read_image(encoded(STORED[value](pixels), exif=orientation(value)))
     np.testing.assert_array_equal(read, pixels if pixels.ndim == 3 else grey(GREY))
 
 
-def test_jpeg_and_webp_stand_upright():
-    """The picture that a person sees: red on the left, blue on the right."""
+def test_jpeg_and_webp_are_upright():
+    """The upright image is red on the left and blue on the right."""
     picture = np.zeros((32, 64, 3), np.uint8)
     picture[:, :32, 0] = picture[:, 32:, 2] = 200
     for file_format in ("JPEG", "WEBP"):
@@ -152,12 +152,12 @@ def test_cmyk():
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_a_scale_that_is_not_known_is_not_guessed(mode):
+def test_modes_without_a_defined_white_are_refused(mode):
     with pytest.raises(ValueError, match=f"8 or 16 bits a channel, but got PIL's mode '{mode}'"):
         read_image(encoded(Image.new(mode, (2, 2), 1), "TIFF"))
 
 
-def test_the_content_decides_and_not_the_name(tmp_path):
+def test_the_format_is_determined_from_the_content(tmp_path):
     path = tmp_path / "photo.jpg"
     path.write_bytes(encoded(COLORS, "BMP"))
     for source in (path, str(path), path.read_bytes(), Image.open(path)):
@@ -183,7 +183,7 @@ def test_too_many_pixels(source):
 
 
 def test_a_bomb_is_refused_before_it_is_decoded():
-    """20,000 x 20,000 grey pixels in a few bytes of a PNG that ends early: decoding it would fail in another way."""
+    """The header states 20,000 x 20,000 grey pixels, and the file ends early: decoding would raise another error."""
     content = bytearray(encoded(GREY))
     content[16:24] = (20_000).to_bytes(4, "big") * 2
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
@@ -213,17 +213,17 @@ def test_a_bomb_is_refused_before_it_is_decoded():
     ],
     ids=["no file", "empty", "svg", "truncated", "None", "float", "two channels", "batch", "no rows", "no columns"],
 )
-def test_refuses(source, error, message):
+def test_invalid_sources_are_refused(source, error, message):
     with pytest.raises(error, match=message):
         read_image(source)
 
 
 FILES = {file.name: file for file in image_files()}
-WHOLE = [file for file in FILES.values() if file.pixels is not None]
+READ = [file for file in FILES.values() if file.pixels is not None]
 REFUSED = [file for file in FILES.values() if file.pixels is None]
 
 
-@pytest.mark.parametrize("name", [file.name for file in WHOLE])
+@pytest.mark.parametrize("name", [file.name for file in READ])
 def test_files_are_read(name):
     file = FILES[name]
     read = read_image(file.content)
@@ -249,7 +249,7 @@ def test_files_are_refused(name, tmp_path):
 
 
 class Code(nn.Module):
-    """A network whose mask holds a number made of the red, green and blue of each pixel."""
+    """A network whose mask is a number computed from the red, green and blue of each pixel."""
 
     def __init__(self):
         super().__init__()
@@ -267,7 +267,7 @@ def code(image):
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
-    """The files, by their place among them."""
+    """Paths of all files of the corpus, in order."""
     folder = tmp_path_factory.mktemp("files")
     paths = []
     for index, file in enumerate(FILES.values()):
@@ -279,25 +279,25 @@ def paths(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected():
-    """What the reader makes of the bytes; None where it refuses them."""
+    """Images that the reader returns for the bytes of all files; None for files that it refuses."""
     return [None if file.pixels is None else read_image(file.content) for file in FILES.values()]
 
 
-class TestDoors:
-    """Every file has the same pixels through every door, or is refused by every door."""
+class TestEntryPoints:
+    """Every entry point reads each file with the same pixels, or refuses it."""
 
-    def check(self, expected, door, inputs):
-        """Every input gives the expected array, or a ValueError where None is expected."""
+    def check(self, expected, read, inputs):
+        """Assert that every input gives the expected array, or a ValueError if None is expected."""
         wrong = []
-        for file, right, value in zip(FILES.values(), expected, inputs, strict=True):
+        for file, image, value in zip(FILES.values(), expected, inputs, strict=True):
             try:
-                got = door(value)
+                result = read(value)
             except ValueError as error:
-                got = error
-            if right is None and not isinstance(got, ValueError):
+                result = error
+            if image is None and not isinstance(result, ValueError):
                 wrong.append(f"{file.name}: not refused")
-            elif right is not None and not np.array_equal(right, got):
-                wrong.append(f"{file.name}: {got if isinstance(got, Exception) else 'other pixels'}")
+            elif image is not None and not np.array_equal(image, result):
+                wrong.append(f"{file.name}: {result if isinstance(result, Exception) else 'other pixels'}")
         assert wrong == []
 
     def test_paths(self, paths, expected):
@@ -305,7 +305,7 @@ class TestDoors:
         self.check(expected, read_image, map(str, paths))
 
     def test_training_evaluation_and_calibration(self, paths, expected, tmp_path):
-        """They all read a data set."""
+        """All of them read a data set."""
         for part in ("images", "labels"):
             (tmp_path / part / "train").mkdir(parents=True)
         (tmp_path / "classes.json").write_text(json.dumps(["one", "two"]))
@@ -328,7 +328,7 @@ class TestDoors:
         self.check(masks, lambda source: predictor(source).mask, [file.content for file in FILES.values()])
 
     def test_service(self, expected):
-        """It takes no TIFF."""
+        """The service and the page do not accept TIFF."""
         masks = [
             None if right is None or file.is_tiff else code(right)
             for file, right in zip(FILES.values(), expected, strict=True)
@@ -336,15 +336,15 @@ class TestDoors:
         with served(Code()) as server:
 
             def segment(content):
-                answer = server.segment(content, params={"format": "mask"})
-                if answer.status_code in (400, 413, 415, 422):
-                    raise ValueError(answer.json()["detail"])
-                return pixels(answer)
+                response = server.segment(content, params={"format": "mask"})
+                if response.status_code in (400, 413, 415, 422):
+                    raise ValueError(response.json()["detail"])
+                return pixels(response)
 
             self.check(masks, segment, [file.content for file in FILES.values()])
 
     def test_page(self, paths, expected):
-        """It takes no TIFF."""
+        """The service and the page do not accept TIFF."""
         images = [
             None if right is None or file.is_tiff else right
             for file, right in zip(FILES.values(), expected, strict=True)
@@ -352,7 +352,7 @@ class TestDoors:
         self.check(images, lambda path: Scene.open(path, Limits()).image, paths)
 
     def test_pil_images(self, paths, expected):
-        """As far as Pillow has the values: not those of 16 bits and several channels, or of a clear grey below 8 bits."""
+        """Skip files whose values Pillow does not keep: 16 bits with several channels, clear greys below 8 bits."""
         for file, path, right in zip(FILES.values(), paths, expected, strict=True):
             unlike = ("16 bits", "12 bits", "bits with a clear", "12 packed", "12 stated", "channels", "white is 0,")
             if right is None or any(words in file.name for words in unlike) or "no end" in file.name:
@@ -366,7 +366,7 @@ class TestDoors:
 class TestOrientation:
     @pytest.mark.parametrize("value", STORED)
     def test_of_each_format(self, value, tmp_path):
-        """Of the header alone: the pixels are damaged."""
+        """The orientation is read from the header: the pixels of these files are damaged."""
         exif = orientation(value)
         for content in (
             encoded(photo(), "JPEG", exif=exif)[:-300] + END,
@@ -381,7 +381,7 @@ class TestOrientation:
             path.write_bytes(content)
             assert exif_orientation(content) == exif_orientation(path) == exif_orientation(str(path)) == value
 
-    def test_is_1_where_a_file_states_none(self):
+    def test_is_1_if_the_file_states_none(self):
         for file_format in FORMATS:
             assert exif_orientation(encoded(COLORS, file_format)) == 1
         assert exif_orientation(tiff(COLORS, TIFF_RGB, tags={274: ("H", [9])})) == 1
@@ -400,7 +400,7 @@ class TestOrientation:
             assert exif_orientation(content) == 6
             np.testing.assert_array_equal(read_image(content), COLORS)
 
-    def test_names_the_file(self, tmp_path):
+    def test_errors_name_the_file(self, tmp_path):
         (tmp_path / "a.png").write_bytes(b"no image")
         with pytest.raises(UnknownFormatError, match=r"a\.png: cannot be read as an image"):
             exif_orientation(tmp_path / "a.png")
@@ -426,7 +426,7 @@ class TestBitDepth:
         if largest < 65535:
             assert bit_depth(values + 1) > bit_depth(values)
 
-    def test_what_a_file_states_counts(self):
+    def test_the_stated_depth_takes_precedence(self):
         dark = deep(12) // 20  # at most 204
         assert bit_depth(png(dark, 2, 16)) == 8
         assert bit_depth(png(dark, 2, 16, [chunk(b"sBIT", bytes([12, 14, 12]))])) == 14
@@ -443,7 +443,7 @@ class TestBitDepth:
 
 
 class TestErrors:
-    def test_what_is_no_file(self, tmp_path):
+    def test_folders_and_devices_are_refused(self, tmp_path):
         os.mkfifo(tmp_path / "pipe.png")
         (tmp_path / "folder.png").mkdir()
         for name, kind in (("pipe.png", "device or pipe"), ("folder.png", "folder")):
@@ -479,8 +479,8 @@ class TestErrors:
             read_image(encoded(photo(), "JPEG", progressive=True))
 
     @pytest.mark.parametrize("progressive", [False, True])
-    def test_short_cuts(self, progressive):
-        """A few bytes can be missing without a trace: the last block may need fewer than are there."""
+    def test_small_truncations_are_refused(self, progressive):
+        """A few missing bytes cannot be detected, since the last block may not need all of its bytes."""
         content = encoded(photo(120, 160), "JPEG", quality=95, progressive=progressive)
         refused = 0
         for missing in range(12, 112, 2):
@@ -490,12 +490,12 @@ class TestErrors:
                 refused += 1
         assert refused >= 48  # of 50
 
-    def test_a_progressive_file_that_is_cut_between_two_scans(self):
+    def test_a_progressive_file_that_ends_between_two_scans_is_refused(self):
         content = encoded(photo(120, 160), "JPEG", progressive=True)
         with pytest.raises(CutShortError, match="other data follow its last scan"):
             read_image(content[: content.rindex(b"\xff\xda") - 1])
 
-    def test_scans_without_end(self):
+    def test_too_many_scans_are_refused(self):
         content = encoded(photo(), "JPEG", progressive=True)
         scan = content.rindex(b"\xff\xda")
         with pytest.raises(ValueError, match="at most 500 are read"):

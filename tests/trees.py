@@ -1,4 +1,4 @@
-"""Miniature copies of the paper's data sets, in their real layouts and with their own tools."""
+"""Miniature copies of the paper's data sets in their official layouts, written with their official tools."""
 
 import contextlib
 import io
@@ -22,13 +22,13 @@ def picture(generator, size):
 
 
 def blocks(generator, ids, size, cells=(4, 8)):
-    """A label of rectangles that each hold one of the ids."""
+    """Return a label of rectangles, each with one of the ids."""
     label = generator.choice(np.array(list(ids), np.uint8), cells)
     return np.kron(label, np.ones((size[0] // cells[0], size[1] // cells[1]), np.uint8))
 
 
 def cityscapes(root, *, images=2, size=(64, 128), encodings=("ids",)):
-    """Polygons in JSON, from which the official scripts draw the label files of each encoding."""
+    """Write polygons in JSON, and the label files that the official scripts draw from them in each encoding."""
     from cityscapesscripts.helpers.labels import labels
     from cityscapesscripts.preparation.json2labelImg import json2labelImg
 
@@ -56,7 +56,7 @@ def cityscapes(root, *, images=2, size=(64, 128), encodings=("ids",)):
 
 
 def ade20k(root, *, images=2, size=(64, 96)):
-    """Label ids 0 (other objects) to 150."""
+    """Write images, and labels with the ids 0 (other objects) to 150."""
     generator = np.random.default_rng(1)
     for folder, word in (("training", "train"), ("validation", "val")):
         for i in range(images):
@@ -69,7 +69,7 @@ def ade20k(root, *, images=2, size=(64, 96)):
 
 
 def pascal_release(root, *, images=2, size=(64, 96)):
-    """Images of VOC 2010, and the release file with run-length masks, some over others; a test image has none."""
+    """Write images of VOC 2010, and a release file with overlapping run-length masks; the test image has none."""
     generator = np.random.default_rng(2)
     top = root / "VOCdevkit/VOC2010"
     records, masks = [], []
@@ -105,7 +105,7 @@ def pascal_context(root, **options):
 
 
 def assert_zero_is_void(data):
-    """Label 0 in the files is void, the others are the classes, counted from 1."""
+    """Assert that label 0 in the files is void, and that the other labels are the classes, counted from 1."""
     for pair, (_, label) in zip(data.pairs, data, strict=True):
         raw = np.asarray(Image.open(pair.label)).astype(int)
         assert (label.numpy() == np.where(raw == 0, 255, raw - 1)).all()

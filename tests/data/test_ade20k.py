@@ -1,4 +1,4 @@
-"""ADE20K: 150 classes, 0 is void."""
+"""Tests of ADE20K: 150 classes, label 0 is void."""
 
 import hashlib
 
@@ -26,11 +26,11 @@ def test_classes(root):
     assert (data.class_names[0], data.class_names[7], data.class_names[149]) == ("wall", "bed", "flag")
     assert (data.palette[0], data.palette[149]) == ((120, 120, 120), (92, 0, 255))
     digest = hashlib.sha256(bytes(channel for color in data.palette for channel in color)).hexdigest()
-    assert digest == "ce475c9151035eff51f4cf27fd7d906959b1480f6d15b9423ae2417c1b23a0ed"  # OpenMMLab's 150 colours
+    assert digest == "ce475c9151035eff51f4cf27fd7d906959b1480f6d15b9423ae2417c1b23a0ed"  # of OpenMMLab's 150 colours
 
 
 def test_a_photograph_that_is_cut_short_is_refused(root):
-    """A decoder would fill the rest with grey and say nothing."""
+    """Decoders fill the missing part with grey and raise no error."""
     data = open_dataset("ade20k", root=root)
     path = data.pairs[0].image
     path.write_bytes(path.read_bytes()[:-500])
@@ -38,7 +38,7 @@ def test_a_photograph_that_is_cut_short_is_refused(root):
         open_dataset("ade20k", root=root)[0]
 
 
-def test_a_thumbnail_inside_a_photograph_does_not_pass_for_its_end(root):
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_photograph(root):
     path = open_dataset("ade20k", root=root).pairs[0].image
     content = path.read_bytes()
     thumbnail = b"\xff\xe1\x00\x0a\xff\xd8\xff\xda\x00\x00\xff\xd9"

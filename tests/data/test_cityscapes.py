@@ -1,4 +1,4 @@
-"""Cityscapes against the official scripts: class list, label mapping, scores."""
+"""Tests of Cityscapes against the official scripts: classes, label mapping, scores."""
 
 import numpy as np
 import pytest
@@ -37,13 +37,13 @@ def test_mapped_ids_are_the_training_ids_that_the_official_script_draws(root):
     for i, pair in enumerate(data.pairs):
         drawn = np.asarray(Image.open(str(pair.label).replace("labelIds", "labelTrainIds")))
         assert np.array_equal(data[i][1].numpy(), drawn)
-    seen = set(torch.unique(data[0][1]).tolist())
-    assert 255 in seen
-    assert len(seen) > 10
+    values = set(torch.unique(data[0][1]).tolist())
+    assert 255 in values
+    assert len(values) > 10
     check_samples(data)
 
 
-def test_training_ids_are_taken_where_there_are_no_label_ids(root, tmp_path):
+def test_training_ids_are_read_if_there_are_no_label_ids(root, tmp_path):
     both = open_dataset("cityscapes", root=root, split="val")
     trees.cityscapes(tmp_path, images=3, encodings=("trainIds",))
     drawn = open_dataset("cityscapes", root=tmp_path, split="val")
@@ -52,7 +52,7 @@ def test_training_ids_are_taken_where_there_are_no_label_ids(root, tmp_path):
 
 
 class Guess(torch.nn.Module):
-    """Logits that depend on the colours alone, in no sensible way."""
+    """An untrained network, whose logits depend on the colours."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +63,7 @@ class Guess(torch.nn.Module):
         return self.layer(images)
 
 
-def test_scores_are_those_of_the_official_script(root, tmp_path):
+def test_scores_equal_those_of_the_official_script(root, tmp_path):
     data, model = open_dataset("cityscapes", root=root, split="val"), Guess().eval()
     predictions = []
     for i, (image, _) in enumerate(data):
@@ -73,8 +73,8 @@ def test_scores_are_those_of_the_official_script(root, tmp_path):
         trees.save(tmp_path / f"{i}.png", np.array(CITYSCAPES_LABEL_IDS, np.uint8)[classes])
     options = evalPixelLevelSemanticLabeling.args
     options.evalInstLevelScore, options.JSONOutput, options.quiet = False, False, True
-    truths = [str(pair.label) for pair in data.pairs]
-    expected = evalPixelLevelSemanticLabeling.evaluateImgLists(predictions, truths, options)
+    label_paths = [str(pair.label) for pair in data.pairs]
+    expected = evalPixelLevelSemanticLabeling.evaluateImgLists(predictions, label_paths, options)
     metrics = bpkd_sdk.evaluate(model, data)
     for name, iou in zip(metrics.class_names, metrics.per_class_iou, strict=True):
         assert iou == pytest.approx(expected["classScores"][name], abs=1e-12, nan_ok=True), name
@@ -91,7 +91,7 @@ def test_an_id_out_of_range_names_the_file(tmp_path):
         check_samples(open_dataset("cityscapes", root=tmp_path))
 
 
-def test_half_of_the_archives(tmp_path):
+def test_missing_folders_are_reported(tmp_path):
     trees.cityscapes(tmp_path)
     (tmp_path / "gtFine").rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"Expected gtFine/train in .*it holds elsewhere, leftImg8bit. Get"):
@@ -102,7 +102,7 @@ def test_half_of_the_archives(tmp_path):
         open_dataset("cityscapes", root=tmp_path, split="trian")
 
 
-def test_a_folder_with_the_archives_name_inside_a_whole_copy_is_no_other_root(tmp_path):
+def test_a_folder_named_cityscapes_inside_a_complete_copy_is_not_the_root(tmp_path):
     trees.cityscapes(tmp_path)
     (tmp_path / "cityscapes").mkdir()
     assert len(open_dataset("cityscapes", root=tmp_path)) == 2

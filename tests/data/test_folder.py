@@ -1,4 +1,4 @@
-"""Data sets on disk: what is read, and what is refused."""
+"""Tests of folders: valid folders, and folders that are refused."""
 
 import json
 
@@ -16,7 +16,7 @@ NAMES = ["road", "car", "sky"]
 
 @pytest.fixture
 def root(tmp_path):
-    """Three images and labels a split; the first label has void."""
+    """A folder with three images and labels per split; the first label has a void pixel."""
     generator = np.random.default_rng(0)
     (tmp_path / "classes.json").write_text(json.dumps(NAMES))
     for split in ("train", "val"):
@@ -46,8 +46,8 @@ def test_samples_are_rgb_and_ids(root):
     check_samples(data)
 
 
-def test_ids_of_16_bits_are_bytes_where_they_fit(root):
-    """So that files of both kinds can share a batch."""
+def test_ids_of_16_bit_files_are_uint8_if_they_fit(root):
+    """Labels of 8-bit and of 16-bit files can then share a batch."""
     path = root / "labels/val/1.png"
     ids = np.asarray(Image.open(path)).astype(np.uint16)
     write(path, ids)
@@ -58,7 +58,7 @@ def test_ids_of_16_bits_are_bytes_where_they_fit(root):
         check_samples(open_dataset("folder", root=root, split="val"))
 
 
-def test_a_path_alone_is_a_folder(root):
+def test_a_path_opens_a_folder(root):
     assert open_dataset(root, split="train").name.endswith("/train")
 
 
@@ -86,7 +86,7 @@ def test_palette_pngs_need_no_classes_file(root):
     assert set(torch.unique(data[1][1]).tolist()) == {0, 1}
 
 
-def test_images_without_any_labels(root):
+def test_a_folder_without_labels_has_blank_labels(root):
     for path in (root / "labels").rglob("*.png"):
         path.unlink()
     for folder in ("labels/train", "labels/val", "labels"):
@@ -96,7 +96,7 @@ def test_images_without_any_labels(root):
     assert data[0][1].shape == (20, 30)
 
 
-def test_everything_wrong_is_listed_up_front(root):
+def test_all_problems_are_listed(root):
     write(root / "labels/train/0.png", np.full((20, 30), 9, np.uint8))
     write(root / "labels/train/1.png", np.zeros((20, 31), np.uint8))
     (root / "images/train/2.png").write_bytes((root / "images/train/2.png").read_bytes()[:200])
@@ -109,7 +109,7 @@ def test_everything_wrong_is_listed_up_front(root):
 
 
 @pytest.mark.parametrize(
-    ("break_it", "error", "message"),
+    ("damage", "error", "message"),
     [
         pytest.param(lambda r: (r / "labels/train/1.png").unlink(), ValueError, r"1 of 3 images have no label:\n.*1\.png", id="orphan"),
         pytest.param(lambda r: write(r / "images/train/1.jpg", np.zeros((4, 4, 3), np.uint8)), ValueError, "share the name", id="twice"),
@@ -121,8 +121,8 @@ def test_everything_wrong_is_listed_up_front(root):
         pytest.param(lambda r: (r / "classes.json").write_text('{"class_names": ["a"], "palette": [[0,0,0],[1,1,1]]}'), ValueError, "1 class names but 2 colours", id="colours"),
     ],
 )  # fmt: skip
-def test_folders_that_cannot_be_used(root, break_it, error, message):
-    break_it(root)
+def test_incomplete_folders_are_refused(root, damage, error, message):
+    damage(root)
     with pytest.raises(error, match=message):
         open_dataset("folder", root=root)
 
@@ -133,7 +133,7 @@ def test_a_coloured_label_is_refused(root):
         check_samples(open_dataset("folder", root=root))
 
 
-def test_unusable_names():
+def test_unknown_names_and_missing_roots_are_refused():
     with pytest.raises(ValueError, match="Did you mean 'camvid'"):
         open_dataset("camvd", root="x")
     with pytest.raises(ValueError, match="needs `root`"):
@@ -151,7 +151,7 @@ def test_bad_data_stops_training_before_anything_is_written(root, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_camvid(camvid):
+def test_camvid_is_read(camvid):
     data = open_dataset("camvid", root=camvid, split="val")
     image, label = data[0]
     assert (len(data), data.num_classes, image.shape, label.shape) == (101, 11, (3, 360, 480), (360, 480))

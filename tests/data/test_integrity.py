@@ -1,4 +1,4 @@
-"""Is a copy whole? Counts, sizes, classes, offenders."""
+"""Tests of `check_dataset`: counts, sizes, classes, and problems."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ BUILDERS = {"cityscapes": trees.cityscapes, "ade20k": trees.ade20k, "pascal_cont
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_a_small_copy_is_sound_but_not_whole(name, tmp_path):
+def test_a_small_copy_is_reported_as_incomplete(name, tmp_path):
     BUILDERS[name](tmp_path)
     for report in check_dataset(name, tmp_path):
         assert (report.images, report.expected) == (2, DATASETS[name].images[report.split])
@@ -26,15 +26,15 @@ def test_a_small_copy_is_sound_but_not_whole(name, tmp_path):
         assert set(report.absent_classes) == {names[i] for i in range(len(names)) if i not in labels}
 
 
-def test_official_numbers():
-    """Cordts et al. 2016; the challenge's page; the release's own split (two and one fewer than the paper of 2014)."""
+def test_expected_counts_are_the_official_ones():
+    """Cordts et al. 2016; the page of the challenge; the split of the release (the paper of 2014 counts 2 and 1 more)."""
     images = {name: entry.images for name, entry in DATASETS.items()}
     assert images["cityscapes"] == {"train": 2975, "val": 500}
     assert images["ade20k"] == {"train": 20210, "val": 2000}
     assert images["pascal_context_59"] == {"train": 4996, "val": 5104}
 
 
-def test_a_whole_copy_has_no_problems(camvid):
+def test_a_complete_copy_has_no_problems(camvid):
     train, val = check_dataset("camvid", camvid)
     assert train.problems == val.problems == ()
     assert (train.images, train.smallest, train.largest) == (367, (360, 480), (360, 480))
@@ -44,8 +44,8 @@ def test_a_whole_copy_has_no_problems(camvid):
 def test_every_kind_of_damage_is_listed(tmp_path):
     trees.ade20k(tmp_path, images=6)
     top = tmp_path / "ADEChallengeData2016"
-    photo = top / "images/training/ADE_train_00000001.jpg"
-    photo.write_bytes(photo.read_bytes()[:-300])
+    image = top / "images/training/ADE_train_00000001.jpg"
+    image.write_bytes(image.read_bytes()[:-300])
     label = top / "annotations/training/ADE_train_00000002.png"
     label.write_bytes(label.read_bytes()[:60])
     trees.save(top / "annotations/training/ADE_train_00000003.png", np.full((64, 96), 151, np.uint8))
@@ -64,6 +64,6 @@ def test_every_kind_of_damage_is_listed(tmp_path):
     assert "1 of 6 images have no label" in val.problems[0]
 
 
-def test_an_unknown_name():
+def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match="Did you mean 'cityscapes'"):
         check_dataset("cityscape", "x")

@@ -1,4 +1,4 @@
-"""What label files mean: ids, colours, masks of 0 and 255, and classes that no label has."""
+"""Tests of the meaning of label files: ids, colours, masks of 0 and 255, and classes that occur in no label."""
 
 import json
 import warnings
@@ -18,7 +18,7 @@ OPTIONS = {"steps": 1, "batch_size": 2, "crop_size": (32, 32), "device": "cpu"}
 
 
 def shares(root, split="train"):
-    """Share of pixels of each sample whose class is the scene's."""
+    """Return the share of pixels of each sample whose class is that of the scene."""
     data = open_dataset("folder", root=root, split=split)
     start = 0 if split == "train" else 100
     return [
@@ -28,7 +28,7 @@ def shares(root, split="train"):
 
 
 def palette_png(order, colors=COLORS):
-    """Writes labels whose palette holds the colours in some order, another for odd files."""
+    """Return a writer of labels with a palette; files with an odd index have the palette in the given order."""
 
     def write(label, path, index):
         order_here = order if index % 2 else range(len(colors))
@@ -56,23 +56,23 @@ def test_palettes_in_another_order_are_read_by_colour(tmp_path, names):
     check_samples(data)
 
 
-def test_names_go_to_the_colours_of_the_first_file_and_that_is_said(tmp_path):
-    """Nothing says which colour is which class: the first file may be the odd one."""
+def test_classes_get_the_colours_of_the_first_file_with_a_warning(tmp_path):
+    """No file states which colour is which class, and the first file may be the exception."""
     root = write_folder(tmp_path, NAMES[:3], label=palette_png([0, 2, 1]))
-    said = r"different orders.*background #000000, red #c80000, green #00c800.*palette"
-    with pytest.warns(UserWarning, match=said) as caught:
+    message = r"different orders.*background #000000, red #c80000, green #00c800.*palette"
+    with pytest.warns(UserWarning, match=message) as caught:
         assert min(shares(root) + shares(root, "val")) == 1
     assert len(caught) == 1
 
 
-def test_the_palette_of_classes_json_goes_before_that_of_the_files(tmp_path):
+def test_the_palette_of_classes_json_takes_precedence(tmp_path):
     names = {"class_names": ["background", "green", "red"], "palette": COLORS[[0, 2, 1]].tolist()}
     root = write_folder(tmp_path, names, label=palette_png([0, 1, 2]))
     label = open_dataset("folder", root=root)[0][1].numpy()
     assert np.array_equal(label, np.array([0, 2, 1])[scene(0)[1]])
 
 
-def test_a_palette_cut_off_behind_its_last_colour_is_the_same_palette(tmp_path):
+def test_a_palette_without_its_last_colours_is_the_same_palette(tmp_path):
     def write(label, path, index):
         image = Image.fromarray(np.minimum(label, 1) if index == 0 else label, "P")
         image.putpalette(COLORS[: 2 if index == 0 else 3].flatten().tolist())
@@ -83,7 +83,7 @@ def test_a_palette_cut_off_behind_its_last_colour_is_the_same_palette(tmp_path):
 
 
 def test_void_of_palette_pngs(tmp_path):
-    """As PASCAL VOC has it: index 255, of a colour of its own."""
+    """PASCAL VOC stores void as index 255, with a separate colour."""
 
     def write(label, path, _):
         label[0] = 255
@@ -102,7 +102,7 @@ def test_rgb_labels_are_read_by_the_palette_of_classes_json(tmp_path):
     facts = {"class_names": NAMES[:3], "palette": COLORS.tolist()}
     root = write_folder(tmp_path, facts, label=rgb_png())
     assert min(shares(root)) == 1
-    # A file of nothing but black was made grey by its writer; it is read by colour as the others are.
+    # Writers may save a black image as grey; it is read by colour like the other files.
     Image.fromarray(np.zeros((48, 48), np.uint8)).save(root / "labels/train/0.png")
     assert set(open_dataset("folder", root=root)[0][1].unique().tolist()) == {0}
     Image.fromarray(np.full((48, 48), 200, np.uint8)).save(root / "labels/train/0.png")
@@ -118,19 +118,19 @@ def test_a_colour_without_a_class_names_the_file(tmp_path, write):
         check_samples(open_dataset("folder", root=root))
 
 
-def test_colours_without_a_palette_are_refused_with_what_to_write(tmp_path):
+def test_colours_without_a_palette_are_refused_with_advice(tmp_path):
     root = write_folder(tmp_path, NAMES[:3], label=rgb_png())
     with pytest.raises(ValueError, match=r'0\.png: holds colours #000000, .* "palette" in classes\.json'):
         check_samples(open_dataset("folder", root=root))
 
 
-def test_a_palette_of_one_colour_for_several_classes_is_no_palette(tmp_path):
-    """Some tools write a palette of nothing but black; the indices are then ids."""
+def test_a_palette_with_one_colour_for_several_classes_is_ignored(tmp_path):
+    """Some tools write a palette of black only; the indices are ids then."""
     root = write_folder(tmp_path, NAMES[:3], label=palette_png([0, 1, 2], np.zeros((3, 3), np.uint8)))
     assert min(shares(root)) == 1
 
 
-def test_a_palette_file_among_grey_ones_is_read_by_its_indices_and_that_is_said(tmp_path):
+def test_a_palette_file_among_grey_files_is_read_by_index_with_a_warning(tmp_path):
     def write(label, path, index):
         (palette_png([0, 1, 2]) if index == 3 else lambda *a: Image.fromarray(a[0]).save(a[1]))(label, path, 0)
 
@@ -139,7 +139,7 @@ def test_a_palette_file_among_grey_ones_is_read_by_its_indices_and_that_is_said(
         assert min(shares(root)) == 1
 
 
-def test_grey_ids_in_three_channels_beside_a_palette_for_drawing(tmp_path):
+def test_grey_ids_in_three_channels_are_ids_despite_a_palette(tmp_path):
     def write(label, path, _):
         Image.fromarray(np.repeat(label[..., None], 3, axis=2)).save(path)
 
@@ -147,7 +147,7 @@ def test_grey_ids_in_three_channels_beside_a_palette_for_drawing(tmp_path):
     assert min(shares(root)) == 1
 
 
-def test_indices_of_a_palette_are_read_where_they_are_mapped(tmp_path):
+def test_palette_indices_are_read_if_they_are_mapped(tmp_path):
     facts = {"class_names": NAMES[:3], "palette": [[9, 9, 9], [8, 8, 8], [7, 7, 7]]}
     root = write_folder(tmp_path, facts, label=palette_png([0, 1, 2]))
     with pytest.raises(ValueError, match="map the indices"):
@@ -156,7 +156,7 @@ def test_indices_of_a_palette_are_read_where_they_are_mapped(tmp_path):
     assert min(shares(root)) == 1
 
 
-def test_white_of_a_one_bit_mask_is_1_where_255_is_void(tmp_path):
+def test_white_of_a_one_bit_mask_is_1_if_255_is_void(tmp_path):
     facts = {"class_names": ["background", "cat"], "ids": {"0": "background", "2": "cat"}}
     root = write_folder(tmp_path, facts, classes=2, label=lambda label, p, _: Image.fromarray(label > 0).save(p))
     with pytest.raises(ValueError, match=r"0\.png: holds the ids \[1\], which are not mapped to classes"):
@@ -164,7 +164,7 @@ def test_white_of_a_one_bit_mask_is_1_where_255_is_void(tmp_path):
 
 
 def grey_palette_png(values, every=1):
-    """Writes grey values as indices into a palette of these greys in descending order, as optimisers of PNGs may."""
+    """Return a writer of grey values as indices into a palette of greys in descending order, as PNG optimisers do."""
 
     def write(label, path, index):
         greys = np.array(values, np.uint8)[label]
@@ -193,7 +193,7 @@ def test_masks_of_0_and_255_in_palettes_of_greys(tmp_path):
         assert min(shares(root)) == 1
 
 
-def test_masks_of_0_and_1_beside_masks_of_0_and_255_are_told(tmp_path):
+def test_masks_of_0_and_1_beside_masks_of_0_and_255_give_a_warning(tmp_path):
     def write(label, path, _):
         Image.fromarray(label * np.uint8(255 if path.parent.name == "val" else 1)).save(path)
 
@@ -202,26 +202,26 @@ def test_masks_of_0_and_1_beside_masks_of_0_and_255_are_told(tmp_path):
         open_dataset("folder", root=root)
 
 
-def test_labels_of_nothing_but_void_are_refused(tmp_path):
+def test_labels_with_void_only_are_refused(tmp_path):
     root = write_folder(tmp_path, NAMES[:3], label=mapped(255, 255, 255))
     with pytest.raises(ValueError, match=r"All labels of .*/train are void \(255\)"):
         check_samples(open_dataset("folder", root=root))
 
 
-def test_labels_without_an_image_are_told(tmp_path):
+def test_labels_without_an_image_give_a_warning(tmp_path):
     root = write_folder(tmp_path, NAMES[:3])
     (root / "images/train/3.png").rename(root / "images/train/3.jp2")
     with pytest.warns(UserWarning, match=r"1 label files .* have no image .*\n.*3\.png"):
         assert len(open_dataset("folder", root=root)) == 7
 
 
-def test_ids_from_1_are_told_in_the_first_error(tmp_path):
+def test_ids_from_1_are_mapped_in_the_error_message(tmp_path):
     root = write_folder(tmp_path / "data", NAMES[:3], label=mapped(1, 2, 3))
     with pytest.raises(ValueError, match=r'"ids": \{"1": "background", "2": "red", "3": "green"\}'):
         bpkd_sdk.train(tiny(3), root, output_dir=tmp_path / "run", **OPTIONS)
 
 
-def test_a_folder_that_is_not_there_is_named():
+def test_a_missing_folder_is_named():
     with pytest.raises(FileNotFoundError, match="There is no folder no/such/folder"):
         open_dataset("no/such/folder")
 
@@ -235,7 +235,7 @@ def test_colours_mapped_to_classes(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_values_mapped_to_classes(tmp_path, dtype):
-    """0 is void and classes start at 1, as in ADE20K; two values may be one class."""
+    """0 is void and classes start at 1, as in ADE20K; two values can be the same class."""
     facts = {"ids": {"0": "void", "1": "thing", "40": "thing"}, "class_names": ["rest", "thing"]}
     data = open_dataset("folder", root=write_folder(tmp_path, facts, label=mapped(0, 1, 40, dtype=dtype)))
     assert data.class_names == ("rest", "thing")
@@ -252,7 +252,7 @@ def test_values_of_16_bits_mapped_to_classes(tmp_path):
     check_samples(data)
 
 
-def test_the_error_for_labels_out_of_range_writes_the_mapping_out(tmp_path):
+def test_the_error_for_labels_out_of_range_contains_a_mapping(tmp_path):
     root = write_folder(tmp_path, NAMES[1:3], label=mapped(0, 1, 2))
     with pytest.raises(ValueError, match=r"labels \[2\] are outside the classes 0..1") as caught:
         check_samples(open_dataset("folder", root=root))
@@ -263,7 +263,7 @@ def test_the_error_for_labels_out_of_range_writes_the_mapping_out(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_masks_of_0_and_255_are_two_classes_and_it_is_said_once(tmp_path, channels):
+def test_masks_of_0_and_255_are_two_classes_with_one_warning(tmp_path, channels):
     def write(label, path, _):
         mask = label * np.uint8(255)
         Image.fromarray(mask if channels == 1 else np.repeat(mask[..., None], 3, axis=2)).save(path)
@@ -283,7 +283,7 @@ def test_masks_of_one_bit_beside_those_of_0_and_255(tmp_path):
         assert min(shares(root)) == 1
 
 
-def test_255_stays_void_where_1_is_a_class(tmp_path):
+def test_255_is_void_if_1_is_a_class(tmp_path):
     def write(label, path, index):
         Image.fromarray(label if index == 3 else np.where(label == 1, 255, 0).astype(np.uint8)).save(path)
 
@@ -304,7 +304,7 @@ def test_binary_masks_are_learnt(tmp_path):
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_ids_of_few_bits(tmp_path, bits):
-    """A PNG of fewer than 8 bits holds the ids themselves, not shades of grey."""
+    """A PNG with fewer than 8 bits stores the ids, not scaled grey values."""
     classes = 2 if bits == 1 else 3
 
     def write(label, path, _):
@@ -318,7 +318,7 @@ def test_ids_of_few_bits(tmp_path, bits):
 
 
 def grey_png(size, bits, rows):
-    """The bytes of a grey PNG of so many bits, from packed rows."""
+    """Return a grey PNG with this number of bits, from packed rows."""
     import struct
     import zlib
 
@@ -330,8 +330,8 @@ def grey_png(size, bits, rows):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
 
 
-def run_of(entry, data, folder):
-    """One step of an entry point that trains."""
+def train_one_step(entry, data, folder):
+    """Train one step with a function of the public API."""
     if entry == "train":
         return bpkd_sdk.train(tiny(3), data, output_dir=folder, **OPTIONS)
     if entry == "distill":
@@ -343,7 +343,7 @@ def run_of(entry, data, folder):
 
 
 @pytest.mark.parametrize("entry", ["train", "distill", "compare"])
-def test_a_class_in_no_training_label_is_named_before_the_first_step(tmp_path, entry):
+def test_a_class_without_labels_gives_a_warning_before_the_first_step(tmp_path, entry):
     class NoGreen(Scenes):
         def __getitem__(self, index):
             image, label = super().__getitem__(index)
@@ -351,10 +351,10 @@ def test_a_class_in_no_training_label_is_named_before_the_first_step(tmp_path, e
 
     data = (NoGreen(), Scenes(start=100, length=2))
     with pytest.warns(UserWarning, match="No label of scenes has the class 'green'.* hold 0, 1, and 255"):
-        run_of(entry, data, tmp_path / "a")
+        train_one_step(entry, data, tmp_path / "a")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run_of(entry, (Scenes(), NoGreen(start=100, length=2)), tmp_path / "b")
+        train_one_step(entry, (Scenes(), NoGreen(start=100, length=2)), tmp_path / "b")
     assert not [warning for warning in caught if "No label" in str(warning.message)]
 
 
@@ -368,15 +368,15 @@ def test_a_class_in_no_training_label_is_named_before_the_first_step(tmp_path, e
         pytest.param(lambda p: p.write_bytes(p.read_bytes()[:60]), "cannot be read as a label map", id="cut"),
     ],
 )  # fmt: skip
-def test_label_files_that_cannot_be_read_are_listed_by_name(tmp_path, make, message):
+def test_unreadable_label_files_are_listed_by_name(tmp_path, make, message):
     root = write_folder(tmp_path, NAMES[:3])
     make(root / "labels/train/3.png")
     with pytest.raises(ValueError, match=rf"1 of 8 samples .*\n.*3\.png: .*{message}"):
         check_samples(open_dataset("folder", root=root))
 
 
-def test_a_label_of_too_many_pixels_is_listed_by_name(tmp_path, monkeypatch):
-    """Pillow's own error names no file."""
+def test_a_label_with_too_many_pixels_is_listed_by_name(tmp_path, monkeypatch):
+    """Pillow's error does not name the file."""
     root = write_folder(tmp_path, NAMES[:3])
     Image.fromarray(np.zeros((200, 200), np.uint8)).save(root / "labels/train/3.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
@@ -402,14 +402,14 @@ def test_a_label_of_too_many_pixels_is_listed_by_name(tmp_path, monkeypatch):
         ('{"class_names": ["a", "b"], "ids": {}, "ignore_index": -1}', "to map values to class names"),
     ],
 )
-def test_a_classes_file_that_cannot_be_used(tmp_path, content, message):
+def test_invalid_classes_files_are_refused(tmp_path, content, message):
     root = write_folder(tmp_path, NAMES[:3], train=1, val=1)
     (root / "classes.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
         open_dataset("folder", root=root)
 
 
-def test_a_byte_order_mark_is_no_matter(tmp_path):
+def test_a_byte_order_mark_is_ignored(tmp_path):
     root = write_folder(tmp_path, NAMES[:3], train=1, val=1)
     (root / "classes.json").write_text('["a", "b", "c"]', encoding="utf-8-sig")
     assert open_dataset("folder", root=root).class_names == ("a", "b", "c")

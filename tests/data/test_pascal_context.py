@@ -1,4 +1,4 @@
-"""PASCAL Context: the conversion of its release, painted here pixel by pixel, and the data set on top."""
+"""Tests of PASCAL Context: the conversion of its release, against labels drawn pixel by pixel, and the data set."""
 
 import json
 
@@ -27,7 +27,7 @@ def rewrite(root, release):
     (root / TOP / "trainval_merged.json").write_text(json.dumps(release))
 
 
-def test_later_masks_lie_over_earlier_ones_and_the_rest_is_background(root):
+def test_later_masks_cover_earlier_masks_and_the_rest_is_background(root):
     convert_pascal_context(root)
     release = release_of(root)
     numbers = sorted(PASCAL_CATEGORIES.values())
@@ -42,7 +42,7 @@ def test_later_masks_lie_over_earlier_ones_and_the_rest_is_background(root):
         assert 0 in expected
 
 
-def test_lists_hold_the_images_of_their_phase_and_test_images_are_left_out(root):
+def test_lists_contain_the_images_of_their_phase_without_test_images(root):
     convert_pascal_context(root)
     for split, numbers in (("train", (0, 1, 2)), ("val", (3, 4, 5))):
         names = (root / TOP / f"ImageSets/SegmentationContext/{split}.txt").read_text().split()
@@ -50,7 +50,7 @@ def test_lists_hold_the_images_of_their_phase_and_test_images_are_left_out(root)
     assert len(list((root / TOP / "SegmentationClassContext").iterdir())) == 6
 
 
-def test_the_data_set_leaves_the_background_out(root):
+def test_the_background_is_void(root):
     convert_pascal_context(root)
     data = open_dataset("pascal_context_59", root=root, split="val")
     assert (len(data), data.num_classes, len(data.palette)) == (3, 59, 59)
@@ -61,16 +61,16 @@ def test_the_data_set_leaves_the_background_out(root):
 
 
 def test_class_names_belong_to_their_numbers():
-    """The 459 categories of the release are numbered alphabetically, and so are the 59 among them."""
+    """The 459 categories of the release, and so the 59 classes, are numbered in alphabetical order."""
     assert list(PASCAL_CATEGORIES) == sorted(PASCAL_CATEGORIES)
     assert list(PASCAL_CATEGORIES.values()) == sorted(PASCAL_CATEGORIES.values())
     assert len(PASCAL_CATEGORIES) == 59
 
 
-def test_an_interrupted_conversion_goes_on_where_it_stopped(root):
+def test_an_interrupted_conversion_continues(root):
     release = release_of(root)
-    whole = release_of(root)
-    # Sixth image: a category that is not among the 59 stops the conversion, as Ctrl-C would.
+    complete = release_of(root)
+    # A category of the sixth image that is not among the 59 stops the conversion, as Ctrl-C would.
     last = release["images"][5]
     release["annos_segmentation"].append(trees.mask_record(last, 3, np.ones((64, 96), np.uint8)))
     rewrite(root, release)
@@ -81,14 +81,14 @@ def test_an_interrupted_conversion_goes_on_where_it_stopped(root):
     assert len(done) == 5
     with pytest.raises(FileNotFoundError, match="train.txt"):
         open_dataset("pascal_context_59", root=root)
-    rewrite(root, whole)
+    rewrite(root, complete)
     convert_pascal_context(root)
     assert len(list(labels.iterdir())) == 6
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
     assert len(open_dataset("pascal_context_59", root=root)) == 3
 
 
-def test_a_release_that_cannot_be_used(root):
+def test_damaged_release_files_are_refused(root):
     file = root / TOP / "trainval_merged.json"
     content = file.read_bytes()
     file.write_bytes(content[:-100])
@@ -107,7 +107,7 @@ def test_a_release_that_cannot_be_used(root):
         convert_pascal_context(root)
 
 
-def test_files_that_are_listed_but_missing(root):
+def test_missing_files_are_reported(root):
     convert_pascal_context(root)
     (root / TOP / "JPEGImages/2008_000001.jpg").unlink()
     with pytest.raises(ValueError, match=r"1 of 3 images are missing:\n.*2008_000001.jpg"):

@@ -1,3 +1,5 @@
+"""Tests of the generated scenes: size, determinism, and properties of objects and labels."""
+
 import colorsys
 from itertools import combinations
 
@@ -18,7 +20,7 @@ def pixels_of(label, name):
 
 
 @pytest.mark.parametrize("size", [(128, 128), (32, 48), (96, 161), (161, 96), (256, 320)], ids=str)
-def test_image_and_label_have_the_size_asked_for(size):
+def test_image_and_label_have_the_requested_size(size):
     image, label = render(0, "train", 1, size)
     assert image.shape == (*size, 3)
     assert label.shape == size
@@ -33,11 +35,11 @@ def test_the_same_arguments_give_the_same_scene():
 
 
 def test_seed_split_and_index_each_give_another_scene():
-    labels = [render(*which)[1] for which in [(0, "train", 0), (1, "train", 0), (0, "val", 0), (0, "train", 1)]]
+    labels = [render(*arguments)[1] for arguments in [(0, "train", 0), (1, "train", 0), (0, "val", 0), (0, "train", 1)]]
     assert all((a != b).mean() > 0.01 for a, b in combinations(labels, 2))
 
 
-def test_the_global_random_state_plays_no_part():
+def test_the_global_random_state_is_not_used():
     np.random.seed(0)
     before = np.random.get_state()[1].copy()
     render(0, "train", 0)
@@ -53,16 +55,16 @@ def test_every_class_is_in_a_fifth_of_the_scenes_or_more(scenes):
 @pytest.mark.parametrize("name", ["pole", "wire"])
 def test_lines_are_thin(scenes, name):
     square = np.ones((7, 7), np.uint8)
-    left = total = 0
+    remaining = total = 0
     for _, label in scenes:
         line = pixels_of(label, name)
-        left += cv2.erode(line, square, borderValue=0).sum()
+        remaining += cv2.erode(line, square, borderValue=0).sum()
         total += line.sum()
     assert total > 0
-    assert left < 0.001 * total  # where two of them cross
+    assert remaining < 0.001 * total  # the crossings of two lines
 
 
-def test_the_scene_shows_through_a_fence(scenes):
+def test_fences_have_holes(scenes):
     square = np.ones((5, 5), np.uint8)
     fences = [fence for _, label in scenes if (fence := pixels_of(label, "fence")).any()]
     hidden = [cv2.morphologyEx(fence, cv2.MORPH_CLOSE, np.ones((15, 15), np.uint8)).sum() for fence in fences]
@@ -81,8 +83,8 @@ def test_edges_of_the_image_lie_on_edges_of_the_label(scenes):
     assert np.concatenate(on).mean() > 3 * np.concatenate(off).mean()
 
 
-def test_colour_is_a_hint_and_not_the_answer(scenes):
-    """Guessing an object's class by its nearest hue beats chance (1 in 8), and fails often."""
+def test_colour_alone_does_not_determine_the_class(scenes):
+    """The class of the nearest hue is better than chance (1 in 8), and often wrong."""
     guesses = []
     for image, label in scenes:
         for class_id in np.unique(label[label > 0]):
@@ -92,7 +94,7 @@ def test_colour_is_a_hint_and_not_the_answer(scenes):
     assert 0.3 < np.mean(guesses) < 0.8, np.mean(guesses)
 
 
-def test_every_class_has_a_colour_of_its_own():
+def test_every_class_has_a_different_colour():
     assert len(PALETTE) == len(set(PALETTE)) == len(CLASS_NAMES) == len(set(CLASS_NAMES))
 
 
@@ -101,6 +103,6 @@ def test_every_class_has_a_colour_of_its_own():
     [((0, "train", 0, (31, 128)), "at least 32"), ((-1, "train", 0), "0 or more"), ((0, "train", -1), "0 or more")],
     ids=["size", "seed", "index"],
 )
-def test_refuses(arguments, message):
+def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         render(*arguments)

@@ -1,4 +1,4 @@
-"""Image and label move together, and a draw depends on nothing but the seed and its number."""
+"""Tests of the augmentation: image and label stay aligned, and draws depend on the seed and their number only."""
 
 import colorsys
 
@@ -27,23 +27,23 @@ from bpkd_sdk.training.loader import training_loader
 
 
 def test_image_and_label_stay_aligned():
-    """The image is its own label, painted in grey: after any augmentation but colour they must still agree."""
+    """The image shows its label in grey; after any geometric augmentation both must agree."""
     torch.manual_seed(0)
     label = torch.randint(0, 5, (4, 6), dtype=torch.uint8).repeat_interleave(16, 0).repeat_interleave(16, 1)
     transform = training_transform((48, 64), ignore_index=255)
     transform.transforms = [part for part in transform.transforms if not isinstance(part, PhotometricDistortion)]
-    kept = []
+    agreement = []
     for _ in range(20):
         image, moved = augment(transform, (label * 50).expand(3, -1, -1), label)
         assert image.shape == (3, 48, 64)
         assert (image.dtype, moved.dtype) == (torch.uint8, torch.uint8)
         inside = moved != 255
         agree = (image[0].float() - 50.0 * moved).abs() < 26
-        kept.append(agree[inside].float().mean().item())
-    assert min(kept) > 0.85
+        agreement.append(agree[inside].float().mean().item())
+    assert min(agreement) > 0.85
 
 
-def test_what_is_outside_the_image_is_void():
+def test_pixels_outside_the_image_are_void():
     torch.manual_seed(0)
     transform = training_transform((64, 64), ignore_index=255, scale=(0.5, 0.5))
     _, label = augment(transform, torch.zeros(3, 32, 32, dtype=torch.uint8), torch.ones(32, 32, dtype=torch.uint8))
@@ -51,8 +51,8 @@ def test_what_is_outside_the_image_is_void():
     assert (label == 255).sum() == 64 * 64 - 16 * 16
 
 
-def colors():
-    """Corners of the colour cube and what lies between, grey and black included: (3, 6, 36)."""
+def color_cube():
+    """Return a grid of the colour cube with its corners, grey and black: (3, 6, 36)."""
     values = torch.tensor([0, 1, 90, 128, 200, 255], dtype=torch.uint8)
     return torch.cartesian_prod(values, values, values).T.reshape(3, 6, 36)
 
@@ -74,14 +74,14 @@ def saturated(red, green, blue, factor):
     ],
 )
 def test_colours_change_as_in_openmmlab(adjust, amount, expected):
-    image = colors()
+    image = color_cube()
     adjusted = adjust(image, amount)
     assert adjusted.dtype == torch.uint8
-    by_hand = torch.tensor([expected(*color) for color in image.flatten(1).T.tolist()])
-    assert (adjusted.flatten(1).T - by_hand).abs().max() <= 0.51  # both round, if to different sides
+    reference = torch.tensor([expected(*color) for color in image.flatten(1).T.tolist()])
+    assert (adjusted.flatten(1).T - reference).abs().max() <= 0.51  # both round, in different directions
 
 
-def test_each_change_of_colours_is_left_out_half_of_the_time():
+def test_each_colour_adjustment_has_probability_one_half():
     torch.manual_seed(0)
     draws = [PhotometricDistortion().make_params([])["adjustments"] for _ in range(2000)]
     for name, lowest, highest in (
@@ -99,15 +99,15 @@ def test_each_change_of_colours_is_left_out_half_of_the_time():
     assert 0.3 < last / len(orders) < 0.7
 
 
-def test_labels_and_padding_keep_their_colours():
+def test_labels_and_padding_are_not_distorted():
     torch.manual_seed(0)
     transform = training_transform((32, 32), ignore_index=255, scale=(0.5, 0.5))
     image, label = torch.full((3, 32, 32), 60, dtype=torch.uint8), torch.ones(32, 32, dtype=torch.uint8)
-    seen = [augment(transform, image, label) for _ in range(20)]
-    assert len({image[:, 0, 0].sum().item() for image, _ in seen}) > 5
+    samples = [augment(transform, image, label) for _ in range(20)]
+    assert len({image[:, 0, 0].sum().item() for image, _ in samples}) > 5
     padding = torch.tensor([124, 116, 104], dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16)
-    assert all(torch.equal(image[:, 16:, 16:], padding) for image, _ in seen)
-    assert all((label[:16, :16] == 1).all() for _, label in seen)
+    assert all(torch.equal(image[:, 16:, 16:], padding) for image, _ in samples)
+    assert all((label[:16, :16] == 1).all() for _, label in samples)
     mask = tv_tensors.Mask(label)
     assert torch.equal(PhotometricDistortion()(mask), mask)
 
@@ -120,17 +120,17 @@ def batches(workers, first_step=0):
     return [(images.clone(), labels.clone()) for images, labels in loader]
 
 
-def test_batches_do_not_depend_on_workers_or_on_where_a_run_resumes():
-    whole = batches(workers=0)
-    assert len(whole) == 6
+def test_batches_do_not_depend_on_workers_or_on_the_step_of_resumption():
+    expected = batches(workers=0)
+    assert len(expected) == 6
     for other in (batches(workers=2), batches(workers=0, first_step=2)):
-        for (images, labels), (again, their_labels) in zip(reversed(whole), reversed(other), strict=False):
-            assert torch.equal(images, again)
-            assert torch.equal(labels, their_labels)
-    assert not torch.equal(whole[0][0], whole[1][0])
+        for (images, labels), (other_images, other_labels) in zip(reversed(expected), reversed(other), strict=False):
+            assert torch.equal(images, other_images)
+            assert torch.equal(labels, other_labels)
+    assert not torch.equal(expected[0][0], expected[1][0])
 
 
-def test_every_sample_is_seen_once_an_epoch():
+def test_every_sample_is_drawn_once_per_epoch():
     from bpkd_sdk.training.loader import _ShuffledDraws
 
     draws = list(_ShuffledDraws(7, range(21), seed=0))
@@ -140,15 +140,15 @@ def test_every_sample_is_seen_once_an_epoch():
 
 
 def test_scale_is_relative_to_the_base_size():
-    """OpenMMLab's `img_scale`: a photograph of 500 x 375 is fitted into 520 x 520, then scaled."""
+    """As with OpenMMLab's `img_scale`, an image of 500 x 375 is fitted into 520 x 520, then scaled."""
     image, label = torch.zeros(3, 375, 500, dtype=torch.uint8), torch.ones(375, 500, dtype=torch.uint8)
     for factor, height, width in ((1.0, 390, 520), (0.5, 195, 260)):
         transform = training_transform((600, 600), ignore_index=255, scale=(factor, factor), base_size=(520, 520))
         assert (augment(transform, image, label)[1] == 1).sum() == height * width
 
 
-def test_crops_are_drawn_again_while_one_class_fills_them():
-    """Left half one class, right half four: most crops fall into the left half alone unless they are drawn again."""
+def test_crops_that_one_class_fills_are_drawn_again():
+    """The left three quarters are one class, the right quarter four: most first crops contain one class only."""
     label = torch.zeros(64, 256, dtype=torch.uint8)
     label[:, 192:] = torch.arange(1, 5, dtype=torch.uint8).repeat_interleave(16)
     image = torch.zeros(3, 64, 256, dtype=torch.uint8)
@@ -176,30 +176,30 @@ LIGHT = 200
 
 
 def two_edges(size, row, column):
-    """An image and its label with two edges: red is light from a row on, green is light from a column on."""
+    """Return an image and its label with two edges: red is light below a row, green is light right of a column."""
     below, beside = torch.zeros(2, *size, dtype=torch.uint8)
     below[row:], beside[:, column:] = 1, 1
     return torch.stack([below, beside, below]) * LIGHT, 2 * below + beside
 
 
 def label_offsets(transform, size, margin=10):
-    """How many pixels the edges of labels lie below and to the right of the image's, for edges at all places: (n, 2).
+    """Return the offsets in pixels of the label's edges, down and to the right, against those of the image: (n, 2).
 
-    An edge is measured by the area of what is light, on the pixels that are not void. Edges that a crop has lost are
-    nan. The places lie symmetrically about the middle of the image, each is used once.
+    The position of an edge is measured by the light area on the pixels that are not void; NaN if the edge is outside of
+    the crop. The n positions are symmetric about the middle of the image.
     """
-    found = []
+    offsets = []
     count = min(size) - 2 * margin + 1
-    for place in range(count):
-        pair = augment(transform, *two_edges(size, *((side - count + 1) // 2 + place for side in size)))
+    for position in range(count):
+        pair = augment(transform, *two_edges(size, *((side - count + 1) // 2 + position for side in size)))
         image, label = (tensor.numpy() for tensor in pair)
         known = label != 255
         assert (image[:, ~known].T == IMAGE_FILL).all()
-        found.append([])
+        offsets.append([])
         for axis, is_light in enumerate((label >= 2, label % 2 == 1)):
             shift = (image[axis][known] / LIGHT).sum() - is_light[known].sum()
-            found[-1].append(shift / known.any(axis).sum() if 0 < is_light[known].mean() < 1 else np.nan)
-    return np.array(found)
+            offsets[-1].append(shift / known.any(axis).sum() if 0 < is_light[known].mean() < 1 else np.nan)
+    return np.array(offsets)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -213,8 +213,8 @@ def test_scaled_labels_stay_on_their_edges(size, base_size):
 @pytest.mark.parametrize(
     ("size", "base_size"), [((52, 64), (32, 26)), ((64, 84), (63, 48)), ((64, 96), (24, 16))], ids=str
 )
-def test_labels_between_two_pixels_take_both_alike(size, base_size):
-    """At 1/2, 3/4 and 1/4 many centres lie between two pixels; "nearest-exact" would move labels by up to 0.25."""
+def test_ties_between_two_label_pixels_have_no_bias(size, base_size):
+    """At 1/2, 3/4 and 1/4 many centres are between two pixels; "nearest-exact" would move labels by up to 0.25."""
     assert np.abs(label_offsets(RandomScale((1, 1), base_size), size, margin=12).mean(0)).max() < 0.05
 
 
@@ -228,11 +228,11 @@ def test_labels_between_two_pixels_take_both_alike(size, base_size):
         pytest.param(PadTo((80, 81), 255), id="pad"),
     ],
 )
-def test_crops_flips_and_padding_move_nothing(transform, size):
+def test_crops_flips_and_padding_keep_the_alignment(transform, size):
     torch.manual_seed(0)
-    found = label_offsets(transform, size)
-    assert np.isfinite(found).sum() > 20
-    assert np.nanmax(np.abs(found)) < 1e-5
+    offsets = label_offsets(transform, size)
+    assert np.isfinite(offsets).sum() > 20
+    assert np.nanmax(np.abs(offsets)) < 1e-5
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -241,9 +241,9 @@ def test_training_keeps_labels_on_their_edges(size, base_size):
     torch.manual_seed(0)
     transform = training_transform((57, 64), ignore_index=255, base_size=base_size)
     transform.transforms = [part for part in transform.transforms if not isinstance(part, PhotometricDistortion)]
-    found = np.concatenate([label_offsets(transform, size) for _ in SCALES])
-    assert np.isfinite(found).sum(0).min() > 500
-    assert np.abs(np.nanmean(found, axis=0)).max() < 0.05
+    offsets = np.concatenate([label_offsets(transform, size) for _ in SCALES])
+    assert np.isfinite(offsets).sum(0).min() > 500
+    assert np.abs(np.nanmean(offsets, axis=0)).max() < 0.05
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_training_keeps_labels_on_their_edges(size, base_size):
     ],
 )
 @pytest.mark.parametrize("scale", [0.5, 0.83, 1.0, 1.7])
-def test_scaled_labels_keep_type_and_ids(dtype, ids, scale):
+def test_scaled_labels_keep_their_dtype_and_ids(dtype, ids, scale):
     label = torch.tensor(ids, dtype=dtype).repeat_interleave(8).expand(24, -1)
     image, scaled = augment(RandomScale((scale, scale)), torch.zeros(3, *label.shape, dtype=torch.uint8), label)
     assert scaled.dtype == dtype
@@ -265,7 +265,7 @@ def test_scaled_labels_keep_type_and_ids(dtype, ids, scale):
 
 @pytest.mark.parametrize("length", [1, 2, 7, 12, 64, 97])
 @pytest.mark.parametrize("cells", [1, 3, 6, 32, 97, 150, 194])
-def test_no_label_pixel_is_nearer_than_the_one_taken(length, cells):
+def test_resized_labels_take_the_nearest_pixel(length, cells):
     taken = resize_label(torch.arange(length)[None], (1, cells))[0]
     centres, pixels = (2 * torch.arange(cells) + 1) * length, (2 * torch.arange(length) + 1) * cells
     distances = (centres[:, None] - pixels).abs()  # in units of 1 / (2 cells) pixels

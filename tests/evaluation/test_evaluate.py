@@ -1,4 +1,4 @@
-"""Inference at the images' own size, whole and by windows."""
+"""Tests of `evaluate`: scores at the size of the labels, batches, modes of modules, errors."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tests.networks import tiny
 
 
 class Oracle(nn.Module):
-    """Returns logits that say the label back, at stride 1: the image's first channel holds the class."""
+    """A perfect network of stride 1 for `LabelsAsImages`, whose first channel holds the class."""
 
     def forward(self, images):
         spec = bpkd_sdk.NetworkSpec(name=None, num_classes=3)
@@ -22,8 +22,10 @@ class Oracle(nn.Module):
         return F.one_hot(red.round().long(), 3).permute(0, 3, 1, 2).float()
 
 
-class Painted(bpkd_sdk.SegmentationDataset):
-    name, class_names, palette = "painted", ("a", "b", "c"), ((0, 0, 0),) * 3
+class LabelsAsImages(bpkd_sdk.SegmentationDataset):
+    """Images whose three channels are the label."""
+
+    name, class_names, palette = "labels as images", ("a", "b", "c"), ((0, 0, 0),) * 3
 
     def __init__(self, sizes):
         generator = torch.Generator().manual_seed(0)
@@ -38,19 +40,19 @@ class Painted(bpkd_sdk.SegmentationDataset):
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_perfect_network_scores_one_at_any_mix_of_sizes(mode, batch_size):
-    data = Painted([(20, 30), (20, 30), (33, 17), (20, 30)])
+def test_a_perfect_network_scores_one_for_images_of_several_sizes(mode, batch_size):
+    data = LabelsAsImages([(20, 30), (20, 30), (33, 17), (20, 30)])
     metrics = bpkd_sdk.evaluate(Oracle(), data, protocol=EvaluationProtocol(mode, (16, 16)), batch_size=batch_size)
     assert metrics.miou == 1
     assert metrics.images == 4
 
 
-def test_samples_read_ahead_come_in_order():
-    data = Painted([(20, 30), (20, 30), (20, 30), (33, 17), (20, 30)])
-    here, ahead = (list(_batches(data, 2, workers)) for workers in (0, 2))
-    assert [len(images) for images, _ in here] == [2, 1, 1, 1]
-    for ours, theirs in zip(here, ahead, strict=True):
-        assert all(map(torch.equal, ours, theirs))
+def test_samples_that_workers_read_ahead_keep_their_order():
+    data = LabelsAsImages([(20, 30), (20, 30), (20, 30), (33, 17), (20, 30)])
+    in_process, ahead = (list(_batches(data, 2, workers)) for workers in (0, 2))
+    assert [len(images) for images, _ in in_process] == [2, 1, 1, 1]
+    for expected, batch in zip(in_process, ahead, strict=True):
+        assert all(map(torch.equal, expected, batch))
 
 
 def test_whole_pads_to_the_divisor_and_resizes_logits_before_the_mask():
@@ -67,7 +69,7 @@ def test_one_class_is_thresholded_at_zero():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_comes_back_in_its_mode(training):
+def test_a_module_returns_to_its_mode(training):
     model = tiny(9).train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     bpkd_sdk.evaluate(model, ShapesDataset("val", length=2))
@@ -75,7 +77,7 @@ def test_the_model_comes_back_in_its_mode(training):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_a_reference_network_stands_in_for_labels():
+def test_a_reference_network_replaces_labels():
     data = ShapesDataset("val", length=2)
     model = tiny(9)
     assert bpkd_sdk.evaluate(model, data, reference=model).pixel_accuracy == 1
@@ -84,7 +86,7 @@ def test_a_reference_network_stands_in_for_labels():
         bpkd_sdk.evaluate(model, data)
 
 
-def test_bad_arguments_are_named():
+def test_invalid_arguments_are_named():
     data = ShapesDataset("val", length=1)
     with pytest.raises(ValueError, match="Did you mean 'slide'"):
         EvaluationProtocol(mode="slides")

@@ -1,4 +1,4 @@
-"""Scores against torchmetrics and against plain float64 loops."""
+"""Tests of the scores against torchmetrics and against loops in float64."""
 
 import math
 
@@ -31,11 +31,11 @@ def test_confusion_matrix_equals_torchmetrics():
     predictions, labels = masks(0), masks(1, void=True)
     counts = MetricCounts(CLASSES)
     counts.update(predictions, labels)
-    theirs = MulticlassConfusionMatrix(num_classes=5, ignore_index=255)(predictions, labels)
-    assert torch.equal(counts.confusion, theirs)
+    expected = MulticlassConfusionMatrix(num_classes=5, ignore_index=255)(predictions, labels)
+    assert torch.equal(counts.confusion, expected)
 
 
-def test_region_scores_written_out():
+def test_region_scores_equal_loops():
     predictions, labels = masks(0), masks(1, void=True)
     result = scores(predictions, labels)
     p, y = predictions.numpy(), labels.numpy()
@@ -89,7 +89,7 @@ def test_boundary_width_as_a_share_of_the_diagonal():
 
 
 def plain_contour(mask):
-    """Pixels of each class that touch another class; void and the frame do not count."""
+    """Return the pixels of each class that touch another class; void and the image border do not count."""
     result = np.full(mask.shape, 255)
     for row, column in np.ndindex(*mask.shape):
         near = mask[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
@@ -98,23 +98,23 @@ def plain_contour(mask):
     return result
 
 
-def plain_share_matched(own, other, c, distance):
-    found = []
+def plain_matches(own, other, c, distance):
+    matched = []
     for row, column in np.argwhere(own == c):
         near = other[max(row - distance, 0) : row + distance + 1, max(column - distance, 0) : column + distance + 1]
-        found.append((near == c).any())
-    return found
+        matched.append((near == c).any())
+    return matched
 
 
 @pytest.mark.parametrize("distance", [1, 3])
-def test_boundary_f1_written_out(distance):
+def test_boundary_f1_equals_loops(distance):
     predictions, labels = masks(4), masks(5, void=True)
     matched = {c: ([], []) for c in range(5)}
     for p, y in zip(predictions.numpy(), labels.numpy(), strict=True):
         contours = plain_contour(np.where(y == 255, 255, p)), plain_contour(y)
         for c, (precise, recalled) in matched.items():
-            precise += plain_share_matched(*contours, c, distance)
-            recalled += plain_share_matched(*contours[::-1], c, distance)
+            precise += plain_matches(*contours, c, distance)
+            recalled += plain_matches(*contours[::-1], c, distance)
     f1 = []
     for precise, recalled in list(matched.values())[:4]:
         precision, recall = np.mean(precise), np.mean(recalled)
@@ -122,17 +122,17 @@ def test_boundary_f1_written_out(distance):
     assert scores(predictions, labels, boundary_width=distance).boundary_f1 == pytest.approx(np.mean(f1))
 
 
-def test_edge_and_body_accuracy_part_the_pixels():
+def test_edge_and_body_accuracy_equal_loops():
     predictions, labels = masks(6), masks(7, void=True)
     p, y = predictions.numpy(), labels.numpy()
-    right = {True: [], False: []}
+    correct = {True: [], False: []}
     for n, row, column in np.ndindex(*y.shape):
         if y[n, row, column] != 255:
             near = y[n, max(row - 3, 0) : row + 4, max(column - 3, 0) : column + 4]
-            right[len(set(near.ravel().tolist())) > 1].append(p[n, row, column] == y[n, row, column])
+            correct[len(set(near.ravel().tolist())) > 1].append(p[n, row, column] == y[n, row, column])
     labels_with_bodies = torch.zeros_like(labels)
     result = scores(predictions, labels)
-    assert result.edge_accuracy == pytest.approx(np.mean(right[True]))
+    assert result.edge_accuracy == pytest.approx(np.mean(correct[True]))
     one_body = scores(predictions, labels_with_bodies)
     assert math.isnan(one_body.edge_accuracy)
     assert one_body.body_accuracy == pytest.approx((p == 0).mean())
@@ -145,14 +145,14 @@ def test_perfect_prediction_scores_one():
     assert (result.edge_accuracy, result.pixel_accuracy) == (1, 1)
 
 
-def test_parts_add_up_to_the_whole():
+def test_counts_of_parts_sum_to_those_of_the_whole():
     predictions, labels = masks(9), masks(10, void=True)
     parts = MetricCounts(CLASSES)
     for p, y in zip(predictions, labels, strict=True):
         parts.update(p[None], y[None])
-    whole = scores(predictions, labels)
-    assert str(parts.compute()) == str(whole)
-    assert whole.images == 3
+    expected = scores(predictions, labels)
+    assert str(parts.compute()) == str(expected)
+    assert expected.images == 3
 
 
 def test_json_has_null_for_nan():
@@ -161,7 +161,7 @@ def test_json_has_null_for_nan():
     assert values["class_names"] == list(CLASSES)
 
 
-def test_bad_input_is_named():
+def test_invalid_input_is_named():
     counts = MetricCounts(CLASSES)
     with pytest.raises(ValueError, match="of the same size"):
         counts.update(torch.zeros(1, 4, 4, dtype=torch.int64), torch.zeros(1, 4, 5, dtype=torch.int64))

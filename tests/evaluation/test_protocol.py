@@ -1,4 +1,4 @@
-"""Evaluation protocols against the same arithmetic written out step by step."""
+"""Tests of evaluation protocols against step-by-step implementations."""
 
 import numpy as np
 import pytest
@@ -23,14 +23,14 @@ def images_of(*shape, seed=0):
 
 
 def logits_of(model, images):
-    """At the images' size: normalise, run, resize."""
+    """Return logits at the size of the images: normalise, run, resize."""
     spec = bpkd_sdk.NetworkSpec(name=None, num_classes=5)
     with torch.no_grad():
         return F.interpolate(model(spec.normalize(images)), images.shape[2:], mode="bilinear", align_corners=False)
 
 
-def slid(model, images, crop, stride):
-    """One window after the other, summed and counted pixel by pixel."""
+def sliding_logits(model, images, crop, stride):
+    """Return the mean logits over all windows, one window after the other."""
     height, width = images.shape[2:]
     total, visits = np.zeros((len(images), 5, height, width)), np.zeros((height, width))
     for y in range(max(-(-(height - crop[0]) // stride[0]), 0) + 1):
@@ -53,17 +53,17 @@ def slid(model, images, crop, stride):
         pytest.param((20, 20), (64, 64), (32, 32), id="smaller-than-a-window"),
     ],
 )
-def test_windows_in_any_batches_are_summed_and_divided_by_visits(size, crop, stride, batch_size):
+def test_windows_in_batches_of_any_size_are_averaged(size, crop, stride, batch_size):
     model, images = tiny(5).eval(), images_of(2, 3, *size)
-    expected = slid(model, images, crop, stride)
+    expected = sliding_logits(model, images, crop, stride)
     actual = torch.cat(list(sliding_bands(TorchRuntime(model).logits, images, crop, stride, batch_size)), dim=2)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
     masks = EvaluationProtocol("slide", crop, stride).segment(TorchRuntime(model), images, batch_size)
-    assert (masks == expected.argmax(1)).float().mean() > 0.999  # ties apart
+    assert (masks == expected.argmax(1)).float().mean() > 0.999  # except for ties
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes of floating point tensors that are alive at a time."""
+    """The largest size in bytes of all floating point tensors that exist at the same time."""
 
     def __init__(self):
         super().__init__()
@@ -81,12 +81,12 @@ class LiveBytes(TorchDispatchMode):
 
 def peak_bytes(height, width, *, images=1, **settings):
     protocol = EvaluationProtocol("slide", (32, 32), (16, 16), **settings)
-    with LiveBytes() as seen:
+    with LiveBytes() as live:
         protocol.segment(TorchRuntime(tiny(19).eval()), images_of(images, 3, height, width), batch_size=4)
-    return seen.peak
+    return live.peak
 
 
-WINDOWS = 4 * 4 * (19 + 3 + 5 * 8) * 32 * 32  # what four windows take inside of the network and out of it, at most
+WINDOWS = 4 * 4 * (19 + 3 + 5 * 8) * 32 * 32  # upper limit for four windows, inside and outside of the network
 
 
 @pytest.mark.parametrize(
@@ -105,10 +105,10 @@ def test_memory_does_not_grow_with_the_height_of_the_image(base_size):
 
 @pytest.mark.parametrize("base_size", [None, (1024, 64), (1280, 80)], ids=["as-it-is", "its-own", "resized"])
 @pytest.mark.parametrize("images", [1, 3])
-def test_a_wide_image_takes_some_bands_as_high_as_a_window(base_size, images):
+def test_a_wide_image_needs_memory_for_a_few_bands_of_a_windows_height(base_size, images):
     width, height = base_size or (1024, 64)
     band = 4 * images * 19 * 32 * width
-    view = 4 * images * 3 * height * width  # of the image, while it is resized
+    view = 4 * images * 3 * height * width  # size of the image while it is resized
     assert peak_bytes(64, 1024, images=images, base_size=base_size) < 4 * band + 3 * view + WINDOWS
 
 
@@ -119,7 +119,7 @@ def test_bands_cover_the_image_once():
 
 @pytest.mark.parametrize("size", [(37, 20), (30, 41), (50, 50), (9, 7), (311, 90), (1, 1)], ids=str)
 @pytest.mark.parametrize("rows", [(30,), (10, 1, 2, 17), (1,) * 30], ids=["whole", "bands", "rows"])
-def test_bands_are_resized_as_if_they_were_one(rows, size):
+def test_resized_bands_equal_the_resized_whole(rows, size):
     logits = torch.randn(2, 3, 30, 41, generator=torch.Generator().manual_seed(0))
     bands = list(resized_bands(torch.split(logits, rows, dim=2), 30, size))
     expected = F.interpolate(logits, size, mode="bilinear", align_corners=False)
@@ -127,10 +127,10 @@ def test_bands_are_resized_as_if_they_were_one(rows, size):
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
-def test_images_are_fitted_into_the_base_size_and_logits_come_back(mode):
+def test_logits_of_fitted_images_are_resized_to_the_image_size(mode):
     model, images = tiny(5).eval(), images_of(2, 3, 30, 45)
     resized = F.interpolate(images.float(), (40, 60), mode="bilinear", align_corners=False).round().to(torch.uint8)
-    inner = logits_of(model, resized) if mode == "whole" else slid(model, resized, (32, 32), (16, 16))
+    inner = logits_of(model, resized) if mode == "whole" else sliding_logits(model, resized, (32, 32), (16, 16))
     expected = F.interpolate(inner, (30, 45), mode="bilinear", align_corners=False).argmax(1)
     protocol = EvaluationProtocol(mode, (32, 32), (16, 16), base_size=(60, 40))
     assert (protocol.segment(TorchRuntime(model), images) == expected).float().mean() > 0.999
@@ -153,7 +153,7 @@ def test_probabilities_of_all_views_are_averaged(flip):
     assert (masks.numpy() == total.argmax(1)).mean() > 0.999
 
 
-def test_one_class_is_split_at_one_half_of_the_averaged_probability():
+def test_one_class_has_its_threshold_at_an_averaged_probability_of_one_half():
     model, images = tiny(1).eval(), images_of(1, 3, 32, 48)
     left, right = (logits_of(model, view).sigmoid() for view in (images, images.flip(3)))
     masks = EvaluationProtocol(flip=True).segment(TorchRuntime(model), images)
@@ -167,17 +167,17 @@ def test_a_symmetric_image_has_a_symmetric_mask_with_flip():
     assert torch.equal(masks, masks.flip(2))
 
 
-def test_evaluate_takes_every_setting_and_labels_keep_their_size():
+def test_evaluate_applies_all_settings_and_labels_keep_their_size():
     data = ShapesDataset("val", length=2, size=(48, 64))
     model = tiny(data.num_classes)
     settings = {"mode": "slide", "crop_size": (32, 32), "stride": (20, 20), "base_size": (80, 60), "scales": (0.5, 1.0)}
     protocol = EvaluationProtocol(**settings, flip=True)
     metrics = bpkd_sdk.evaluate(model, data, protocol=protocol, batch_size=3)
-    right = total = 0
+    correct = total = 0
     for image, label in data:
         mask = protocol.segment(TorchRuntime(model.eval()), image[None])[0]
-        right, total = right + ((mask == label) & (label != 255)).sum(), total + (label != 255).sum()
-    assert metrics.pixel_accuracy == pytest.approx((right / total).item(), abs=1e-3)
+        correct, total = correct + ((mask == label) & (label != 255)).sum(), total + (label != 255).sum()
+    assert metrics.pixel_accuracy == pytest.approx((correct / total).item(), abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_sizes_of_the_papers_data_sets(size, base, expected):
         ({"scales": (1.0, 0.0)}, "`scales` to be numbers above 0"),
     ],
 )
-def test_settings_that_make_no_sense(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         EvaluationProtocol(**settings)
 
