@@ -39,9 +39,9 @@ def check(
     table = Table("split", "images", "expected", "smallest", "largest", "classes in no label", "problems")
     for report in reports:
         sizes = ("-" if size is None else f"{size[0]}x{size[1]}" for size in (report.smallest, report.largest))
-        found, expected = ("-" if count is None else str(count) for count in (report.images, report.expected))
+        count, expected = ("-" if number is None else str(number) for number in (report.images, report.expected))
         absent = ", ".join(report.absent_classes[:3]) + (", ..." if len(report.absent_classes) > 3 else "")
-        table.add_row(report.split, found, expected, *sizes, absent, str(len(report.problems)))
+        table.add_row(report.split, count, expected, *sizes, absent, str(len(report.problems)))
     console.print(table)
     for report in reports:
         if report.problems:

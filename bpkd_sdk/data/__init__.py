@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bpkd_sdk.data.dataset import DatasetSubset, FileDataset, Pair, SegmentationDataset, pair_files
 from bpkd_sdk.data.folder import open_folder
-from bpkd_sdk.data.integrity import SplitReport, check_dataset, check_samples
+from bpkd_sdk.data.integrity import SplitReport, check_dataset
 from bpkd_sdk.data.public import convert_pascal_context
 from bpkd_sdk.data.registry import DATASETS, DatasetEntry
 from bpkd_sdk.data.shapes import ShapesDataset
@@ -22,7 +22,6 @@ __all__ = [
     "ShapesDataset",
     "SplitReport",
     "check_dataset",
-    "check_samples",
     "convert_pascal_context",
     "open_dataset",
     "pair_files",

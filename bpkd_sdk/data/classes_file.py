@@ -18,7 +18,7 @@ KEYS = ("class_names", "palette", "ignore_index", "ids")
 
 @dataclass(frozen=True)
 class FolderClasses:
-    """The classes of a folder, and what the pixels of its label files mean.
+    """The classes of a folder, and the meaning of the pixels in its label files.
 
     Attributes:
         names: Names of the classes, in the order of their ids.
@@ -44,7 +44,7 @@ def read_classes(file: Path) -> FolderClasses:
     content: Any = read_json(file)
     values: Any = {"class_names": content} if isinstance(content, list) else content
     if not isinstance(values, dict) or not values.keys() & {"class_names", "ids"}:
-        raise ValueError(f'Expected {file} to hold a list of class names, or {{"class_names": [...]}}.')
+        raise ValueError(f'Expected {file} to contain a list of class names, or {{"class_names": [...]}}.')
     if unknown := sorted(values.keys() - set(KEYS)):
         raise ValueError(
             f"{file} has unknown keys {unknown}; known are {', '.join(KEYS)}.{did_you_mean(unknown[0], KEYS)}"
@@ -55,7 +55,7 @@ def read_classes(file: Path) -> FolderClasses:
         raise ValueError(f'Expected "ids" in {file} to map values to class names: {{"0": "{VOID}", "1": "road"}}.')
     names = values.get("class_names", [name for name in dict.fromkeys(mapping.values()) if name.lower() != VOID])
     if not (isinstance(names, list) and names and all(isinstance(name, str) and name.strip() for name in names)):
-        raise ValueError(f'Expected {file} to hold a list of class names, or {{"class_names": [...]}}.')
+        raise ValueError(f'Expected {file} to contain a list of class names, or {{"class_names": [...]}}.')
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{file} names a class twice: {', '.join(repeated)}.")
     ignore_index = values.get("ignore_index", 255)

@@ -115,6 +115,18 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
                 f"0..{count - 1}."
             )
 
+    def check(self) -> None:
+        """Read all samples once, and refuse the data set if some cannot be used.
+
+        `bpkd_sdk.data.integrity.check_samples` lists the checks and warnings.
+
+        Raises:
+            ValueError: With a list of the samples that cannot be used.
+        """
+        from bpkd_sdk.data.integrity import check_samples  # here, since that module imports this one
+
+        check_samples(self)
+
 
 def expect_dataset(data: object, argument: str) -> None:
     """Raise TypeError unless an argument is an open data set of this package.
@@ -215,7 +227,7 @@ class FileDataset(SegmentationDataset):
         """Read one sample.
 
         Raises:
-            ValueError: If a file cannot be read, or if the label file holds a value or colour that is not mapped.
+            ValueError: If a file cannot be read, or if the label file contains a value or colour that is not mapped.
         """
         pair = self.pairs[index]
         image = read_image(pair.image)
@@ -240,7 +252,7 @@ class FileDataset(SegmentationDataset):
         classes = class_of_value.take(values, mode="clip")
         if classes.min() < 0 or values.min() < 0:
             unknown = sorted(set(np.unique(values).tolist()) - self.ids.keys())
-            raise ValueError(f"{path}: holds the ids {unknown[:10]}, which are not mapped to classes of {self.name}")
+            raise ValueError(f"{path}: contains the ids {unknown[:10]}, which are not mapped to classes of {self.name}")
         return narrow(classes)
 
     def _value_of_white(self) -> int:
@@ -267,7 +279,7 @@ def pair_files(
         raise FileNotFoundError(f"There is no folder {images}.")
     paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise FileNotFoundError(f"The folder {images} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+        raise FileNotFoundError(f"The folder {images} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
     if labels is None:
         return [Pair(path, None) for path in paths]
     pairs = [Pair(path, (labels / path.relative_to(images)).with_name(label_name(path.stem))) for path in paths]

@@ -18,7 +18,7 @@ from bpkd_sdk.data.labels import hex_color, palette_of, read_label
 from bpkd_sdk.errors import listed
 from bpkd_sdk.models.spec import Color, distinct_colors
 
-SAMPLED_FILES = 64  # label files, spread over all splits, that are inspected to find out what the labels mean
+SAMPLED_FILES = 64  # label files, spread over all splits, that are inspected to determine the meaning of labels
 
 _shown_warnings: set[str] = set()
 
@@ -76,10 +76,10 @@ def open_folder(root: str | Path, split: str = "train") -> FolderDataset:
     (RGB that is not grey, or a palette that is not grey), labels are read by colour:
 
     - The colours are those of ``ids`` or ``palette``, otherwise those of the palette in the first label file. Other
-      files are refused if they hold other colours.
+      files are refused if they contain other colours.
     - Without a ``classes.json``, each colour of the palette is a class.
 
-    If there are two classes and the label files hold only 0 and 255, these values are the two classes. If the folder
+    If there are two classes and the label files contain only 0 and 255, these values are the two classes. If the folder
     ``root/labels`` does not exist, all labels are blank (`has_labels` is False), and only
     ``distill(..., labels="teacher")`` can use the data.
 
@@ -114,7 +114,7 @@ def open_folder(root: str | Path, split: str = "train") -> FolderDataset:
 
 
 def find_classes(root: Path) -> FolderClasses:
-    """Find out the classes and the meaning of the labels below ``root/labels``.
+    """Determine the classes and the meaning of the labels below ``root/labels``.
 
     The sources are ``classes.json`` and a sample of the label files. The sample covers all splits, so that all of them
     are read by the same rule.
@@ -157,7 +157,7 @@ class _LabelKind:
 
 
 def _inspect(file: Path) -> _LabelKind:
-    """Determine the kind of a label file. A file that cannot be read has no colours; `check_samples` reports it."""
+    """Determine the kind of a label file. A file that cannot be read has no colours; `check` reports it."""
     try:
         with Image.open(file) as image:
             palette = palette_of(image)
@@ -237,21 +237,21 @@ def _class_of_color(colors: Sequence[Color]) -> dict[Color, int]:
 
 
 def _map_binary_masks(root: Path, classes: FolderClasses, sample: Sequence[Path]) -> FolderClasses:
-    """Map 0 and 255 to two classes if the label files hold no other values; otherwise values are class ids."""
+    """Map 0 and 255 to two classes if the label files contain no other values; otherwise values are class ids."""
     if len(classes.names) != 2 or classes.ignore_index != 255:
         return classes
     zero, one = classes.names
     masks = _binary_masks(sample)
     if masks == "some":
         _warn_once(
-            f"Some label files of {root} hold only 0 and 255, others 0 and 1: 255 is read as void. If it is {one!r}, "
-            f'write "ids": {{"0": "{zero}", "1": "{one}", "255": "{one}"}} in {CLASSES_FILE}.'
+            f"Some label files of {root} contain only 0 and 255, others 0 and 1: 255 is read as void. If it is "
+            f'{one!r}, write "ids": {{"0": "{zero}", "1": "{one}", "255": "{one}"}} in {CLASSES_FILE}.'
         )
     if masks != "all":
         return classes
     _warn_once(
-        f"The label files of {root} hold only 0 and 255, and there are two classes: 0 is read as {zero!r} and 255 as "
-        f'{one!r}. If 255 is void, write "ids": {{"0": "{zero}", "1": "{one}", "255": "{VOID}"}} in {CLASSES_FILE}.'
+        f"The label files of {root} contain only 0 and 255, and there are two classes: 0 is read as {zero!r} and 255 "
+        f'as {one!r}. If 255 is void, write "ids": {{"0": "{zero}", "1": "{one}", "255": "{VOID}"}} in {CLASSES_FILE}.'
     )
     return replace(classes, ids={0: 0, 255: 1})
 
@@ -259,14 +259,14 @@ def _map_binary_masks(root: Path, classes: FolderClasses, sample: Sequence[Path]
 def _binary_masks(files: Sequence[Path]) -> Literal["all", "some", "none"]:
     """Return whether all, some or none of the label files are masks of 0 and 255. Files with 1 bit do not count.
 
-    "some" means that other files hold 1, and that no file holds both 1 and 255.
+    "some" means that other files contain 1, and that no file contains both 1 and 255.
     """
     values_of_files = []
     for file in files:
         try:
             label = read_label(file)
         except ValueError:
-            continue  # `check_samples` reports it
+            continue  # `check` reports it
         if label.dtype != np.bool_:
             values_of_files.append(set(np.unique(label).tolist()))
     with_255 = [values for values in values_of_files if 255 in values]

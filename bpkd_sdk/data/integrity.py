@@ -71,8 +71,8 @@ def check_for_training(dataset: SegmentationDataset) -> None:
         shown = ", ".join(map(str, values[:20])) + (", ..." if len(values) > 20 else "")
         warnings.warn(
             f"No label of {dataset.name} has the class{'es' if len(absent) > 1 else ''} "
-            f"{', '.join(map(repr, absent))}; a network cannot learn a class without labels. The labels hold {shown}, "
-            f"and {dataset.ignore_index} is void.",
+            f"{', '.join(map(repr, absent))}; a network cannot learn a class without labels. The labels contain "
+            f"{shown}, and {dataset.ignore_index} is void.",
             stacklevel=2,
         )
 
@@ -141,7 +141,7 @@ def check_reports(dataset: SegmentationDataset, reports: Sequence[SampleReport])
         )
     if reports and max(report.brightest for report in reports) <= 1:
         raise ValueError(
-            f"All images of {dataset.name} hold only the values 0 and 1, expected 0 to 255. Do not divide images by "
+            f"All images of {dataset.name} contain only the values 0 and 1, expected 0 to 255. Do not divide images by "
             "255: training and export normalise them."
         )
     if turned := [report.sample for report in reports if report.turned]:

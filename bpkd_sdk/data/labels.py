@@ -29,20 +29,20 @@ def read_label(path: Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file cannot be decoded, has another format, or holds colours or fractions.
+        ValueError: If the file cannot be decoded, has another format, or contains colours or fractions.
     """
     image, raw_mode = _load_label(path)
     if image.mode in ("RGB", "RGBA", "LA"):
         pixels = _opaque_rgb(path, image)
         if (pixels != pixels[..., :1]).any():
             raise ValueError(
-                f"{path}: holds colours {_hex_list(pixels)}, expected one class id per pixel (grey or palette PNG). "
+                f"{path}: contains colours {_hex_list(pixels)}, expected one class id per pixel (grey or palette PNG). "
                 'For a folder, name the colours of the classes: "palette" in classes.json, one per class'
             )
         return np.ascontiguousarray(pixels[..., 0])
     label = np.array(image)
     if label.ndim != 2 or image.mode == "F":
-        raise ValueError(f"{path}: holds pixels of the kind {image.mode!r}, expected one class id per pixel")
+        raise ValueError(f"{path}: contains pixels of the kind {image.mode!r}, expected one class id per pixel")
     if image.mode == "P":
         return _greys_or_indices(image, label)
     if raw_mode in _GREY_STEPS:
@@ -65,7 +65,7 @@ def read_colors(path: Path, colors: Mapping[Color, int], ignore_index: int) -> n
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file cannot be decoded, or holds a colour that is not mapped; the colours are named.
+        ValueError: If the file cannot be decoded, or contains a colour that is not mapped; the colours are named.
     """
     keys = np.array([_packed(np.array(color)) for color in colors])
     order = np.argsort(keys)
@@ -86,7 +86,7 @@ def read_colors(path: Path, colors: Mapping[Color, int], ignore_index: int) -> n
     elif image.mode in ("L", "1"):
         pixels = np.array(image.convert("RGB"))
     else:
-        raise ValueError(f"{path}: holds pixels of the kind {image.mode!r}, expected colours of 8 bits a channel")
+        raise ValueError(f"{path}: contains pixels of the kind {image.mode!r}, expected colours of 8 bits a channel")
     packed = _packed(pixels)
     positions = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
     if not np.array_equal(keys[positions], packed):
@@ -124,7 +124,7 @@ def _load_label(path: Path) -> tuple[Image.Image, str]:
     except Exception as error:  # Pillow's errors for damaged files have no common base class
         raise ValueError(f"{path}: cannot be read as a label map ({error})") from error
     if ";16" in raw_mode and not image.mode.startswith("I"):
-        raise ValueError(f"{path}: holds colours of 16 bits a channel, expected 8")
+        raise ValueError(f"{path}: contains colours of 16 bits a channel, expected 8")
     return image, raw_mode
 
 
@@ -166,7 +166,7 @@ def _check_colors(path: Path, colors: np.ndarray, keys: np.ndarray) -> None:
     if len(unknown := colors[~np.isin(_packed(colors), keys)]):
         known = ", ".join(hex_color((key >> 16, key >> 8 & 255, key & 255)) for key in keys[:20].tolist())
         raise ValueError(
-            f"{path}: holds the colours {_hex_list(unknown)}, which are not mapped to classes; known are {known}. "
+            f"{path}: contains the colours {_hex_list(unknown)}, which are not mapped to classes; known are {known}. "
             f'In classes.json, add them to "palette", or map them: {{"ids": {{"{hex_color(unknown[0])}": "void"}}}}. '
             "If the classes are not the colours of a palette but its indices, map the indices: "
             '{"ids": {"0": "void"}}'

@@ -31,7 +31,7 @@ def find_root(root: str | Path, required: Sequence[str], *, nested: Sequence[str
         source: Sentences about where to get the data, for the error message.
 
     Raises:
-        FileNotFoundError: If a path is missing; with what the folder holds instead, and `source`.
+        FileNotFoundError: If a path is missing; with the content of the folder, and `source`.
     """
     top = Path(root)
     folders = [top / name for name in nested if (top / name).is_dir()]
@@ -42,7 +42,7 @@ def find_root(root: str | Path, required: Sequence[str], *, nested: Sequence[str
     missing = [name for name in required if not (folder / name).exists()]
     if folder.is_dir():
         names = sorted(path.name for path in folder.iterdir())
-        state = f"it holds {', '.join(names[:8]) or 'nothing'}{', ...' if len(names) > 8 else ''}"
+        state = f"it contains {', '.join(names[:8]) or 'nothing'}{', ...' if len(names) > 8 else ''}"
     else:
         state = "there is no such folder"
     raise FileNotFoundError(f"Expected {' and '.join(missing)} in {folder}, but {state}. {source}")
@@ -73,7 +73,7 @@ CITYSCAPES_CLASSES: dict[str, Color] = {
     "bicycle": (119, 11, 32),
 }
 
-# *_labelIds.png hold 34 ids; those that are not evaluated become void. 255 stands for the id -1 (licence plate).
+# *_labelIds.png contain 34 ids; those that are not evaluated become void. 255 stands for the id -1 (licence plate).
 CITYSCAPES_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 CITYSCAPES_CLASS_OF_ID = dict.fromkeys((*range(34), 255), 255) | {
     label: index for index, label in enumerate(CITYSCAPES_LABEL_IDS)

@@ -121,7 +121,7 @@ class MetricCounts:
         check_labels(labels, classes, self.ignore_index)
         if (outside := predictions[(predictions < 0) | (predictions >= classes)]).numel():
             raise ValueError(
-                f"Expected predictions in [0, {classes}), but the masks hold the class ids "
+                f"Expected predictions in [0, {classes}), but the masks contain the class ids "
                 f"{sorted(set(outside.tolist()))[:10]}. The classes of the network and of the data differ."
             )
         labels = labels.long()

@@ -16,7 +16,7 @@ from bpkd_sdk.images.samples import Samples, clear_color, orientation_of
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
-_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # chunks that may hold EXIF or XMP data
+_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # chunks that may contain EXIF or XMP data
 _GREY, _RGB, _PALETTE = 0, 2, 3  # colour types
 
 

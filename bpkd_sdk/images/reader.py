@@ -78,12 +78,12 @@ def bit_depth(source: ImageSource) -> int:
 
     For images with up to 8 bits per channel it is 8, and files are not decoded. For 16 bits it is the depth that the
     file states (TIFF: fewer than 16 bits per sample, or the tag MaxSampleValue; PNG: the chunk sBIT, if the values are
-    not scaled up). If the file states none, it is the smallest of 8, 10, 12, 14 and 16 bits that holds the largest
-    value of the image, since cameras store values of 10 to 14 bits in 16-bit files without scaling. The depth of a dark
-    16-bit image can therefore be too small; compare the bit depths of the images of a data set.
+    not scaled up). If the file states none, it is the smallest of 8, 10, 12, 14 and 16 bits that can represent the
+    largest value of the image, since cameras store values of 10 to 14 bits in 16-bit files without scaling. The depth
+    of a dark 16-bit image can therefore be too small; compare the bit depths of the images of a data set.
 
     Args:
-        source: Image, as `read_image` takes it.
+        source: Image, as `read_image` accepts it.
 
     Raises:
         The errors of `read_image`.

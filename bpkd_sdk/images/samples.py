@@ -86,7 +86,7 @@ class Samples:
 
 
 def smallest_depth(largest: int) -> int:
-    """Return the smallest of the `DEPTHS` that can hold the value `largest`."""
+    """Return the smallest of the `DEPTHS` that can represent the value `largest`."""
     return next(depth for depth in DEPTHS if largest < 2**depth)
 
 

@@ -34,8 +34,8 @@ class Estimate:
         step_macs: Multiply-accumulates of a step: the teacher's forward pass, the student's forward pass and its
             backward pass, which counts twice.
         weight_bytes: Size in float32 of the weights of both networks and of the student's gradients and momentum.
-        activation_bytes: Approximate size of what the backward pass needs: outputs of the student's layers, and logits
-            at the labels' size with their softmax, in float32, for all images in the networks at once.
+        activation_bytes: Approximate size of the tensors for the backward pass: outputs of the student's layers, and
+            logits at the labels' size with their softmax, in float32, for all images in the networks at once.
         seconds_per_step: Time of the timed step, scaled to the number of images and the pixels of the crop. It is
             rather too long, since small images use a device less efficiently.
         timed: Description of the timed step.

@@ -33,7 +33,7 @@ class Reproduction:
         plan: Plan of the run.
         metrics: Scores of the student by the row's protocol.
         checkpoint: Path of the student's checkpoint.
-        output_dir: Folder of the run; the file `reproduction.json` in it holds all of this.
+        output_dir: Folder of the run; the file `reproduction.json` in it contains all of this.
         seconds_per_step: Mean time of a training step in seconds, without evaluations.
     """
 
@@ -218,7 +218,7 @@ def score_checkpoint(
     Args:
         row: Name of the row, "<data set>/<student>", one of `RECIPES`.
         root: Folder of the data set.
-        source: Network, as `evaluate` takes it.
+        source: Network, as `evaluate` accepts it.
         device: Device to run on; None as for `evaluate`.
         **changes: Fields of `EvaluationProtocol` that replace those of the row, for example ``flip=True``.
 

@@ -32,7 +32,7 @@ class Recipe:
 
     Attributes:
         name: Name of the row, "<data set>/<student>".
-        dataset: Name of the data set, as `open_dataset` takes it.
+        dataset: Name of the data set, as `open_dataset` accepts it.
         num_classes: Number of classes of the data set.
         teacher: Name of the teacher's network in the zoo.
         student: Name of the student's network in the zoo. On Cityscapes, DeepLabV3+ is the narrower network of the
@@ -147,7 +147,7 @@ _ISANET_CONTEXT = (
     "https://github.com/AkideLiu/BPKD/releases/download/v0.0.3/raw_80k_isanet_r18_pascal_context_59_teacher.pth"
 )
 
-# Only these two rows slide a window over the images; all others take whole images.
+# Only these two rows slide a window over the images; all others segment whole images.
 _WINDOWS = {"pascal_context_59/pspnet_r18": (480, 480), "pascal_context_59/hrnetv2p_w18s": (512, 512)}
 _WINDOW_STRIDE = (320, 320)
 

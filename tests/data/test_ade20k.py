@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from bpkd_sdk.data import check_samples, open_dataset
+from bpkd_sdk.data import open_dataset
 from tests import trees
 
 
@@ -17,7 +17,7 @@ def test_label_zero_is_void_and_the_others_move_down_by_one(root):
     for split in ("train", "val"):
         data = open_dataset("ade20k", root=root, split=split)
         trees.assert_zero_is_void(data)
-        check_samples(data)
+        data.check()
 
 
 def test_classes(root):

@@ -8,7 +8,7 @@ from cityscapesscripts.helpers.labels import labels
 from PIL import Image
 
 import bpkd_sdk
-from bpkd_sdk.data import check_samples, open_dataset
+from bpkd_sdk.data import open_dataset
 from bpkd_sdk.data.public import CITYSCAPES_CLASS_OF_ID, CITYSCAPES_LABEL_IDS
 from tests import trees
 
@@ -40,7 +40,7 @@ def test_mapped_ids_are_the_training_ids_that_the_official_script_draws(root):
     values = set(torch.unique(data[0][1]).tolist())
     assert 255 in values
     assert len(values) > 10
-    check_samples(data)
+    data.check()
 
 
 def test_training_ids_are_read_if_there_are_no_label_ids(root, tmp_path):
@@ -86,15 +86,15 @@ def test_an_id_out_of_range_names_the_file(tmp_path):
     label = open_dataset("cityscapes", root=tmp_path).pairs[1].label
     trees.save(label, np.full((64, 128), 40, np.uint8))
     with pytest.raises(
-        ValueError, match=r"1 of 2 samples.*\n.*000001_000019_gtFine_labelIds.png: holds the ids \[40\]"
+        ValueError, match=r"1 of 2 samples.*\n.*000001_000019_gtFine_labelIds.png: contains the ids \[40\]"
     ):
-        check_samples(open_dataset("cityscapes", root=tmp_path))
+        open_dataset("cityscapes", root=tmp_path).check()
 
 
 def test_missing_folders_are_reported(tmp_path):
     trees.cityscapes(tmp_path)
     (tmp_path / "gtFine").rename(tmp_path / "elsewhere")
-    with pytest.raises(FileNotFoundError, match=r"Expected gtFine/train in .*it holds elsewhere, leftImg8bit. Get"):
+    with pytest.raises(FileNotFoundError, match=r"Expected gtFine/train in .*it contains elsewhere, leftImg8bit. Get"):
         open_dataset("cityscapes", root=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"there is no such folder. Get .*cityscapes-dataset.com"):
         open_dataset("cityscapes", root=tmp_path / "typo")
@@ -107,5 +107,5 @@ def test_a_folder_named_cityscapes_inside_a_complete_copy_is_not_the_root(tmp_pa
     (tmp_path / "cityscapes").mkdir()
     assert len(open_dataset("cityscapes", root=tmp_path)) == 2
     (tmp_path / "gtFine").rename(tmp_path / "cityscapes/gtFine")
-    with pytest.raises(FileNotFoundError, match="Expected leftImg8bit/train in .*/cityscapes, but it holds gtFine"):
+    with pytest.raises(FileNotFoundError, match="Expected leftImg8bit/train in .*/cityscapes, but it contains gtFine"):
         open_dataset("cityscapes", root=tmp_path)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import bpkd_sdk
-from bpkd_sdk.data import check_samples, open_dataset
+from bpkd_sdk.data import open_dataset
 
 NAMES = ["road", "car", "sky"]
 
@@ -43,7 +43,7 @@ def test_samples_are_rgb_and_ids(root):
     assert (image.dtype, label.dtype, len(data)) == (torch.uint8, torch.uint8, 3)
     assert data.class_names == tuple(NAMES)
     assert len(set(data.palette)) == 3
-    check_samples(data)
+    data.check()
 
 
 def test_ids_of_16_bit_files_are_uint8_if_they_fit(root):
@@ -52,10 +52,10 @@ def test_ids_of_16_bit_files_are_uint8_if_they_fit(root):
     ids = np.asarray(Image.open(path)).astype(np.uint16)
     write(path, ids)
     assert open_dataset("folder", root=root, split="val")[1][1].dtype == torch.uint8
-    check_samples(open_dataset("folder", root=root, split="val"))
+    open_dataset("folder", root=root, split="val").check()
     write(path, ids + 300)
     with pytest.raises(ValueError, match=r"1\.png: labels \[300, 301, 302\] are outside the classes"):
-        check_samples(open_dataset("folder", root=root, split="val"))
+        open_dataset("folder", root=root, split="val").check()
 
 
 def test_a_path_opens_a_folder(root):
@@ -70,7 +70,7 @@ def test_classes_with_palette_and_void(root):
     with pytest.raises(
         ValueError, match=r"0\.png: labels \[255\] are outside the classes 0..2 and not the void label 254"
     ):
-        check_samples(data)
+        data.check()
 
 
 def test_palette_pngs_need_no_classes_file(root):
@@ -101,7 +101,7 @@ def test_all_problems_are_listed(root):
     write(root / "labels/train/1.png", np.zeros((20, 31), np.uint8))
     (root / "images/train/2.png").write_bytes((root / "images/train/2.png").read_bytes()[:200])
     with pytest.raises(ValueError, match="3 of 3 samples") as caught:
-        check_samples(open_dataset("folder", root=root))
+        open_dataset("folder", root=root).check()
     text = str(caught.value)
     assert "0.png: labels [9] are outside the classes 0..2" in text
     assert "1.png: image is (20, 30), label is (20, 31)" in text
@@ -113,7 +113,7 @@ def test_all_problems_are_listed(root):
     [
         pytest.param(lambda r: (r / "labels/train/1.png").unlink(), ValueError, r"1 of 3 images have no label:\n.*1\.png", id="orphan"),
         pytest.param(lambda r: write(r / "images/train/1.jpg", np.zeros((4, 4, 3), np.uint8)), ValueError, "share the name", id="twice"),
-        pytest.param(lambda r: [p.unlink() for p in (r / "images/train").iterdir()], FileNotFoundError, "holds no image", id="empty"),
+        pytest.param(lambda r: [p.unlink() for p in (r / "images/train").iterdir()], FileNotFoundError, "contains no image", id="empty"),
         pytest.param(lambda r: (r / "classes.json").unlink(), ValueError, "classes of .* are not known", id="no-classes"),
         pytest.param(lambda r: (r / "classes.json").write_text("{"), ValueError, "is not JSON", id="not-json"),
         pytest.param(lambda r: (r / "classes.json").write_text("[]"), ValueError, "list of class names", id="no-names"),
@@ -129,8 +129,8 @@ def test_incomplete_folders_are_refused(root, damage, error, message):
 
 def test_a_coloured_label_is_refused(root):
     write(root / "labels/train/1.png", np.full((20, 30, 3), (200, 0, 7), np.uint8))
-    with pytest.raises(ValueError, match='holds colours #c80007, expected one class id per pixel .*"palette"'):
-        check_samples(open_dataset("folder", root=root))
+    with pytest.raises(ValueError, match='contains colours #c80007, expected one class id per pixel .*"palette"'):
+        open_dataset("folder", root=root).check()
 
 
 def test_unknown_names_and_missing_roots_are_refused():
@@ -156,4 +156,4 @@ def test_camvid_is_read(camvid):
     image, label = data[0]
     assert (len(data), data.num_classes, image.shape, label.shape) == (101, 11, (3, 360, 480), (360, 480))
     assert data.class_names[8] == "car"
-    check_samples(data)
+    data.check()

@@ -57,7 +57,7 @@ def test_every_kind_of_damage_is_listed(tmp_path):
     assert len(train.problems) == 6
     assert "00000001.jpg: is cut short" in text
     assert "00000002.png: cannot be read as a label map" in text
-    assert "00000003.png: holds the ids [151], which are not mapped to classes of ade20k/train" in text
+    assert "00000003.png: contains the ids [151], which are not mapped to classes of ade20k/train" in text
     assert "00000004.jpg: image is (64, 96), label is (64, 95)" in text
     assert "00000005.jpg: cannot be read as an image" in text
     assert val.images is None

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import bpkd_sdk
-from bpkd_sdk.data import check_samples, open_dataset
+from bpkd_sdk.data import open_dataset
 from tests.networks import tiny
 from tests.scenes import NAMES, Scenes, scene, write_folder
 
@@ -53,7 +53,7 @@ def test_palettes_in_another_order_are_read_by_colour(tmp_path, names):
     assert min(shares(root)) == 1
     data = open_dataset("folder", root=root)
     assert data.palette == tuple(map(tuple, COLORS.tolist()))
-    check_samples(data)
+    data.check()
 
 
 def test_classes_get_the_colours_of_the_first_file_with_a_warning(tmp_path):
@@ -106,22 +106,22 @@ def test_rgb_labels_are_read_by_the_palette_of_classes_json(tmp_path):
     Image.fromarray(np.zeros((48, 48), np.uint8)).save(root / "labels/train/0.png")
     assert set(open_dataset("folder", root=root)[0][1].unique().tolist()) == {0}
     Image.fromarray(np.full((48, 48), 200, np.uint8)).save(root / "labels/train/0.png")
-    with pytest.raises(ValueError, match=r"0\.png: holds the colours #c8c8c8, which are not mapped to classes"):
-        check_samples(open_dataset("folder", root=root))
+    with pytest.raises(ValueError, match=r"0\.png: contains the colours #c8c8c8, which are not mapped to classes"):
+        open_dataset("folder", root=root).check()
 
 
 @pytest.mark.parametrize("write", [rgb_png(COLORS + np.uint8(1)), palette_png([0, 1, 2], COLORS + np.uint8(1))])
 def test_a_colour_without_a_class_names_the_file(tmp_path, write):
     facts = {"class_names": NAMES[:3], "palette": COLORS.tolist()}
     root = write_folder(tmp_path, facts, label=write)
-    with pytest.raises(ValueError, match=r"3\.png: holds the colours #01.* known are #000000, .*classes\.json"):
-        check_samples(open_dataset("folder", root=root))
+    with pytest.raises(ValueError, match=r"3\.png: contains the colours #01.* known are #000000, .*classes\.json"):
+        open_dataset("folder", root=root).check()
 
 
 def test_colours_without_a_palette_are_refused_with_advice(tmp_path):
     root = write_folder(tmp_path, NAMES[:3], label=rgb_png())
-    with pytest.raises(ValueError, match=r'0\.png: holds colours #000000, .* "palette" in classes\.json'):
-        check_samples(open_dataset("folder", root=root))
+    with pytest.raises(ValueError, match=r'0\.png: contains colours #000000, .* "palette" in classes\.json'):
+        open_dataset("folder", root=root).check()
 
 
 def test_a_palette_with_one_colour_for_several_classes_is_ignored(tmp_path):
@@ -151,7 +151,7 @@ def test_palette_indices_are_read_if_they_are_mapped(tmp_path):
     facts = {"class_names": NAMES[:3], "palette": [[9, 9, 9], [8, 8, 8], [7, 7, 7]]}
     root = write_folder(tmp_path, facts, label=palette_png([0, 1, 2]))
     with pytest.raises(ValueError, match="map the indices"):
-        check_samples(open_dataset("folder", root=root))
+        open_dataset("folder", root=root).check()
     (root / "classes.json").write_text(json.dumps(facts | {"ids": dict(zip("012", NAMES[:3], strict=True))}))
     assert min(shares(root)) == 1
 
@@ -159,8 +159,8 @@ def test_palette_indices_are_read_if_they_are_mapped(tmp_path):
 def test_white_of_a_one_bit_mask_is_1_if_255_is_void(tmp_path):
     facts = {"class_names": ["background", "cat"], "ids": {"0": "background", "2": "cat"}}
     root = write_folder(tmp_path, facts, classes=2, label=lambda label, p, _: Image.fromarray(label > 0).save(p))
-    with pytest.raises(ValueError, match=r"0\.png: holds the ids \[1\], which are not mapped to classes"):
-        check_samples(open_dataset("folder", root=root))
+    with pytest.raises(ValueError, match=r"0\.png: contains the ids \[1\], which are not mapped to classes"):
+        open_dataset("folder", root=root).check()
 
 
 def grey_palette_png(values, every=1):
@@ -198,14 +198,14 @@ def test_masks_of_0_and_1_beside_masks_of_0_and_255_give_a_warning(tmp_path):
         Image.fromarray(label * np.uint8(255 if path.parent.name == "val" else 1)).save(path)
 
     root = write_folder(tmp_path, NAMES[:2], classes=2, label=write)
-    with pytest.warns(UserWarning, match=r'hold only 0 and 255, others 0 and 1: 255 is read as void.*"255": "red"'):
+    with pytest.warns(UserWarning, match=r'contain only 0 and 255, others 0 and 1: 255 is read as void.*"255": "red"'):
         open_dataset("folder", root=root)
 
 
 def test_labels_with_void_only_are_refused(tmp_path):
     root = write_folder(tmp_path, NAMES[:3], label=mapped(255, 255, 255))
     with pytest.raises(ValueError, match=r"All labels of .*/train are void \(255\)"):
-        check_samples(open_dataset("folder", root=root))
+        open_dataset("folder", root=root).check()
 
 
 def test_labels_without_an_image_give_a_warning(tmp_path):
@@ -241,21 +241,21 @@ def test_values_mapped_to_classes(tmp_path, dtype):
     assert data.class_names == ("rest", "thing")
     assert np.array_equal(data[0][1].numpy(), np.array([255, 1, 1])[scene(0)[1]])
     Image.fromarray(np.full((48, 48), 7, dtype)).save(tmp_path / "labels/train/0.png")
-    with pytest.raises(ValueError, match=r"0\.png: holds the ids \[7\], which are not mapped to classes"):
-        check_samples(data)
+    with pytest.raises(ValueError, match=r"0\.png: contains the ids \[7\], which are not mapped to classes"):
+        data.check()
 
 
 def test_values_of_16_bits_mapped_to_classes(tmp_path):
     facts = {"ids": {"0": "void", "1000": "a", "26001": "b"}}
     data = open_dataset("folder", root=write_folder(tmp_path, facts, label=mapped(0, 1000, 26001, dtype=np.uint16)))
     assert np.array_equal(data[0][1].numpy(), np.array([255, 0, 1])[scene(0)[1]])
-    check_samples(data)
+    data.check()
 
 
 def test_the_error_for_labels_out_of_range_contains_a_mapping(tmp_path):
     root = write_folder(tmp_path, NAMES[1:3], label=mapped(0, 1, 2))
     with pytest.raises(ValueError, match=r"labels \[2\] are outside the classes 0..1") as caught:
-        check_samples(open_dataset("folder", root=root))
+        open_dataset("folder", root=root).check()
     written = str(caught.value).splitlines()[-1]
     assert json.loads(written) == {"class_names": ["red", "green"], "ids": {"0": "void", "1": "red", "2": "green"}}
     (root / "classes.json").write_text(written)
@@ -289,7 +289,7 @@ def test_255_is_void_if_1_is_a_class(tmp_path):
 
     root = write_folder(tmp_path, ["background", "object"], classes=2, label=write)
     assert set(open_dataset("folder", root=root)[0][1].unique().tolist()) == {0, 255}
-    check_samples(open_dataset("folder", root=root, split="val"))
+    open_dataset("folder", root=root, split="val").check()
 
 
 def test_binary_masks_are_learnt(tmp_path):
@@ -350,7 +350,7 @@ def test_a_class_without_labels_gives_a_warning_before_the_first_step(tmp_path, 
             return image, torch.where(label == 2, 0, label)
 
     data = (NoGreen(), Scenes(start=100, length=2))
-    with pytest.warns(UserWarning, match="No label of scenes has the class 'green'.* hold 0, 1, and 255"):
+    with pytest.warns(UserWarning, match="No label of scenes has the class 'green'.* contain 0, 1, and 255"):
         train_one_step(entry, data, tmp_path / "a")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -372,7 +372,7 @@ def test_unreadable_label_files_are_listed_by_name(tmp_path, make, message):
     root = write_folder(tmp_path, NAMES[:3])
     make(root / "labels/train/3.png")
     with pytest.raises(ValueError, match=rf"1 of 8 samples .*\n.*3\.png: .*{message}"):
-        check_samples(open_dataset("folder", root=root))
+        open_dataset("folder", root=root).check()
 
 
 def test_a_label_with_too_many_pixels_is_listed_by_name(tmp_path, monkeypatch):
@@ -381,7 +381,7 @@ def test_a_label_with_too_many_pixels_is_listed_by_name(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((200, 200), np.uint8)).save(root / "labels/train/3.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     with pytest.raises(ValueError, match=r"1 of 8 samples .*\n.*3\.png: .*too many pixels"):
-        check_samples(open_dataset("folder", root=root))
+        open_dataset("folder", root=root).check()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from bpkd_sdk.data import check_samples, convert_pascal_context, open_dataset
+from bpkd_sdk.data import convert_pascal_context, open_dataset
 from bpkd_sdk.data.public import PASCAL_CATEGORIES
 from tests import trees
 
@@ -56,7 +56,7 @@ def test_the_background_is_void(root):
     assert (len(data), data.num_classes, len(data.palette)) == (3, 59, 59)
     assert (data.palette[0], data.palette[58]) == ((180, 120, 120), (31, 0, 255))
     trees.assert_zero_is_void(data)
-    check_samples(data)
+    data.check()
     assert open_dataset("pascal_context_59", root=root / TOP, split="val").class_names == data.class_names
 
 

@@ -14,7 +14,7 @@ from tests.networks import tiny
 
 
 class Oracle(nn.Module):
-    """A perfect network of stride 1 for `LabelsAsImages`, whose first channel holds the class."""
+    """A perfect network of stride 1 for `LabelsAsImages`, whose first channel contains the class."""
 
     def forward(self, images):
         spec = bpkd_sdk.NetworkSpec(name=None, num_classes=3)

@@ -109,7 +109,7 @@ class TestScene:
     def test_the_label_must_fit(self, tmp_path):
         with pytest.raises(ValueError, match="The label is 80 x 50 pixels and the image 80 x 60"):
             open_scene(tmp_path, scene(60, 80), np.zeros((50, 80), np.uint8))
-        with pytest.raises(ValueError, match="^The label: holds colours"):
+        with pytest.raises(ValueError, match="^The label: contains colours"):
             open_scene(tmp_path, scene(60, 80), scene(60, 80))
         with pytest.raises(ValueError, match="ids of 0 to 255 in the label, but got 300"):
             open_scene(tmp_path, scene(60, 80), np.full((60, 80), 300, np.uint16))
