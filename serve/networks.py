@@ -1,4 +1,4 @@
-"""The networks that are shown and served: each opened, or with the reason why not; what it costs, how long it takes."""
+"""The networks of the service and of the demo: opening, costs, latency, and the order of their classes."""
 
 from __future__ import annotations
 
@@ -17,163 +17,196 @@ from bpkd_sdk.export.benchmark.facts import count_cost
 from bpkd_sdk.runtime import Runtime, match_runtime
 from bpkd_sdk.serve.predictor import Predictor, Timings
 
-Source: TypeAlias = str | Path | nn.Module | Runtime | Predictor
+ModelSource: TypeAlias = str | Path | nn.Module | Runtime | Predictor
 
-RUNS, SECONDS = 7, 1.5  # a latency is the median of so many runs, or of as many as fit into the time
+# A latency is the median of up to LATENCY_RUNS runs after a warm-up run. No run starts after LATENCY_SECONDS.
+LATENCY_RUNS, LATENCY_SECONDS = 7, 1.5
 
-_NAMELESS = ("last", "best", "model")  # file names that say nothing; their folder's does
+_GENERIC_STEMS = ("last", "best", "model")  # names that many runs share; the folder identifies the network instead
 
 
 @dataclass
-class Network:
-    """One network on show.
+class ServedModel:
+    """A network that was opened.
 
     Attributes:
-        name: As it is shown; unique among those that are shown together.
-        predictor: None if it could not be opened.
-        problem: Why not, in plain words; None if it was.
-        latency: Of the image sizes (height, width) measured so far: the medians.
+        name: Display name, unique in its `ModelSet`.
+        predictor: Predictor of the network.
+        latency: Median timings for each image size (height, width) measured so far.
     """
 
     name: str
-    predictor: Predictor | None
-    problem: str | None = None
+    predictor: Predictor
     latency: dict[tuple[int, int], Timings] = field(default_factory=dict)
     _costs: dict[tuple[int, int], tuple[int | None, int | None]] = field(default_factory=dict, repr=False)
 
     @property
-    def bytes(self) -> int | None:
-        """Size of its file; None if it is none."""
-        path = Path(self.predictor.runtime.name) if self.predictor else None
-        return path.stat().st_size if path and path.is_file() else None
+    def file_bytes(self) -> int | None:
+        """Size of the network's file in bytes; None if the network was not read from a file."""
+        path = Path(self.predictor.runtime.name)
+        return path.stat().st_size if path.is_file() else None
 
-    def cost(self, size: tuple[int, int]) -> tuple[int | None, int | None]:
-        """Parameters, and MACs for an image of (height, width); None where they cannot be known."""
-        if self.predictor is None:
-            return None, None
+    def cost(self, image_size: tuple[int, int]) -> tuple[int | None, int | None]:
+        """Return the number of parameters, and of MACs for one image of this size; None for an unknown number.
+
+        Args:
+            image_size: Height and width of the image in pixels.
+        """
         divisor = self.predictor.runtime.spec.size_divisor
-        height, width = (side + -side % divisor for side in size)
+        height, width = (side + -side % divisor for side in image_size)
         if (height, width) not in self._costs:
             self._costs[height, width] = count_cost(self.predictor.runtime, (height, width))
         return self._costs[height, width]
 
     def measure(self, image: np.ndarray) -> Timings:
-        """The median times from an image, uint8 (H, W, 3), to its mask; measured once for each size."""
-        assert self.predictor is not None  # noqa: S101  (only open networks are measured)
+        """Return the median times from an image to its mask. Each image size is measured once.
+
+        Args:
+            image: uint8 (H, W, 3) RGB.
+        """
         size = (image.shape[0], image.shape[1])
         if size not in self.latency:
             runs: list[Timings] = []
             start = time.perf_counter()
-            while not runs or (len(runs) <= RUNS and time.perf_counter() - start < SECONDS):
+            while not runs or (len(runs) <= LATENCY_RUNS and time.perf_counter() - start < LATENCY_SECONDS):
                 runs.append(self.predictor(image).timings)
-            counted = runs[1:] or runs  # the first warms up
-            stages = zip(*((run.pre, run.inference, run.post) for run in counted), strict=True)
+            warm_runs = runs[1:] or runs
+            stages = zip(*((run.pre, run.inference, run.post) for run in warm_runs), strict=True)
             self.latency[size] = Timings(*(statistics.median(stage) for stage in stages))
         return self.latency[size]
 
 
-def open_networks(sources: Sequence[Source | Network], device: str | torch.device = "auto") -> list[Network]:
-    """Open networks; one that cannot be opened says why instead of stopping the others.
+@dataclass(frozen=True)
+class UnavailableModel:
+    """A network that could not be opened, or that cannot be compared with the teacher.
+
+    Attributes:
+        name: Display name, unique in its `ModelSet`.
+        reason: Reason as a full sentence. It contains no path, because the demo shows it to its visitors.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ModelSet:
+    """Networks for the service or the demo.
+
+    Attributes:
+        teacher: Teacher; None if none was specified, or if it is unavailable.
+        students: Students that were opened, in the order in which they were specified.
+        unavailable: Networks that cannot be used, with the reasons.
+    """
+
+    teacher: ServedModel | None
+    students: tuple[ServedModel, ...]
+    unavailable: tuple[UnavailableModel, ...] = ()
+
+    @property
+    def available(self) -> tuple[ServedModel, ...]:
+        """All networks that were opened, the teacher first."""
+        return (*([] if self.teacher is None else [self.teacher]), *self.students)
+
+    def student(self, name: str) -> ServedModel:
+        """Return the student with this name.
+
+        Raises:
+            KeyError: If no student has this name.
+        """
+        return {student.name: student for student in self.students}[name]
+
+    def pair(self, student: str) -> tuple[ServedModel, ...]:
+        """Return the networks to show side by side: the teacher, if there is one, and the student with this name."""
+        return (*([] if self.teacher is None else [self.teacher]), self.student(student))
+
+
+def open_models(
+    students: Sequence[ModelSource],
+    *,
+    teacher: ModelSource | None = None,
+    device: str | torch.device = "auto",
+) -> ModelSet:
+    """Open networks. A network that cannot be opened is recorded with the reason; the others are opened anyway.
 
     Args:
-        sources: As `Predictor` takes them, predictors, or networks, which stay as they are.
-        device: For those that are not open yet.
+        students: Sources of the students, each as `Predictor` takes it, or a `Predictor`.
+        teacher: Source of the teacher, or None.
+        device: Device for all networks except those that are specified as a `Predictor`.
+
+    Raises:
+        ValueError: If neither a teacher nor a student is specified.
     """
-    networks = []
-    for source, name in zip(sources, _names(sources), strict=True):
-        if isinstance(source, Network):
-            networks.append(source)
-            continue
-        try:
-            predictor = source if isinstance(source, Predictor) else Predictor(source, device)
-            networks.append(Network(name, predictor))
-        except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-            # The page shows it to whoever looks, and where the file lies is none of their business.
-            networks.append(Network(name, None, str(error).replace(_title(source), name)))
-    return networks
+    sources = [*students, *([] if teacher is None else [teacher])]
+    if not sources:
+        raise ValueError("Expected a teacher, a student or both, but got neither.")
+    models = [_open(source, name, device) for source, name in zip(sources, _unique_names(sources), strict=True)]
+    opened_teacher = models[-1] if teacher is not None and isinstance(models[-1], ServedModel) else None
+    return ModelSet(
+        opened_teacher,
+        tuple(model for model in models[: len(students)] if isinstance(model, ServedModel)),
+        tuple(model for model in models if isinstance(model, UnavailableModel)),
+    )
 
 
-def match_networks(networks: Sequence[Network], *, others_allowed: bool = False) -> list[Network]:
-    """Put the classes of networks in the order of the first open one.
+def _open(source: ModelSource, name: str, device: str | torch.device) -> ServedModel | UnavailableModel:
+    try:
+        return ServedModel(name, source if isinstance(source, Predictor) else Predictor(source, device))
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        # Visitors of the demo see the reason, so it must not contain the path of the file.
+        return UnavailableModel(name, str(error).replace(_title(source), name))
 
-    Args:
-        networks: Stay as they are.
-        others_allowed: Keep networks of other classes as they are; otherwise each is closed, with the reason.
+
+def match_classes(models: ModelSet) -> ModelSet:
+    """Reorder the classes of all students like those of the teacher, or like those of the first student without one.
+
+    A student whose classes differ from the teacher's becomes unavailable. Without a teacher it is kept as it is.
     """
-    first = next((network for network in networks if network.predictor), None)
-    if first is None:
-        return list(networks)
-    return [network if network is first else _matched(network, first, others_allowed) for network in networks]
+    reference = next(iter(models.available), None)
+    if reference is None:
+        return models
+    students, mismatched = [], []
+    for student in models.students:
+        predictor = _match_predictor(student.predictor, reference)
+        if predictor is student.predictor or (predictor is None and models.teacher is None):
+            students.append(student)
+        elif predictor is not None:
+            students.append(ServedModel(student.name, predictor))
+        else:
+            classes, expected = (
+                f"{len(names)} classes ({', '.join(names[:3])}, ...)"
+                for names in (student.predictor.class_names, reference.predictor.class_names)
+            )
+            reason = f"This network has {classes}, but the teacher has {expected}."
+            mismatched.append(UnavailableModel(student.name, reason))
+    return ModelSet(models.teacher, tuple(students), (*models.unavailable, *mismatched))
 
 
-def _matched(network: Network, first: Network, others_allowed: bool) -> Network:
-    own, other = network.predictor, first.predictor
-    if own is None or other is None or own.class_names == other.class_names:
-        return network
-    if own.runtime.spec.class_names and other.runtime.spec.class_names:
-        try:
-            return Network(network.name, Predictor(match_runtime(own.runtime, other.runtime.spec, first.name)))
-        except ValueError:
-            pass
-    if others_allowed:
-        return network
-    described = (f"{len(names)} ({', '.join(names[:3])}, ...)" for names in (own.class_names, other.class_names))
-    return Network(network.name, None, "Its classes are {}, those of the teacher {}.".format(*described))
+def _match_predictor(predictor: Predictor, reference: ServedModel) -> Predictor | None:
+    """Return a predictor with the class order of the reference; None if the classes differ."""
+    if predictor.class_names == reference.predictor.class_names:
+        return predictor
+    spec, reference_spec = predictor.runtime.spec, reference.predictor.runtime.spec
+    if not spec.class_names or not reference_spec.class_names:
+        return None
+    try:
+        return Predictor(match_runtime(predictor.runtime, reference_spec, reference.name))
+    except ValueError:
+        return None
 
 
-def _names(sources: Sequence[Source | Network]) -> list[str]:
-    """Short names that tell the networks apart: of a file, or of its folder; else the whole path; else a number."""
+def _unique_names(sources: Sequence[ModelSource]) -> list[str]:
+    """Return short unique names: of the file or its folder, else the whole path, else with a number."""
     titles = [_title(source) for source in sources]
     paths = [Path(title) for title in titles]
-    short = [path.parent.name if path.stem in _NAMELESS and path.parent.name else path.name for path in paths]
+    short = [path.parent.name if path.stem in _GENERIC_STEMS and path.parent.name else path.name for path in paths]
     names = [name if short.count(name) == 1 else title for name, title in zip(short, titles, strict=True)]
     return [name if names.count(name) == 1 else f"{name} ({names[:i].count(name) + 1})" for i, name in enumerate(names)]
 
 
-def _title(source: Source | Network) -> str:
-    if isinstance(source, Network):
-        return source.name
+def _title(source: ModelSource) -> str:
     if isinstance(source, Predictor):
         return source.runtime.name
     if isinstance(source, Runtime):
         return source.name
     return type(source).__name__ if isinstance(source, nn.Module) else str(source)
-
-
-@dataclass(frozen=True)
-class DemoModels:
-    """The networks on show.
-
-    Attributes:
-        networks: All of them, the teacher first; also those that could not be opened.
-        teacher: None if there is none, or none that could be opened.
-        students: By name, those that could be opened; if there are none, the teacher shows itself.
-    """
-
-    networks: tuple[Network, ...]
-    teacher: Network | None
-    students: dict[str, Network]
-
-    @classmethod
-    def open(
-        cls, teacher: Source | Network | None, students: Sequence[Source | Network], device: str | torch.device
-    ) -> DemoModels:
-        """Open the networks.
-
-        Raises:
-            ValueError: If none are given.
-        """
-        sources = [*([] if teacher is None else [teacher]), *students]
-        if not sources:
-            raise ValueError("Expected a teacher, a student or both, but got neither.")
-        networks = open_networks(sources, device)
-        first = networks[0] if teacher is not None and networks[0].predictor else None
-        networks = match_networks(networks, others_allowed=first is None)
-        able = {network.name: network for network in networks[teacher is not None :] if network.predictor}
-        if not able and first is not None:
-            return cls(tuple(networks), None, {first.name: first})
-        return cls(tuple(networks), first, able)
-
-    def pair(self, student: str) -> list[Network]:
-        """The networks to show beside each other: teacher and student, or the student alone."""
-        return [*([self.teacher] if self.teacher else []), self.students[student]]

@@ -1,11 +1,11 @@
-"""From an image of any kind and size to a mask of the same size, whatever runs the network."""
+"""Segments images of any format and size with a network in any format, and returns masks of the images' own size."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Literal, TypeAlias, overload
@@ -20,16 +20,17 @@ from bpkd_sdk.models.spec import Color, NetworkSpec, distinct_colors
 from bpkd_sdk.runtime import Runtime, open_runtime
 from bpkd_sdk.runtime.base import Range
 from bpkd_sdk.runtime.inference import sliding_bands, sliding_masks, to_mask
+from bpkd_sdk.serve.overlay import draw_overlay
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds for one image; of a batch each image has its share.
+    """Time for one image in milliseconds. The time of a batch is divided equally among its images.
 
     Attributes:
-        pre: Reading, checking, resizing, moving to the device.
-        inference: The network.
-        post: From what it returned to the mask on the host.
+        pre: Time to read, check and resize the image and to move it to the device.
+        inference: Time of the network.
+        post: Time from the output of the network to the mask in host memory.
     """
 
     pre: float
@@ -38,24 +39,27 @@ class Timings:
 
     @property
     def total(self) -> float:
-        """All three."""
+        """Sum of the three stages in milliseconds."""
         return self.pre + self.inference + self.post
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a `Predictor` makes of one image.
+    """The result of a `Predictor` for one image.
 
     Attributes:
-        mask: uint8 (H, W), class ids, at the image's own size.
-        class_names: One per class.
-        palette: One RGB colour (0..255) per class.
-        timings: Where the time went.
-        confidence: float32 (H, W), the probability (0..1) of the class in the mask; None unless asked for.
-        entropy: float32 (H, W), of the probabilities of all classes: 0 where one is certain, 1 where all are alike;
-            None unless asked for.
+        image: Image that was segmented, uint8 (H, W, 3) RGB. It is the array that was passed to the predictor, if that
+            array already had this form; it is not copied.
+        mask: Class ids in the size of the image, uint8 (H, W).
+        class_names: Name of each class.
+        palette: RGB colour (0..255) of each class.
+        timings: Time of each stage.
+        confidence: Probability (0..1) of the class in the mask, float32 (H, W); None unless requested.
+        entropy: Normalised entropy of the class probabilities, float32 (H, W): 0 if one class has probability 1, and 1
+            if all classes have the same probability; None unless requested.
     """
 
+    image: np.ndarray = field(repr=False)
     mask: np.ndarray
     class_names: tuple[str, ...]
     palette: tuple[Color, ...]
@@ -65,80 +69,140 @@ class Prediction:
 
     @property
     def latency_ms(self) -> float:
-        """From image to mask."""
+        """Time from the image to its mask in milliseconds."""
         return self.timings.total
+
+    def overlay(
+        self,
+        *,
+        boundaries: bool = True,
+        boundary_width: int = 1,
+        boundary_color: Color = (255, 255, 255),
+        alpha: float = 0.5,
+        legend: bool = False,
+    ) -> np.ndarray:
+        """Draw the mask over the image, using `bpkd_sdk.serve.draw_overlay`.
+
+        The mask of a network contains no void, so all ids are drawn, including 255.
+
+        Args:
+            boundaries: Whether to draw a line between two classes.
+            boundary_width: Width of the lines in pixels, at least 1.
+            boundary_color: RGB colour (0..255) of the lines.
+            alpha: Opacity of the class colours, 0..1. With 0, the result shows the image alone; with 1, the colours.
+            legend: Whether to append a strip below the image with the names of the classes present.
+
+        Returns:
+            uint8 (H, W, 3) RGB, a new array. With a legend the height is larger than H, and the first H rows are the
+            overlay.
+
+        Raises:
+            ValueError: If `alpha` or `boundary_width` is out of range.
+
+        Example:
+            >>> image, mask = np.full((1, 2, 3), 100, np.uint8), np.array([[0, 1]], np.uint8)
+            >>> prediction = Prediction(image, mask, ("sky", "road"), ((0, 0, 0), (200, 100, 0)), Timings(1, 2, 1))
+            >>> prediction.overlay(boundaries=False)[0].tolist()
+            [[50, 50, 50], [150, 100, 50]]
+        """
+        return draw_overlay(
+            self.image,
+            self.mask,
+            self.palette,
+            class_names=self.class_names,
+            boundaries=boundaries,
+            boundary_width=boundary_width,
+            boundary_color=boundary_color,
+            alpha=alpha,
+            ignore_index=-1,
+            legend=legend,
+        )
 
 
 def names_and_colors(spec: NetworkSpec) -> tuple[tuple[str, ...], tuple[Color, ...]]:
-    """Names and colours of the ids in the masks."""
+    """Return the name and the RGB colour of each class id that a mask can contain.
+
+    Missing names are the ids, and missing colours are `distinct_colors`. A network with one class has two ids in its
+    masks: 0 is the background.
+    """
     check_mask_classes(spec.num_classes)
-    ids = max(spec.num_classes, 2) if spec.num_classes else MOST_CLASSES
+    num_ids = max(spec.num_classes, 2) if spec.num_classes else MOST_CLASSES
     names, palette = spec.class_names, spec.palette
     if spec.num_classes == 1:
         names = ("background", *names) if len(names) == 1 else names
         palette = ((0, 0, 0), *palette) if len(palette) == 1 else palette
-    return names or tuple(str(index) for index in range(ids)), palette or distinct_colors(ids)
+    return names or tuple(map(str, range(num_ids))), palette or distinct_colors(num_ids)
 
 
-class Clock:
-    """Adds up the time in each stage; what is neither pre nor inference is post."""
+class StageTimer:
+    """A timer that adds up the time of each stage. Time outside of "pre" and "inference" counts as "post"."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
-        self.spent = {"pre": 0.0, "inference": 0.0}
+        self.seconds = {"pre": 0.0, "inference": 0.0}
 
     @contextmanager
     def stage(self, name: Literal["pre", "inference"]) -> Iterator[None]:
-        """Count what happens inside to this stage."""
+        """Add the time inside the context to a stage."""
         start = time.perf_counter()
         yield
-        self.spent[name] += time.perf_counter() - start
+        self.seconds[name] += time.perf_counter() - start
 
-    def stop(self, images: int, reading: float) -> Timings:
-        """Milliseconds an image; `reading` is the time to read one."""
-        total = 1000 * (time.perf_counter() - self.start) / images
-        pre, inference = (1000 * spent / images for spent in self.spent.values())
-        return Timings(reading + pre, inference, total - pre - inference)
+    def stop(self, num_images: int, reading_ms: float) -> Timings:
+        """Return the timings for one image.
+
+        Args:
+            num_images: Number of images in the batch.
+            reading_ms: Milliseconds for reading one image before the timer was started.
+        """
+        total = 1000 * (time.perf_counter() - self.start) / num_images
+        pre, inference = (1000 * seconds / num_images for seconds in self.seconds.values())
+        return Timings(reading_ms + pre, inference, total - pre - inference)
 
 
 Images: TypeAlias = list[ImageSource] | tuple[ImageSource, ...]
 
-TOGETHER = 2048 * 2048  # most pixels that go through a network of any size at once
-WINDOW = 1024  # side of the window over larger images, in pixels
-BATCH = 8  # most images at once
-_THINNEST = 32  # what a side counts for at least: networks pad thinner images to about this
+MAX_PIXELS = 2048 * 2048  # pixels of a batch; a larger image is segmented in windows
+WINDOW_SIDE = 1024  # side of these windows in pixels, if the network accepts any size
+MAX_BATCH = 8  # images in a batch
+_MIN_SIDE = 32  # a shorter side counts as this many pixels, because networks pad images to about this size
 
 
 class Predictor:
-    """Segments images. Calls from several threads at once are safe.
+    """A predictor of masks. It can be called from several threads at once.
 
-    Over an image of a size that the network does not take, or of more than 2048x2048 pixels, a window slides.
+    An image is segmented in overlapping windows if the network does not accept its size, or if it has more than
+    2048x2048 pixels.
 
     Args:
-        model: A path or URL of one of the `bpkd_sdk.runtime.FORMATS` (checkpoint, ONNX file, engine, Triton server), a
+        source: Path or URL in one of the `bpkd_sdk.runtime.FORMATS` (checkpoint, ONNX file, engine, Triton server), a
             module in eval mode (it is moved to the device), or a runtime.
-        device: "auto" (a CUDA GPU if there is one, otherwise the CPU), "cpu", "cuda", "cuda:1", "mps".
+        device: Device that runs the network: "auto" (a CUDA GPU if there is one, otherwise the CPU), "cpu", "cuda",
+            "cuda:1", "mps".
 
     Attributes:
-        runtime: What runs the network.
-        class_names: One per class; numbers where the network does not say. A network of one class has two: what is
-            not of the class comes first, as in its masks.
-        palette: One RGB colour (0..255) per class.
+        runtime: Runtime of the network.
+        class_names: Name of each class id in the masks; its number if the network has no names. A network with one
+            class has two ids in its masks: the background and the class.
+        palette: RGB colour (0..255) of each class id.
 
     Raises:
-        ValueError: For a module in training mode, or a network of more than 256 classes.
-        FileNotFoundError, ImportError, RuntimeError: As `bpkd_sdk.runtime.open_runtime`.
+        ValueError: If a module is in training mode, the network has more than 256 classes, the format of the source is
+            unknown, or the format does not run on the device.
+        FileNotFoundError: If the file does not exist.
+        ImportError: If a package that this format needs is not installed.
+        RuntimeError: If the network cannot run on this machine. See `bpkd_sdk.runtime.open_runtime`.
     """
 
-    def __init__(self, model: str | Path | nn.Module | Runtime, device: str | torch.device = "auto") -> None:
-        if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
+    def __init__(self, source: str | Path | nn.Module | Runtime, device: str | torch.device = "auto") -> None:
+        if isinstance(source, nn.Module) and any(module.training for module in source.modules()):
             raise ValueError("The network is in training mode. Call model.eval() first.")
-        self.runtime = open_runtime(model, device)
+        self.runtime = open_runtime(source, device)
         self.class_names, self.palette = names_and_colors(self.runtime.spec)
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether confidence and entropy can be asked for; an artifact that returns masks has none."""
+        """Whether confidence and entropy can be requested; False for a file that was exported with argmax=True."""
         return not self.runtime.metadata["argmax"]
 
     @overload
@@ -156,17 +220,21 @@ class Predictor:
         confidence: bool = False,
         entropy: bool = False,
     ) -> Prediction | list[Prediction] | Iterator[Prediction]:
-        """Segment one image, a batch, or a stream.
+        """Segment one image, a batch or a stream.
 
         Args:
-            image: One image as `bpkd_sdk.images.read_image` takes it; a list or tuple of them, or an array
-                (N, H, W, 3), for a list of predictions; or an iterator of them (a video), for an iterator that makes
-                each prediction when it is asked for.
-            confidence: Also the probability of the class, for every pixel.
-            entropy: Also the entropy of the probabilities, for every pixel.
+            image: One image as `bpkd_sdk.images.read_image` takes it; or a list or tuple of images, or an array
+                (N, H, W, 3); or an iterator of images, for example the frames of a video.
+            confidence: Whether to return the probability of the predicted class for every pixel.
+            entropy: Whether to return the entropy of the class probabilities for every pixel.
+
+        Returns:
+            One prediction for one image, a list for a batch, and for an iterator an iterator that reads and segments
+            each image when its prediction is requested.
 
         Raises:
-            ValueError: For what is no image, or if probabilities are asked of an artifact that returns masks.
+            ValueError: If a source is not an image, or if probabilities are requested from a network that returns
+                masks.
         """
         if (confidence or entropy) and not self.has_probabilities:
             raise ValueError(
@@ -185,103 +253,123 @@ class Predictor:
         predictions: list[Prediction] = []
         start = time.perf_counter()
         images = [read_image(source) for source in sources]
-        reading = 1000 * (time.perf_counter() - start) / max(len(images), 1)
+        reading_ms = 1000 * (time.perf_counter() - start) / max(len(images), 1)
         for (height, width, _), group in groupby(images, key=lambda image: image.shape):
-            alike, most = list(group), self._together(height, width)
-            for first in range(0, len(alike), most):
-                batch = np.stack(alike[first : first + most])
-                predictions += self._predict_batch(batch, reading, confidence, entropy)
+            same_size, batch_size = list(group), self._batch_size(height, width)
+            for first in range(0, len(same_size), batch_size):
+                batch = same_size[first : first + batch_size]
+                predictions += self._predict_batch(batch, reading_ms, confidence, entropy)
         return predictions
 
-    def _together(self, height: int, width: int) -> int:
-        """How many images of one size go through the network at once."""
-        most = self.runtime.accepts.batch[1] or BATCH
-        return max(1, min(BATCH, most, TOGETHER // _pixels(height, width)))
+    def _batch_size(self, height: int, width: int) -> int:
+        """Return the number of images or windows of this size that are segmented together."""
+        accepted = self.runtime.accepts.batch[1] or MAX_BATCH
+        return max(1, min(MAX_BATCH, accepted, MAX_PIXELS // _count_pixels(height, width)))
 
-    def _predict_batch(self, images: np.ndarray, reading: float, confidence: bool, entropy: bool) -> list[Prediction]:
-        """uint8 (N, H, W, 3) -> one prediction for each."""
-        clock = Clock()
-        bands = [_on_host(band, confidence, entropy) for band in self._outputs(images, clock)]
-        masks, certain, unsure = (
-            None if parts[0] is None else np.concatenate(parts, axis=1) for parts in zip(*bands, strict=True)
+    def _predict_batch(
+        self, images: list[np.ndarray], reading_ms: float, confidence: bool, entropy: bool
+    ) -> list[Prediction]:
+        """Segment a batch of images, each uint8 (H, W, 3) of the same size."""
+        batch, timer = np.stack(images), StageTimer()
+        bands = [_to_host(band, confidence, entropy) for band in self._outputs(batch, timer)]
+        masks = np.concatenate([mask for mask, _, _ in bands], axis=1)
+        confidences, entropies = (
+            None if parts[0] is None else np.concatenate(parts, axis=1) for parts in list(zip(*bands, strict=True))[1:]
         )
-        assert masks is not None  # noqa: S101  (only the other two may be left out)
-        timings = clock.stop(len(images), reading)
+        timings = timer.stop(len(images), reading_ms)
         return [
             Prediction(
+                image,
                 mask,
                 self.class_names,
                 self.palette,
                 timings,
-                None if certain is None else certain[index],
-                None if unsure is None else unsure[index],
+                None if confidences is None else confidences[index],
+                None if entropies is None else entropies[index],
             )
-            for index, mask in enumerate(masks)
+            for index, (image, mask) in enumerate(zip(images, masks, strict=True))
         ]
 
-    def _outputs(self, images: np.ndarray, clock: Clock) -> Iterator[Tensor]:
-        """Logits (N, C, h, W) or masks (N, h, W), whichever the artifact returns, in bands from top to bottom."""
+    def _outputs(self, images: np.ndarray, timer: StageTimer) -> Iterator[Tensor]:
+        """Yield logits (N, C, h, W) or masks (N, h, W), depending on the network, in bands from top to bottom.
+
+        Args:
+            images: uint8 (N, H, W, 3).
+            timer: Timer of the batch.
+        """
         height, width = images.shape[1:3]
         accepts = self.runtime.accepts
-        if accepts.takes_size(height, width) and _pixels(height, width) <= TOGETHER:
-            yield self._run(torch.from_numpy(images), clock)
+        if accepts.takes_size(height, width) and _count_pixels(height, width) <= MAX_PIXELS:
+            yield self._run(torch.from_numpy(images), timer)
         else:
-            yield from self._slide(images, (_window(height, accepts.height), _window(width, accepts.width)), clock)
+            window = _window_side(height, accepts.height), _window_side(width, accepts.width)
+            yield from self._slide(images, window, timer)
 
-    def _slide(self, images: np.ndarray, window: tuple[int, int], clock: Clock) -> Iterator[Tensor]:
+    def _slide(self, images: np.ndarray, window: tuple[int, int], timer: StageTimer) -> Iterator[Tensor]:
         height, width = images.shape[1:3]
-        below, beside = max(window[0] - height, 0), max(window[1] - width, 0)
-        with clock.stage("pre"):
-            padded = np.pad(images, ((0, 0), (0, below), (0, beside), (0, 0)), mode="edge")
+        bottom, right = max(window[0] - height, 0), max(window[1] - width, 0)
+        with timer.stage("pre"):
+            padded = np.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
         inputs = torch.from_numpy(padded).permute(0, 3, 1, 2)
 
-        def outputs_of(part: Tensor) -> Tensor:
-            return self._run(part.permute(0, 2, 3, 1), clock)
+        def run_window(part: Tensor) -> Tensor:
+            return self._run(part.permute(0, 2, 3, 1), timer)
 
         if self.has_probabilities:
-            bands = sliding_bands(outputs_of, inputs, window, None, self._together(*window))
+            bands = sliding_bands(run_window, inputs, window, None, self._batch_size(*window))
         else:
-            bands = iter([sliding_masks(outputs_of, inputs, window, None)])
+            bands = iter([sliding_masks(run_window, inputs, window, None)])
         for band in bands:
             yield band[..., :height, :width]
 
-    def _run(self, images: Tensor, clock: Clock) -> Tensor:
-        """What the artifact returns for images that it takes, (N, H, W, 3)."""
-        with clock.stage("pre"):
+    def _run(self, images: Tensor, timer: StageTimer) -> Tensor:
+        """Return the output of the network for images (N, H, W, 3) of a size that it accepts."""
+        with timer.stage("pre"):
             missing = max(self.runtime.accepts.batch[0] - len(images), 0)
             if missing:
                 images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
             inputs = self.runtime.prepare(images)
             self.runtime.synchronize()
-        with clock.stage("inference"):
+        with timer.stage("inference"):
             outputs = self.runtime.infer(inputs)
             self.runtime.synchronize()
         return outputs[: len(outputs) - missing]
 
 
-def _pixels(height: int, width: int) -> int:
-    return max(height, _THINNEST) * max(width, _THINNEST)
+def _count_pixels(height: int, width: int) -> int:
+    return max(height, _MIN_SIDE) * max(width, _MIN_SIDE)
 
 
-def _window(side: int, allowed: Range) -> int:
-    least, most = allowed
-    return max(least, min(side, WINDOW if most is None else most))
+def _window_side(side: int, accepted: Range) -> int:
+    smallest, largest = accepted
+    return max(smallest, min(side, WINDOW_SIDE if largest is None else largest))
 
 
-def _on_host(
+def _to_host(
     outputs: Tensor, confidence: bool, entropy: bool
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Masks of logits or masks; of logits confidence and entropy too, as far as they are asked for."""
+    """Return masks, confidence and entropy in host memory.
+
+    Args:
+        outputs: Logits (N, C, H, W), or masks (N, H, W), for which confidence and entropy are None.
+        confidence: Whether to compute the confidence.
+        entropy: Whether to compute the entropy.
+    """
     if outputs.ndim == 3:
         return outputs.cpu().numpy(), None, None
-    certain, unsure = _certainty(outputs) if confidence or entropy else (None, None)
+    confidences, entropies = _confidence_and_entropy(outputs) if confidence or entropy else (None, None)
     masks = to_mask(outputs).to(torch.uint8).cpu().numpy()
-    return masks, certain if confidence else None, unsure if entropy else None
+    return masks, confidences if confidence else None, entropies if entropy else None
 
 
 @torch.inference_mode()
-def _certainty(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence and entropy, each (N, H, W) float32, of logits (N, C, H, W); one class stands against its absence."""
+def _confidence_and_entropy(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return confidence and entropy, each float32 (N, H, W).
+
+    Args:
+        logits: Logits (N, C, H, W). The logit of a network with one class is the log odds of the class
+            against the background.
+    """
     if logits.shape[1] == 1:
         logits = torch.cat([-logits / 2, logits / 2], 1)
     log_p = logits.float().log_softmax(1)

@@ -14,7 +14,7 @@ from rich.table import Table
 from bpkd_sdk.cli.common import app, console, errors
 
 if TYPE_CHECKING:
-    from bpkd_sdk.serve.networks import Network
+    from bpkd_sdk.serve.networks import ModelSet
     from bpkd_sdk.serve.service.security import Access
 
 _NETWORK = "A checkpoint, an ONNX file, an engine or triton://host:port/model"
@@ -58,7 +58,7 @@ def serve(
         import_optional(package, "serve")
     from starlette.responses import RedirectResponse
 
-    from bpkd_sdk.serve.networks import open_networks
+    from bpkd_sdk.serve.networks import open_models
     from bpkd_sdk.serve.service.app import create_app
     from bpkd_sdk.serve.service.limits import Limits
     from bpkd_sdk.serve.service.security import Access
@@ -75,13 +75,10 @@ def serve(
         body=round(1e6 * max_megabytes), pixels=round(1e6 * max_megapixels), requests=max_requests, seconds=timeout
     )
     with listen(host, port) as listening:
-        sources = [*student, *([] if teacher is None else [teacher])]
         with errors.status("Opening the networks"):
-            networks = open_networks(sources, device)
-        students, guide = networks[: len(student)], None if teacher is None else networks[-1]
+            models = open_models(student, teacher=teacher, device=device)
         service = create_app(
-            students,
-            guide,
+            models,
             access=access,
             limits=limits,
             batch_size=batch_size,
@@ -89,28 +86,27 @@ def serve(
             parallel=parallel,
         )
         if demo:
-            mount_demo(service, guide, students, examples=examples, limits=limits)
+            mount_demo(service, models, examples=examples, limits=limits)
         else:
             service.add_route("/", lambda _: RedirectResponse("/docs"))
-        _tell(networks, host, url_of(listening), access, demo=demo)
+        _tell(models, host, url_of(listening), access, demo=demo)
         run(service, listening, seconds=timeout)
     console.print("Stopped.")
 
 
-def _tell(networks: list[Network], host: str, url: str, access: Access, *, demo: bool) -> None:
+def _tell(models: ModelSet, host: str, url: str, access: Access, *, demo: bool) -> None:
     """What is served, to whom, and what is missing."""
     import torch
 
     from bpkd_sdk.serve.service.security import is_loopback
 
     table = Table("network", "runs on", "classes", "confidence")
-    for network in networks:
-        if network.predictor is None:
-            table.add_row(network.name, "[red]left out[/]", "", "")
-            continue
-        runtime = network.predictor.runtime
-        confidence = "yes" if network.predictor.has_probabilities else "no, it returns masks"
-        table.add_row(network.name, str(runtime.device), str(len(network.predictor.class_names)), confidence)
+    for model in models.available:
+        confidence = "yes" if model.predictor.has_probabilities else "no, it returns masks"
+        device, classes = str(model.predictor.runtime.device), str(len(model.predictor.class_names))
+        table.add_row(model.name, device, classes, confidence)
+    for unavailable in models.unavailable:
+        table.add_row(unavailable.name, "[red]left out[/]", "", "")
     console.print(table)
     if not torch.cuda.is_available():
         errors.print("[yellow]torch sees no NVIDIA GPU here: networks run on the CPU, engines cannot run.[/]")

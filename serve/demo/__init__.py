@@ -1,4 +1,4 @@
-"""The page that people look at: teacher and student side by side, on an image, on many, on a video (Gradio)."""
+"""The web demo (Gradio): teacher and student side by side on an image, on many images and on a video."""
 
 from bpkd_sdk.serve.demo.page import build_demo, page_options
 

@@ -1,4 +1,4 @@
-"""Many images at once: a zip of their masks and overlays."""
+"""The tabs that read uploaded files and offer a file for download: many images as a zip file, and a video."""
 
 from __future__ import annotations
 
@@ -12,117 +12,125 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from bpkd_sdk.serve.demo.controls import PLAIN_ERRORS, Controls, Job, complain
-from bpkd_sdk.serve.demo.scene import full_overlay
+from bpkd_sdk.serve.demo.controls import EXPECTED_ERRORS, Controls, JobControls, show_warning
+from bpkd_sdk.serve.demo.scene import draw_full_size
 from bpkd_sdk.serve.demo.uploads import new_file
-from bpkd_sdk.serve.networks import DemoModels
+from bpkd_sdk.serve.networks import ModelSet
 from bpkd_sdk.serve.overlay import picture_png
 from bpkd_sdk.serve.predictor import Predictor
 from bpkd_sdk.serve.service.limits import Limits, read_bounded, read_untrusted_image
 from bpkd_sdk.serve.service.responses import mask_png
 from bpkd_sdk.serve.video import annotate_video
 
-_ABOUT = (
-    "The zip holds, for each image, `masks/<name>.png` (a palette PNG whose values are the class ids) and "
-    "`overlays/<name>.png`, and `classes.json` with the names and colours of the ids."
+_ZIP_DESCRIPTION = (
+    "The zip file contains `masks/<name>.png` (a palette PNG whose pixel values are class ids) and "
+    "`overlays/<name>.png` for each image, and `classes.json` with the class names and colours."
 )
+_PROGRESS_INTERVAL = 5  # frames between two updates of the progress bar
 
 
-def build_batch_tab(lineup: DemoModels, controls: Controls, limits: Limits) -> None:
-    """Lay the tab out and connect it."""
+def build_batch_tab(models: ModelSet, controls: Controls, limits: Limits) -> None:
+    """Create the tab for many images and connect its events."""
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
             files = gr.File(label="Images", file_count="multiple", file_types=["image"], elem_id="images")
-            job = Job.build(lineup, "Segment all", "segment-all")
+            job_controls = JobControls.build(models, "Segment all images", "segment-all")
         with gr.Column(min_width=300):
             archive = gr.File(label="Masks and overlays", interactive=False, elem_id="archive")
-            gr.Markdown(_ABOUT)
+            gr.Markdown(_ZIP_DESCRIPTION)
 
-    def segment(
+    def segment_images(
         paths: list[str] | None,
         role: int,
         student: str,
         alpha: float,
         width: int,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008  (Gradio finds it by its default)
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  (Gradio detects the parameter by this default)
     ) -> Iterator[Any]:
         if not paths:
-            return complain("Choose the images first.")
-        predictor = lineup.pair(student)[role].predictor
-        assert predictor is not None  # noqa: S101  (only open networks are on offer)
+            return show_warning("Upload images first.")
+        predictor = models.pair(student)[role].predictor
         images = [Path(path) for path in paths]
-        with new_file(f"{Path(student).stem}.zip") as target:
-            for done, problem in enumerate(write_zip(target, images, predictor, alpha, width, limits)):
-                progress((done + 1, len(paths)), unit="images")
+        with new_file(f"{Path(student).stem}.zip") as zip_path:
+            for index, problem in enumerate(write_zip(zip_path, images, predictor, alpha, width, limits)):
+                progress((index + 1, len(paths)), unit="images")
                 if problem:
-                    complain(problem)
+                    show_warning(problem)
                 yield gr.skip()
-        yield str(target)
+        yield str(zip_path)
 
-    job.connect(segment, [files, job.role, *controls.look], archive)
+    job_controls.connect(segment_images, [files, job_controls.role, *controls.drawing_inputs], archive)
 
 
 def write_zip(
-    target: Path, images: Sequence[Path], predictor: Predictor, alpha: float, width: int, limits: Limits
+    path: Path, images: Sequence[Path], predictor: Predictor, alpha: float, width: int, limits: Limits
 ) -> Iterator[str | None]:
-    """Segment images into a zip; after each comes None, or why it was left out."""
-    taken: set[str] = set()
-    with zipfile.ZipFile(target, "w") as archive:  # PNGs do not get smaller
-        facts = {"class_names": predictor.class_names, "palette": predictor.palette}
-        archive.writestr("classes.json", json.dumps(facts, indent=1))
-        for path in images:
-            others = (f"{path.stem}_{number}" for number in itertools.count(1))
-            name = next(name for name in itertools.chain([path.stem], others) if name not in taken)
-            taken.add(name)
+    """Write the masks and overlays of images into a zip file.
+
+    Args:
+        path: Path of the zip file.
+        images: Paths of the images.
+        predictor: Predictor of the network.
+        alpha: Opacity of the overlays, 0..1.
+        width: Width of boundaries in pixels of the page; 0 for none.
+        limits: Limits of each image.
+
+    Yields:
+        After each image, None if it was written, otherwise a message with the reason why it was skipped.
+    """
+    names: set[str] = set()
+    with zipfile.ZipFile(path, "w") as archive:  # without compression, which does not make PNG files smaller
+        classes = {"class_names": predictor.class_names, "palette": predictor.palette}
+        archive.writestr("classes.json", json.dumps(classes, indent=1))
+        for image_path in images:
+            numbered = (f"{image_path.stem}_{number}" for number in itertools.count(1))
+            name = next(name for name in itertools.chain([image_path.stem], numbered) if name not in names)
+            names.add(name)
             try:
-                image = read_untrusted_image(read_bounded(path, limits.body), limits)
+                image = read_untrusted_image(read_bounded(image_path, limits.body), limits)
                 prediction = predictor(image)
-            except PLAIN_ERRORS as error:
-                yield f"{path.name} is left out: {error}"
+            except EXPECTED_ERRORS as error:
+                yield f"{image_path.name} was skipped: {error}"
                 continue
-            picture = full_overlay(image, prediction.mask, prediction.palette, alpha, width)
+            overlay = draw_full_size(image, prediction.mask, prediction.palette, alpha, width)
             archive.writestr(f"masks/{name}.png", mask_png(prediction))
-            archive.writestr(f"overlays/{name}.png", picture_png(picture))
+            archive.writestr(f"overlays/{name}.png", picture_png(overlay))
             yield None
 
 
-_REPORT_EVERY = 5  # frames
-
-
-def build_video_tab(lineup: DemoModels, controls: Controls, limits: Limits) -> None:
-    """Lay the tab out and connect it."""
+def build_video_tab(models: ModelSet, controls: Controls, limits: Limits) -> None:
+    """Create the tab for a video and connect its events."""
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
             video = gr.File(label="Video", file_types=["video"], elem_id="video")
-            job = Job.build(lineup, "Segment the video", "segment-video")
+            job_controls = JobControls.build(models, "Segment the video", "segment-video")
         with gr.Column(min_width=300):
-            result = gr.Video(label="With masks", interactive=False, buttons=["download"], elem_id="annotated")
+            result = gr.Video(label="Video with masks", interactive=False, buttons=["download"], elem_id="annotated")
 
-    def segment(
+    def segment_video(
         path: str | None,
         role: int,
         student: str,
         alpha: float,
         width: int,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008  (Gradio finds it by its default)
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  (Gradio detects the parameter by this default)
     ) -> Iterator[Any]:
         if not path:
-            return complain("Choose a video first.")
-        predictor = lineup.pair(student)[role].predictor
-        assert predictor is not None  # noqa: S101  (only open networks are on offer)
+            return show_warning("Upload a video first.")
+        predictor = models.pair(student)[role].predictor
 
         def draw(image: np.ndarray) -> np.ndarray:
-            return full_overlay(image, predictor(image).mask, predictor.palette, alpha, width)
+            return draw_full_size(image, predictor(image).mask, predictor.palette, alpha, width)
 
         bounds = {"most_pixels": limits.pixels, "most_frames": limits.frames}
         try:
-            with new_file(f"{Path(path).stem}_masks.mp4") as target:
-                for frame, share in enumerate(annotate_video(path, target, draw, **bounds)):
-                    if frame % _REPORT_EVERY == 0:
+            with new_file(f"{Path(path).stem}_masks.mp4") as video_path:
+                for frame, share in enumerate(annotate_video(path, video_path, draw, **bounds)):
+                    if frame % _PROGRESS_INTERVAL == 0:
                         progress(share, desc=f"frame {frame + 1}")
                         yield gr.skip()
-        except PLAIN_ERRORS as error:
-            return complain(error)
-        yield str(target)
+        except EXPECTED_ERRORS as error:
+            return show_warning(error)
+        yield str(video_path)
 
-    job.connect(segment, [video, job.role, *controls.look], result)
+    job_controls.connect(segment_video, [video, job_controls.role, *controls.drawing_inputs], result)

@@ -1,4 +1,4 @@
-"""One image: teacher and student under one slider, where they differ, what they see, how far both are from a label."""
+"""The tab for one image: overlays, boundaries, differences, classes, and errors against a label."""
 
 from __future__ import annotations
 
@@ -12,49 +12,49 @@ import numpy as np
 
 from bpkd_sdk.data.dataset import Pair
 from bpkd_sdk.serve.demo import tables
-from bpkd_sdk.serve.demo.controls import DRAWS, PLAIN_ERRORS, RUNS_NETWORK, Controls, complain
+from bpkd_sdk.serve.demo.controls import DRAWING_EVENT, EXPECTED_ERRORS, NETWORK_EVENT, Controls, show_warning
 from bpkd_sdk.serve.demo.scene import Scene
 from bpkd_sdk.serve.demo.uploads import copy_file, new_file, write_picture
-from bpkd_sdk.serve.networks import DemoModels
+from bpkd_sdk.serve.networks import ModelSet
 from bpkd_sdk.serve.service.limits import Limits
 
 _MOVE_DIVIDERS = "position => Array(3).fill({__type__: 'update', slider_position: position})"
-# On a phone the results lie below the screen.
-_SHOW_RESULTS = """() => innerWidth < 700 && setTimeout(
+# On a phone, the results are below the visible part of the page.
+_SCROLL_TO_RESULTS = """() => innerWidth < 700 && setTimeout(
     () => document.querySelector('#results').scrollIntoView({behavior: 'smooth'}), 300)"""
 _START_DOWNLOAD = "() => document.querySelector('#download').click()"
 
 _Update = dict[Any, Any]
 
 
-def _file_as_sent(payload: Any) -> str | None:
-    """The path of an upload as it is; Gradio would decode the file, and write it again."""
+def _upload_path(payload: Any) -> str | None:
+    """Return the path of the uploaded file itself. Gradio would decode the image and write it to another file."""
     return payload.path if payload else None
 
 
 class ImageTab:
-    """Lays the tab out and connects it.
+    """The tab for one image, created at the current position of the page.
 
     Args:
-        lineup: The networks.
-        controls: Above the tabs.
-        cost: The table of costs, which latencies join as they are measured.
-        examples: Images to start with.
-        thumbnails: A small picture of each.
-        limits: Of what visitors send.
+        models: Networks of the demo.
+        controls: Controls above the tabs.
+        cost: Table of costs, to which measured latencies are added.
+        examples: Example images.
+        thumbnails: Path of the thumbnail of each example.
+        limits: Limits of uploaded images.
     """
 
     def __init__(
         self,
-        lineup: DemoModels,
+        models: ModelSet,
         controls: Controls,
         cost: gr.HTML,
         examples: Sequence[Pair],
         thumbnails: Sequence[str],
         limits: Limits,
     ) -> None:
-        self.lineup, self.controls, self.cost, self.examples, self.limits = lineup, controls, cost, examples, limits
-        self.roles = ("teacher", "student") if lineup.teacher else ("network",)
+        self.models, self.controls, self.cost, self.examples, self.limits = models, controls, cost, examples, limits
+        self.roles = ("teacher", "student") if models.teacher else ("network",)
         self.scene = gr.State()
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
@@ -70,10 +70,10 @@ class ImageTab:
         self.photo = gr.Image(
             label="Image", type="filepath", sources=sources, height=300, buttons=["fullscreen"], elem_id="photo"
         )
-        # Not a subclass: Gradio would write a .pyi file for it beside this one.
-        self.photo.preprocess = _file_as_sent  # type: ignore[method-assign]
+        # Replaced here because Gradio writes a .pyi file beside each module that subclasses a component.
+        self.photo.preprocess = _upload_path  # type: ignore[method-assign]
         self.gallery = gr.Dataset(
-            label="Or start with one of these",
+            label="Example images",
             components=[gr.Image(type="filepath", render=False)],
             samples=[[path] for path in thumbnails],
             type="index",
@@ -83,7 +83,7 @@ class ImageTab:
         )
         with gr.Accordion("Compare with a label", open=False):
             self.label = gr.File(
-                label="PNG of class ids; 255: not known", file_types=[".png"], height=160, elem_id="label"
+                label="Label: PNG file of class ids, 255 for void", file_types=[".png"], height=160, elem_id="label"
             )
 
     def _build_results(self) -> None:
@@ -98,7 +98,7 @@ class ImageTab:
                     label="Difference",
                     format="png",
                     interactive=False,
-                    buttons=["download", "fullscreen"],  # the default has one that sends pictures to another host
+                    buttons=["download", "fullscreen"],  # the default includes a button that sends pictures elsewhere
                     elem_id="difference",
                 )
                 self.difference_text = gr.HTML()
@@ -114,136 +114,154 @@ class ImageTab:
                 for index, role in enumerate(self.roles)
                 for kind in ("mask", "overlay")
             ]
-        # A browser takes a file by a link only, and a link needs the file first: the buttons make it, then press this.
-        self.download = gr.DownloadButton("Download", elem_id="download", elem_classes="unseen")
+        # The browser downloads a file only through a link to an existing file. The buttons above write the file, then
+        # click this hidden button.
+        self.download = gr.DownloadButton("Download", elem_id="download", elem_classes="hidden-button")
 
     def _connect(self) -> None:
         student, alpha, width, divider = self.controls
-        look = self.controls.look
-        shown = [
+        inputs = self.controls.drawing_inputs
+        outputs = [
             self.scene, self.welcome, self.results, self.overlay, self.boundaries, self.difference,
             self.difference_text, self.classes, self.errors_tab, self.errors, self.errors_text, self.caption,
         ]  # fmt: skip
-        opened = [
-            self.photo.input(self._open, [self.photo, *look], [*shown, self.photo, self.label], **RUNS_NETWORK),
-            self.gallery.click(
-                self._open_example, [self.gallery, *look], [*shown, self.photo, self.label], **RUNS_NETWORK
-            ),
-            student.input(self._change_student, [self.scene, *look], shown, **RUNS_NETWORK),
-        ]
-        for event in opened:
-            event.success(None, js=_SHOW_RESULTS, api_visibility="private")
-            event.success(self._measure, [self.scene, student], self.cost, show_progress="hidden", **RUNS_NETWORK)
-        labelled = [self.label.upload, self.label.clear]
-        gr.on(labelled, self._set_label, [self.label, self.scene, *look], [*shown, self.label], **RUNS_NETWORK)
-        redraw: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"} | DRAWS
-        gr.on([alpha.change, width.change], self._draw_overlay, [self.scene, *look], self.overlay, **redraw)
+        uploads = [self.photo, self.label]
+        for event in (
+            self.photo.input(self._open, [self.photo, *inputs], [*outputs, *uploads], **NETWORK_EVENT),
+            self.gallery.click(self._open_example, [self.gallery, *inputs], [*outputs, *uploads], **NETWORK_EVENT),
+            student.input(self._change_student, [self.scene, *inputs], outputs, **NETWORK_EVENT),
+        ):
+            event.success(None, js=_SCROLL_TO_RESULTS, api_visibility="private")
+            event.success(self._measure, [self.scene, student], self.cost, show_progress="hidden", **NETWORK_EVENT)
+        label_events = [self.label.upload, self.label.clear]
+        label_inputs = [self.label, self.scene, *inputs]
+        gr.on(label_events, self._set_label, label_inputs, [*outputs, self.label], **NETWORK_EVENT)
+        redraw: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"} | DRAWING_EVENT
+        gr.on([alpha.change, width.change], self._draw_overlay, [self.scene, *inputs], self.overlay, **redraw)
         width.change(self._draw_boundaries, [self.scene, student, width], self.boundaries, **redraw)
         sliders = [self.overlay, self.boundaries, self.errors]
         divider.input(None, divider, sliders, js=_MOVE_DIVIDERS, api_visibility="private")
         for kind, index, button in self.downloads:
-            written = button.click(partial(self._write, kind, index), [self.scene, *look], self.download, **DRAWS)
+            write = partial(self._write_download, kind, index)
+            written = button.click(write, [self.scene, *inputs], self.download, **DRAWING_EVENT)
             written.success(None, js=_START_DOWNLOAD, api_visibility="private")
 
     def _open(self, path: str | None, student: str, alpha: float, width: int) -> _Update:
-        nothing = {self.scene: None, self.welcome: gr.update(visible=True), self.results: gr.update(visible=False)}
+        closed = {self.scene: None, self.welcome: gr.update(visible=True), self.results: gr.update(visible=False)}
         if path is None:
-            return nothing
+            return closed
         try:
-            return self._see(Scene.open(Path(path), self.limits), student, alpha, width) | {self.label: None}
-        except PLAIN_ERRORS as error:
-            complain(error)
-            return nothing | {self.photo: None}
+            return self._show(Scene.open(Path(path), self.limits), student, alpha, width) | {self.label: None}
+        except EXPECTED_ERRORS as error:
+            show_warning(error)
+            return closed | {self.photo: None}
 
     def _open_example(self, index: int, student: str, alpha: float, width: int) -> Any:
         pair = self.examples[index]
-        # The page gets copies: Gradio serves only what lies in its own folder.
         image, label = copy_file(pair.image), pair.label and copy_file(pair.label)
         try:
-            scene = Scene.open(image, self.limits).with_label(label, self._classes(student))
-            update = self._see(scene, student, alpha, width)
+            scene = Scene.open(image, self.limits).with_label(label, self._num_classes(student))
+            update = self._show(scene, student, alpha, width)
             return update | {self.photo: str(image), self.label: label and str(label)}
-        except PLAIN_ERRORS as error:
-            complain(error)
+        except EXPECTED_ERRORS as error:
+            show_warning(error)
             return gr.skip()
 
     def _set_label(self, path: str | None, scene: Scene | None, student: str, alpha: float, width: int) -> Any:
         if scene is None:
             if path:
-                complain("Choose the image of this label first.")
+                show_warning("Choose the image of this label first.")
             return gr.skip()
         try:
             label = Path(path) if path else None
-            return self._see(scene.with_label(label, self._classes(student)), student, alpha, width)
-        except PLAIN_ERRORS as error:
-            complain(error)
+            return self._show(scene.with_label(label, self._num_classes(student)), student, alpha, width)
+        except EXPECTED_ERRORS as error:
+            show_warning(error)
             return {self.label: None}
 
-    def _classes(self, student: str) -> int:
-        predictor = self.lineup.students[student].predictor
-        assert predictor is not None  # noqa: S101  (only open networks are on offer)
-        return len(predictor.class_names)
+    def _num_classes(self, student: str) -> int:
+        return len(self.models.student(student).predictor.class_names)
 
     def _change_student(self, scene: Scene | None, student: str, alpha: float, width: int) -> Any:
         if scene is None:
             return gr.skip()
         try:
-            return self._see(scene, student, alpha, width)
-        except PLAIN_ERRORS as error:
-            complain(error)
+            return self._show(scene, student, alpha, width)
+        except EXPECTED_ERRORS as error:
+            show_warning(error)
             return gr.skip()
 
-    def _see(self, scene: Scene, student: str, alpha: float, width: int) -> _Update:
-        """Everything about a scene, seen by the networks chosen."""
-        networks = self.lineup.pair(student)
-        scene = scene.seen_by(networks)
-        names = [network.name for network in networks]
+    def _show(self, scene: Scene, student: str, alpha: float, width: int) -> _Update:
+        """Run the selected networks on a scene, and return the updates of all components that show results."""
+        models = self.models.pair(student)
+        scene = scene.with_predictions(models)
+        predictions = {model.name: scene.predictions[model.name] for model in models}
         update = {
             self.scene: scene,
             self.welcome: gr.update(visible=False),
             self.results: gr.update(visible=True),
             self.overlay: self._draw_overlay(scene, student, alpha, width),
             self.boundaries: self._draw_boundaries(scene, student, width),
-            self.classes: tables.classes_table(scene, names),
-            self.caption: tables.caption(scene, names),
+            self.classes: tables.classes_table(predictions),
+            self.caption: tables.caption(predictions, scene.size),
             self.errors_tab: gr.update(visible=scene.label is not None),
         }
-        if len(names) == 2:
-            picture, difference = scene.difference(*names)
+        if self.models.teacher is not None:
+            picture, difference = scene.difference(self.models.teacher.name, student)
             update[self.difference] = write_picture(picture)
             update[self.difference_text] = tables.difference_text(difference)
         if scene.label is not None:
-            update[self.errors] = self._beside(student, scene.errors)
-            update[self.errors_text] = tables.errors_table(scene, names)
+            update[self.errors] = self._update_slider(student, scene.errors)
+            update[self.errors_text] = tables.errors_table(predictions, scene.label)
         return update
 
     def _draw_overlay(self, scene: Scene | None, student: str, alpha: float, width: int) -> Any:
-        return self._beside(student, lambda side: scene.overlay(side, alpha, width)) if scene else gr.skip()
+        if scene is None:
+            return gr.skip()
+        return self._update_slider(student, lambda model: scene.overlay(model, alpha, width))
 
     def _draw_boundaries(self, scene: Scene | None, student: str, width: int) -> Any:
-        return self._beside(student, lambda side: scene.boundaries(side, width)) if scene else gr.skip()
+        if scene is None:
+            return gr.skip()
+        return self._update_slider(student, lambda model: scene.boundaries(model, width))
 
-    def _beside(self, student: str, draw: Callable[[str | None], np.ndarray]) -> Any:
-        """The pictures of teacher and student, or of the image and the only network, for a slider."""
-        sides = (self.lineup.teacher.name if self.lineup.teacher else None, student)
+    def _update_slider(self, student: str, draw: Callable[[str | None], np.ndarray]) -> Any:
+        """Return an update of an image slider: teacher and student, or the image and the only network.
+
+        Args:
+            student: Name of the student.
+            draw: Function from the name of a network to its picture, and from None to the image alone.
+        """
+        sides = (self.models.teacher.name if self.models.teacher else None, student)
         label = " | ".join(side or "image" for side in sides)
         return gr.update(value=tuple(write_picture(draw(side)) for side in sides), label=label)
 
     def _measure(self, scene: Scene | None, student: str) -> Any:
         if scene is None:
             return gr.skip()
-        for network in self.lineup.pair(student):
-            network.measure(scene.image)
-        return tables.cost_table(self.lineup.networks, scene.size)
+        for model in self.models.pair(student):
+            model.measure(scene.image)
+        return tables.cost_table(self.models, scene.size)
 
-    def _write(self, kind: str, index: int, scene: Scene | None, student: str, alpha: float, width: int) -> str:
-        """The file of a mask or an overlay, at the image's own size."""
+    def _write_download(
+        self, kind: str, index: int, scene: Scene | None, student: str, alpha: float, width: int
+    ) -> str:
+        """Write the mask or overlay of a network in the size of the image, and return the path.
+
+        Args:
+            kind: "mask" or "overlay".
+            index: Index of the network in `ModelSet.pair`.
+            scene: Scene on the page; None if the session has expired.
+            student: Name of the selected student.
+            alpha: Opacity of the overlay, 0..1.
+            width: Width of boundaries in pixels of the page; 0 for none.
+        """
         if scene is None:
-            raise gr.Error("The session has ended. Choose the image again.", print_exception=False)
-        network = self.lineup.pair(student)[index].name
+            raise gr.Error("The session has expired. Choose the image again.", print_exception=False)
+        model = self.models.pair(student)[index].name
         name = f"{scene.name}_{kind}_{self.roles[index]}.png"
         if kind == "overlay":
-            return write_picture(scene.full_overlay(network, alpha, width), name)
+            return write_picture(scene.full_size_overlay(model, alpha, width), name)
         with new_file(name) as path:
-            path.write_bytes(scene.seen[network].png)
+            path.write_bytes(scene.predictions[model].png)
         return str(path)

@@ -1,29 +1,26 @@
-"""The page as a whole: its parts from top to bottom, and how it looks."""
+"""The layout of the whole demo page, from top to bottom, and its theme."""
 
 from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import torch
 
-from bpkd_sdk.data import shapes
-from bpkd_sdk.data.dataset import Pair
 from bpkd_sdk.serve.demo import tables
 from bpkd_sdk.serve.demo.controls import build_controls
+from bpkd_sdk.serve.demo.examples import collect_examples, write_thumbnail
 from bpkd_sdk.serve.demo.file_tabs import build_batch_tab, build_video_tab
 from bpkd_sdk.serve.demo.image_tab import ImageTab
-from bpkd_sdk.serve.demo.uploads import RestrictedBlocks, find_examples, generate_examples, read_labels, write_thumbnail
-from bpkd_sdk.serve.networks import DemoModels, Network, Source
+from bpkd_sdk.serve.demo.uploads import RestrictedBlocks
+from bpkd_sdk.serve.networks import ModelSet, match_classes
 from bpkd_sdk.serve.service.limits import Limits
 
-COUNTED = (512, 512)  # size for which MACs are counted until there is an image
+INITIAL_SIZE = (512, 512)  # height and width for which MACs are counted until a visitor opens an image
 
-# Gradio gives the pictures of examples no text for those who cannot see them.
+# Gradio sets no accessible name for the images of a gr.Dataset.
 _NAME_EXAMPLES = """() => document.querySelectorAll('#examples button').forEach(
     (button, index) => button.setAttribute('aria-label', `Example ${index + 1}`))"""
 
@@ -31,59 +28,66 @@ _HERE = Path(__file__).parent
 
 
 def build_demo(
-    teacher: Source | Network | None,
-    students: Sequence[Source | Network],
+    models: ModelSet,
     *,
     examples: str | Path | None = None,
-    device: str | torch.device = "auto",
     title: str = "Teacher and student",
     limits: Limits | None = None,
 ) -> RestrictedBlocks:
-    """Build the page. A network that cannot be opened is listed with the reason; the page works with the others.
+    """Build the demo page.
+
+    The cost table lists networks that are unavailable with the reason; the page works with the others.
 
     Args:
-        teacher: As `Predictor` takes it, or a `Predictor`, or a `Network`; None to show students alone.
-        students: To choose from. Their classes must be the teacher's.
-        examples: A folder of images to start with; one with ``images`` and ``labels`` below it shows labels too. None:
-            generated scenes, for networks that were trained on them.
-        device: For networks that are not open yet.
-        title: Of the page.
-        limits: Of what visitors send; None: the defaults.
+        models: Networks to show, from `open_models`. Students must have the classes of the teacher. Without a
+            teacher, each student is shown alone; without a student, the teacher is shown alone.
+        examples: Folder of example images. Labels are shown too if the folder contains ``images`` and ``labels``.
+            None generates scenes if a network was trained on them, and otherwise shows no examples.
+        title: Title of the page.
+        limits: Limits of the images and videos that visitors send; None for the defaults.
 
     Returns:
-        A Gradio page. Its look is given where it is started: ``build_demo(...).launch(**page_options())``, or
+        Gradio page. Theme and style are set when it is started: ``build_demo(...).launch(**page_options())`` or
         ``gradio.mount_gradio_app(app, build_demo(...), "/", **page_options())``.
 
     Raises:
-        ValueError: If there is neither teacher nor student, or the examples' labels have other classes.
-        FileNotFoundError: If there is no folder of examples, or no image in it.
+        ValueError: If the labels of the examples have other classes than the networks.
+        FileNotFoundError: If the folder of examples does not exist or contains no image.
     """
-    lineup = DemoModels.open(teacher, students, device)
-    scratch = tempfile.TemporaryDirectory(prefix="bpkd-examples-")
-    pairs = _examples(lineup, examples, Path(scratch.name))
-    thumbnails = [write_thumbnail(pair.image, Path(scratch.name)) for pair in pairs]
+    models = _displayed(models)
+    temporary = tempfile.TemporaryDirectory(prefix="bpkd-examples-")
+    pairs = collect_examples(models, examples, Path(temporary.name))
+    thumbnails = [write_thumbnail(pair.image, Path(temporary.name)) for pair in pairs]
     limits = limits or Limits()
     demo = RestrictedBlocks(limits, title=title, fill_width=True)
     with demo:
-        gr.HTML(tables.header(title, lineup), elem_id="header")
-        cost = gr.HTML(tables.cost_table(lineup.networks, COUNTED), elem_id="cost", render=False)
-        if lineup.students:
-            controls = build_controls(lineup)
+        gr.HTML(tables.header(title, models), elem_id="header")
+        cost = gr.HTML(tables.cost_table(models, INITIAL_SIZE), elem_id="cost", render=False)
+        if models.students:
+            controls = build_controls(models)
             with gr.Tabs():
                 with gr.Tab("Image"):
-                    ImageTab(lineup, controls, cost, pairs, thumbnails, limits)
+                    ImageTab(models, controls, cost, pairs, thumbnails, limits)
                 with gr.Tab("Many images"):
-                    build_batch_tab(lineup, controls, limits)
+                    build_batch_tab(models, controls, limits)
                 with gr.Tab("Video"):
-                    build_video_tab(lineup, controls, limits)
+                    build_video_tab(models, controls, limits)
         cost.render()  # type: ignore[no-untyped-call]
         demo.load(None, js=_NAME_EXAMPLES, api_visibility="private")
-    weakref.finalize(demo, scratch.cleanup)  # the examples live as long as the page
+    weakref.finalize(demo, temporary.cleanup)  # the examples must exist as long as the page
     return demo
 
 
+def _displayed(models: ModelSet) -> ModelSet:
+    """Return the networks in the order of the teacher's classes; a teacher without students takes their place."""
+    models = match_classes(models)
+    if models.teacher is None or models.students:
+        return models
+    return ModelSet(None, (models.teacher,), models.unavailable)
+
+
 def page_options() -> dict[str, Any]:
-    """How the page looks, for ``launch`` and ``mount_gradio_app``: system fonts, nothing from other hosts."""
+    """Return theme and style for ``launch`` and ``mount_gradio_app``. They load nothing from other hosts."""
     return {
         "theme": gr.themes.Base(
             primary_hue="teal",
@@ -97,14 +101,3 @@ def page_options() -> dict[str, Any]:
         "footer_links": [],
         "enable_monitoring": False,
     }
-
-
-def _examples(lineup: DemoModels, folder: str | Path | None, scratch: Path) -> list[Pair]:
-    if folder is not None:
-        pairs = find_examples(Path(folder))
-        able = [network.predictor.runtime.spec for network in lineup.networks if network.predictor]
-        return read_labels(pairs, Path(folder), able[0], scratch) if able else pairs
-    knows_scenes = any(
-        network.predictor and network.predictor.class_names == shapes.CLASS_NAMES for network in lineup.networks
-    )
-    return generate_examples(scratch) if knows_scenes else []

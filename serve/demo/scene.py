@@ -1,7 +1,7 @@
-"""What one visitor looks at: an image, the masks of the networks, and the pictures made of them.
+"""The image that a visitor opened, the predictions of the networks for it, and the pictures drawn from them.
 
-Networks run once for each image; every picture is drawn from what is kept here. That is little: the image stays the
-file that was sent, masks are palette PNGs, and only what a moved control draws again lies ready at the page's size.
+Each network runs once per image, and all pictures are drawn from the cached predictions. The cache is small: it holds
+the image as the uploaded file, masks as palette PNG files, and image and masks in the size of the page.
 """
 
 from __future__ import annotations
@@ -20,41 +20,43 @@ from bpkd_sdk.data.labels import read_label
 from bpkd_sdk.data.transforms import resize_label
 from bpkd_sdk.images import read_image
 from bpkd_sdk.models.spec import Color
-from bpkd_sdk.serve.networks import Network
+from bpkd_sdk.serve.networks import ServedModel
 from bpkd_sdk.serve.overlay import Difference, draw_difference, draw_overlay
 from bpkd_sdk.serve.predictor import Prediction, Timings
 from bpkd_sdk.serve.service.limits import Limits, read_bounded, read_untrusted_image
 from bpkd_sdk.serve.service.responses import mask_png
 
-SIDE = 1280  # most pixels of a side of a picture on the page; smaller images are enlarged by a whole factor up to it
+# Maximum side of a picture on the page, in pixels. Larger images are reduced to it; smaller images are enlarged by
+# the largest integer factor for which they fit.
+PAGE_SIDE = 1280
 
-_LINE: Color = (255, 214, 10)
+_BOUNDARY_COLOR: Color = (255, 214, 10)
 
 
 @dataclass(frozen=True)
 class CachedPrediction:
-    """What one network made of the image.
+    """The parts of a `Prediction` that the page needs.
 
     Attributes:
-        png: The mask as a palette PNG, at the image's own size.
-        shown: The mask at the page's size, uint8.
-        class_names: One per class.
-        palette: One RGB colour per class.
-        timings: Of this prediction.
+        png: Mask as a palette PNG file, in the size of the image.
+        page_mask: Mask in the size of the page, uint8 (h, w).
+        class_names: Name of each class.
+        palette: RGB colour (0..255) of each class.
+        timings: Timings of the prediction.
     """
 
     png: bytes
-    shown: np.ndarray
+    page_mask: np.ndarray
     class_names: tuple[str, ...]
     palette: tuple[Color, ...]
     timings: Timings
 
     @classmethod
-    def keep(cls, prediction: Prediction) -> CachedPrediction:
-        """Keep what the page needs of a prediction."""
+    def from_prediction(cls, prediction: Prediction) -> CachedPrediction:
+        """Encode the mask of a prediction and resize it to the page."""
         return cls(
             mask_png(prediction),
-            to_page(prediction.mask, cv2.INTER_NEAREST_EXACT),
+            resize_to_page(prediction.mask, cv2.INTER_NEAREST_EXACT),
             prediction.class_names,
             prediction.palette,
             prediction.timings,
@@ -62,54 +64,63 @@ class CachedPrediction:
 
     @property
     def mask(self) -> np.ndarray:
-        """Class ids, uint8 (H, W), at the image's own size."""
+        """Class ids in the size of the image, uint8 (H, W)."""
         return np.asarray(Image.open(io.BytesIO(self.png)))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image on show.
+    """An image with its label and the predictions of networks.
 
     Attributes:
-        name: Of its file, without the suffix.
-        content: The file.
-        size: (height, width) of the image.
-        shown: The image at the page's size, uint8 (h, w, 3) RGB.
-        label: The right classes, uint8 (H, W), 255 where not known; None without a label.
-        seen: What each network made of it, by the network's name.
+        name: Name of the image file without its suffix.
+        content: Content of the image file.
+        size: Height and width of the image in pixels.
+        page_image: Image in the size of the page, uint8 (h, w, 3) RGB.
+        label: Ground-truth class ids, uint8 (H, W), 255 for void; None without a label.
+        predictions: Prediction of each network, by the name of the network.
     """
 
     name: str
     content: bytes
     size: tuple[int, int]
-    shown: np.ndarray
+    page_image: np.ndarray
     label: np.ndarray | None = None
-    seen: Mapping[str, CachedPrediction] = field(default_factory=dict)
+    predictions: Mapping[str, CachedPrediction] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path, limits: Limits) -> Scene:
-        """Read an image file; ValueError if it is none, or too large."""
-        content = read_bounded(path, limits.body)
-        image = read_untrusted_image(content, limits)
-        return cls(path.stem, content, (image.shape[0], image.shape[1]), to_page(image))
+    def open(cls, source: Path, limits: Limits) -> Scene:
+        """Read an image file.
 
-    def with_label(self, path: Path | None, num_classes: int | None = None) -> Scene:
-        """Return the same scene with the label of a file, or without; ValueError if it does not fit the image.
-
-        With two classes a label that holds only 0 and 255 is read as 0 and 1.
+        Raises:
+            ValueError: If the file is not an image, or exceeds the limits.
         """
-        if path is None:
+        content = read_bounded(source, limits.body)
+        image = read_untrusted_image(content, limits)
+        return cls(source.stem, content, (image.shape[0], image.shape[1]), resize_to_page(image))
+
+    def with_label(self, source: Path | None, num_classes: int | None = None) -> Scene:
+        """Return the scene with the label of a PNG file, or without a label.
+
+        Args:
+            source: PNG file of class ids; None removes the label.
+            num_classes: Number of classes. With two classes, a label that contains only 0 and 255 is read as 0 and 1.
+
+        Raises:
+            ValueError: If the file cannot be read, or if its size differs from the size of the image.
+        """
+        if source is None:
             return replace(self, label=None)
-        width, height = _png_size(path)  # before a single pixel is decoded
+        width, height = _png_size(source)  # checked before any pixel is decoded
         if (height, width) != self.size:
             raise ValueError(
                 f"The label is {width} x {height} pixels and the image {self.size[1]} x {self.size[0]}. "
                 "Both must have the same size."
             )
         try:
-            label = read_label(path)
+            label = read_label(source)
         except ValueError as error:
-            raise ValueError(str(error).replace(str(path), "The label")) from error
+            raise ValueError(str(error).replace(str(source), "The label")) from error
         if label.max() > 255:
             raise ValueError(f"Expected class ids of 0 to 255 in the label, but got {label.max()}.")
         label = label.astype(np.uint8)
@@ -117,66 +128,81 @@ class Scene:
             label //= 255
         return replace(self, label=label)
 
-    def seen_by(self, networks: Sequence[Network]) -> Scene:
-        """The same scene with the masks of these networks; those that have seen it are not run again."""
-        seen, image = dict(self.seen), self.image
-        for network in networks:
-            if network.name not in seen:
-                assert network.predictor is not None  # noqa: S101  (only open networks are on offer)
-                seen[network.name] = CachedPrediction.keep(network.predictor(image))
-        return replace(self, seen=seen)
+    def with_predictions(self, models: Sequence[ServedModel]) -> Scene:
+        """Return the scene with the predictions of these networks. Only networks without a prediction are run."""
+        image, predictions = self.image, dict(self.predictions)
+        for model in models:
+            if model.name not in predictions:
+                predictions[model.name] = CachedPrediction.from_prediction(model.predictor(image))
+        return replace(self, predictions=predictions)
 
     @property
     def image(self) -> np.ndarray:
-        """uint8 (H, W, 3) RGB, at its own size."""
+        """Image in its own size, uint8 (H, W, 3) RGB."""
         return read_image(self.content)
 
-    def overlay(self, network: str | None, alpha: float, width: int) -> np.ndarray:
-        """The classes of a network over the image, at the page's size; None shows the image alone."""
-        if network is None:
-            return self.shown
-        seen = self.seen[network]
-        return _draw(self.shown, seen.shown, seen.palette, alpha, width)
+    def overlay(self, model: str | None, alpha: float, width: int) -> np.ndarray:
+        """Draw the mask of a network over the image in the size of the page; None returns the image alone."""
+        if model is None:
+            return self.page_image
+        prediction = self.predictions[model]
+        return _draw(self.page_image, prediction.page_mask, prediction.palette, alpha, width)
 
-    def boundaries(self, network: str | None, width: int) -> np.ndarray:
-        """Where the classes of a network meet, on the dimmed image, at the page's size; None shows the image alone."""
-        if network is None:
-            return self.shown
-        dim, seen = cv2.convertScaleAbs(self.shown, alpha=0.55), self.seen[network]
-        return _draw(np.asarray(dim), seen.shown, seen.palette, 0, max(width, 1), _LINE)
+    def boundaries(self, model: str | None, width: int) -> np.ndarray:
+        """Draw the class boundaries of a network on the dimmed image; None returns the image alone."""
+        if model is None:
+            return self.page_image
+        dimmed, prediction = cv2.convertScaleAbs(self.page_image, alpha=0.55), self.predictions[model]
+        return _draw(np.asarray(dimmed), prediction.page_mask, prediction.palette, 0, max(width, 1), _BOUNDARY_COLOR)
 
-    def full_overlay(self, network: str, alpha: float, width: int) -> np.ndarray:
-        """The overlay at the image's own size."""
-        seen = self.seen[network]
-        return full_overlay(self.image, seen.mask, seen.palette, alpha, width)
+    def full_size_overlay(self, model: str, alpha: float, width: int) -> np.ndarray:
+        """Draw the mask of a network over the image in the size of the image."""
+        prediction = self.predictions[model]
+        return draw_full_size(self.image, prediction.mask, prediction.palette, alpha, width)
 
-    def difference(self, one: str, other: str) -> tuple[np.ndarray, Difference]:
-        """Where two networks disagree, at the page's size, and how much."""
-        picture, difference = draw_difference(self.image, self.seen[one].mask, self.seen[other].mask, label=self.label)
-        return to_page(picture), difference
+    def difference(self, teacher: str, student: str) -> tuple[np.ndarray, Difference]:
+        """Draw the pixels where two networks differ, in the size of the page, and return the shares of such pixels."""
+        masks = self.predictions[teacher].mask, self.predictions[student].mask
+        picture, difference = draw_difference(self.image, *masks, label=self.label)
+        return resize_to_page(picture), difference
 
-    def errors(self, network: str | None) -> np.ndarray:
-        """Where a network is not of the label's opinion, at the page's size; None shows the image alone."""
-        if network is None:
-            return self.shown
-        assert self.label is not None  # noqa: S101  (asked for with a label only)
-        return to_page(draw_difference(self.image, self.label, self.seen[network].mask)[0])
+    def errors(self, model: str | None) -> np.ndarray:
+        """Draw the pixels where a network differs from the label; None returns the image alone.
+
+        Raises:
+            ValueError: If the scene has no label.
+        """
+        if model is None:
+            return self.page_image
+        if self.label is None:
+            raise ValueError("This scene has no label. Call with_label() first.")
+        return resize_to_page(draw_difference(self.image, self.label, self.predictions[model].mask)[0])
 
 
-def _png_size(path: Path) -> tuple[int, int]:
-    """Width and height of a PNG that a stranger sent."""
+def _png_size(source: Path) -> tuple[int, int]:
+    """Return width and height of an untrusted PNG file without decoding its pixels."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with Image.open(source, formats=("PNG",)) as image:
             return image.size
     except UnidentifiedImageError as error:
-        raise ValueError("The label is no PNG.") from error
+        raise ValueError("The label is not a PNG file.") from error
     except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"The label cannot be read: {error}") from error
 
 
-def full_overlay(image: np.ndarray, mask: np.ndarray, palette: Sequence[Color], alpha: float, width: int) -> np.ndarray:
-    """An overlay at the image's own size, whose lines are as wide for their image as they are on the page."""
-    scale = _scale(image)
+def draw_full_size(
+    image: np.ndarray, mask: np.ndarray, palette: Sequence[Color], alpha: float, width: int
+) -> np.ndarray:
+    """Draw an overlay in the size of the image, whose lines have the same width relative to the image as on the page.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        mask: Class ids, integers (H, W).
+        palette: RGB colour (0..255) of each class.
+        alpha: Opacity of the colours, 0..1.
+        width: Width of boundaries in pixels of the page; 0 for none.
+    """
+    scale = _page_scale(image)
     return _draw(image, mask, palette, alpha, max(1, round(width / scale)) if width else 0)
 
 
@@ -188,7 +214,6 @@ def _draw(
     width: int,
     color: Color = (255, 255, 255),
 ) -> np.ndarray:
-    # No id is void: networks are sure of every pixel, and 255 may be a class.
     return draw_overlay(
         image,
         mask,
@@ -197,25 +222,31 @@ def _draw(
         boundaries=width > 0,
         boundary_width=max(width, 1),
         boundary_color=color,
-        ignore_index=-1,
+        ignore_index=-1,  # masks of networks contain no void, and 255 may be a class
     )
 
 
-def to_page(picture: np.ndarray, way: int = cv2.INTER_CUBIC) -> np.ndarray:
-    """Resizes a picture (H, W, 3), or with `way` cv2.INTER_NEAREST_EXACT a mask (H, W), to the size of the page.
+def resize_to_page(picture: np.ndarray, interpolation: int = cv2.INTER_CUBIC) -> np.ndarray:
+    """Resize a picture or a mask to the size of the page.
 
-    Masks are resized by `resize_label`, so that they lie where the picture does. OpenCV's own way differs from it only
-    where two pixels are equally near; cv2.INTER_NEAREST means the same here.
+    Masks are resized by `resize_label`, so that they stay aligned with the picture. It differs from OpenCV only where
+    two pixels are equally near.
+
+    Args:
+        picture: Picture (H, W, 3) or mask (H, W).
+        interpolation: OpenCV's interpolation for enlarged pictures. cv2.INTER_NEAREST and cv2.INTER_NEAREST_EXACT
+            both select `resize_label`, for masks.
     """
-    scale = _scale(picture)
+    scale = _page_scale(picture)
     if scale == 1:
         return picture
     height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
-    if way in (cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT):
+    if interpolation in (cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT):
         return np.asarray(resize_label(torch.tensor(picture), (height, width)).numpy())
-    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else way))
+    interpolation = cv2.INTER_AREA if scale < 1 else interpolation
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=interpolation))
 
 
-def _scale(picture: np.ndarray) -> float:
-    longest: int = max(picture.shape[:2])
-    return SIDE / longest if longest > SIDE else SIDE // longest
+def _page_scale(picture: np.ndarray) -> float:
+    longer: int = max(picture.shape[:2])
+    return PAGE_SIDE / longer if longer > PAGE_SIDE else PAGE_SIDE // longer

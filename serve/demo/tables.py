@@ -1,4 +1,4 @@
-"""What the page says in words and numbers, as HTML; every text that is not ours is escaped."""
+"""The texts and tables of the demo page as HTML. All texts from outside this package are escaped."""
 
 from __future__ import annotations
 
@@ -12,171 +12,187 @@ import torch
 
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.models.spec import Color
-from bpkd_sdk.serve.demo.scene import CachedPrediction, Scene
-from bpkd_sdk.serve.networks import DemoModels, Network
+from bpkd_sdk.serve.demo.scene import CachedPrediction
+from bpkd_sdk.serve.networks import ModelSet, ServedModel
 from bpkd_sdk.serve.overlay import BODY_COLOR, EDGE_COLOR, Difference
 from bpkd_sdk.serve.predictor import Timings
 
-BOUNDARY_WIDTH = 3  # pixels, of boundary IoU
+BOUNDARY_WIDTH = 3  # width of the boundary in pixels for boundary IoU
 
-WELCOME = """<div class="welcome"><h2>Choose an image to begin</h2><p>Upload one, take one with the camera, paste one,
-or start with an example. It is segmented at once.</p></div>"""
-
-
-class _Share(NamedTuple):
-    """Of one class: its share of each mask, and how far the two masks of it agree (IoU)."""
-
-    class_id: int
-    shares: tuple[float, ...]
-    agreement: float
+WELCOME = """<div class="welcome"><h2>Choose an image to begin</h2><p>Upload an image, take one with the camera, paste
+one from the clipboard, or select an example. The networks segment it immediately.</p></div>"""
 
 
-def header(title: str, lineup: DemoModels) -> str:
-    """The title, and what is on show and on which device."""
-    able = [network for network in lineup.networks if network.predictor]
-    devices = sorted({device_name(network) for network in able})
-    where = f"Runs on {' and '.join(devices)}." if able else "No network could be opened: the reasons are below."
-    if able and not torch.cuda.is_available():
-        where += " No NVIDIA GPU is in reach."
-    return f"<h1>{escape(title)}</h1><p>{escape(where)}</p>"
+def header(title: str, models: ModelSet) -> str:
+    """Format the title and the devices that run the networks."""
+    devices = sorted({device_name(model) for model in models.available})
+    if not devices:
+        status = "No network could be opened. The table below contains the reasons."
+    else:
+        status = f"The networks run on {' and '.join(devices)}."
+        if not torch.cuda.is_available():
+            status += " No NVIDIA GPU is available."
+    return f"<h1>{escape(title)}</h1><p>{escape(status)}</p>"
 
 
 def difference_text(difference: Difference) -> str:
-    """How much two masks disagree, near edges and elsewhere."""
+    """Format the shares of pixels where two networks differ, with the legend of the difference picture."""
     entries = {
-        f"near an edge: {difference.edge_share:.1%}": EDGE_COLOR,
-        f"in a body: {difference.body_share:.1%}": BODY_COLOR,
+        f"differs near an edge: {difference.edge_share:.1%} of all pixels": EDGE_COLOR,
+        f"differs elsewhere (body): {difference.body_share:.1%} of all pixels": BODY_COLOR,
     }
-    return f"<p>The networks disagree on <b>{difference.share:.1%}</b> of the pixels.</p>" + _legend(entries)
+    return f"<p>The networks differ in <b>{difference.share:.1%}</b> of the pixels.</p>" + _legend(entries)
 
 
 def _legend(entries: Mapping[str, Color]) -> str:
-    spans = "".join(f"<li>{_swatch(color)}{escape(name)}</li>" for name, color in entries.items())
-    return f'<ul class="legend">{spans}</ul>'
+    items = "".join(f"<li>{_swatch(color)}{escape(name)}</li>" for name, color in entries.items())
+    return f'<ul class="legend">{items}</ul>'
 
 
 def _swatch(color: Color) -> str:
     return f'<span class="swatch" style="background:rgb{tuple(color)}"></span>'
 
 
-def classes_table(scene: Scene, names: Sequence[str]) -> str:
-    """For every class present: how much of the image each network gives it, and how far two networks agree on it."""
-    seen = [scene.seen[name] for name in names]
+class _ClassShare(NamedTuple):
+    """Area of one class in one or two masks.
+
+    Attributes:
+        class_id: Id of the class.
+        areas: Share of the pixels of each mask, 0..1.
+        iou: Intersection over union of the class in the two masks, 0..1.
+    """
+
+    class_id: int
+    areas: tuple[float, ...]
+    iou: float
+
+
+def classes_table(predictions: Mapping[str, CachedPrediction]) -> str:
+    """Format the area of each class in the masks of one or two networks, and the IoU of two masks.
+
+    Args:
+        predictions: One or two predictions of the same image, by the name of the network.
+    """
+    first, *others = predictions.values()
     rows = "".join(
-        f"<tr><th scope=row>{_swatch(seen[0].palette[row.class_id])}{escape(seen[0].class_names[row.class_id])}</th>"
-        + "".join(f"<td>{share:.1%}</td>" for share in row.shares)
-        + (f"<td class=bar style='--part:{row.agreement:.4f}'>{row.agreement:.1%}</td>" if len(seen) == 2 else "")
+        f"<tr><th scope=row>{_swatch(first.palette[row.class_id])}{escape(first.class_names[row.class_id])}</th>"
+        + "".join(f"<td>{area:.1%}</td>" for area in row.areas)
+        + (f"<td class=bar style='--part:{row.iou:.4f}'>{row.iou:.1%}</td>" if others else "")
         + "</tr>"
-        for row in _shares([one.mask for one in seen])
+        for row in _class_shares([prediction.mask for prediction in predictions.values()])
     )
-    heads = [f"Area, {escape(name)}" for name in names] + (["Agreement (IoU)"] if len(seen) == 2 else [])
-    return _table(["Class", *heads], rows)
+    headings = [f"Area, {escape(name)}" for name in predictions] + (["Agreement (IoU)"] if others else [])
+    return _table(["Class", *headings], rows)
 
 
-def _shares(masks: Sequence[np.ndarray]) -> list[_Share]:
-    """The classes of one or two masks, the largest first."""
-    one, other = masks[0].ravel(), masks[-1].ravel()
-    pairs = np.bincount(one.astype(np.int32) * 256 + other, minlength=256 * 256).reshape(256, 256)
-    of_one, of_other, both = pairs.sum(1), pairs.sum(0), pairs.diagonal()
-    present = np.flatnonzero(of_one + of_other)
-    present = present[np.argsort(-(of_one + of_other)[present], kind="stable")]
+def _class_shares(masks: Sequence[np.ndarray]) -> list[_ClassShare]:
+    """Count the classes of one or two masks, uint8 (H, W); the class with the largest area comes first."""
+    first, last = masks[0].ravel(), masks[-1].ravel()
+    confusion = np.bincount(first.astype(np.int32) * 256 + last, minlength=256 * 256).reshape(256, 256)
+    first_area, last_area, intersection = confusion.sum(1), confusion.sum(0), confusion.diagonal()
+    present = np.flatnonzero(first_area + last_area)
+    present = present[np.argsort(-(first_area + last_area)[present], kind="stable")]
     return [
-        _Share(
+        _ClassShare(
             int(class_id),
-            tuple(area[class_id] / one.size for area in (of_one, of_other)[: len(masks)]),
-            float(both[class_id] / (of_one[class_id] + of_other[class_id] - both[class_id])),
+            tuple(area[class_id] / first.size for area in (first_area, last_area)[: len(masks)]),
+            float(intersection[class_id] / (first_area[class_id] + last_area[class_id] - intersection[class_id])),
         )
         for class_id in present
     ]
 
 
-def errors_table(scene: Scene, names: Sequence[str]) -> str:
-    """The scores of the networks against the label of this one image."""
-    assert scene.label is not None  # noqa: S101  (asked for with a label only)
+def errors_table(predictions: Mapping[str, CachedPrediction], label: np.ndarray) -> str:
+    """Format the scores of networks against the label of this image.
+
+    Args:
+        predictions: Predictions of the image, by the name of the network.
+        label: Ground-truth class ids, uint8 (H, W), 255 for void.
+    """
     rows = ""
-    for name in names:
-        scores = _score(scene.seen[name], scene.label)
+    for name, prediction in predictions.items():
+        scores = _score(prediction, label)
         values = (scores.miou, scores.boundary_iou, scores.pixel_accuracy, scores.edge_accuracy, scores.body_accuracy)
         cells = "".join("<td>–</td>" if math.isnan(value) else f"<td>{value:.1%}</td>" for value in values)
         rows += f"<tr><th scope=row>{escape(name)}</th>{cells}</tr>"
-    heads = ["mIoU", f"Boundary IoU ({BOUNDARY_WIDTH} px)", "Pixels right", "... near edges", "... in bodies"]
-    entries = {"wrong near an edge": EDGE_COLOR, "wrong in a body": BODY_COLOR}
-    return _legend(entries) + _table(["Network", *heads], rows)
+    headings = ["mIoU", f"Boundary IoU ({BOUNDARY_WIDTH} px)", "Pixel accuracy", "Edge accuracy", "Body accuracy"]
+    entries = {"wrong class near an edge": EDGE_COLOR, "wrong class elsewhere (body)": BODY_COLOR}
+    return _legend(entries) + _table(["Network", *headings], rows)
 
 
-def _score(seen: CachedPrediction, label: np.ndarray) -> Metrics:
-    counts = MetricCounts(seen.class_names, boundary_width=BOUNDARY_WIDTH)
-    counts.update(torch.tensor(seen.mask[None]), torch.tensor(label[None]))
+def _score(prediction: CachedPrediction, label: np.ndarray) -> Metrics:
+    counts = MetricCounts(prediction.class_names, boundary_width=BOUNDARY_WIDTH)
+    counts.update(torch.tensor(prediction.mask[None]), torch.tensor(label[None]))
     return counts.compute()
 
 
-def caption(scene: Scene, names: Sequence[str]) -> str:
-    """Below the pictures: the classes that are in them, and how long each network took."""
+def caption(predictions: Mapping[str, CachedPrediction], image_size: tuple[int, int]) -> str:
+    """Format the legend of the classes present, the size (height, width) of the image and the time of each network."""
     present: dict[str, Color] = {}
-    for seen in (scene.seen[name] for name in names):
-        for class_id in np.flatnonzero(np.bincount(seen.shown.ravel())).tolist():
-            present[seen.class_names[class_id]] = seen.palette[class_id]
-    times = " &middot; ".join(_timings(name, scene.seen[name].timings) for name in names)
-    return f"{_legend(present)}<p class=faint>{scene.size[1]} x {scene.size[0]} pixels &middot; {times}</p>"
+    for prediction in predictions.values():
+        for class_id in np.flatnonzero(np.bincount(prediction.page_mask.ravel())).tolist():
+            present[prediction.class_names[class_id]] = prediction.palette[class_id]
+    times = " &middot; ".join(_format_timings(name, prediction.timings) for name, prediction in predictions.items())
+    return f"{_legend(present)}<p class=faint>{image_size[1]} x {image_size[0]} pixels &middot; {times}</p>"
 
 
-def _timings(name: str, timings: Timings) -> str:
-    stages = f"before {timings.pre:.1f}, network {timings.inference:.1f}, after {timings.post:.1f}"
+def _format_timings(name: str, timings: Timings) -> str:
+    stages = f"pre-processing {timings.pre:.1f}, network {timings.inference:.1f}, post-processing {timings.post:.1f} ms"
     return f'<span title="{stages}">{escape(name)} {timings.total:.0f} ms</span>'
 
 
-def cost_table(networks: Sequence[Network], size: tuple[int, int]) -> str:
-    """Parameters, MACs, file size and latency of all networks for an image of `size` (height, width)."""
-    first = next((network for network in networks if network.predictor), None)
-    rows = "".join(_cost_row(network, first, size) for network in networks)
-    heads = ["Parameters", f"MACs at {size[1]} x {size[0]}", "File", "Latency", "Runs on"]
-    return _table(["Network", *heads], rows)
-
-
-def _cost_row(network: Network, first: Network | None, size: tuple[int, int]) -> str:
-    head = f"<th scope=row>{escape(network.name)}</th>"
-    if network.predictor is None:
-        return f"<tr>{head}<td colspan=5 class=problem>Not available: {escape(network.problem or '')}</td></tr>"
-    own = _figures(network, size)
-    base = _figures(first, size) if first and first is not network else [None] * len(own)
-    cells = "".join(
-        f"<td>{_short(value)}{unit}{_ratio(value, reference)}</td>" if value else "<td>–</td>"
-        for value, reference, unit in zip(own, base, _UNITS, strict=True)
+def cost_table(models: ModelSet, image_size: tuple[int, int]) -> str:
+    """Format the costs of all networks for an image of this size (height, width), relative to the first network."""
+    rows = "".join(_cost_row(model, models.available[0], image_size) for model in models.available)
+    rows += "".join(
+        f"<tr><th scope=row>{escape(model.name)}</th>"
+        f"<td colspan=5 class=problem>Not available: {escape(model.reason)}</td></tr>"
+        for model in models.unavailable
     )
-    return f"<tr>{head}{cells}<td>{escape(device_name(network))}</td></tr>"
+    headings = ["Parameters", f"MACs at {image_size[1]} x {image_size[0]}", "File size", "Latency", "Device"]
+    return _table(["Network", *headings], rows)
 
 
-_UNITS = ("", "", "B", "s")
+_COST_UNITS = ("", "", "B", "s")
 
 
-def _short(value: float) -> str:
-    """Three digits and a prefix: 2.30 M, 87.2 M, 1.81 G, 12.3 m."""
+def _cost_row(model: ServedModel, reference: ServedModel, image_size: tuple[int, int]) -> str:
+    costs = _costs(model, image_size)
+    references = [None] * len(costs) if reference is model else _costs(reference, image_size)
+    cells = "".join(
+        f"<td>{_format_si(cost)}{unit}{_format_ratio(cost, other)}</td>" if cost else "<td>–</td>"
+        for cost, other, unit in zip(costs, references, _COST_UNITS, strict=True)
+    )
+    return f"<tr><th scope=row>{escape(model.name)}</th>{cells}<td>{escape(device_name(model))}</td></tr>"
+
+
+def _costs(model: ServedModel, image_size: tuple[int, int]) -> list[float | None]:
+    """Return parameters, MACs, file size in bytes and latency in seconds; None for an unknown value."""
+    latency = model.latency.get(image_size)
+    return [*model.cost(image_size), model.file_bytes, latency.total / 1000 if latency else None]
+
+
+def _format_si(value: float) -> str:
+    """Format a number with three digits and an SI prefix, for example 2.30 M, 87.2 M, 1.81 G, 12.3 m."""
     exponent = math.floor(math.log10(value) / 3)
     scaled = value / 1000**exponent
     return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {'nµm kMGT'[exponent + 3].strip()}"
 
 
-def _figures(network: Network, size: tuple[int, int]) -> list[float | None]:
-    latency = network.latency.get(size)
-    seconds = latency.total / 1000 if latency else None
-    return [*network.cost(size), network.bytes, seconds]
-
-
-def _ratio(value: float, reference: float | None) -> str:
-    times = reference / value if reference else 1.0
-    if 0.95 < times < 1.05:
+def _format_ratio(value: float, reference: float | None) -> str:
+    ratio = reference / value if reference else 1.0
+    if 0.95 < ratio < 1.05:
         return ""
-    return f"<span class=ratio>{f'{times:.1f}× less' if times > 1 else f'{1 / times:.1f}× more'}</span>"
+    return f"<span class=ratio>{f'{ratio:.1f}× less' if ratio > 1 else f'{1 / ratio:.1f}× more'}</span>"
 
 
-def device_name(network: Network) -> str:
-    """What a network runs on, as a person calls it."""
-    assert network.predictor is not None  # noqa: S101
-    device = network.predictor.runtime.device
+def device_name(model: ServedModel) -> str:
+    """Return the name of the GPU that runs a network, or the type of another device, for example CPU."""
+    device = model.predictor.runtime.device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
-def _table(heads: Sequence[str], rows: str) -> str:
-    head = "".join(f"<th scope=col>{text}</th>" for text in heads)
-    table = f"<table class=figures><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    return f"<div class=scroll tabindex=0>{table}</div>"  # focusable, so that arrow keys scroll it
+def _table(headings: Sequence[str], rows: str) -> str:
+    cells = "".join(f"<th scope=col>{heading}</th>" for heading in headings)
+    table = f"<table class=figures><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>"
+    return f"<div class=scroll tabindex=0>{table}</div>"  # focusable, so that the arrow keys scroll it

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Annotated, Any
 
-import torch
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
@@ -18,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from bpkd_sdk import __version__
 from bpkd_sdk.models.spec import Color
-from bpkd_sdk.serve.networks import Network, Source, open_networks
+from bpkd_sdk.serve.networks import ModelSet, ServedModel
 from bpkd_sdk.serve.service.limits import FIELD, FORMATS, Limits
 from bpkd_sdk.serve.service.metrics import CONTENT_TYPE, Metrics
 from bpkd_sdk.serve.service.responses import (
@@ -47,10 +46,8 @@ class Served(BaseModel):
 
 
 def create_app(
-    students: Sequence[Source | Network],
-    teacher: Source | Network | None = None,
+    models: ModelSet,
     *,
-    device: str | torch.device = "auto",
     access: Access | None = None,
     limits: Limits | None = None,
     batch_size: int = 8,
@@ -60,10 +57,7 @@ def create_app(
     """The application: ``POST /v1/segment``, ``GET /v1/models``, health, metrics and documentation.
 
     Args:
-        students: As `Predictor` takes them, or predictors, or networks. The first that can be opened answers unless
-            another network is asked for.
-        teacher: Answers only when it is asked for.
-        device: For those that are not open yet.
+        models: Networks to serve, from `open_models`. The first student answers requests that name no network.
         access: Who may use it; None: everybody on this machine.
         limits: Of what comes in; None: the defaults.
         batch_size: Most images that go through a network together.
@@ -71,10 +65,10 @@ def create_app(
         parallel: Batches of one network at the same time: 1 for a device of its own, more for a Triton server.
 
     Raises:
-        ValueError: If no network could be opened; the message says why not.
+        ValueError: If no network could be opened; the message contains the reasons.
     """
-    networks = _open([*students, *([] if teacher is None else [teacher])], device)
-    default = next((network.name for network in networks[: len(students)] if network.predictor), None)
+    networks = _available(models)
+    default = models.students[0].name if models.students else None
     metrics, limits = Metrics(), limits or Limits()
     segmenter = Segmenter(networks, limits, metrics, batch_size=batch_size, max_wait=max_wait, parallel=parallel)
 
@@ -98,15 +92,14 @@ def create_app(
     return app
 
 
-def _open(sources: Sequence[Source | Network], device: str | torch.device) -> list[Network]:
-    networks = open_networks(sources, device)
-    for network in networks:
-        if network.problem:
-            log.warning("%s is left out: %s", network.name, network.problem)
-    if not any(network.predictor for network in networks):
-        reasons = "\n".join(f"  {network.name}: {network.problem}" for network in networks)
+def _available(models: ModelSet) -> list[ServedModel]:
+    """The students, then the teacher; those that are not available are logged."""
+    for model in models.unavailable:
+        log.warning("%s is left out: %s", model.name, model.reason)
+    if not models.available:
+        reasons = "\n".join(f"  {model.name}: {model.reason}" for model in models.unavailable)
         raise ValueError(f"There is no network to serve.\n{reasons}")
-    return networks
+    return [*models.students, *([] if models.teacher is None else [models.teacher])]
 
 
 def _add_segment(app: FastAPI, segmenter: Segmenter, default: str | None) -> None:
@@ -139,7 +132,7 @@ def _add_segment(app: FastAPI, segmenter: Segmenter, default: str | None) -> Non
         return Response(content, media_type=media_type(chosen), headers=headers)
 
 
-def _add_models(app: FastAPI, networks: list[Network]) -> None:
+def _add_models(app: FastAPI, networks: Sequence[ServedModel]) -> None:
     @app.get("/v1/models")
     async def models() -> list[Served]:
         """The networks that can be asked for; the first student answers where none is named."""
@@ -152,7 +145,6 @@ def _add_models(app: FastAPI, networks: list[Network]) -> None:
                 has_confidence=network.predictor.has_probabilities,
             )
             for network in networks
-            if network.predictor
         ]
 
 

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from bpkd_sdk.errors import did_you_mean
 from bpkd_sdk.runtime.triton import UnreachableError
-from bpkd_sdk.serve.networks import Network
+from bpkd_sdk.serve.networks import ServedModel
 from bpkd_sdk.serve.overlay import draw_overlay, picture_png
 from bpkd_sdk.serve.predictor import Prediction
 from bpkd_sdk.serve.service import responses
@@ -57,7 +57,7 @@ class Segmenter:
     """Networks with a queue each, and the room for all requests.
 
     Args:
-        networks: Open ones, by name.
+        networks: Networks to serve.
         limits: Of what comes in.
         metrics: Hears of every batch.
         batch_size: Most images that go through a network together.
@@ -67,7 +67,7 @@ class Segmenter:
 
     def __init__(
         self,
-        networks: Sequence[Network],
+        networks: Sequence[ServedModel],
         limits: Limits,
         metrics: Metrics,
         *,
@@ -86,7 +86,6 @@ class Segmenter:
                 observe=metrics.observe(network.name),
             )
             for network in networks
-            if network.predictor
         }
         # So few that the images being decoded and encoded stay within reach of the machine's memory.
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="images")

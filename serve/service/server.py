@@ -6,13 +6,12 @@ import contextlib
 import errno
 import signal
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
-from bpkd_sdk.serve.networks import Network, Source
+from bpkd_sdk.serve.networks import ModelSet
 from bpkd_sdk.serve.service.limits import Limits
 
 _GRACE = 5.0  # seconds beyond the time limit of a request, for what is left open when the server stops
@@ -45,8 +44,7 @@ def url_of(listening: socket.socket) -> str:
 
 def mount_demo(
     app: FastAPI,
-    teacher: Source | Network | None,
-    students: Sequence[Source | Network],
+    models: ModelSet,
     *,
     examples: Path | None,
     limits: Limits,
@@ -55,17 +53,16 @@ def mount_demo(
 
     Args:
         app: Of `create_app`.
-        teacher: As `build_demo` takes it.
-        students: Likewise.
-        examples: Likewise.
-        limits: Likewise.
+        models: Networks to show.
+        examples: Folder of example images, as `build_demo` takes it.
+        limits: Limits of the images and videos that visitors send.
     """
     import gradio
 
     from bpkd_sdk.serve.demo import build_demo, page_options
 
-    page = build_demo(teacher, students, examples=examples, limits=limits)
-    safe = {"max_file_size": page.largest_file, "show_error": False, "run_history": False, "ssr_mode": False}
+    page = build_demo(models, examples=examples, limits=limits)
+    safe = {"max_file_size": page.max_upload_bytes, "show_error": False, "run_history": False, "ssr_mode": False}
     gradio.mount_gradio_app(app, page, "/", **(page_options() | safe))
 
 

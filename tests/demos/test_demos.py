@@ -62,7 +62,7 @@ def test_compare_students(checkpoints, tmp_path, capsys, monkeypatch):
     assert Image.open(picture).size == (4 * 96, 2 * 64)
     told = capsys.readouterr().out
     assert "0.45 M" in told
-    assert "none.onnx is left out: There is no ONNX file" in told
+    assert "none.onnx was skipped: There is no ONNX file" in told
 
 
 def test_segment_video(checkpoints, tmp_path, capsys, monkeypatch):

@@ -9,7 +9,7 @@ import bpkd_sdk
 from bpkd_sdk.classes import reorder_classifier
 from bpkd_sdk.export import benchmark, quantize, to_onnx, verify
 from bpkd_sdk.serve import Predictor
-from bpkd_sdk.serve.networks import open_networks
+from bpkd_sdk.serve.networks import open_models
 from tests.scenes import COLORS, NAMES, Scenes
 
 ORDER = (2, 0, 1)
@@ -109,6 +109,6 @@ def test_more_than_256_classes_are_refused_everywhere(tmp_path, named, argmax):
     with pytest.raises(ValueError, match=message):
         Predictor(network)(np.zeros((32, 32, 3), np.uint8))
     if named:
-        (closed,) = open_networks([network], "cpu")
-        assert message in closed.problem
+        (unavailable,) = open_models([network], device="cpu").unavailable
+        assert message in unavailable.reason
     assert not list(tmp_path.iterdir())

@@ -22,6 +22,7 @@ from torch import nn
 import bpkd_sdk
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.serve import Predictor
+from bpkd_sdk.serve.networks import open_models
 from bpkd_sdk.serve.service.app import create_app
 from bpkd_sdk.serve.service.server import listen, make_server, url_of
 from tests.networks import tiny
@@ -121,9 +122,9 @@ class Served:
 
 
 @contextmanager
-def served(*students, prepare=lambda app: None, **options) -> Iterator[Served]:
+def served(*students, teacher=None, prepare=lambda app: None, **options) -> Iterator[Served]:
     """A real server on a free port of this machine."""
-    app = create_app(students, device="cpu", **options)
+    app = create_app(open_models(students, teacher=teacher, device="cpu"), **options)
     prepare(app)
     listening = listen("127.0.0.1", 0)
     server = make_server(app, seconds=30.0)

@@ -94,7 +94,7 @@ def test_a_photo_comes_back_with_masks_and_figures(browser, url, folder, photo):
     with visiting(browser, url) as page:
         page.get_by_text("Choose an image to begin").wait_for()
         page.locator("#cost", has_text="is of the format TensorRT, which runs on cuda").wait_for()
-        page.locator("#header", has_text="No NVIDIA GPU is in reach").wait_for()
+        page.locator("#header", has_text="No NVIDIA GPU is available").wait_for()
         keep(page, "empty")
         choose(page, photo[0])
         left, right = pictures(page, "overlay")
@@ -252,7 +252,7 @@ def test_many_images_and_a_video(browser, url, photo, folder):
         page.get_by_role("tab", name="Many images").click()
         page.set_input_files("#images input[type=file]", [photo[0], folder / "text.png"])
         page.get_by_role("button", name="Segment all").click()
-        page.get_by_text("text.png is left out").wait_for()
+        page.get_by_text("text.png was skipped").wait_for()
         with page.expect_download() as started:
             page.locator("#archive a").first.click()
         keep(page, "many")

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 import bpkd_sdk
+from bpkd_sdk.serve.demo.examples import convert_labels, find_examples
 from bpkd_sdk.serve.demo.scene import Scene
-from bpkd_sdk.serve.demo.uploads import find_examples, read_labels
-from bpkd_sdk.serve.networks import DemoModels
+from bpkd_sdk.serve.networks import match_classes, open_models
 from bpkd_sdk.serve.service.limits import Limits
 from tests.networks import tiny
 from tests.scenes import NAMES, scene, write_folder
@@ -32,8 +32,8 @@ def two_networks():
 
 
 def test_a_student_of_another_order_is_put_in_the_teachers():
-    lineup = DemoModels.open(*(lambda pair: (pair[0], [pair[1]]))(two_networks()), "cpu")
-    teacher, student = lineup.pair(next(iter(lineup.students)))
+    teacher, student = two_networks()
+    teacher, student = match_classes(open_models([student], teacher=teacher, device="cpu")).available
     image = scene(0)[0]
     ours, theirs = (network.predictor(image, confidence=True) for network in (student, teacher))
     assert (ours.class_names, ours.palette) == (theirs.class_names, theirs.palette)
@@ -44,8 +44,8 @@ def test_a_student_of_another_order_is_put_in_the_teachers():
 
 
 def test_students_without_a_teacher_have_the_order_of_the_first():
-    lineup = DemoModels.open(None, list(two_networks()), "cpu")
-    first, second = (network.predictor(scene(0)[0]) for network in lineup.students.values())
+    models = match_classes(open_models(two_networks(), device="cpu"))
+    first, second = (student.predictor(scene(0)[0]) for student in models.students)
     assert first.class_names == second.class_names
     np.testing.assert_array_equal(first.mask, second.mask)
 
@@ -73,7 +73,7 @@ def test_labels_of_examples_are_read_by_classes_json(tmp_path, ids):
             Image.fromarray(np.zeros((48, 48), np.uint8)).save(path)
     spec = two_networks()[0].spec
     pairs = find_examples(root)
-    written = read_labels(pairs, root, spec, tmp_path)
+    written = convert_labels(pairs, root, spec, tmp_path)
     for pair, shown in zip(pairs, written, strict=True):
         stored, label = (np.asarray(Image.open(part.label)) for part in (pair, shown))
         expected = np.array([255, 0, 1, 2])[stored] if ids else np.array(ORDER)[stored]
@@ -83,4 +83,4 @@ def test_labels_of_examples_are_read_by_classes_json(tmp_path, ids):
 def test_labels_of_other_classes_are_refused(tmp_path):
     root = write_folder(tmp_path / "data", ["one", "two", "three"], train=1, val=1)
     with pytest.raises(ValueError, match="do not have the same classes"):
-        read_labels(find_examples(root), root, two_networks()[0].spec, tmp_path)
+        convert_labels(find_examples(root), root, two_networks()[0].spec, tmp_path)

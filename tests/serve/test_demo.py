@@ -19,10 +19,11 @@ import bpkd_sdk
 from bpkd_sdk.data import shapes
 from bpkd_sdk.serve import Predictor, build_demo, draw_overlay
 from bpkd_sdk.serve.demo import page_options, tables
+from bpkd_sdk.serve.demo.examples import MAX_EXAMPLES, find_examples, generate_examples
 from bpkd_sdk.serve.demo.file_tabs import write_zip
-from bpkd_sdk.serve.demo.scene import SIDE, Scene, full_overlay, to_page
-from bpkd_sdk.serve.demo.uploads import MEMORY, MOST, find_examples, generate_examples
-from bpkd_sdk.serve.networks import DemoModels, Network, open_networks
+from bpkd_sdk.serve.demo.scene import PAGE_SIDE, Scene, draw_full_size, resize_to_page
+from bpkd_sdk.serve.demo.uploads import STATE_MEMORY
+from bpkd_sdk.serve.networks import ModelSet, ServedModel, UnavailableModel, match_classes, open_models
 from bpkd_sdk.serve.service.limits import Limits
 from tests.serve import colors
 from tests.serve.cases import Counted, encoded, scene
@@ -40,7 +41,7 @@ def bomb(side):
 
 @pytest.fixture
 def networks():
-    return [Network(name, Counted(getattr(colors, name)(), "cpu")) for name in ("teacher", "student")]
+    return [ServedModel(name, Counted(getattr(colors, name)(), "cpu")) for name in ("teacher", "student")]
 
 
 def open_scene(folder, image, label=None):
@@ -62,18 +63,18 @@ def numbers(html):
 
 class TestScene:
     def test_every_network_runs_once_for_an_image(self, tmp_path, networks):
-        first = open_scene(tmp_path, scene(60, 80)).seen_by(networks[:1])
-        both = first.seen_by(networks)
+        first = open_scene(tmp_path, scene(60, 80)).with_predictions(networks[:1])
+        both = first.with_predictions(networks)
         for alpha, width in ((0.2, 0), (0.8, 3)):
             both.overlay("teacher", alpha, width)
             both.boundaries("student", width)
-            both.full_overlay("student", alpha, width)
+            both.full_size_overlay("student", alpha, width)
         both.difference("teacher", "student")
         assert [network.predictor.calls for network in networks] == [1, 1]
 
     def test_masks_are_the_predictor_s(self, tmp_path, networks):
         image = scene(60, 80)
-        seen = open_scene(tmp_path, image).seen_by(networks).seen["student"]
+        seen = open_scene(tmp_path, image).with_predictions(networks).predictions["student"]
         expected = networks[1].predictor(image)
         np.testing.assert_array_equal(seen.mask, expected.mask)
         download = Image.open(io.BytesIO(seen.png))
@@ -81,7 +82,7 @@ class TestScene:
         assert tuple(download.getpalette()[3:6]) == expected.palette[1]
 
     def test_pictures_have_the_size_of_the_page(self, tmp_path, networks):
-        both = open_scene(tmp_path, scene(60, 80)).seen_by(networks)
+        both = open_scene(tmp_path, scene(60, 80)).with_predictions(networks)
         pictures = [
             both.overlay(None, 0.5, 1),
             both.overlay("teacher", 0.5, 1),
@@ -92,18 +93,18 @@ class TestScene:
 
     def test_an_overlay_is_draw_overlay_s(self, tmp_path, networks):
         image = scene(60, 80)
-        both = open_scene(tmp_path, image).seen_by(networks)
+        both = open_scene(tmp_path, image).with_predictions(networks)
         mask = networks[0].predictor(image).mask
-        full = both.full_overlay("teacher", 0.3, 0)
+        full = both.full_size_overlay("teacher", 0.3, 0)
         np.testing.assert_array_equal(full, draw_overlay(image, mask, colors.PALETTE, alpha=0.3, boundaries=False))
         large = cv2.resize(mask, None, fx=16, fy=16, interpolation=cv2.INTER_NEAREST)
         shown = both.overlay("teacher", 1, 0)
         np.testing.assert_array_equal(shown, np.array(colors.PALETTE, np.uint8)[large])
 
-    @pytest.mark.parametrize(("side", "lines"), [(SIDE // 8, 1), (SIDE, 3), (2 * SIDE, 6)])
+    @pytest.mark.parametrize(("side", "lines"), [(PAGE_SIDE // 8, 1), (PAGE_SIDE, 3), (2 * PAGE_SIDE, 6)])
     def test_lines_are_as_wide_for_the_image_as_on_the_page(self, side, lines):
         mask = np.repeat([0, 1], side // 2)[None].repeat(20, axis=0)
-        picture = full_overlay(np.zeros((20, side, 3), np.uint8), mask, ((0, 0, 0), (0, 0, 9)), 0.5, 3)
+        picture = draw_full_size(np.zeros((20, side, 3), np.uint8), mask, ((0, 0, 0), (0, 0, 9)), 0.5, 3)
         assert (picture[10] == 255).all(1).sum() == lines
 
     def test_the_label_must_fit(self, tmp_path):
@@ -121,8 +122,8 @@ class TestScene:
         for content, message in [
             (encoded(Image.new("L", (9000, 9000))), "The label is 9000 x 9000 pixels and the image 80 x 60"),
             (bomb(100_000), "The label cannot be read: Image size .* exceeds limit"),
-            (encoded(Image.new("L", (80, 60)), "TIFF"), "^The label is no PNG.$"),
-            (b"no image", "^The label is no PNG.$"),
+            (encoded(Image.new("L", (80, 60)), "TIFF"), "^The label is not a PNG file.$"),
+            (b"no image", "^The label is not a PNG file.$"),
             (encoded(scene(60, 80))[:20], "^The label "),
         ]:
             path.write_bytes(content)
@@ -149,15 +150,15 @@ class TestScene:
         [((48, 64), (960, 1280)), ((500, 700), (500, 700)), ((2000, 4000), (640, 1280)), ((1, 5000), (1, 1280))],
     )
     def test_whole_factors_enlarge_and_the_longer_side_shrinks(self, size, expected):
-        assert to_page(np.zeros(size, np.uint8), cv2.INTER_NEAREST).shape == expected
-        assert to_page(np.zeros((*size, 3), np.uint8)).shape == (*expected, 3)
+        assert resize_to_page(np.zeros(size, np.uint8), cv2.INTER_NEAREST).shape == expected
+        assert resize_to_page(np.zeros((*size, 3), np.uint8)).shape == (*expected, 3)
 
 
 class TestTables:
     def test_areas_and_agreement_are_counted_over_all_pixels(self, tmp_path, networks):
-        both = open_scene(tmp_path, scene(60, 80)).seen_by(networks)
-        teacher, student = (both.seen[name].mask for name in ("teacher", "student"))
-        rows = numbers(tables.classes_table(both, ["teacher", "student"]))
+        both = open_scene(tmp_path, scene(60, 80)).with_predictions(networks)
+        teacher, student = (both.predictions[name].mask for name in ("teacher", "student"))
+        rows = numbers(tables.classes_table(both.predictions))
         assert rows
         for name, cells in rows.items():
             in_teacher, in_student = (
@@ -166,7 +167,7 @@ class TestTables:
             )
             agreement = (in_teacher & in_student).sum() / (in_teacher | in_student).sum()
             assert cells == [f"{share:.1%}" for share in (in_teacher.mean(), in_student.mean(), agreement)]
-        alone = numbers(tables.classes_table(both, ["student"]))
+        alone = numbers(tables.classes_table({"student": both.predictions["student"]}))
         assert all(len(cells) == 1 for cells in alone.values())
 
     def test_errors_are_evaluate_s(self, tmp_path, networks):
@@ -178,9 +179,9 @@ class TestTables:
             __len__ = lambda self: 1  # noqa: E731
             __getitem__ = lambda self, _: (torch.tensor(image).permute(2, 0, 1), torch.tensor(label))  # noqa: E731
 
-        seen = open_scene(tmp_path, image, label).seen_by(networks)
+        seen = open_scene(tmp_path, image, label).with_predictions(networks)
         scores = bpkd_sdk.evaluate(colors.student(), OneImage(), boundary_width=3, device="cpu")
-        assert numbers(tables.errors_table(seen, ["student"]))["student"] == [
+        assert numbers(tables.errors_table({"student": seen.predictions["student"]}, label))["student"] == [
             f"{value:.1%}"
             for value in (
                 scores.miou, scores.boundary_iou, scores.pixel_accuracy, scores.edge_accuracy, scores.body_accuracy
@@ -188,15 +189,16 @@ class TestTables:
         ]  # fmt: skip
 
     def test_what_a_label_does_not_tell_is_left_blank(self, tmp_path, networks):
-        seen = open_scene(tmp_path, scene(60, 80), np.zeros((60, 80), np.uint8)).seen_by(networks)
-        *_, pixels, edge, body = numbers(tables.errors_table(seen, ["teacher"]))["teacher"]
+        seen = open_scene(tmp_path, scene(60, 80), np.zeros((60, 80), np.uint8)).with_predictions(networks)
+        *_, pixels, edge, body = numbers(tables.errors_table(seen.predictions, seen.label))["teacher"]
         assert edge == "–"  # the label has no edge
         assert body != "–"
         assert pixels != "–"
 
     def test_costs_stand_beside_the_teacher_s(self, tmp_path):
         small, large = torch.nn.Conv2d(3, 2, 1, bias=False).eval(), torch.nn.Conv2d(3, 20, 1, bias=False).eval()
-        rows = numbers(tables.cost_table(open_networks([large, small, tmp_path / "none.onnx"], "cpu"), (100, 200)))
+        models = open_models([large, small, tmp_path / "none.onnx"], device="cpu")
+        rows = numbers(tables.cost_table(models, (100, 200)))
         teacher, student, missing = rows.values()
         assert teacher[:2] == ["60.0 ", "1.20 M"]
         assert student[:2] == ["6.00 10.0× less", "120 k10.0× less"]
@@ -204,44 +206,46 @@ class TestTables:
         assert missing[0].startswith("Not available: There is no ONNX file")
 
     def test_names_cannot_bring_html(self):
-        html = tables.cost_table([Network("<script>", None, "<img src=x>")], (8, 8))
+        html = tables.cost_table(ModelSet(None, (), (UnavailableModel("<script>", "<img src=x>"),)), (8, 8))
         assert "<script>" not in html
         assert "<img" not in html
 
 
-class TestLineup:
-    def test_a_student_of_other_classes_is_not_compared(self, networks, model):
-        other = Network("other", Predictor(model, "cpu"))
-        lineup = DemoModels.open(networks[0], [networks[1], other], "cpu")
-        assert list(lineup.students) == ["student"]
-        assert [network.name for network in lineup.pair("student")] == ["teacher", "student"]
-        assert "Its classes are 5 (a, b, c, ...), those of the teacher 5 (shadow" in lineup.networks[2].problem
-        assert other.predictor is not None
+class TestModelSet:
+    def test_a_student_with_other_classes_is_not_compared(self, networks, model):
+        teacher, student = networks
+        models = match_classes(ModelSet(teacher, (student, ServedModel("other", Predictor(model, "cpu")))))
+        assert models.students == (student,)
+        assert [model.name for model in models.pair("student")] == ["teacher", "student"]
+        (other,) = models.unavailable
+        assert other.name == "other"
+        assert "has 5 classes (a, b, c, ...), but the teacher has 5 classes (shadow" in other.reason
 
     @pytest.mark.parametrize("teacher", [None, "none.onnx"])
-    def test_students_are_shown_alone_without_a_teacher(self, networks, teacher):
-        lineup = DemoModels.open(teacher, networks, "cpu")
-        assert lineup.teacher is None
-        assert list(lineup.students) == ["teacher", "student"]
-        assert lineup.pair("student") == networks[1:]
+    def test_students_are_shown_alone_without_a_teacher(self, networks, model, teacher):
+        students = [*(network.predictor for network in networks), Predictor(model, "cpu")]
+        models = match_classes(open_models(students, teacher=teacher, device="cpu"))
+        assert models.teacher is None
+        assert [student.predictor for student in models.students] == students
+        assert models.pair(models.students[1].name) == (models.students[1],)
 
-    def test_a_teacher_without_students_shows_itself(self, networks):
-        lineup = DemoModels.open(networks[0], ["none.onnx"], "cpu")
-        assert lineup.teacher is None
-        assert list(lineup.students) == ["teacher"]
+    def test_a_teacher_without_students_is_shown_alone(self, networks):
+        page = build_demo(ModelSet(networks[0], (), (UnavailableModel("none.onnx", "no file"),)))
+        (choice,) = [block for block in page.blocks.values() if isinstance(block, gr.Dropdown)]
+        assert choice.choices == [("teacher", "teacher")]
 
-    def test_nothing_to_show_is_an_error(self):
+    def test_no_source_is_an_error(self):
         with pytest.raises(ValueError, match="got neither"):
-            DemoModels.open(None, [], "cpu")
+            open_models([])
 
 
 class TestExamples:
     def test_a_folder_of_images(self, tmp_path):
-        for index in range(2 * MOST + 1):
+        for index in range(2 * MAX_EXAMPLES + 1):
             (tmp_path / f"{index:02}.png").write_bytes(encoded(scene(32, 32)))
         pairs = find_examples(tmp_path)
         assert [pair.image.stem for pair in pairs[:3]] == ["00", "03", "06"]
-        assert len(pairs) <= MOST
+        assert len(pairs) <= MAX_EXAMPLES
         assert all(pair.label is None for pair in pairs)
 
     def test_a_folder_with_labels(self, tmp_path):
@@ -253,7 +257,7 @@ class TestExamples:
 
     def test_generated_scenes_have_labels(self, tmp_path):
         pairs = generate_examples(tmp_path)
-        assert len(pairs) == MOST
+        assert len(pairs) == MAX_EXAMPLES
         image, label = shapes.render(0, "val", 1)
         np.testing.assert_array_equal(np.asarray(Image.open(pairs[1].image)), image)
         np.testing.assert_array_equal(np.asarray(Image.open(pairs[1].label)), label)
@@ -269,8 +273,8 @@ def test_the_zip_holds_what_could_be_read(tmp_path, networks):
     paths[5].write_bytes(encoded(Image.new("1", (1001, 1000))))
     problems = list(write_zip(tmp_path / "all.zip", paths, networks[1].predictor, 0.5, 2, LIMITS))
     assert problems[:4] == [None] * 4
-    assert "text.png is left out: Expected a file of the formats" in problems[4]
-    assert "large.png is left out: Expected an image of at most 1,000,000 pixels" in problems[5]
+    assert "text.png was skipped: Expected a file of the formats" in problems[4]
+    assert "large.png was skipped: Expected an image of at most 1,000,000 pixels" in problems[5]
     written = ["x", "x_1", "x_1_1", "x_2"]  # in the order of the images; no two of one name
     with zipfile.ZipFile(tmp_path / "all.zip") as archive:
         masks = {name: np.asarray(Image.open(archive.open(f"masks/{name}.png"))) for name in written}
@@ -282,11 +286,11 @@ def test_the_zip_holds_what_could_be_read(tmp_path, networks):
 
 
 def test_the_page_stays_when_no_network_opens(tmp_path):
-    page = build_demo(tmp_path / "teacher.onnx", [tmp_path / "student.engine"])
-    told = [block.value for block in page.blocks.values() if isinstance(block, gr.HTML)]
-    assert "No network could be opened" in told[0]
-    assert "There is no ONNX file" in told[1]
-    assert "There is no engine" in told[1]
+    page = build_demo(open_models([tmp_path / "student.engine"], teacher=tmp_path / "teacher.onnx"))
+    texts = [block.value for block in page.blocks.values() if isinstance(block, gr.HTML)]
+    assert "No network could be opened" in texts[0]
+    assert "There is no ONNX file" in texts[1]
+    assert "There is no engine" in texts[1]
 
 
 def test_the_look_is_taken_by_both_ways_to_start():
@@ -295,31 +299,33 @@ def test_the_look_is_taken_by_both_ways_to_start():
 
 
 def test_nothing_of_the_page_can_be_called_as_an_api(networks):
-    page = build_demo(networks[0], networks[1:])
+    page = build_demo(ModelSet(networks[0], (networks[1],)))
     assert all(function.api_visibility == "private" for function in page.fns.values())
 
 
 def test_the_visitors_that_are_kept_fit_into_the_memory(networks):
     limits = Limits(requests=7)
-    page = build_demo(networks[0], networks[1:], limits=limits)
+    page = build_demo(ModelSet(networks[0], (networks[1],)), limits=limits)
     mounted = FastAPI()
     gr.mount_gradio_app(mounted, page, "/", **page_options())
     for app in (mounted.routes[-1].app, page.launch(prevent_thread_lock=True, quiet=True, **page_options())[0]):
-        assert 2 <= app.state_holder.capacity <= MEMORY / (limits.body + limits.pixels)
+        assert 2 <= app.state_holder.capacity <= STATE_MEMORY / (limits.body + limits.pixels)
     page.close()
     assert page.max_file_size < limits.any_body
     assert page._queue.max_size == 7
 
 
-@pytest.mark.parametrize("side", [2 * SIDE, 4 * SIDE // 3, 1999, SIDE + 1, SIDE, SIDE // 2, 301], ids=str)
+@pytest.mark.parametrize(
+    "side", [2 * PAGE_SIDE, 4 * PAGE_SIDE // 3, 1999, PAGE_SIDE + 1, PAGE_SIDE, PAGE_SIDE // 2, 301], ids=str
+)
 @pytest.mark.parametrize("axis", [0, 1], ids=["down", "right"])
 def test_masks_on_the_page_lie_on_the_edges_of_the_picture(side, axis):
     offsets = []
     for place in range(12, side - 12, 11):
         mask = np.zeros((side, 4) if axis == 0 else (4, side), np.uint8)
         (mask if axis == 0 else mask.T)[place:] = 1
-        picture = to_page(np.repeat(60 + 130 * mask[..., None], 3, 2))
-        shown = to_page(mask, cv2.INTER_NEAREST_EXACT)
+        picture = resize_to_page(np.repeat(60 + 130 * mask[..., None], 3, 2))
+        shown = resize_to_page(mask, cv2.INTER_NEAREST_EXACT)
         assert shown.shape == picture.shape[:2]
         offsets.append(((picture[..., 0] - 60.0) / 130 - shown).sum() / shown.shape[1 - axis])
     assert abs(np.mean(offsets)) < 0.05
@@ -327,6 +333,6 @@ def test_masks_on_the_page_lie_on_the_edges_of_the_picture(side, axis):
 
 def test_masks_on_the_page_are_those_of_opencv_where_one_pixel_is_nearest():
     mask = np.random.default_rng(0).integers(0, 9, (5, 1999), np.uint8)
-    shown = to_page(mask, cv2.INTER_NEAREST_EXACT)
+    shown = resize_to_page(mask, cv2.INTER_NEAREST_EXACT)
     expected = cv2.resize(mask, shown.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     np.testing.assert_array_equal(shown, expected)

@@ -17,15 +17,15 @@ def folder(tmp_path, monkeypatch):
 def test_what_is_old_goes_with_its_folder(folder):
     first, second = (Path(uploads.write_picture(scene(32, 32))) for _ in range(2))
     assert first != second
-    uploads.remove_old(60)
+    uploads.remove_old_files(60)
     assert first.is_file()
-    uploads.remove_old()
+    uploads.remove_old_files()
     assert list(folder.iterdir()) == []
 
 
 def test_making_a_new_one_removes_the_old(folder, monkeypatch):
     old = Path(uploads.write_picture(scene(32, 32)))
-    monkeypatch.setattr(uploads, "SECONDS", 0)
+    monkeypatch.setattr(uploads, "RETENTION_SECONDS", 0)
     uploads.write_picture(scene(32, 32))
     assert not old.exists()
 

@@ -7,9 +7,9 @@ import torch
 
 import bpkd_sdk
 from bpkd_sdk.serve import Predictor, networks
-from bpkd_sdk.serve.networks import open_networks
+from bpkd_sdk.serve.networks import open_models
 from tests.networks import tiny
-from tests.serve.cases import SIZE, scene
+from tests.serve.cases import scene
 
 
 @pytest.fixture(scope="module")
@@ -23,22 +23,20 @@ def checkpoint(tmp_path_factory):
 def test_one_that_cannot_be_opened_does_not_stop_the_others(checkpoint, tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"no network")
     sources = [checkpoint, tmp_path / "missing.onnx", tmp_path / "broken.onnx", "student.pkl", str(checkpoint)]
-    networks = open_networks(sources, "cpu")
-    assert [network.predictor is None for network in networks] == [False, True, True, True, False]
-    for network, reason in zip(
-        networks[1:4], ["no ONNX file", "not a readable ONNX file", "Expected a file"], strict=True
+    models = open_models(sources, device="cpu")
+    assert [model.name for model in models.students] == ["student (1)", "student (2)"]
+    assert [model.name for model in models.unavailable] == ["missing.onnx", "broken.onnx", "student.pkl"]
+    for model, reason in zip(
+        models.unavailable, ["no ONNX file", "not a readable ONNX file", "Expected a file"], strict=True
     ):
-        assert reason in network.problem
-        assert str(tmp_path) not in network.problem
-        assert network.bytes is None
-        assert network.cost(SIZE) == (None, None)
+        assert reason in model.reason
+        assert str(tmp_path) not in model.reason
 
 
-def test_open_ones_stay_as_they_are(model):
+def test_a_predictor_is_used_as_it_is(model):
     predictor = Predictor(model, "cpu")
-    (network,) = open_networks([predictor])
-    assert network.predictor is predictor
-    assert open_networks([network]) == [network]
+    (student,) = open_models([predictor]).students
+    assert student.predictor is predictor
 
 
 @pytest.mark.parametrize(
@@ -53,15 +51,16 @@ def test_open_ones_stay_as_they_are(model):
     ],
     ids=["files", "runs", "no folder", "same names", "the same twice", "server"],
 )
-def test_names_tell_networks_apart(paths, names):
-    assert [network.name for network in open_networks(paths, "cpu")] == names
+def test_names_are_unique(paths, names):
+    models = open_models(paths, device="cpu")
+    assert [model.name for model in models.unavailable] == names
 
 
 def test_cost_is_counted_without_running_the_network(checkpoint):
-    (network,) = open_networks([checkpoint], "cpu")
+    (network,) = open_models([checkpoint], device="cpu").students
     expected = bpkd_sdk.profile(bpkd_sdk.load_model(checkpoint), (96, 128))
     assert network.cost((90, 100)) == (expected.params, expected.macs)  # both sides are padded to multiples of 32
-    assert network.bytes == checkpoint.stat().st_size
+    assert network.file_bytes == checkpoint.stat().st_size
     assert next(network.predictor.runtime.module.parameters()).device == torch.device("cpu")
 
 
@@ -69,7 +68,7 @@ def test_latency_is_the_median_of_some_runs_of_each_size():
     calls = []
     predictor = Predictor(tiny(3).eval(), "cpu")
     predictor.runtime.module.register_forward_hook(lambda *_: calls.append(1))
-    (network,) = open_networks([predictor])
+    (network,) = open_models([predictor]).students
     image = scene(40, 50)
     latency = network.measure(image)
     assert network.latency == {(40, 50): latency}
@@ -85,7 +84,7 @@ def test_latency_is_the_median_of_some_runs_of_each_size():
 def test_the_cost_of_a_size_is_counted_once_and_forgotten_with_the_network(monkeypatch):
     counted = []
     monkeypatch.setattr(networks, "count_cost", lambda runtime, size: counted.append(size) or (1, 2))
-    (network,) = open_networks([tiny(3).eval()], "cpu")
+    (network,) = open_models([tiny(3).eval()], device="cpu").students
     runtime = weakref.ref(network.predictor.runtime)
     assert [network.cost((48, 64)) for _ in range(3)] == [(1, 2)] * 3
     assert network.cost((64, 64)) == (1, 2)

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from bpkd_sdk.serve.networks import open_models
 from bpkd_sdk.serve.service.limits import Limits
 from bpkd_sdk.serve.service.security import Access
 from bpkd_sdk.serve.service.server import mount_demo
@@ -69,7 +70,7 @@ def student():
 @pytest.fixture(scope="module")
 def server(student):
     def mount(app):
-        mount_demo(app, colors.teacher(), [student], examples=None, limits=LIMITS)
+        mount_demo(app, open_models([student], teacher=colors.teacher(), device="cpu"), examples=None, limits=LIMITS)
 
     with served(colors.student(), prepare=mount, limits=LIMITS) as server:
         yield server
@@ -173,7 +174,7 @@ def test_the_page_s_own_requests_get_no_cors_headers(server):
 
 def test_the_token_is_asked_for_everywhere():
     def mount(app):
-        mount_demo(app, None, [colors.student()], examples=None, limits=LIMITS)
+        mount_demo(app, open_models([colors.student()], device="cpu"), examples=None, limits=LIMITS)
 
     with served(colors.student(), prepare=mount, access=Access("a long secret")) as server:
         for path in (

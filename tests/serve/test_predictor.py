@@ -10,7 +10,7 @@ import pytest
 
 from bpkd_sdk.models.spec import distinct_colors
 from bpkd_sdk.runtime import Accepts, TorchRuntime
-from bpkd_sdk.serve import Predictor, draw_overlay
+from bpkd_sdk.serve import Prediction, Predictor, Timings, draw_overlay
 from tests.networks import tiny
 from tests.serve.cases import CLASSES, NAMES, PALETTE, SIZE, exact_logits, network, scene
 
@@ -82,6 +82,33 @@ def test_one_class_stands_against_its_absence():
     np.testing.assert_allclose(prediction.entropy, entropy(np.stack([p, 1 - p])), atol=1e-5)
     assert (prediction.class_names, prediction.palette) == (("background", "road"), ((0, 0, 0), (1, 2, 3)))
     assert draw_overlay(image, prediction.mask, prediction.palette).shape == image.shape
+
+
+def test_the_overlay_is_draw_overlay_s(model):
+    image = scene(*SIZE)
+    prediction = Predictor(model, "cpu")(image)
+    options = {"alpha": 0.3, "boundary_width": 3, "boundary_color": (1, 2, 3), "legend": True}
+    for given in ({}, options, {"boundaries": False}):
+        expected = draw_overlay(image, prediction.mask, PALETTE, class_names=NAMES, **given)
+        np.testing.assert_array_equal(prediction.overlay(**given), expected)
+    with pytest.raises(ValueError, match="`alpha` to be between 0 and 1, but got 2"):
+        prediction.overlay(alpha=2)
+
+
+def test_the_overlay_shows_the_image_of_its_prediction(model, tmp_path):
+    images = [scene(*SIZE, 0), scene(*SIZE, 1), scene(33, 7)]
+    cv2.imwrite(str(tmp_path / "scene.png"), images[0][..., ::-1])
+    predict = Predictor(model, "cpu")
+    for predictions in (predict([tmp_path / "scene.png", *images[1:]]), list(predict(iter(images)))):
+        for prediction, image in zip(predictions, images, strict=True):
+            np.testing.assert_array_equal(prediction.overlay(alpha=0, boundaries=False), image)
+    assert predictions[2].image is images[2]
+
+
+def test_the_overlay_draws_class_255():
+    mask, palette = np.full((8, 8), 255, np.uint8), ((0, 0, 0),) * 255 + ((9, 8, 7),)
+    prediction = Prediction(scene(8, 8), mask, tuple(map(str, range(256))), palette, Timings(1, 1, 1))
+    assert np.unique(prediction.overlay(alpha=1).reshape(-1, 3), axis=0).tolist() == [[9, 8, 7]]
 
 
 def test_batches_are_like_one_by_one(model, files, tmp_path):

@@ -15,6 +15,7 @@ from pycocotools import mask as coco
 
 from bpkd_sdk.runtime.triton import UnreachableError
 from bpkd_sdk.serve import draw_overlay
+from bpkd_sdk.serve.networks import open_models
 from bpkd_sdk.serve.predictor import Prediction, Timings
 from bpkd_sdk.serve.service.app import create_app
 from bpkd_sdk.serve.service.segmenter import SegmentRequest, encode
@@ -70,7 +71,9 @@ def test_overlay_and_confidence(server, student):
 
 def test_class_255_of_256_is_drawn():
     image, mask = scene(8, 8), np.full((8, 8), 255, np.uint8)
-    prediction = Prediction(mask, tuple(map(str, range(256))), ((0, 0, 0),) * 255 + ((9, 8, 7),), Timings(1, 1, 1))
+    prediction = Prediction(
+        image, mask, tuple(map(str, range(256))), ((0, 0, 0),) * 255 + ((9, 8, 7),), Timings(1, 1, 1)
+    )
     content = encode(image, prediction, SegmentRequest("network", "overlay", alpha=1.0), {})
     assert np.unique(np.asarray(Image.open(io.BytesIO(content))).reshape(-1, 3), axis=0).tolist() == [[9, 8, 7]]
 
@@ -268,7 +271,7 @@ def test_a_network_that_cannot_be_opened_is_left_out(caplog, tmp_path):
         assert refused.status_code == 404
         assert "No student could be opened here" in refused.json()["detail"]
     with pytest.raises(ValueError, match="(?s)no network to serve.*none.onnx: There is no ONNX file"):
-        create_app([tmp_path / "none.onnx"])
+        create_app(open_models([tmp_path / "none.onnx"]))
 
 
 AUDITED = {"on": False, "events": []}
