@@ -24,7 +24,7 @@ def test_one_that_cannot_be_opened_does_not_stop_the_others(checkpoint, tmp_path
     (tmp_path / "broken.onnx").write_bytes(b"no network")
     sources = [checkpoint, tmp_path / "missing.onnx", tmp_path / "broken.onnx", "student.pkl", str(checkpoint)]
     models = open_models(sources, device="cpu")
-    assert [model.name for model in models.students] == ["student (1)", "student (2)"]
+    assert [model.name for model in models.students] == [f"{checkpoint} (1)", f"{checkpoint} (2)"]
     assert [model.name for model in models.unavailable] == ["missing.onnx", "broken.onnx", "student.pkl"]
     for model, reason in zip(
         models.unavailable, ["no ONNX file", "not a readable ONNX file", "Expected a file"], strict=True
