@@ -1,4 +1,4 @@
-"""From an artifact to a picture, a page and a service: predicting masks, drawing them, showing and serving them."""
+"""Serving of trained networks: prediction of masks, drawing, videos, the web demo and the HTTP service."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bpkd_sdk.serve.video import annotate_video
 
 if TYPE_CHECKING:
     from bpkd_sdk.serve.demo import build_demo
+    from bpkd_sdk.serve.networks import open_models
     from bpkd_sdk.serve.service.app import create_app
 
 __all__ = [
@@ -24,14 +25,19 @@ __all__ = [
     "draw_difference",
     "draw_overlay",
     "label_boundaries",
+    "open_models",
     "read_image",
 ]
 
-# These need optional packages, and are imported when they are first used.
-_HOME = {"build_demo": "bpkd_sdk.serve.demo", "create_app": "bpkd_sdk.serve.service.app"}
+# The modules of these names are imported at first use, because they need optional packages or are slow to import.
+_LAZY_MODULES = {
+    "build_demo": "bpkd_sdk.serve.demo",
+    "create_app": "bpkd_sdk.serve.service.app",
+    "open_models": "bpkd_sdk.serve.networks",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _LAZY_MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_LAZY_MODULES[name]), name)

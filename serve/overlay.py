@@ -1,6 +1,7 @@
-"""Pictures of masks: class colours over an image, crisp borders, and where two networks disagree.
+"""Draws masks over images, class boundaries, and the difference of two masks.
 
-Everything stays in bytes: one table lookup colours the mask, one weighted sum blends it, and lines are copied on top.
+All arrays are uint8, because this is fast: a lookup table colours the mask, a weighted sum blends it with the image,
+and boundaries are copied on top.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from bpkd_sdk.models.spec import Color
 
-# Orange and blue stay apart for colour-blind eyes, and on grey.
+# Readers with a colour vision deficiency can distinguish orange and blue, and both are visible on grey.
 EDGE_COLOR: Color = (255, 150, 20)
 BODY_COLOR: Color = (70, 150, 255)
 _LINE_COLOR: Color = (225, 225, 225)
-_PAPER_COLOR: Color = (24, 26, 32)
+_LEGEND_COLOR: Color = (24, 26, 32)
 _TEXT_COLOR: Color = (232, 234, 238)
 
 
@@ -38,23 +39,24 @@ def draw_overlay(
     """Blend the colours of the classes over an image: (1 - alpha) image + alpha colour, rounded.
 
     Args:
-        image: uint8 (H, W, 3) RGB; it is not changed.
-        mask: Integers (H, W): indices into `palette`, or `ignore_index`.
-        palette: At most 256 RGB colours (0..255), one per class.
-        class_names: For the legend; a class without a name is called by its id.
-        boundaries: Whether to draw a line where two classes meet.
-        boundary_width: Of that line, in pixels.
-        boundary_color: RGB, 0..255.
-        alpha: 0 shows the image alone, 1 the colours alone.
-        ignore_index: Pixels with this id keep the image as it is.
-        legend: Whether to add a strip below the image that names the classes present.
+        image: Image, uint8 (H, W, 3) RGB; it is not modified.
+        mask: Class ids, integers (H, W): indices into `palette`, or `ignore_index`.
+        palette: RGB colour (0..255) of each class; at most 256 classes.
+        class_names: Names of the classes for the legend. The legend shows the id of a class without a name.
+        boundaries: Whether to draw a line between two classes.
+        boundary_width: Width of the lines in pixels, at least 1.
+        boundary_color: RGB colour (0..255) of the lines.
+        alpha: Opacity of the class colours, 0..1. With 0, the result shows the image alone; with 1, the colours.
+        ignore_index: Id of void, where the result shows the image.
+        legend: Whether to append a strip below the image with the names of the classes present.
 
     Returns:
-        uint8 (H, W, 3) RGB, a new array; with a legend it is higher, and its first H rows are the picture.
+        uint8 (H, W, 3) RGB, a new array. With a legend the height is larger than H, and the first H rows are the
+        overlay.
 
     Raises:
-        TypeError: The image is not uint8 or the mask is not of an integer type.
-        ValueError: A shape, a size, `alpha` or `boundary_width` is out of range, or an id of the mask has no colour.
+        TypeError: If the image is not uint8, or the mask is not of an integer type.
+        ValueError: If a shape is wrong, `alpha` or `boundary_width` is out of range, or an id has no colour.
 
     Example:
         >>> image, mask = np.full((1, 2, 3), 100, np.uint8), np.array([[0, 1]])
@@ -67,7 +69,7 @@ def draw_overlay(
         raise ValueError(f"Expected `alpha` to be between 0 and 1, but got {alpha}.")
     ids, void = _color_ids(mask, len(palette), ignore_index)
     picture = _colorize(ids, palette)
-    # Blended in place: a second array of this size costs more than the sum.
+    # Blended in place, because allocating a second array of this size takes longer than the sum.
     cv2.addWeighted(image, 1 - alpha, picture, alpha, 0, picture)
     if boundaries:
         _paint(picture, label_boundaries(mask, boundary_width, ignore_index), boundary_color)
@@ -83,18 +85,22 @@ def draw_overlay(
 
 
 def label_boundaries(mask: np.ndarray, width: int = 1, ignore_index: int = 255) -> np.ndarray:
-    """Where two classes meet. Where a class meets void (`ignore_index`) is no boundary, and void is never part of one.
+    """Return the pixels near the border between two classes, without borders to void.
 
-    A border runs between two pixels. A line of even width lies on both sides of it alike; one of odd width has its
-    extra pixel on the left, or above.
+    A border is between two pixels. A line of even width has the same number of pixels on both sides of the border; a
+    line of odd width has one pixel more on the left or upper side. The line never contains void pixels.
 
     Args:
-        mask: Integers (H, W).
-        width: Of the line, in pixels.
-        ignore_index: The void label.
+        mask: Class ids, integers (H, W).
+        width: Width of the line in pixels, at least 1.
+        ignore_index: Id of void.
 
     Returns:
-        bool (H, W).
+        bool (H, W), True on the line.
+
+    Raises:
+        TypeError: If the mask is not of an integer type.
+        ValueError: If the mask is not of shape (H, W), or if `width` is less than 1.
 
     Example:
         >>> label_boundaries(np.array([[0, 0, 1, 1]])).tolist()
@@ -105,23 +111,23 @@ def label_boundaries(mask: np.ndarray, width: int = 1, ignore_index: int = 255) 
     _check_mask("mask", mask)
     if width < 1:
         raise ValueError(f"Expected the width of a boundary to be at least 1 pixel, but got {width}.")
-    known = mask != ignore_index
+    valid = mask != ignore_index
     line = np.zeros(mask.shape, bool)
-    line[:, :-1] = (mask[:, 1:] != mask[:, :-1]) & known[:, 1:] & known[:, :-1]
-    line[:-1] |= (mask[1:] != mask[:-1]) & known[1:] & known[:-1]
+    line[:, :-1] = (mask[:, 1:] != mask[:, :-1]) & valid[:, 1:] & valid[:, :-1]
+    line[:-1] |= (mask[1:] != mask[:-1]) & valid[1:] & valid[:-1]
     if width == 1:
         return line
     wide = np.asarray(cv2.dilate(line.view(np.uint8), np.ones((width, width), np.uint8)))
-    return np.asarray(wide.view(bool) & known)
+    return np.asarray(wide.view(bool) & valid)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much two masks disagree, as fractions (0..1) of all pixels compared.
+    """Shares of pixels where two masks differ, relative to all pixels that are void in no mask.
 
     Attributes:
-        edge_share: Pixels near a boundary that differ.
-        body_share: Other pixels that differ.
+        edge_share: Share (0..1) of pixels that differ and are in the edge band.
+        body_share: Share (0..1) of pixels that differ and are outside of the edge band.
     """
 
     edge_share: float
@@ -129,7 +135,7 @@ class Difference:
 
     @property
     def share(self) -> float:
-        """All pixels that differ."""
+        """Share (0..1) of all pixels that differ."""
         return self.edge_share + self.body_share
 
 
@@ -142,25 +148,27 @@ def draw_difference(
     edge_width: int = 7,
     ignore_index: int = 255,
 ) -> tuple[np.ndarray, Difference]:
-    """Show where a student disagrees with its teacher: orange near boundaries, blue elsewhere, on a dim grey image.
+    """Draw the pixels where a student differs from its teacher, on a dimmed grey image.
 
-    Boundaries are the label's if there is one, else the teacher's; the teacher's are drawn as thin lines. Pixels that
-    are void in any of the masks are not compared.
+    Pixels in the edge band are orange, others blue. The edge band is that of the label, or without a label that of the
+    teacher's mask. Thin lines show the class boundaries of the teacher. Pixels that are void in any of the masks are
+    not compared.
 
     Args:
-        image: uint8 (H, W, 3) RGB; it is not changed.
-        teacher: Integers (H, W).
-        student: Integers (H, W).
-        label: Integers (H, W), or None.
-        edge_width: A pixel is near a boundary if a square of this many pixels around it holds two labels; odd.
-        ignore_index: The void label.
+        image: Image, uint8 (H, W, 3) RGB; it is not modified.
+        teacher: Class ids of the teacher, integers (H, W).
+        student: Class ids of the student, integers (H, W).
+        label: Ground-truth class ids, integers (H, W), or None.
+        edge_width: Side in pixels of the square around each pixel, an odd number. A pixel is in the edge band if its
+            square contains two classes.
+        ignore_index: Id of void.
 
     Returns:
-        uint8 (H, W, 3) RGB, a new array, and the shares of pixels that differ.
+        The picture, uint8 (H, W, 3) RGB, a new array; and the shares of pixels that differ.
 
     Raises:
-        TypeError: The image is not uint8 or a mask is not of an integer type.
-        ValueError: The shapes differ, or `edge_width` is not odd.
+        TypeError: If the image is not uint8, or a mask is not of an integer type.
+        ValueError: If the shapes differ, or `edge_width` is not odd.
     """
     import torch
 
@@ -188,7 +196,7 @@ def draw_difference(
 
 
 def picture_png(picture: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) RGB as a PNG, made quickly rather than small."""
+    """Encode a picture, uint8 (H, W, 3) RGB, as a PNG file, with low compression for speed."""
     _, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
     return content.tobytes()
 
@@ -202,28 +210,40 @@ def _check_image(image: np.ndarray) -> None:
 
 def _check_mask(name: str, mask: np.ndarray, image: np.ndarray | None = None) -> None:
     if not np.issubdtype(mask.dtype, np.integer):
-        raise TypeError(f"Expected `{name}` to hold integer class ids, but got {mask.dtype}.")
+        raise TypeError(f"Expected `{name}` to contain integer class ids, but got {mask.dtype}.")
     if mask.ndim != 2:
         raise ValueError(f"Expected `{name}` of shape (H, W), but got {mask.shape}.")
     if image is not None and mask.shape != image.shape[:2]:
         raise ValueError(
             f"Expected `{name}` to have the size of the image, {image.shape[:2]}, but got {mask.shape}. "
-            f"Resize it with cv2.INTER_NEAREST_EXACT, which makes up no ids and keeps to pixel centres."
+            f"Resize it with cv2.INTER_NEAREST_EXACT, which adds no new ids and keeps pixel centres aligned."
         )
 
 
 def _color_ids(mask: np.ndarray, num_colors: int, ignore_index: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The ids as uint8 with 0 for void, and where void is (None if nowhere); ValueError for an id without a colour."""
+    """Convert ids to uint8 for the lookup table.
+
+    Args:
+        mask: Class ids, integers (H, W).
+        num_colors: Number of colours in the palette.
+        ignore_index: Id of void.
+
+    Returns:
+        Ids, uint8 (H, W), 0 for void; and the void pixels, bool (H, W), or None if the mask contains no void.
+
+    Raises:
+        ValueError: If an id has no colour.
+    """
     if num_colors > 256:
-        raise ValueError(f"Expected `palette` to hold at most 256 colours, but got {num_colors}.")
+        raise ValueError(f"Expected `palette` to contain at most 256 colours, but got {num_colors}.")
     if not 0 <= ignore_index < num_colors and _within(mask, num_colors):
         return mask.astype(np.uint8, copy=False), None
     void = mask == ignore_index
     ids = np.where(void, 0, mask)
     if not _within(ids, num_colors):
-        wrong = [class_id for class_id in np.unique(ids).tolist() if not 0 <= class_id < num_colors]
+        invalid = [class_id for class_id in np.unique(ids).tolist() if not 0 <= class_id < num_colors]
         raise ValueError(
-            f"The mask holds ids {wrong[:10]}, but `palette` has {num_colors} colours, for ids from 0. "
+            f"The mask contains the ids {invalid[:10]}, but `palette` has {num_colors} colours, for ids from 0. "
             f"Add their colours, or pass the id of void as `ignore_index`."
         )
     return ids.astype(np.uint8, copy=False), void
@@ -234,35 +254,35 @@ def _within(ids: np.ndarray, num_colors: int) -> bool:
 
 
 def _colorize(ids: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
-    """The colour of every id: uint8 (H, W) -> uint8 (H, W, 3)."""
+    """Return the colour of each id: uint8 (H, W) -> uint8 (H, W, 3)."""
     table = np.zeros((256, 1, 3), np.uint8)
     table[: len(palette), 0] = palette
     return np.asarray(cv2.applyColorMap(ids, table))
 
 
-def _paint(picture: np.ndarray, where: np.ndarray, color: Color) -> None:
-    """Set the pixels of `where`, bool (H, W), to one colour, in place."""
-    # A filled rectangle and a masked copy take a tenth of the time of picture[where] = color.
-    paint = np.empty_like(picture)
-    cv2.rectangle(paint, (0, 0), picture.shape[1::-1], color, cv2.FILLED)
-    cv2.copyTo(paint, where.view(np.uint8), picture)
+def _paint(picture: np.ndarray, region: np.ndarray, color: Color) -> None:
+    """Set the pixels of `region`, bool (H, W), to one colour, in place."""
+    # A filled rectangle and a masked copy take a tenth of the time of picture[region] = color.
+    filled = np.empty_like(picture)
+    cv2.rectangle(filled, (0, 0), picture.shape[1::-1], color, cv2.FILLED)
+    cv2.copyTo(filled, region.view(np.uint8), picture)
 
 
 def _legend_strip(entries: Mapping[int, str], palette: Sequence[Color], width: int) -> np.ndarray:
-    """Swatches and names in as many rows as they need, uint8 (h, width, 3)."""
+    """Draw a swatch and a name for each class, in as many rows as necessary: uint8 (h, width, 3)."""
     size = min(24, max(12, width // 60))
     font = ImageFont.load_default(size)
     row_height, gap = round(1.6 * size), size // 2
-    places, x, y = [], gap, gap
+    positions, x, y = [], gap, gap
     for class_id, name in entries.items():
         step = size + gap + round(font.getlength(name)) + 2 * gap
         if x > gap and x + step - gap > width:
             x, y = gap, y + row_height
-        places.append((class_id, name, x, y))
+        positions.append((class_id, name, x, y))
         x += step
-    strip = Image.new("RGB", (width, y + size + gap), _PAPER_COLOR)
+    strip = Image.new("RGB", (width, y + size + gap), _LEGEND_COLOR)
     draw = ImageDraw.Draw(strip)
-    for class_id, name, left, top in places:
+    for class_id, name, left, top in positions:
         draw.rounded_rectangle((left, top, left + size, top + size), size // 5, fill=tuple(palette[class_id]))
         draw.text((left + size + gap, top + size // 2), name, fill=_TEXT_COLOR, font=font, anchor="lm")
     return np.asarray(strip)

@@ -1,7 +1,7 @@
-"""A video in, the same video with something drawn over each frame out: H.264 in MP4, which browsers and phones play.
+"""Draws over the frames of a video and writes the result as an MP4 file with H.264, which browsers and phones play.
 
-Read and written by PyAV (FFmpeg) one frame at a time. Each frame keeps its own time, so that videos of phones, whose
-frames come unevenly, keep their length.
+PyAV (FFmpeg) reads and writes one frame at a time. Each frame keeps its timestamp, so that videos with a variable frame
+rate, for example from phones, keep their duration.
 """
 
 from __future__ import annotations
@@ -17,70 +17,72 @@ import numpy as np
 from bpkd_sdk.errors import import_optional
 from bpkd_sdk.images import LARGEST
 
-# FFmpeg also reads play lists, which name further files and addresses; these containers hold all they need.
+# FFmpeg also reads playlists, which can refer to other files and URLs. These containers refer to no other file.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
 
 
 def annotate_video(
     source: str | Path,
-    target: str | Path,
+    path: str | Path,
     draw: Callable[[np.ndarray], np.ndarray],
     *,
-    most_pixels: int = LARGEST,
-    most_frames: int | None = None,
+    max_pixels: int = LARGEST,
+    max_frames: int | None = None,
 ) -> Iterator[float]:
-    """Draw over a video frame by frame. Nothing happens until the result is iterated over.
+    """Draw over each frame of a video. The work is done while the returned iterator is consumed.
 
     Args:
-        source: A video of one of the `CONTAINERS`.
-        target: Of the MP4 to write; it appears when the last frame is done, and not at all if the iteration stops.
-        draw: Maps a frame, uint8 (H, W, 3) RGB, to the picture that takes its place, of the same size.
-        most_pixels: Of a frame.
-        most_frames: Of the video; None for any number.
+        source: Video file in one of the `CONTAINERS`.
+        path: Path of the MP4 file. The file is created after the last frame, and not at all if the iteration stops
+            earlier.
+        draw: Function from a frame, uint8 (H, W, 3) RGB, to the picture that replaces it, of the same size.
+        max_pixels: Maximum number of pixels of a frame.
+        max_frames: Maximum number of frames; None for no limit.
 
     Yields:
-        After each frame, the share (0..1) of the video that is done, as far as the file tells its length.
+        After each frame, the share (0..1) of the video that is done; 0 if the file does not state its duration.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a video that can be read, or larger or longer than allowed.
-        ImportError: If PyAV is missing.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file cannot be read as a video, or if the video exceeds a limit.
+        ImportError: If PyAV is not installed.
     """
-    target = Path(target)
-    unfinished = target.with_name(f".{target.name}.part")
-    with _open_video(source, most_pixels) as (container, stream), _open_output(unfinished) as output:
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.part")
+    with _open_video(source, max_pixels) as (container, stream), _open_output(unfinished) as output:
         encoder = None
         for number, frame in enumerate(container.decode(stream)):
-            if number == most_frames:
-                raise ValueError(f"Expected a video of at most {most_frames:,} frames, but got a longer one.")
-            image = _upright(frame)
+            if number == max_frames:
+                raise ValueError(f"Expected a video of at most {max_frames:,} frames, but got a longer one.")
+            image = _upright_image(frame)
             if encoder is None:
-                encoder = _encoder(output, stream, image)
-            output.mux(encoder.encode(_timed(draw(image), frame)))
-            yield _share_done(frame, container, stream)
+                encoder = _create_encoder(output, stream, image)
+            output.mux(encoder.encode(_to_frame(draw(image), frame)))
+            yield _progress(frame, container, stream)
         if encoder is None:
-            raise ValueError(f"{Path(source).name} holds no frame that can be read.")
+            raise ValueError(f"{Path(source).name} contains no frame that can be read.")
         output.mux(encoder.encode())
         output.close()
-        os.replace(unfinished, target)
+        os.replace(unfinished, path)
 
 
 @contextmanager
-def _open_video(source: str | Path, most_pixels: int) -> Iterator[tuple[Any, Any]]:
-    """The container and its first video stream."""
+def _open_video(source: str | Path, max_pixels: int) -> Iterator[tuple[Any, Any]]:
+    """Open a video and yield the container and its first video stream."""
     av = import_optional("av", "serve")
     if not Path(source).is_file():
         raise FileNotFoundError(f"There is no video at {source}.")
     try:
         with av.open(str(source), options={"format_whitelist": CONTAINERS}) as container:
             if not container.streams.video:
-                raise ValueError(f"{Path(source).name} has no picture, only sound.")
+                raise ValueError(f"{Path(source).name} contains no video stream, only audio.")
             stream = container.streams.video[0]
-            if (size := (stream.width, stream.height))[0] * size[1] > most_pixels:
-                raise ValueError(f"Expected frames of at most {most_pixels:,} pixels, but got {size[0]} x {size[1]}.")
+            width, height = stream.width, stream.height
+            if width * height > max_pixels:
+                raise ValueError(f"Expected frames of at most {max_pixels:,} pixels, but got {width} x {height}.")
             stream.thread_type = "AUTO"
-            # The size may grow on the way; FFmpeg then refuses before it decodes.
-            stream.codec_context.options = {"max_pixels": str(most_pixels)}
+            # Later frames may be larger. With this option, FFmpeg rejects them before it decodes them.
+            stream.codec_context.options = {"max_pixels": str(max_pixels)}
             yield container, stream
     except av.FFmpegError as error:
         raise ValueError(f"{Path(source).name} cannot be read as a video: {error.strerror}.") from error
@@ -88,7 +90,7 @@ def _open_video(source: str | Path, most_pixels: int) -> Iterator[tuple[Any, Any
 
 @contextmanager
 def _open_output(path: Path) -> Iterator[Any]:
-    """An MP4 to write; what is left at that path in the end is removed."""
+    """Open an MP4 file for writing, and at the end remove the file at this path if it still exists."""
     try:
         with import_optional("av", "serve").open(
             str(path), "w", format="mp4", options={"movflags": "faststart"}
@@ -98,14 +100,14 @@ def _open_output(path: Path) -> Iterator[Any]:
         path.unlink(missing_ok=True)
 
 
-def _upright(frame: Any) -> np.ndarray:
-    """uint8 (H, W, 3) RGB, turned as the phone that took it says, with even sides as H.264 wants them."""
+def _upright_image(frame: Any) -> np.ndarray:
+    """Convert a frame to uint8 (H, W, 3) RGB, apply its rotation, and pad to even sides, which H.264 requires."""
     image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
     height, width = image.shape[:2]
     return np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
-def _encoder(output: Any, stream: Any, image: np.ndarray) -> Any:
+def _create_encoder(output: Any, stream: Any, image: np.ndarray) -> Any:
     encoder = output.add_stream("libx264", rate=stream.average_rate or 25, options={"preset": "veryfast", "crf": "20"})
     encoder.height, encoder.width = image.shape[:2]
     encoder.pix_fmt = "yuv420p"
@@ -113,12 +115,13 @@ def _encoder(output: Any, stream: Any, image: np.ndarray) -> Any:
     return encoder
 
 
-def _timed(picture: np.ndarray, like: Any) -> Any:
-    frame = type(like).from_ndarray(picture, format="rgb24")
-    frame.pts, frame.time_base = like.pts, like.time_base
+def _to_frame(picture: np.ndarray, original: Any) -> Any:
+    """Convert a picture, uint8 (H, W, 3) RGB, to a frame with the timestamp of the original frame."""
+    frame = type(original).from_ndarray(picture, format="rgb24")
+    frame.pts, frame.time_base = original.pts, original.time_base
     return frame
 
 
-def _share_done(frame: Any, container: Any, stream: Any) -> float:
-    length = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1_000_000
-    return min(1.0, (frame.time or 0.0) / float(length)) if length else 0.0
+def _progress(frame: Any, container: Any, stream: Any) -> float:
+    duration = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1_000_000
+    return min(1.0, (frame.time or 0.0) / float(duration)) if duration else 0.0

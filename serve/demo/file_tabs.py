@@ -122,7 +122,7 @@ def build_video_tab(models: ModelSet, controls: Controls, limits: Limits) -> Non
         def draw(image: np.ndarray) -> np.ndarray:
             return draw_full_size(image, predictor(image).mask, predictor.palette, alpha, width)
 
-        bounds = {"most_pixels": limits.pixels, "most_frames": limits.frames}
+        bounds = {"max_pixels": limits.pixels, "max_frames": limits.frames}
         try:
             with new_file(f"{Path(path).stem}_masks.mp4") as video_path:
                 for frame, share in enumerate(annotate_video(path, video_path, draw, **bounds)):

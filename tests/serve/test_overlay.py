@@ -125,7 +125,7 @@ def test_views_are_drawn_like_copies():
     [
         ({"image": np.zeros((3, 4, 3))}, TypeError, "`image` to be uint8"),
         ({"image": np.zeros((3, 4), np.uint8)}, ValueError, r"`image` of shape \(H, W, 3\)"),
-        ({"mask": STEP.astype(float)}, TypeError, "`mask` to hold integer class ids, but got float64"),
+        ({"mask": STEP.astype(float)}, TypeError, "`mask` to contain integer class ids, but got float64"),
         ({"mask": STEP == 1}, TypeError, "bool"),
         ({"mask": STEP[None]}, ValueError, r"`mask` of shape \(H, W\)"),
         ({"mask": STEP[:2]}, ValueError, r"size of the image, \(3, 4\), but got \(2, 4\)"),
