@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test check changed lint clean
 
 quickstart: .venv/installed
 	$(BIN)/bpkd quickstart
@@ -10,6 +10,13 @@ quickstart: .venv/installed
 # with few tests come last, and they are the longest.
 test: .venv/tested
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+# Quick feedback, in less than two minutes: lint, types, and the tests of what changed since this branch left main.
+check: .venv/installed
+	+$(MAKE) --no-print-directory --jobs=2 lint changed
+
+changed: .venv/installed
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m tests.changed
 
 lint: .venv/installed
 	$(BIN)/ruff check
