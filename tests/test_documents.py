@@ -1,8 +1,26 @@
-"""What the documents say of measurements is what the committed files say."""
+"""The pages state what the code and the result files contain: names, commands, floors, tables."""
 
-from pathlib import Path
+import ast
+import importlib
+import re
+import shlex
+import tomllib
 
-ROOT = Path(__file__).parents[1]
+import grimp
+import pytest
+import typer
+import yaml
+
+import bpkd_sdk
+from bpkd_sdk.cli import app
+from tests.conftest import ROOT
+
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def table_lines(path):
@@ -14,3 +32,98 @@ def test_the_tables_of_the_study_are_the_measured_ones():
     shown = table_lines(ROOT / "docs/results.md")
     assert len(shown) > 30
     assert shown <= measured, shown - measured
+
+
+def python_blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def resolve(name):
+    """Import a dotted name: a module, or what a module or a class contains."""
+    module, rest = name, []
+    while True:
+        try:
+            found = importlib.import_module(module)
+            break
+        except ModuleNotFoundError as error:
+            if error.name is None or not module.startswith(error.name) or "." not in module:
+                raise
+            module, _, last = module.rpartition(".")
+            rest.insert(0, last)
+    for part in rest:
+        fields = getattr(found, "__dataclass_fields__", {})
+        found = fields[part] if part in fields else getattr(found, part)
+    return found
+
+
+@each_page
+def test_every_name_of_this_package_exists(page):
+    for name in set(re.findall(r"\bbpkd_sdk(?:\.\w+)+", page.read_text())):
+        resolve(name)
+    for block in python_blocks(page):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("bpkd_sdk"):
+                for alias in node.names:
+                    resolve(f"{node.module}.{alias.name}")
+        for name in re.findall(r"\bbpkd\.(\w+)", block):
+            assert name in bpkd_sdk.__all__, name
+
+
+@each_page
+def test_every_path_exists(page):
+    text = page.read_text()
+    inner = r"\.ci|\.github|bpkd_sdk|benchmarks|demos|docs|export|serve|tests"
+    for path in re.findall(rf"`((?:{inner})/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert "://" in link or (page.parent / link).exists(), link
+    for path, names in re.findall(r"`([\w/]+\.py)`:((?: `[\w.]+`,?)+)", text):
+        module = path.removesuffix(".py").replace("/", ".")
+        for name in re.findall(r"[\w.]+", names):
+            resolve(f"{module if module.startswith('bpkd_sdk') else f'bpkd_sdk.{module}'}.{name}")
+
+
+@each_page
+def test_every_command_and_option_exists(page):
+    lines = page.read_text().replace("\\\n", " ").splitlines()
+    for line in lines:
+        if line.startswith("    bpkd "):
+            context = typer.Context(typer.main.get_command(app), info_name="bpkd")
+            _, *arguments = shlex.split(line, comments=True)
+            while hasattr(context.command, "commands"):
+                name, *arguments = arguments
+                context = typer.Context(context.command.commands[name], parent=context, info_name=name)
+            context.command.make_context(name, arguments, parent=context.parent)
+
+
+@pytest.fixture(scope="module")
+def imports():
+    """The graph of all imports of the package, those within functions included."""
+    return grimp.build_graph("bpkd_sdk", exclude_type_checking_imports=True, cache_dir=None)
+
+
+def test_imports_point_down_the_floors(imports):
+    picture = re.search(r"## The floors\n.*?```text\n(.*?)```", ARCHITECTURE.read_text(), re.DOTALL)[1]
+    floors = [set(line.split("  ")[0].split(" | ")) for line in picture.splitlines()]
+    drawn = {f"bpkd_sdk.{name}" for floor in floors for name in floor}
+    assert drawn == imports.find_children("bpkd_sdk")
+    wrong = imports.find_illegal_dependencies_for_layers(layers=floors, containers={"bpkd_sdk"})
+    assert not wrong, wrong
+
+
+def test_the_examples_of_where_to_add_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in python_blocks(ARCHITECTURE):
+        exec(compile(block, str(ARCHITECTURE), "exec"), names)  # noqa: S102
+
+
+def test_the_citation_and_the_forms_are_complete():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == project["version"] == bpkd_sdk.__version__
+    assert citation["license"] == project["license"]
+    for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        assert {"name", "description", "body"} <= yaml.safe_load(form.read_text()).keys()
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step] == ["bash .ci/run"]
