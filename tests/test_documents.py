@@ -1,10 +1,12 @@
 """The pages state what the code and the result files contain: names, commands, floors, tables."""
 
 import ast
-import importlib
+import graphlib
+import importlib.util
 import re
 import shlex
 import tomllib
+from pathlib import Path
 
 import grimp
 import pytest
@@ -109,6 +111,22 @@ def test_imports_point_down_the_floors(imports):
     assert drawn == imports.find_children("bpkd_sdk")
     wrong = imports.find_illegal_dependencies_for_layers(layers=floors, containers={"bpkd_sdk"})
     assert not wrong, wrong
+
+
+def test_no_modules_import_each_other_in_a_circle_when_they_are_loaded(imports):
+    def is_loaded_first(importer, imported):
+        lines = Path(importlib.util.find_spec(importer).origin).read_text().splitlines()
+        details = imports.get_import_details(importer=importer, imported=imported)
+        return any(lines[detail["line_number"] - 1].startswith(("import", "from")) for detail in details)
+
+    edges = {
+        importer: [
+            name for name in imports.find_modules_directly_imported_by(importer) if is_loaded_first(importer, name)
+        ]
+        for importer in imports.modules
+    }
+    assert sum(map(len, edges.values())) > 300
+    graphlib.TopologicalSorter(edges).prepare()  # CycleError names the circle
 
 
 def test_the_examples_of_where_to_add_run(tmp_path, monkeypatch):
