@@ -1,6 +1,6 @@
 """Boundary-privileged knowledge distillation: a large segmentation teacher in, a small deployable student out.
 
-Importing this package loads nothing but itself; each name below is imported when it is first used.
+Importing this package imports no other module; each name below is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -12,27 +12,59 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bpkd_sdk.comparison import Comparison, compare
     from bpkd_sdk.data import SegmentationDataset, open_dataset
-    from bpkd_sdk.evaluation import Metrics, evaluate
+    from bpkd_sdk.evaluation import EvaluationProtocol, Metrics, evaluate
     from bpkd_sdk.evaluation.profile import Profile, profile
+    from bpkd_sdk.export import benchmark, quantize, to_onnx, to_tensorrt, to_triton, verify
+    from bpkd_sdk.losses import BPKDLoss, CanonicalKDLoss, CIRKDLoss, CWDLoss, IFVDLoss, SKDSLoss
     from bpkd_sdk.models import NetworkSpec, create_model, list_models, load_model, save_model
     from bpkd_sdk.output import SegmentationOutput
     from bpkd_sdk.recipes import reproduce
+    from bpkd_sdk.serve import Prediction, Predictor
     from bpkd_sdk.training.api import distill, train
+    from bpkd_sdk.training.config import TrainingConfig
     from bpkd_sdk.training.loop import TrainingResult
 
 __version__ = "0.1.0"
 
-# ONNX Runtime from 1.29 on would otherwise report to its makers which models are loaded, their files' names included.
+# ONNX Runtime 1.29 and later otherwise sends telemetry, which includes the names of model files.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+_MODULES = {
+    "bpkd_sdk.comparison": ("Comparison", "compare"),
+    "bpkd_sdk.data": ("SegmentationDataset", "open_dataset"),
+    "bpkd_sdk.evaluation": ("EvaluationProtocol", "Metrics", "evaluate"),
+    "bpkd_sdk.evaluation.profile": ("Profile", "profile"),
+    "bpkd_sdk.export": ("benchmark", "quantize", "to_onnx", "to_tensorrt", "to_triton", "verify"),
+    "bpkd_sdk.losses": ("BPKDLoss", "CIRKDLoss", "CWDLoss", "CanonicalKDLoss", "IFVDLoss", "SKDSLoss"),
+    "bpkd_sdk.models": ("NetworkSpec", "create_model", "list_models", "load_model", "save_model"),
+    "bpkd_sdk.output": ("SegmentationOutput",),
+    "bpkd_sdk.recipes": ("reproduce",),
+    "bpkd_sdk.serve": ("Prediction", "Predictor"),
+    "bpkd_sdk.training.api": ("distill", "train"),
+    "bpkd_sdk.training.config": ("TrainingConfig",),
+    "bpkd_sdk.training.loop": ("TrainingResult",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
 __all__ = [
+    "BPKDLoss",
+    "CIRKDLoss",
+    "CWDLoss",
+    "CanonicalKDLoss",
     "Comparison",
+    "EvaluationProtocol",
+    "IFVDLoss",
     "Metrics",
     "NetworkSpec",
+    "Prediction",
+    "Predictor",
     "Profile",
+    "SKDSLoss",
     "SegmentationDataset",
     "SegmentationOutput",
+    "TrainingConfig",
     "TrainingResult",
+    "benchmark",
     "compare",
     "create_model",
     "distill",
@@ -41,23 +73,15 @@ __all__ = [
     "load_model",
     "open_dataset",
     "profile",
+    "quantize",
     "reproduce",
     "save_model",
+    "to_onnx",
+    "to_tensorrt",
+    "to_triton",
     "train",
+    "verify",
 ]
-
-_HOME = {
-    "bpkd_sdk.comparison": ["Comparison", "compare"],
-    "bpkd_sdk.data": ["SegmentationDataset", "open_dataset"],
-    "bpkd_sdk.evaluation": ["Metrics", "evaluate"],
-    "bpkd_sdk.evaluation.profile": ["Profile", "profile"],
-    "bpkd_sdk.models": ["NetworkSpec", "create_model", "list_models", "load_model", "save_model"],
-    "bpkd_sdk.output": ["SegmentationOutput"],
-    "bpkd_sdk.recipes": ["reproduce"],
-    "bpkd_sdk.training.api": ["distill", "train"],
-    "bpkd_sdk.training.loop": ["TrainingResult"],
-}
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
