@@ -10,9 +10,11 @@ import pytest
 import bpkd_sdk
 
 PUBLIC = [
-    "Comparison", "Metrics", "NetworkSpec", "Profile", "SegmentationDataset", "SegmentationOutput", "TrainingResult",
-    "compare", "create_model", "distill", "evaluate", "list_models", "load_model", "open_dataset", "profile", "reproduce",
-    "save_model", "train",
+    "BPKDLoss", "CIRKDLoss", "CWDLoss", "CanonicalKDLoss", "Comparison", "EvaluationProtocol", "IFVDLoss", "Metrics",
+    "NetworkSpec", "Prediction", "Predictor", "Profile", "SKDSLoss", "SegmentationDataset", "SegmentationOutput",
+    "TrainingConfig", "TrainingResult", "benchmark", "compare", "create_model", "distill", "evaluate", "list_models",
+    "load_model", "open_dataset", "profile", "quantize", "reproduce", "save_model", "to_onnx", "to_tensorrt",
+    "to_triton", "train", "verify",
 ]  # fmt: skip
 
 
@@ -62,7 +64,7 @@ for name in ("gradio", "onnx", "onnxruntime", "tensorrt", "matplotlib", "jinja2"
     sys.modules[name] = None
 sys.modules["jinja2"] = __import__("types").ModuleType("jinja2")  # torch itself may want it
 import bpkd_sdk
-bpkd_sdk.train, bpkd_sdk.distill, bpkd_sdk.evaluate, bpkd_sdk.create_model
+bpkd_sdk.train, bpkd_sdk.distill, bpkd_sdk.evaluate, bpkd_sdk.create_model, bpkd_sdk.BPKDLoss
 print("ok")
 """
     assert in_a_new_process(code).strip() == "ok"
