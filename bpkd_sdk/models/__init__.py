@@ -11,7 +11,7 @@ from bpkd_sdk.errors import did_you_mean
 from bpkd_sdk.models.checkpoint import SUFFIX, load_checkpoint, load_state, read_tensors, save_model
 from bpkd_sdk.models.openmmlab import SUFFIXES as OPENMMLAB_SUFFIXES
 from bpkd_sdk.models.openmmlab import load_openmmlab
-from bpkd_sdk.models.spec import NetworkSpec, get_spec
+from bpkd_sdk.models.spec import NetworkSpec, get_spec, set_spec
 from bpkd_sdk.models.zoo import ZOO, build
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "list_models",
     "load_model",
     "save_model",
+    "set_spec",
 ]
 
 CHECKPOINT_SUFFIXES = (SUFFIX, *OPENMMLAB_SUFFIXES)

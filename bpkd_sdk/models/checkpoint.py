@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bpkd_sdk.errors import listed
 from bpkd_sdk.features import unwrapped
 from bpkd_sdk.files import write_atomically
-from bpkd_sdk.models.spec import NetworkSpec, get_spec
+from bpkd_sdk.models.spec import NetworkSpec, get_spec, set_spec
 
 FORMAT = "bpkd-sdk/1"
 SUFFIX = ".safetensors"
@@ -126,9 +126,9 @@ def load_checkpoint(
     if content_hash(state) != header.get("sha256"):
         raise ValueError(f"The weights in {path} do not match the hash in its header: the file has been altered.")
     try:
-        spec = NetworkSpec.from_dict(header["network"])
+        spec = NetworkSpec.from_dict(header["network"], f"The header of {path}")
     except ValueError as error:
-        raise ValueError(f"The header of {path} does not describe a network ({error}); get the file anew.") from error
+        raise ValueError(f"{error}\nGet the file again, or update bpkd-sdk if a newer version wrote it.") from error
     if model is None:
         if spec.name is None:
             raise ValueError(
@@ -137,7 +137,7 @@ def load_checkpoint(
             )
         model = create_model(spec.name, spec.num_classes, aux_head=spec.aux_head)
     load_state(model, state, source=str(path))
-    model.spec = spec  # type: ignore[assignment]
+    set_spec(model, spec)
     model.provenance = header.get("training", {})
     return model.to(device).eval()
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bpkd_sdk.errors import listed
 from bpkd_sdk.models.checkpoint import load_state
-from bpkd_sdk.models.spec import Color
+from bpkd_sdk.models.spec import Color, set_spec
 from bpkd_sdk.models.zoo import ZOO, SegmentationNetwork, build
 
 SUFFIXES = (".pth", ".pt")
@@ -157,7 +157,7 @@ def load_openmmlab(
     model = build(found, checkpoint.num_classes, aux_head=aux_head)
     state = checkpoint.state if aux_head else _without(checkpoint.state, AUXILIARY)
     load_state(model, state, source=str(path))
-    model.spec = replace(model.spec, class_names=checkpoint.class_names, palette=checkpoint.palette)
+    set_spec(model, replace(model.spec, class_names=checkpoint.class_names, palette=checkpoint.palette))
     return model.eval()
 
 

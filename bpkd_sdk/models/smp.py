@@ -9,7 +9,7 @@ import segmentation_models_pytorch as smp
 from torch import nn
 
 from bpkd_sdk.errors import check_choice, did_you_mean
-from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec, smp_size_divisor
+from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec, set_spec, smp_size_divisor
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     architecture.__name__: architecture for architecture in smp.MODEL_ARCHITECTURES_MAPPING.values()
@@ -63,7 +63,7 @@ def build(name: str, num_classes: int, *, aux_head: bool, backbone_weights: str 
             "Connect to the internet once (they are cached afterwards), or use backbone_weights=None."
         ) from error
     spec = NetworkSpec(name=name, num_classes=num_classes, mean=mean, std=std, size_divisor=smp_size_divisor(model))
-    model.spec = spec  # type: ignore[assignment]
+    set_spec(model, spec)
     return model
 
 

@@ -1,4 +1,4 @@
-"""The facts about a network that travel with its weights: how to build it, its classes, its normalisation."""
+"""`NetworkSpec`: the facts about a network that its checkpoints and exported files contain beside the weights."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import colorsys
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from bpkd_sdk.files import parse_record
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -19,18 +21,20 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What a checkpoint or an exported file says about its network.
+    """Name, classes and normalisation of a network.
 
     Attributes:
-        name: The name that `create_model` builds it by, or None for a network of the user's own.
-        num_classes: Channels of the logits.
+        name: Name that `create_model` builds the network by; None for a network of the user's own class.
+        num_classes: C, the number of channels of the logits.
         aux_head: Whether the network has its auxiliary training head.
-        class_names: One per class; empty when not known.
-        palette: One RGB colour (0..255) per class; empty when not known.
-        mean: Per RGB channel, subtracted from the image scaled to 0..1.
-        std: Per RGB channel, divides what is left.
-        size_divisor: Both sides of an input must be multiples of it; 1 where any size is taken.
+        class_names: One name per class; empty where the names are unknown.
+        palette: One RGB colour (0..255) per class; empty where the colours are unknown.
+        mean: Mean of each RGB channel, subtracted from the image scaled to 0..1.
+        std: Standard deviation of each RGB channel, by which the difference is divided.
+        size_divisor: Number that height and width of an input must be multiples of; 1 if any size is allowed.
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # what `parse_record` reads
 
     name: str | None
     num_classes: int
@@ -42,7 +46,7 @@ class NetworkSpec:
     size_divisor: int = 1
 
     def __post_init__(self) -> None:
-        """Check that the facts fit together."""
+        """Check that the facts are consistent."""
         for name in ("mean", "std"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(
@@ -61,38 +65,42 @@ class NetworkSpec:
                 raise ValueError(f"Expected `{name}` to have one entry per class, {self.num_classes}, but got {count}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the fields as plain JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> NetworkSpec:
-        """Build a spec from what `to_dict` returned.
+    def from_dict(cls, values: object, source: str = "'network'") -> NetworkSpec:
+        """Build a spec from the values that `to_dict` returned; fields that an older file lacks get their defaults.
+
+        Args:
+            values: Plain JSON values by field name.
+            source: File or header that the values come from, for the error message.
 
         Raises:
-            ValueError: For values that describe no network.
+            ValueError: If a field is unknown, missing, of another type, or inconsistent with the others.
         """
-        try:
-            facts = dict(values)
-            for key in ("class_names", "mean", "std"):
-                facts[key] = tuple(facts.get(key, getattr(cls, key)))
-            facts["palette"] = tuple((int(r), int(g), int(b)) for r, g, b in facts.get("palette", ()))
-            return cls(**facts)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"the facts of the network are not readable ({error})") from error
+        return parse_record(cls, values, source)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """RGB (N, 3, H, W) in 0..255, of any type -> float32, normalised as this network expects."""
+        """Normalise images as this network expects them.
+
+        Args:
+            images: RGB (N, 3, H, W) in 0..255, of any dtype.
+
+        Returns:
+            (N, 3, H, W) float32.
+        """
         mean = images.new_tensor(self.mean, dtype=torch.float32).view(1, 3, 1, 1)
         std = images.new_tensor(self.std, dtype=torch.float32).view(1, 3, 1, 1)
         return (images.to(torch.float32) / 255 - mean) / std
 
 
 def get_spec(model: nn.Module) -> NetworkSpec:
-    """Return the spec that a model carries as `model.spec`, or what a module of another library says of itself.
+    """Return the spec that a model carries as `model.spec`, or one derived from the attributes of other libraries.
 
-    Such a module is taken to have ImageNet's normalisation; its class names are those of a Hugging Face
-    ``config.id2label``, and otherwise not known (0 classes). Set ``model.spec = NetworkSpec(...)`` on a network of your
-    own to state its normalisation and classes.
+    A derived spec has ImageNet's normalisation. Its class names are those of a Hugging Face ``config.id2label``;
+    without one they are unknown and `num_classes` is 0. To state the normalisation and the classes of a network of
+    your own, set ``model.spec = NetworkSpec(...)``.
     """
     spec = getattr(model, "spec", None)
     if isinstance(spec, NetworkSpec):
@@ -101,8 +109,13 @@ def get_spec(model: nn.Module) -> NetworkSpec:
     return NetworkSpec(None, num_classes=len(names), class_names=names, size_divisor=smp_size_divisor(model))
 
 
+def set_spec(model: nn.Module, spec: NetworkSpec) -> None:
+    """Set `model.spec`, which `get_spec`, `save_model` and the exporters read."""
+    model.spec = spec  # type: ignore[assignment]  # torch declares attributes of modules as tensors or modules
+
+
 def _hugging_face_names(model: nn.Module) -> tuple[str, ...]:
-    """Class names of a Hugging Face configuration, in the order of the logits; empty without one."""
+    """Return the class names of a Hugging Face configuration, in the order of the logits; empty without one."""
     labels = getattr(getattr(model, "config", None), "id2label", None)
     if not isinstance(labels, Mapping) or set(labels) != set(range(len(labels))):
         return ()
@@ -110,14 +123,17 @@ def _hugging_face_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def smp_size_divisor(model: nn.Module) -> int:
-    """What segmentation-models-pytorch says of its own networks; 1 for all others."""
+    """Return the size divisor that a network of segmentation-models-pytorch requires; 1 for all other networks."""
     if not getattr(model, "requires_divisible_input_shape", False):
         return 1
     return int(getattr(getattr(model, "encoder", None), "output_stride", 1))
 
 
 def distinct_colors(count: int) -> tuple[Color, ...]:
-    """RGB colours (0..255) for classes that have none: black, then hues a golden angle apart in three brightnesses."""
+    """Return RGB colours (0..255) for classes without a palette.
+
+    The first is black; the others have hues a golden angle apart, in three brightnesses.
+    """
     hues = [
         colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.55 + 0.4 * (index % 2), (0.95, 0.75, 0.55)[index % 3])
         for index in range(count - 1)

@@ -16,7 +16,7 @@ from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.errors import listed
 from bpkd_sdk.features import Capture, eval_mode, feature_path, find_module, unwrapped
 from bpkd_sdk.losses import METHODS, DistillationLoss, create_method
-from bpkd_sdk.models import get_spec
+from bpkd_sdk.models import get_spec, set_spec
 from bpkd_sdk.output import SegmentationOutput, as_output
 from bpkd_sdk.runtime import Runtime, match_runtime
 from bpkd_sdk.training.config import TrainingConfig
@@ -154,9 +154,7 @@ def match_teacher(teacher: TeacherModel, dataset: SegmentationDataset, config: T
     if order is None:
         return teacher
     matched = ReorderedNetwork(teacher, order).to(_device(teacher))
-    matched.spec = replace(  # type: ignore[assignment]
-        get_spec(teacher), class_names=dataset.class_names, palette=dataset.palette
-    )
+    set_spec(matched, replace(get_spec(teacher), class_names=dataset.class_names, palette=dataset.palette))
     return matched
 
 
@@ -191,9 +189,10 @@ def match_student(
         images = torch.rand(1, 3, *crop_size, generator=torch.Generator().manual_seed(0)).to(_device(student))
         with eval_mode(student):
             reorder_classifier(unwrapped(student), order, images)
-    student.spec = replace(  # type: ignore[assignment]
+    spec = replace(
         get_spec(student), num_classes=dataset.num_classes, class_names=dataset.class_names, palette=dataset.palette
     )
+    set_spec(student, spec)
 
 
 def _device(network: nn.Module) -> torch.device:

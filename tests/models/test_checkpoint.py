@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import bpkd_sdk
 from bpkd_sdk.files import write_atomically
+from bpkd_sdk.models.checkpoint import read_header, write_tensors
 from tests.networks import tiny
 
 NAME = "smp/FPN/tu-mobilenetv3_small_050"
@@ -136,3 +137,27 @@ def test_unknown_names_list_the_nearest(name, message):
 def test_facts_that_do_not_fit_together(facts, message):
     with pytest.raises(ValueError, match=message):
         bpkd_sdk.NetworkSpec(None, 3, **facts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"name": None}, "num_classes: Field required"),
+        ({"name": None, "num_classes": "many"}, "num_classes: .*valid integer"),
+        ({"name": None, "num_classes": 3, "depth": 18}, "depth: Unexpected keyword"),
+        ({"name": None, "num_classes": 3, "palette": [[0, 0]] * 3}, "palette.0.2: Field required"),
+        ({"name": None, "num_classes": 3, "mean": [0.5]}, "`mean` to have three values"),
+        (None, "NetworkSpec: "),
+    ],
+)
+def test_a_header_that_does_not_describe_a_network(facts, message, tmp_path):
+    path = tmp_path / "a.safetensors"
+    bpkd_sdk.save_model(tiny(4), path)
+    header = read_header(path) | {"network": facts}
+    write_tensors(path, load_file(path), header)
+    with pytest.raises(ValueError, match=rf"The header of .*a.safetensors does not hold a valid(.*\n)*.*{message}"):
+        bpkd_sdk.load_model(path, model=tiny(4))
+
+
+def test_a_field_that_an_older_header_lacks_has_its_default():
+    assert bpkd_sdk.NetworkSpec.from_dict({"name": None, "num_classes": 3}) == bpkd_sdk.NetworkSpec(None, 3)
