@@ -59,7 +59,7 @@ from bpkd_sdk.losses import (
 )
 from bpkd_sdk.losses.bpkd import post_mask
 from bpkd_sdk.losses.divergence import softmax_kl
-from bpkd_sdk.losses.method import Outputs, Terms
+from bpkd_sdk.losses.method import OutputPair
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.runtime import TorchRuntime
 from bpkd_sdk.serve import draw_overlay
@@ -81,23 +81,23 @@ STUDENT_RECIPE = RECIPE | {"batch_size": 4, "crop_size": (192, 256), "teacher_pr
 class AtLabelSize(BPKDLoss):
     """BPKD on logits resized to the labels, where others have it on the logits as they come."""
 
-    def terms(self, outputs: Outputs, labels: Tensor) -> Terms:
+    def terms(self, outputs: OutputPair, labels: Tensor) -> dict[str, Tensor]:
         student, teacher = (
             replace(output, logits=F.interpolate(output.logits, labels.shape[1:], mode="bilinear", align_corners=False))
             for output in (outputs.student, outputs.teacher)
         )
-        return super().terms(Outputs(student, teacher), labels)
+        return super().terms(OutputPair(student, teacher), labels)
 
 
 class NoPreMask(BPKDLoss):
     """BPKD whose edge term compares whole logits, where it else multiplies them with the trimap before the softmax."""
 
-    def terms(self, outputs: Outputs, labels: Tensor) -> Terms:
+    def terms(self, outputs: OutputPair, labels: Tensor) -> dict[str, Tensor]:
         student, teacher = outputs.logits
         masks = edge_masks(labels, outputs.num_classes, tuple(student.shape[2:]), self.width, self.ignore_index)
         weight = post_mask(masks, alpha=self.alpha, class_reduction=self.class_reduction, edge_count=self.edge_count)
         phi = softmax_kl(student.flatten(2), teacher.flatten(2), dim=1)
-        return super().terms(outputs, labels) | {"edge": lambda: (phi * weight).sum() / len(student)}
+        return super().terms(outputs, labels) | {"edge": (phi * weight).sum() / len(student)}
 
 
 HELD_OUT = 72  # of the training images, the last in order: the end of a drive

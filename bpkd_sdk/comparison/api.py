@@ -30,7 +30,7 @@ from bpkd_sdk.errors import differences, import_optional, listed
 from bpkd_sdk.evaluation import evaluate
 from bpkd_sdk.files import read_json, write_json
 from bpkd_sdk.losses import DistillationLoss
-from bpkd_sdk.losses.method import describe
+from bpkd_sdk.losses.method import method_arguments
 from bpkd_sdk.progress import console
 from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.training.accelerator import create_accelerator
@@ -103,7 +103,8 @@ def compare(
     with FileLock(folder / LOCK_FILE):
         settings = _write_or_compare(folder / "settings.json", setup.settings())
         arguments = {
-            name: _write_or_compare(folder / name / "method.json", describe(loss)) for name, loss in losses.items()
+            name: _write_or_compare(folder / name / "method.json", method_arguments(loss))
+            for name, loss in losses.items()
         }
         comparison = Comparison(settings, _teacher_scores(setup, folder / "teacher.json"), [], folder)
     try:

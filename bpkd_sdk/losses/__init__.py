@@ -1,4 +1,4 @@
-"""Distillation methods: modules from student output, teacher output and labels to named loss terms."""
+"""Distillation methods by name. `bpkd_sdk.losses.method` defines the interface that they implement."""
 
 from __future__ import annotations
 
@@ -42,26 +42,27 @@ Method = str | DistillationLoss | Sequence[str | DistillationLoss]
 
 
 def create_method(method: Method, num_classes: int, *, ignore_index: int = 255) -> DistillationLoss:
-    """The method that a name in `METHODS` stands for, with its defaults; one that is made already; or several as one.
+    """Create a method by name with its defaults, or combine several methods into one.
 
     Args:
-        method: A name, a method, or a list of both, which becomes a `Composition`.
-        num_classes: C, for methods by name.
-        ignore_index: The void label, for methods by name.
+        method: Name in `METHODS`, a method object (returned unchanged), or a list of both, which becomes a
+            `Composition`.
+        num_classes: C, the number of classes, for methods that are given by name.
+        ignore_index: Label of void pixels, for methods that are given by name.
 
     Raises:
-        ValueError: For an unknown name, or an empty list.
-        TypeError: For anything else.
+        ValueError: If a name is unknown, or if the list is empty.
+        TypeError: If `method` is none of these.
     """
     if isinstance(method, DistillationLoss):
         return method
     if isinstance(method, str):
         check_choice("method", method, METHODS)
-        made = METHODS[method](num_classes, ignore_index=ignore_index)
-        made.name = method
-        return made
+        created = METHODS[method](num_classes, ignore_index=ignore_index)
+        created.name = method
+        return created
     if not isinstance(method, Sequence):
         raise TypeError(
             f"Expected the name of a method, a method such as CWDLoss(weight=3), or a list of them, but got {method!r}."
         )
-    return Composition([create_method(one, num_classes, ignore_index=ignore_index) for one in method])
+    return Composition([create_method(part, num_classes, ignore_index=ignore_index) for part in method])

@@ -1,10 +1,9 @@
 """BPKD: boundary-privileged knowledge distillation (Liu et al., WACV 2024, arXiv 2306.08075).
 
-Edges and bodies of objects are distilled by different losses. A soft trimap M (N, C, h, w), see `bpkd_sdk.boundary`,
-splits the logits z of both networks into Z_E = z M and Z_B = z (1 - M). Edges compare, at each position, the
-distribution over classes; bodies compare, for each class, the distribution over positions.
-
-The paper's text leaves some points open; each is an argument here, and its readings are listed there.
+The edges and the bodies of objects are distilled by different losses. A soft trimap M (N, C, h, w), which
+`bpkd_sdk.boundary.edge_masks` computes, splits the logits z of both networks into Z_E = z M and Z_B = z (1 - M). The
+edge term compares, at each position, the distributions over classes. The body term compares, for each class, the
+distributions over positions. The paper leaves some details open; each of them is an argument of `BPKDLoss`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from bpkd_sdk.boundary import Void, edge_masks
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.losses.cwd import channel_kl
 from bpkd_sdk.losses.divergence import softmax_kl
-from bpkd_sdk.losses.method import Outputs, Terms, WeightedTerms, check_positive
+from bpkd_sdk.losses.method import OutputPair, WeightedLoss, check_positive
 
 ClassReduction = Literal["mean", "sum"]
 EdgeCount = Literal["positions", "mass"]
@@ -35,22 +34,30 @@ def bpkd_edge(
     class_reduction: ClassReduction = "mean",
     edge_count: EdgeCount = "positions",
 ) -> Tensor:
-    """The edge term: L_E = mean over images of sum_c alpha_c / n_c sum_i phi_i M[c, i].
+    """Compute the edge term: L_E = mean over images of sum_c alpha_c / n_c sum_i phi_i M[c, i].
 
-    phi_i = KL(softmax_c(Z_E^T / T) || softmax_c(Z_E^S / T)) at position i, with both logits masked before the softmax
-    (pre-mask) and phi masked again by each class (post-mask).
+    phi_i = KL(softmax_c(Z_E^T / T) || softmax_c(Z_E^S / T)) at position i. The logits are multiplied by M before the
+    softmax (pre-mask), and phi is multiplied by M of each class again (post-mask). These are equations (2) and (3) of
+    docs/methods/bpkd.md. The term is not multiplied by T^2.
 
     Args:
         student: Logits (N, C, h, w), float32 or float64.
-        teacher: Logits (N, C, h, w), constant.
+        teacher: Logits (N, C, h, w); they receive no gradient.
         masks: M, (N, C, h, w) in [0, 1].
-        alpha: Weight of a class, one number or (C,).
-        temperature: T. The term is not multiplied by T^2.
-        class_reduction: "sum" over classes, or "mean" over the classes that have an edge in the image.
-        edge_count: n_c is the number of "positions" with M > 0, or their "mass" sum_i M, at least 1.
+        alpha: Weight of the classes, one number or (C,).
+        temperature: T, above 0.
+        class_reduction: "sum" over the classes, or "mean" over the classes that have an edge in the image.
+        edge_count: Definition of n_c: the number of "positions" with M > 0, or their "mass" sum_i M; at least 1.
 
     Returns:
-        Scalar; 0 with zero gradient where no image has an edge.
+        Scalar, 0 or above; 0 with zero gradient if no image has an edge.
+
+    Example:
+        >>> student, teacher = torch.zeros(1, 2, 1, 2), torch.tensor([2.0, 0.0, 0.0, 0.0]).view(1, 2, 1, 2)
+        >>> round(bpkd_edge(student, teacher, torch.ones(1, 2, 1, 2)).item(), 4)
+        0.3278
+        >>> bpkd_edge(student, teacher, torch.zeros(1, 2, 1, 2)).item()
+        0.0
     """
     z_student, z_teacher, m = (x.flatten(2) for x in (student, teacher, masks))
     phi = softmax_kl(z_student, z_teacher, dim=1, temperature=temperature, mask=m)
@@ -61,7 +68,18 @@ def bpkd_edge(
 def post_mask(
     masks: Tensor, *, alpha: Tensor | float, class_reduction: ClassReduction, edge_count: EdgeCount
 ) -> Tensor:
-    """What phi is multiplied with at each position: (N, h w), sum_c alpha_c / n_c M[c, i]. Arguments as `bpkd_edge`."""
+    """Compute the factor of phi at each position in the edge term: sum_c alpha_c / n_c M[c, i].
+
+    The arguments are those of `bpkd_edge`.
+
+    Returns:
+        (N, h w), 0 or above.
+
+    Example:
+        >>> masks = torch.tensor([[1.0, 0.5], [0.0, 0.0]]).view(1, 2, 1, 2)
+        >>> post_mask(masks, alpha=2.0, class_reduction="mean", edge_count="positions").tolist()
+        [[1.0, 0.5]]
+    """
     positions = (masks > 0).sum((2, 3))
     count = positions if edge_count == "positions" else masks.sum((2, 3))
     class_weight = torch.as_tensor(alpha, dtype=masks.dtype, device=masks.device) / count.clamp(min=1)
@@ -71,34 +89,50 @@ def post_mask(
 
 
 def bpkd_body(student: Tensor, teacher: Tensor, masks: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """The body term: L_B = T^2 / C sum_c KL(softmax_i(Z_B^T / T) || softmax_i(Z_B^S / T)), mean over images.
+    """Compute the body term: L_B = T^2 / C sum_c KL(softmax_i(Z_B^T / T) || softmax_i(Z_B^S / T)), mean over images.
 
-    Arguments as `bpkd_edge`. Edge positions stay in the softmax with their logits pulled towards 0.
+    This is equation (4) of docs/methods/bpkd.md. Edge positions take part in the softmax; their logits are scaled
+    towards 0.
+
+    Args:
+        student: Logits (N, C, h, w), float32 or float64.
+        teacher: Logits (N, C, h, w); they receive no gradient.
+        masks: M, (N, C, h, w) in [0, 1].
+        temperature: T, above 0.
+
+    Returns:
+        Scalar, 0 or above.
+
+    Example:
+        >>> student, teacher = torch.zeros(1, 1, 1, 2), torch.tensor([2.0, 0.0]).view(1, 1, 1, 2)
+        >>> round(bpkd_body(student, teacher, torch.zeros(1, 1, 1, 2)).item(), 4)
+        0.3278
     """
     return channel_kl(student, teacher, temperature=temperature, mask=1 - masks)
 
 
-class BPKDLoss(WeightedTerms):
+class BPKDLoss(WeightedLoss):
     """Boundary-privileged distillation of logits: {"edge": ..., "body": ...}.
 
-    The defaults are those that won on real images in short schedules (docs/results.md): the mean over the classes
-    present, with weights 1 and 2. `BPKDLoss.paper` has the paper's weights and sum, whose edge term starts two orders
-    of magnitude above the cross-entropy. What terms the defaults of all methods make is in docs/methods/README.md.
+    The defaults are those that gave the best results on real images in short schedules (docs/results.md): the mean over
+    the classes that are present, with weights 1 and 2. `BPKDLoss.paper` has the paper's weights and its sum over
+    classes; its edge term starts two orders of magnitude above the cross-entropy. The sizes of the terms of all methods
+    are in docs/methods/README.md.
 
     Args:
-        num_classes: C, at most 256; None: that of the first logits.
-        width: k, side of the trimap's window in pixels of the label map, odd.
-        edge_weight: lambda_E; a weight of 0 leaves a term out.
-        body_weight: lambda_B.
-        alpha: Weight of each class in the edge term, one number or C of them.
-        temperature: T of both terms. The paper does not state it; its code base uses 1.
-        class_reduction: See `bpkd_edge`. The paper's equation is the sum.
-        edge_count: n_c, see `bpkd_edge`.
-        void: What becomes of edges near void, see `bpkd_sdk.boundary.edge_masks`.
-        ignore_index: The void label.
+        num_classes: C, the number of classes, at most 256; None takes it from the first logits.
+        width: k, side of the trimap's window in pixels of the labels, odd.
+        edge_weight: lambda_E, weight of the edge term; 0 leaves the term out.
+        body_weight: lambda_B, weight of the body term; 0 leaves the term out.
+        alpha: Weight of each class in the edge term, one number or C numbers.
+        temperature: T of both terms, above 0. The paper does not state it; the code base of its authors uses 1.
+        class_reduction: "mean" or "sum" over classes, see `bpkd_edge`. The paper's equation is the sum.
+        edge_count: Definition of n_c, see `bpkd_edge`.
+        void: Treatment of edges near void, see `bpkd_sdk.boundary.edge_masks`.
+        ignore_index: Label of void pixels.
 
     Raises:
-        ValueError: For a value out of its range.
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> labels = torch.zeros(1, 8, 8, dtype=torch.uint8)
@@ -138,28 +172,30 @@ class BPKDLoss(WeightedTerms):
         self.alpha: Tensor
         self.register_buffer("alpha", torch.as_tensor(alpha, dtype=torch.float32), persistent=False)
         if num_classes is not None:
-            self.check_classes(num_classes)
+            self.check_num_classes(num_classes)
 
     @classmethod
     def paper(cls, num_classes: int | None = None, *, ignore_index: int = 255) -> BPKDLoss:
-        """The paper's setting: lambda_E = 50, lambda_B = 20, alpha = 2, k = 7, sum over classes."""
+        """Create the method with the paper's setting: lambda_E 50, lambda_B 20, alpha 2, k 7, sum over classes."""
         return cls(num_classes, edge_weight=50, body_weight=20, class_reduction="sum", ignore_index=ignore_index)
 
-    def check_classes(self, num_classes: int) -> None:
-        """`alpha` is one number, or one for each class."""
+    def check_num_classes(self, num_classes: int) -> None:
+        """Raise ValueError unless `alpha` is one number, or one number for each class."""
         if self.alpha.shape not in ((), (num_classes,)):
             raise ValueError(
-                f"Expected `alpha` to be one number or {num_classes}, but got {self.alpha.numel()} of them."
+                f"Expected `alpha` to be one number or {num_classes} numbers, one for each class, but got "
+                f"{self.alpha.numel()} of them."
             )
 
-    def terms(self, outputs: Outputs, labels: Tensor) -> Terms:
-        """See `WeightedTerms.terms`; one trimap for both."""
+    def terms(self, outputs: OutputPair, labels: Tensor) -> dict[str, Tensor]:
+        """Compute both terms from one trimap, see `WeightedLoss.terms`."""
         student, teacher = outputs.logits
         size = (student.shape[2], student.shape[3])
         masks = edge_masks(labels, outputs.num_classes, size, self.width, self.ignore_index, void=self.void)
         masks = masks.to(student.dtype)
-        return {
-            "edge": lambda: bpkd_edge(
+        terms = {}
+        if self.weights["edge"]:
+            terms["edge"] = bpkd_edge(
                 student,
                 teacher,
                 masks,
@@ -167,6 +203,7 @@ class BPKDLoss(WeightedTerms):
                 temperature=self.temperature,
                 class_reduction=self.class_reduction,
                 edge_count=self.edge_count,
-            ),
-            "body": lambda: bpkd_body(student, teacher, masks, temperature=self.temperature),
-        }
+            )
+        if self.weights["body"]:
+            terms["body"] = bpkd_body(student, teacher, masks, temperature=self.temperature)
+        return terms

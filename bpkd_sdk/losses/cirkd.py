@@ -1,13 +1,11 @@
-"""CIRKD: cross-image relational distillation (Yang et al., CVPR 2022).
+"""CIRKD: cross-image relational distillation (Yang et al., CVPR 2022, arXiv 2204.06986).
 
-Relations between positions of different images: the similarities of a position's feature to all positions of every
-image of the batch, and to a memory of features and class means of earlier batches. The teacher's relations, made
-distributions by a softmax, are what the student learns.
+The method distils relations between positions of different images: the similarities of a position's feature to all
+positions of every image in the batch, and to a memory of features and class means from earlier batches. A softmax makes
+these similarities distributions, and the student is trained to match the teacher's distributions.
 """
 
 from __future__ import annotations
-
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -15,132 +13,24 @@ from torch import Tensor, nn
 
 from bpkd_sdk.boundary import check_labels
 from bpkd_sdk.losses.divergence import pixel_kl
-from bpkd_sdk.losses.method import (
-    Outputs,
-    Terms,
-    WeightedTerms,
-    built,
-    check_positive,
-    labels_at,
-    rows_of_all_processes,
-)
+from bpkd_sdk.losses.method import OutputPair, WeightedLoss, check_positive, require_prepared
 from bpkd_sdk.losses.similarity import MIN_TEMPERATURE, contrast_kl, relation_kl
+from bpkd_sdk.losses.tensors import downsample_labels, gather_rows
 
-
-class ClassQueue(nn.Module):
-    """A ring of unit vectors for every class, random at first; all of it is in the state dict.
-
-    The official code overwrites a ring's end and starts over when new entries do not fit before it; here a ring is
-    written through the end, so that every entry grows equally old.
-
-    Args:
-        num_classes: C.
-        size: Entries of a class.
-        channels: D.
-        device: Where it lies.
-
-    Attributes:
-        entries: (C, size, D) float32.
-        pointer: (C,) int64, the slot that is overwritten next.
-
-    Example:
-        >>> queue = ClassQueue(num_classes=2, size=3, channels=4)
-        >>> queue.push(torch.eye(4)[:2], torch.tensor([1, 1]))
-        >>> queue.pointer.tolist(), queue.entries[1, :2].argmax(1).tolist()
-        ([0, 2], [0, 1])
-    """
-
-    def __init__(self, num_classes: int, size: int, channels: int, device: torch.device | str | None = None) -> None:
-        super().__init__()
-        self.entries: Tensor
-        self.pointer: Tensor
-        self.register_buffer("entries", F.normalize(torch.randn(num_classes, size, channels, device=device), dim=2))
-        self.register_buffer("pointer", torch.zeros(num_classes, dtype=torch.int64, device=device))
-
-    def push(self, vectors: Tensor, classes: Tensor) -> None:
-        """Add vectors (M, D) of classes (M,), in their order; the oldest go."""
-        num_classes, size = self.entries.shape[:2]
-        rank, count = rank_within(classes, num_classes)
-        slot = (self.pointer[classes] + rank) % size
-        newest = rank >= count[classes] - size
-        self.entries[classes[newest], slot[newest]] = vectors[newest].to(self.entries.dtype)
-        self.pointer.add_(count).remainder_(size)
-
-    def sample(self, per_class: int) -> Tensor:
-        """(C * per_class, D): the entries at the same random slots of every class; all if there are no more."""
-        size = self.entries.shape[1]
-        slots = torch.randperm(size, device=self.entries.device)[:per_class]
-        return self.entries[:, slots].flatten(0, 1)
-
-
-def rank_within(group: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
-    """How many elements of the same group come before each.
-
-    Args:
-        group: (M,) int64 in [0, num_groups).
-        num_groups: How many groups there may be.
-
-    Returns:
-        The ranks (M,), and the size of each group (num_groups,), int64.
-
-    Example:
-        >>> rank_within(torch.tensor([2, 0, 2, 2]), 3)[0].tolist()
-        [0, 0, 1, 2]
-    """
-    order = group.argsort(stable=True)
-    count = torch.bincount(group, minlength=num_groups)
-    start = count.cumsum(0) - count
-    rank = torch.empty_like(group)
-    rank[order] = torch.arange(len(group), device=group.device) - start[group[order]]
-    return rank, count
-
-
-def class_means(vectors: Tensor, group: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
-    """The mean direction of each group that has a member.
-
-    Args:
-        vectors: (M, D).
-        group: (M,) int64 in [0, num_groups).
-        num_groups: How many groups there may be.
-
-    Returns:
-        Unit vectors (G, D), and their groups (G,) in ascending order.
-    """
-    sums = vectors.new_zeros(num_groups, vectors.shape[1]).index_add_(0, group, vectors)
-    present = torch.bincount(group, minlength=num_groups).nonzero().squeeze(1)
-    return F.normalize(sums[present]), present
-
-
-def sample_positions(group: Tensor, per_group: int, num_groups: int) -> Tensor:
-    """Up to `per_group` random members of each group.
-
-    Args:
-        group: (M,) int64 in [0, num_groups).
-        per_group: At most so many.
-        num_groups: How many groups there may be.
-
-    Returns:
-        Indices into `group`, ordered by group.
-    """
-    shuffled = torch.randperm(len(group), device=group.device)
-    chosen = shuffled[rank_within(group[shuffled], num_groups)[0] < per_group]
-    return chosen[group[chosen].argsort(stable=True)]
-
-
-PIXEL_CONTRASTS, REGION_CONTRASTS = 4096, 1024  # of all classes together, from the official code
-PIXELS_PER_CLASS = 16
+PIXEL_CONTRASTS, REGION_CONTRASTS = 4096, 1024  # memory entries per step, over all classes, as in the official code
+PIXELS_PER_CLASS = 16  # positions of a class and image that enter the memory in one step
 
 
 def minibatch_pixel(student: Tensor, teacher: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """The mini-batch term: KL of similarities, mean over positions and over all ordered pairs of images.
+    """Compute the mini-batch term: KL of similarities, mean over positions and over all ordered pairs of images.
 
-    For images i and j (j = i included), a position of i has a distribution over the positions of j: the softmax of the
-    cosines over `temperature`.
+    For images i and j (including j = i), each position of i has a distribution over the positions of j: the softmax of
+    the cosines divided by `temperature`. This is equation (1) of docs/methods/cirkd.md.
 
     Args:
         student: Features (N, D_S, h, w), float32 or float64.
-        teacher: Features (N, D_T, h, w), constant.
-        temperature: 0.025 or above.
+        teacher: Features (N, D_T, h, w); they receive no gradient.
+        temperature: tau, 0.025 or above.
 
     Returns:
         Scalar, 0 or above.
@@ -156,48 +46,60 @@ def minibatch_pixel(student: Tensor, teacher: Tensor, *, temperature: float = 0.
 
 
 def memory_contrast(student: Tensor, teacher: Tensor, memory: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """A memory term: KL of the distributions over the memory's entries, mean over positions.
+    """Compute a memory term: KL of the distributions over the memory's entries, mean over positions.
+
+    This is equation (2) of docs/methods/cirkd.md.
 
     Args:
         student: Features (M, D), projected to the teacher's channels, float32 or float64.
-        teacher: Features (M, D), constant.
-        memory: Unit vectors (K, D), constant.
-        temperature: Above 0.
+        teacher: Features (M, D); they receive no gradient.
+        memory: Unit vectors (K, D); they receive no gradient.
+        temperature: tau, above 0.
 
     Returns:
-        Scalar, 0 or above; 0 with zero gradient without positions.
+        Scalar, 0 or above; 0 with zero gradient if M is 0.
+
+    Example:
+        >>> student, teacher = torch.ones(2, 2), torch.eye(2)
+        >>> round(memory_contrast(student, teacher, memory=torch.eye(2), temperature=1.0).item(), 4)
+        0.1109
     """
     return contrast_kl(F.normalize(student), F.normalize(teacher), memory, temperature=temperature)
 
 
-class CIRKDLoss(WeightedTerms):
+class CIRKDLoss(WeightedLoss):
     """Cross-image relational distillation: {"kd", "minibatch_pixel", "memory_pixel", "memory_region"}.
 
-    The memory belongs to the method: it is in its state dict, bounded by `pixel_queue` and `region_queue`. Positions
-    enter it under the labels that floor-nearest gives them, as in the authors' code: at stride s the label's pixel lies
-    (s - 1) / 2 pixels above and to the left of the position's centre, see `bpkd_sdk.losses.method.labels_at`.
+    The memory belongs to the method: it is part of the state dict, and `pixel_queue` and `region_queue` bound its size.
+    The label of a position is the floor-nearest one, as in the authors' code: at stride s it lies (s - 1) / 2 pixels
+    above and to the left of the position's centre, see `bpkd_sdk.losses.tensors.downsample_labels`.
 
     Args:
-        num_classes: C; None: that of the first logits.
-        kd_weight: Of `pixel_kl`; a weight of 0 leaves a term out. As in `CanonicalKDLoss`; officially 1.
-        minibatch_weight: Of `minibatch_pixel`. The official 1 made 0.5 (student trained alone) to 0.7 (fresh student)
-            on CamVid.
-        pixel_weight: Of the term on the memory of single positions. Ten times the official 0.1, which is known to leave
-            next to nothing; 1 made 3 at first, and 0.8 when the projection had learned for 20 steps, on CamVid.
-        region_weight: Of the term on the memory of class means; as `pixel_weight`.
-        temperature: T of the logits' term.
-        contrast_temperature: Of all softmaxes over similarities.
-        pool: The mini-batch term averages features over pool x pool positions first; its time
-            and memory (two matrices of all pairs of positions of two images) fall with pool^4.
-        pixel_queue: Most entries in the memory of positions, all classes together. The official 20,000 a class are
-            6 GB for 150 classes and a teacher of 512 channels; 40,960 are 84 MB.
-        region_queue: Most entries in the memory of class means, all classes together; officially 2,000 a class.
-        whole_map: Take the positions that are remembered for a class of n positions from the first n of the image,
-            whatever their class, as the official code does; otherwise from the class's own.
-        ignore_index: The void label.
+        num_classes: C, the number of classes; None takes it from the first logits.
+        kd_weight: Weight of `pixel_kl`; 0 leaves the term out. The default is that of `CanonicalKDLoss`; the official
+            weight is 1.
+        minibatch_weight: Weight of `minibatch_pixel`; 0 leaves the term out. With the official 1 the term was 0.5
+            (student trained alone before) to 0.7 (fresh student) on CamVid.
+        pixel_weight: Weight of the term on the memory of single positions; 0 leaves the term out. The default is ten
+            times the official 0.1, which is known to have almost no effect. With 1 the term was 3 at first on CamVid,
+            and 0.8 after 20 steps of the projection.
+        region_weight: Weight of the term on the memory of class means; 0 leaves the term out. The official weight and
+            the sizes are those of `pixel_weight`.
+        temperature: T of the term on logits, above 0.
+        contrast_temperature: tau of all softmaxes over similarities, 0.025 or above.
+        pool: Side of the cells, in positions, over which the mini-batch term averages features first. Time and memory
+            of that term (two matrices of all pairs of positions of two images) fall with pool^4.
+        pixel_queue: Maximum number of entries in the memory of positions, over all classes. The official 20,000 per
+            class take 6 GB for 150 classes and a teacher of 512 channels; 40,960 entries take 84 MB.
+        region_queue: Maximum number of entries in the memory of class means, over all classes. The official number is
+            2,000 per class.
+        whole_map: Whether the positions that enter the memory for a class of n positions are drawn from the first n
+            positions of the image, of any class, as in the official code. False draws them from the positions of the
+            class.
+        ignore_index: Label of void pixels.
 
     Raises:
-        ValueError: For a value out of its range.
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> from bpkd_sdk import SegmentationOutput
@@ -249,11 +151,15 @@ class CIRKDLoss(WeightedTerms):
         self.projection: nn.Sequential | None = None
         self.pixels: ClassQueue | None = None
         self.regions: ClassQueue | None = None
-        self.check_classes(num_classes or 1)
+        self.check_num_classes(num_classes or 1)
 
     @classmethod
     def paper(cls, num_classes: int, *, ignore_index: int = 255) -> CIRKDLoss:
-        """The first release: weights 1, 1, 0.1 and 0.1, no pooling, 20,000 and 2,000 entries a class, whole map."""
+        """Create the method with the setting of the first release.
+
+        The weights are 1, 1, 0.1 and 0.1, features are not pooled, the memory has 20,000 and 2,000 entries per class,
+        and `whole_map` is True.
+        """
         return cls(
             num_classes,
             kd_weight=1,
@@ -267,15 +173,17 @@ class CIRKDLoss(WeightedTerms):
             ignore_index=ignore_index,
         )
 
-    def check_classes(self, num_classes: int) -> None:
-        """Each class has room in the memory."""
+    def check_num_classes(self, num_classes: int) -> None:
+        """Raise ValueError if the memory has no room for every class."""
         for name, entries in (("pixel_queue", self.pixel_queue), ("region_queue", self.region_queue)):
             if entries < num_classes:
-                raise ValueError(f"Expected `{name}` to be at least the {num_classes} classes, but got {entries}.")
+                raise ValueError(
+                    f"Expected `{name}` to be at least {num_classes}, one entry for each class, but got {entries}."
+                )
 
-    def build(self, outputs: Outputs) -> None:
-        """The student's projection head and the memory; see `DistillationLoss.prepare`."""
-        classes = outputs.num_classes
+    def build(self, outputs: OutputPair) -> None:
+        """Build the student's projection head and the memory, see `DistillationLoss.prepare`."""
+        num_classes = outputs.num_classes
         if not (self.weights["memory_pixel"] or self.weights["memory_region"]):
             return
         student, teacher = outputs.features
@@ -287,41 +195,51 @@ class CIRKDLoss(WeightedTerms):
             nn.Conv2d(width, width, 1, bias=False),
         ).to(device)
         if self.weights["memory_pixel"]:
-            self.pixels = ClassQueue(classes, self.pixel_queue // classes, width, device)
+            self.pixels = ClassQueue(num_classes, self.pixel_queue // num_classes, width, device)
         if self.weights["memory_region"]:
-            self.regions = ClassQueue(classes, self.region_queue // classes, width, device)
+            self.regions = ClassQueue(num_classes, self.region_queue // num_classes, width, device)
 
-    def terms(self, outputs: Outputs, labels: Tensor) -> Terms:
-        """See `WeightedTerms.terms`. In training mode the batch enters the memory first."""
-        rows = cache(lambda: self._known_rows(outputs, labels))
-        return {
-            "kd": lambda: pixel_kl(*outputs.logits, temperature=self.temperature),
-            "minibatch_pixel": lambda: minibatch_pixel(
-                *(F.avg_pool2d(features, self.pool, ceil_mode=True) for features in outputs.features),
-                temperature=self.contrast_temperature,
-            ),
-            "memory_pixel": lambda: self._contrast(self.pixels, PIXEL_CONTRASTS, *rows()),
-            "memory_region": lambda: self._contrast(self.regions, REGION_CONTRASTS, *rows()),
-        }
+    def terms(self, outputs: OutputPair, labels: Tensor) -> dict[str, Tensor]:
+        """Compute the terms, see `WeightedLoss.terms`. In training mode the batch enters the memory first."""
+        terms = {}
+        if self.weights["kd"]:
+            terms["kd"] = pixel_kl(*outputs.logits, temperature=self.temperature)
+        if self.weights["minibatch_pixel"]:
+            pooled = (F.avg_pool2d(features, self.pool, ceil_mode=True) for features in outputs.features)
+            terms["minibatch_pixel"] = minibatch_pixel(*pooled, temperature=self.contrast_temperature)
+        if self.weights["memory_pixel"] or self.weights["memory_region"]:
+            student, teacher = self._labelled_rows(outputs, labels)
+            if self.weights["memory_pixel"]:
+                terms["memory_pixel"] = self._contrast(student, teacher, self.pixels, PIXEL_CONTRASTS)
+            if self.weights["memory_region"]:
+                terms["memory_region"] = self._contrast(student, teacher, self.regions, REGION_CONTRASTS)
+        return terms
 
-    def _contrast(self, queue: ClassQueue | None, contrasts: int, student: Tensor, teacher: Tensor) -> Tensor:
-        queue = built(queue, self)
+    def _contrast(self, student: Tensor, teacher: Tensor, queue: ClassQueue | None, contrasts: int) -> Tensor:
+        queue = require_prepared(queue, self)
         memory = queue.sample(contrasts // len(queue.entries) + 1)
         return memory_contrast(student, teacher, memory, temperature=self.contrast_temperature)
 
-    def _known_rows(self, outputs: Outputs, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The student's projected and the teacher's features (M, D) where the class is known."""
+    def _labelled_rows(self, outputs: OutputPair, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the student's projected and the teacher's features (M, D) at the positions that are not void."""
         student, teacher = outputs.features
         check_labels(labels, outputs.num_classes, self.ignore_index)
-        classes = labels_at(labels, (student.shape[2], student.shape[3]))
-        known = classes.flatten() != self.ignore_index
-        embedded, target = _rows(built(self.projection, self)(student))[known], F.normalize(_rows(teacher))
+        classes = downsample_labels(labels, (student.shape[2], student.shape[3]))
+        labelled = classes.flatten() != self.ignore_index
+        embedded = _rows(require_prepared(self.projection, self)(student))[labelled]
+        target = F.normalize(_rows(teacher))
         if self.training:
             self._remember(target, classes, outputs.num_classes)
-        return embedded, target[known]
+        return embedded, target[labelled]
 
     def _remember(self, features: Tensor, classes: Tensor, num_classes: int) -> None:
-        """Add features (N h w, D) and the mean of each image's classes (N, h, w) to the memory, of all processes."""
+        """Add features of all processes to the memory.
+
+        Args:
+            features: (N h w, D) unit vectors of the teacher.
+            classes: (N, h, w) int64.
+            num_classes: C.
+        """
         image = torch.arange(len(classes), device=classes.device).view(-1, 1, 1)
         positions = (classes != self.ignore_index).flatten().nonzero().squeeze(1)
         group = (image * num_classes + classes).flatten()[positions]
@@ -330,17 +248,139 @@ class CIRKDLoss(WeightedTerms):
             chosen = sample_positions(group, PIXELS_PER_CLASS, groups)
             rank = rank_within(group, groups)[0]
             first = group // num_classes * classes[0].numel()
-            where = (first + rank if self.whole_map else positions)[chosen]
-            _push(self.pixels, features[where], group[chosen] % num_classes)
+            source = (first + rank if self.whole_map else positions)[chosen]
+            _push(self.pixels, features[source], group[chosen] % num_classes)
         if self.regions is not None:
             means, present = class_means(features[positions], group, groups)
             _push(self.regions, means, present % num_classes)
 
 
 def _push(queue: ClassQueue, vectors: Tensor, classes: Tensor) -> None:
-    queue.push(rows_of_all_processes(vectors), rows_of_all_processes(classes))
+    queue.push(gather_rows(vectors), gather_rows(classes))
 
 
 def _rows(features: Tensor) -> Tensor:
-    """(N, D, h, w) -> (N h w, D)."""
+    """Reshape (N, D, h, w) to (N h w, D)."""
     return features.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+class ClassQueue(nn.Module):
+    """A ring buffer of unit vectors for each class, filled with random vectors at first.
+
+    The official code overwrites the end of a ring and starts over if new entries do not fit before it. Here writing
+    continues at the start of the ring, so that all entries are replaced at the same age.
+
+    Args:
+        num_classes: C, the number of rings.
+        size: Number of entries per class.
+        channels: D, the length of the vectors.
+        device: Device of the buffers.
+
+    Attributes:
+        entries: (C, size, D) float32 unit vectors, part of the state dict.
+        pointer: (C,) int64, the slot that is overwritten next, part of the state dict.
+
+    Example:
+        >>> queue = ClassQueue(num_classes=2, size=3, channels=4)
+        >>> queue.push(torch.eye(4)[:2], torch.tensor([1, 1]))
+        >>> queue.pointer.tolist(), queue.entries[1, :2].argmax(1).tolist()
+        ([0, 2], [0, 1])
+    """
+
+    def __init__(self, num_classes: int, size: int, channels: int, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.entries: Tensor
+        self.pointer: Tensor
+        self.register_buffer("entries", F.normalize(torch.randn(num_classes, size, channels, device=device), dim=2))
+        self.register_buffer("pointer", torch.zeros(num_classes, dtype=torch.int64, device=device))
+
+    def push(self, vectors: Tensor, classes: Tensor) -> None:
+        """Add vectors in their order; they replace the oldest entries.
+
+        Args:
+            vectors: (M, D) unit vectors.
+            classes: (M,) int64 in [0, C).
+        """
+        num_classes, size = self.entries.shape[:2]
+        rank, count = rank_within(classes, num_classes)
+        slot = (self.pointer[classes] + rank) % size
+        newest = rank >= count[classes] - size
+        self.entries[classes[newest], slot[newest]] = vectors[newest].to(self.entries.dtype)
+        self.pointer.add_(count).remainder_(size)
+
+    def sample(self, per_class: int) -> Tensor:
+        """Draw random slots, the same for every class.
+
+        Args:
+            per_class: Number of slots; all slots if the ring has fewer.
+
+        Returns:
+            (C * per_class, D) unit vectors.
+        """
+        size = self.entries.shape[1]
+        slots = torch.randperm(size, device=self.entries.device)[:per_class]
+        return self.entries[:, slots].flatten(0, 1)
+
+
+def rank_within(group: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Count, for each element, the elements of the same group before it.
+
+    Args:
+        group: Group of each element, (M,) int64 in [0, num_groups).
+        num_groups: Number of groups.
+
+    Returns:
+        Ranks (M,) and sizes of the groups (num_groups,), int64.
+
+    Example:
+        >>> rank_within(torch.tensor([2, 0, 2, 2]), 3)[0].tolist()
+        [0, 0, 1, 2]
+    """
+    order = group.argsort(stable=True)
+    count = torch.bincount(group, minlength=num_groups)
+    start = count.cumsum(0) - count
+    rank = torch.empty_like(group)
+    rank[order] = torch.arange(len(group), device=group.device) - start[group[order]]
+    return rank, count
+
+
+def class_means(vectors: Tensor, group: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Compute the mean direction of each group that has a member.
+
+    Args:
+        vectors: (M, D).
+        group: Group of each vector, (M,) int64 in [0, num_groups).
+        num_groups: Number of groups.
+
+    Returns:
+        Unit vectors (G, D) of the G groups that have a member, and these groups (G,) in ascending order.
+
+    Example:
+        >>> means, groups = class_means(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.tensor([2, 2]), 4)
+        >>> means.tolist(), groups.tolist()
+        ([[1.0, 0.0]], [2])
+    """
+    sums = vectors.new_zeros(num_groups, vectors.shape[1]).index_add_(0, group, vectors)
+    present = torch.bincount(group, minlength=num_groups).nonzero().squeeze(1)
+    return F.normalize(sums[present]), present
+
+
+def sample_positions(group: Tensor, per_group: int, num_groups: int) -> Tensor:
+    """Draw random members of each group.
+
+    Args:
+        group: Group of each element, (M,) int64 in [0, num_groups).
+        per_group: Number of members to draw from each group; all members if the group has fewer.
+        num_groups: Number of groups.
+
+    Returns:
+        Indices into `group`, (K,) int64, ordered by group.
+
+    Example:
+        >>> group = torch.tensor([1, 0, 1, 1])
+        >>> group[sample_positions(group, per_group=2, num_groups=2)].tolist()
+        [0, 1, 1]
+    """
+    shuffled = torch.randperm(len(group), device=group.device)
+    chosen = shuffled[rank_within(group[shuffled], num_groups)[0] < per_group]
+    return chosen[group[chosen].argsort(stable=True)]

@@ -1,14 +1,14 @@
-"""The critic of SKDS and IFVD: a network that tells the student's score maps from the teacher's.
+"""The critic of SKDS and IFVD: a network that is trained to distinguish the student's logits from the teacher's.
 
-Its training is hidden from the loop: in training mode each call first makes one step of the critic, on detached maps,
-and then scores the student's. So the critic's parameters require no gradient outside that step, which keeps them out
-of the student's optimiser, and the moments of its own Adam are buffers, which puts them into the method's state.
+`Adversary` trains its critic itself, so that the training loop does not need code for it. In training mode each call
+first makes one step of the critic, on detached logits, and then scores the student's logits. Outside that step the
+parameters of the critic do not require a gradient, which keeps them out of the student's optimiser. The moments of the
+critic's Adam are buffers, which makes them part of the method's state.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -16,36 +16,44 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from bpkd_sdk.errors import check_choice
-from bpkd_sdk.losses.method import Outputs, WeightedTerms, built, mean_over_processes
+from bpkd_sdk.losses.method import require_prepared
+from bpkd_sdk.losses.tensors import mean_over_processes
 
 CriticLoss = Literal["hinge", "wgan-gp"]
 
-LEARNING_RATE, BETAS, EPSILON = 4e-4, (0.9, 0.99), 1e-8  # IFVD's and CIRKD's
+LEARNING_RATE, BETAS, EPSILON = 4e-4, (0.9, 0.99), 1e-8  # of IFVD's and CIRKD's code
 PENALTY_WEIGHT = 10.0
-MIN_SIDE = 4
+MIN_SIDE = 4  # smallest height and width of the logits, in positions
 
 
 def generator_loss(student_scores: Tensor) -> Tensor:
-    """What the student minimises, for either loss of the critic: -mean D(S).
+    """Compute the loss that the student minimises, for either loss of the critic: -mean D(S).
+
+    This is equation (3) of docs/methods/skds.md.
 
     Args:
-        student_scores: The critic's scores, any shape.
+        student_scores: Scores of the student's logits, of any shape.
 
     Returns:
         Scalar, of either sign.
+
+    Example:
+        >>> generator_loss(torch.tensor([0.5, 1.5])).item()
+        -1.0
     """
     return -student_scores.mean()
 
 
 def critic_loss(student_scores: Tensor, teacher_scores: Tensor, kind: CriticLoss) -> Tensor:
-    """What the critic minimises, without the gradient penalty.
+    """Compute the loss that the critic minimises, without the gradient penalty.
 
-    "hinge": mean max(0, 1 - D(T)) + mean max(0, 1 + D(S)); "wgan-gp": mean D(S) - mean D(T).
+    "hinge" is mean max(0, 1 - D(T)) + mean max(0, 1 + D(S)), equation (4) of docs/methods/skds.md; "wgan-gp" is
+    mean D(S) - mean D(T).
 
     Args:
-        student_scores: The critic's scores, any shape.
-        teacher_scores: Any shape.
-        kind: Which.
+        student_scores: Scores of the student's logits, of any shape.
+        teacher_scores: Scores of the teacher's logits, of any shape.
+        kind: Loss, "hinge" or "wgan-gp".
 
     Returns:
         Scalar.
@@ -60,15 +68,19 @@ def critic_loss(student_scores: Tensor, teacher_scores: Tensor, kind: CriticLoss
 
 
 def gradient_penalty(critic: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
-    """WGAN-GP's penalty: mean (|| dD(x) / dx || - 1)^2 at a random point x between each two maps.
+    """Compute WGAN-GP's penalty: mean (|| dD(x) / dx || - 1)^2 at a random point x between each pair of logits.
 
     Args:
-        critic: Maps (N, C, h, w) -> scores.
-        student: (N, C, h, w).
-        teacher: (N, C, h, w).
+        critic: Module that maps (N, C, h, w) to scores.
+        student: Logits (N, C, h, w).
+        teacher: Logits (N, C, h, w).
 
     Returns:
         Scalar, 0 or above.
+
+    Example:
+        >>> gradient_penalty(nn.Identity(), torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1)).item()
+        0.0
     """
     share = torch.rand(len(student), 1, 1, 1, device=student.device, dtype=student.dtype)
     between = torch.lerp(student, teacher, share).requires_grad_()
@@ -78,14 +90,15 @@ def gradient_penalty(critic: nn.Module, student: Tensor, teacher: Tensor) -> Ten
 
 
 class Critic(nn.Module):
-    """Score maps (N, C, h, w) -> scores (N, 1, h', w').
+    """Network that maps logits (N, C, h, w) to scores (N, 1, h', w').
 
-    Batch norm of the input, then up to four convolutions of stride 2 with spectral norm and 64, 128, 256 and 512
-    channels, as many as leave 4 positions a side, self-attention after the last two of the four, and a 4x4 convolution.
+    The layers are batch norm, up to four convolutions of stride 2 with spectral norm and 64, 128, 256 and 512 channels,
+    and a 4x4 convolution. The number of strided convolutions is the largest that leaves 4 positions per side.
+    Self-attention follows the convolutions of 256 and 512 channels.
 
     Args:
-        num_classes: C.
-        side: The smaller of h and w, 4 or above.
+        num_classes: C, the number of channels of the logits.
+        side: The smaller one of h and w, 4 or above.
     """
 
     def __init__(self, num_classes: int, side: int) -> None:
@@ -99,14 +112,18 @@ class Critic(nn.Module):
             channels = width
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, MIN_SIDE))
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Higher where the maps look like the teacher's."""
-        scores: Tensor = self.layers(maps)
+    def forward(self, logits: Tensor) -> Tensor:
+        """Score the logits; a higher score means more similar to the teacher's logits."""
+        scores: Tensor = self.layers(logits)
         return scores
 
 
 class SelfAttention(nn.Module):
-    """x + gamma * attention over all positions (Zhang et al., arXiv 1805.08318); gamma starts at 0."""
+    """Self-attention over all positions (Zhang et al., arXiv 1805.08318): x + gamma * attention(x); gamma starts at 0.
+
+    Args:
+        channels: Channels of x, 8 or above.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -116,7 +133,7 @@ class SelfAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, h, w) -> the same shape."""
+        """Map (N, channels, h, w) to the same shape."""
         query, key, value = (part(x).flatten(2) for part in (self.query, self.key, self.value))
         weights = (query.mT @ key).softmax(2)
         attended: Tensor = (value @ weights.mT).view_as(x)
@@ -124,13 +141,13 @@ class SelfAttention(nn.Module):
 
 
 class Adversary(nn.Module):
-    """A critic that trains itself: (student's maps, teacher's maps) -> the student's loss.
+    """A critic together with its optimiser; calling it trains the critic and returns the student's loss.
 
     Args:
-        kind: Loss of the critic.
+        kind: Loss of the critic, "hinge" or "wgan-gp".
 
     Raises:
-        ValueError: For another kind.
+        ValueError: If `kind` is another value.
     """
 
     def __init__(self, kind: CriticLoss) -> None:
@@ -142,28 +159,36 @@ class Adversary(nn.Module):
         self.mean: Tensor
         self.square: Tensor
 
-    def build(self, maps: Tensor) -> None:
-        """A new critic for maps (N, C, h, w) of training size; what they hold does not matter.
+    def build(self, logits: Tensor) -> None:
+        """Build a new critic.
+
+        Args:
+            logits: Any logits (N, C, h, w) of the training size; only their shape and device are used.
 
         Raises:
-            ValueError: If the maps are smaller than 4 x 4.
+            ValueError: If the logits are smaller than 4 x 4.
         """
-        height, width = maps.shape[2:]
+        height, width = logits.shape[2:]
         if min(height, width) < MIN_SIDE:
             raise ValueError(
                 f"Expected logits of at least {MIN_SIDE} x {MIN_SIDE} for a critic, but got {height} x {width}. "
-                "Take a larger crop_size, or a method with adversarial_weight=0."
+                "Increase crop_size, or set adversarial_weight=0."
             )
-        self.critic = Critic(maps.shape[1], min(height, width)).to(maps.device).requires_grad_(False)
+        self.critic = Critic(logits.shape[1], min(height, width)).to(logits.device).requires_grad_(False)
         size = sum(weight.numel() for weight in self.critic.parameters())
-        self.register_buffer("updates", torch.zeros((), device=maps.device))
-        self.register_buffer("mean", torch.zeros(size, device=maps.device))
-        self.register_buffer("square", torch.zeros(size, device=maps.device))
+        self.register_buffer("updates", torch.zeros((), device=logits.device))
+        self.register_buffer("mean", torch.zeros(size, device=logits.device))
+        self.register_buffer("square", torch.zeros(size, device=logits.device))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """One step of the critic if in training mode, then `generator_loss` of the student's maps (N, C, h, w)."""
+        """Make one step of the critic if in training mode, then compute `generator_loss` of the student's logits.
+
+        Args:
+            student: Logits (N, C, h, w).
+            teacher: Logits (N, C, h, w); they receive no gradient.
+        """
         student, teacher = student.float(), teacher.float()
-        critic = built(self.critic, self)
+        critic = require_prepared(self.critic, self)
         if self.training:
             self._train(critic, student.detach(), teacher)
         return generator_loss(critic(student))
@@ -176,13 +201,13 @@ class Adversary(nn.Module):
             loss = loss + PENALTY_WEIGHT * gradient_penalty(critic, student, teacher)
         gradients = torch.autograd.grad(loss, weights)
         critic.requires_grad_(False)
-        change = self._adam(mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients])))
-        parts = torch.split(change, [weight.numel() for weight in weights])
+        update = self._adam(mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients])))
+        parts = torch.split(update, [weight.numel() for weight in weights])
         for weight, part in zip(weights, parts, strict=True):
             weight.add_(part.view_as(weight))
 
     def _adam(self, gradient: Tensor) -> Tensor:
-        """What Adam adds to the weights (Kingma and Ba, arXiv 1412.6980), all of them as one vector."""
+        """Compute Adam's update of the weights (Kingma and Ba, arXiv 1412.6980), all weights as one vector."""
         first, second = BETAS
         self.updates += 1
         self.mean.lerp_(gradient, 1 - first)
@@ -190,29 +215,3 @@ class Adversary(nn.Module):
         mean = self.mean / (1 - first**self.updates)
         square = self.square / (1 - second**self.updates)
         return -LEARNING_RATE * mean / (square.sqrt() + EPSILON)
-
-
-class AdversarialTerms(WeightedTerms):
-    """A method with a critic, whose term is called "adversarial".
-
-    Args:
-        num_classes: As in `WeightedTerms`.
-        ignore_index: Likewise.
-        weights: Likewise; without one for "adversarial" no critic is built.
-        critic_loss: Loss of the critic.
-
-    Raises:
-        ValueError: For another loss, and as `WeightedTerms`.
-    """
-
-    def __init__(
-        self, num_classes: int | None, ignore_index: int, weights: Mapping[str, float], critic_loss: CriticLoss
-    ) -> None:
-        super().__init__(num_classes, ignore_index, weights)
-        self.critic_loss: CriticLoss = critic_loss
-        self.adversary = Adversary(critic_loss)
-
-    def build(self, outputs: Outputs) -> None:
-        """The critic; see `DistillationLoss.prepare`."""
-        if self.weights["adversarial"]:
-            self.adversary.build(outputs.logits[0])

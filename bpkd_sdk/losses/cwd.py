@@ -1,7 +1,7 @@
 """CWD: channel-wise distillation (Shu et al., ICCV 2021, arXiv 2011.13256).
 
-Each channel of a map is a distribution over positions; the student's is brought to the teacher's. The map is the
-logits, or a feature map of the student projected to the teacher's channels.
+A softmax over positions makes each channel of a map a distribution. The student's distributions are trained to match
+the teacher's. The map is the logits, or the student's feature map projected to the teacher's channels.
 """
 
 from __future__ import annotations
@@ -9,39 +9,48 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from bpkd_sdk.losses.divergence import softmax_kl
-from bpkd_sdk.losses.method import Outputs, Terms, WeightedTerms, built, check_positive, projection
+from bpkd_sdk.losses.method import OutputPair, WeightedLoss, check_positive, require_prepared
+from bpkd_sdk.losses.tensors import build_projection
 
 
 def channel_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, mask: Tensor | None = None) -> Tensor:
-    """KL between the spatial distributions of each channel: T^2 / (N C) sum_{n,c} KL(softmax_i(t/T) || softmax_i(s/T)).
+    """Compute T^2 / (N C) sum KL(softmax_i(t / T) || softmax_i(s / T)) over images and channels; i are positions.
+
+    This is equation (2) of docs/methods/cwd.md, averaged over images.
 
     Args:
-        student: (N, C, h, w), float32 or float64.
-        teacher: (N, C, h, w), constant.
+        student: s, (N, C, h, w), float32 or float64.
+        teacher: t, (N, C, h, w); it receives no gradient.
         temperature: T, above 0.
-        mask: (N, C, h, w), constant: what s and t are multiplied with first; None: 1.
+        mask: Factor (N, C, h, w) that s and t are multiplied by before the softmax, without gradient; None is 1.
 
     Returns:
         Scalar, 0 or above.
+
+    Example:
+        >>> import torch
+        >>> round(channel_kl(torch.zeros(1, 1, 1, 2), torch.tensor([2.0, 0.0]).view(1, 1, 1, 2)).item(), 4)
+        0.3278
     """
     mask = None if mask is None else mask.flatten(2)
     divergence = softmax_kl(student.flatten(2), teacher.flatten(2), dim=2, temperature=temperature, mask=mask)
     return temperature**2 * divergence.mean()
 
 
-class CWDLoss(WeightedTerms):
-    """Channel-wise distillation: {"logit": ...}, and {"feature": ...} where asked for.
+class CWDLoss(WeightedLoss):
+    """Channel-wise distillation: {"logit": ..., "feature": ...}.
 
     Args:
-        num_classes: C; None: that of the first logits.
-        weight: Of the logits' term; a weight of 0 leaves a term out. On CamVid, in short schedules, 2 did better than
-            1, and 1 better than 5, which is from the code base of BPKD's authors.
-        feature_weight: Of the term on the last feature map, through a learned 1x1 projection without bias.
-        temperature: T of both terms.
-        ignore_index: Not used: the method sees no labels.
+        num_classes: C, the number of classes; None takes it from the first logits.
+        weight: Weight of the term on logits; 0 leaves the term out. On CamVid, in short schedules, 2 gave better
+            results than 1, and 1 better results than 5, the weight in the code base of BPKD's authors.
+        feature_weight: Weight of the term on the last feature map, which a learned 1x1 convolution without bias
+            projects to the teacher's channels; 0 leaves the term out.
+        temperature: T of both terms, above 0.
+        ignore_index: Not used, because the method does not use labels.
 
     Raises:
-        ValueError: For a value out of its range.
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> import torch
@@ -70,20 +79,24 @@ class CWDLoss(WeightedTerms):
 
     @classmethod
     def paper(cls, num_classes: int | None = None, *, ignore_index: int = 255) -> CWDLoss:
-        """Logits and feature map at T = 4 with weights 3 and 50, as CIRKD's scripts run it (beside KD and a critic)."""
+        """Create the method with the setting of CIRKD's scripts: logits and features, weights 3 and 50, T = 4.
+
+        Those scripts add pixel-wise KL and a critic, which are not part of this method.
+        """
         return cls(num_classes, weight=3, feature_weight=50, temperature=4, ignore_index=ignore_index)
 
-    def build(self, outputs: Outputs) -> None:
-        """The projection; see `DistillationLoss.prepare`."""
+    def build(self, outputs: OutputPair) -> None:
+        """Build the projection if features are compared, see `DistillationLoss.prepare`."""
         if self.needs_features:
-            self.projection = projection(*outputs.features)
+            self.projection = build_projection(*outputs.features)
 
-    def terms(self, outputs: Outputs, labels: Tensor) -> Terms:
-        """See `WeightedTerms.terms`."""
-        return {
-            "logit": lambda: channel_kl(*outputs.logits, temperature=self.temperature),
-            "feature": lambda: self._feature(*outputs.features),
-        }
-
-    def _feature(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return channel_kl(built(self.projection, self)(student), teacher, temperature=self.temperature)
+    def terms(self, outputs: OutputPair, labels: Tensor) -> dict[str, Tensor]:
+        """Compute the terms, see `WeightedLoss.terms`."""
+        terms = {}
+        if self.weights["logit"]:
+            terms["logit"] = channel_kl(*outputs.logits, temperature=self.temperature)
+        if self.weights["feature"]:
+            student, teacher = outputs.features
+            projected = require_prepared(self.projection, self)(student)
+            terms["feature"] = channel_kl(projected, teacher, temperature=self.temperature)
+        return terms

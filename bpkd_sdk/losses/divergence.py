@@ -1,7 +1,7 @@
-"""The divergence of two softmaxes, which every method on logits is made of.
+"""KL divergence of two softmaxes, which every term on logits is computed from.
 
-Its gradient is computed together with its value, a few distributions at a time. Autograd would keep several tensors of
-the logits' size for its backward pass, which for 150 classes is most of what such a loss needs.
+The gradient is computed together with the value, a few distributions at a time. Autograd would keep several tensors of
+the logits' size for its backward pass, which for 150 classes is most of the memory that such a loss needs.
 """
 
 from __future__ import annotations
@@ -13,20 +13,44 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CHUNK = 1 << 19  # elements at a time
+_CHUNK = 1 << 19  # elements that are processed at a time
+
+
+def pixel_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Compute T^2 / (N h w) sum KL(softmax_c(t / T) || softmax_c(s / T)) over images and positions.
+
+    This is equation (1) of docs/methods/canonical.md. Other code normalises differently: the sum over positions and
+    mean over images is h w times larger (mmrazor's "batchmean"), the sum over images and mean over positions is N
+    times larger (SKD), and the mean over all elements is C times smaller (IFVD).
+
+    Args:
+        student: Logits (N, C, h, w), float32 or float64.
+        teacher: Logits (N, C, h, w); they receive no gradient.
+        temperature: T, above 0.
+
+    Returns:
+        Scalar, 0 or above.
+
+    Example:
+        >>> import torch
+        >>> round(pixel_kl(torch.zeros(1, 2, 1, 1), torch.tensor([2.0, 0.0]).view(1, 2, 1, 1)).item(), 4)
+        0.3278
+    """
+    divergence = softmax_kl(student.flatten(2), teacher.flatten(2), dim=1, temperature=temperature)
+    return temperature**2 * divergence.mean()
 
 
 def softmax_kl(
     student: Tensor, teacher: Tensor, *, dim: int, temperature: float = 1.0, mask: Tensor | None = None
 ) -> Tensor:
-    """KL(softmax(t / T) || softmax(s / T)) of every distribution along one dimension; not multiplied by T^2.
+    """Compute KL(softmax(t / T) || softmax(s / T)) of every distribution along one dimension, without the factor T^2.
 
     Args:
-        student: (A, B, P), float32 or float64.
-        teacher: (A, B, P), constant.
-        dim: 1 or 2, the dimension that the softmax is over.
+        student: s, (A, B, P), float32 or float64.
+        teacher: t, (A, B, P); it receives no gradient.
+        dim: Dimension of the softmax, 1 or 2.
         temperature: T, above 0.
-        mask: (A, B, P), constant: what s and t are multiplied with first; None: 1.
+        mask: Factor (A, B, P) that s and t are multiplied by before the softmax, without gradient; None is 1.
 
     Returns:
         (A, P) for dim=1, (A, B) for dim=2; 0 or above.
@@ -66,27 +90,3 @@ class _SoftmaxKL(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * slope.unsqueeze(ctx.dim), None, None, None, None
-
-
-def pixel_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """The mean over images and positions: T^2 / (N h w) sum KL(softmax_c(t / T) || softmax_c(s / T)).
-
-    Other normalisations in circulation: the sum over positions and mean over images (h w times larger, mmrazor's
-    "batchmean"), the sum over images and mean over positions (N times, SKD), the mean over all elements (C times
-    smaller, IFVD).
-
-    Args:
-        student: Logits (N, C, h, w), float32 or float64.
-        teacher: Logits (N, C, h, w), constant.
-        temperature: T, above 0.
-
-    Returns:
-        Scalar, 0 or above.
-
-    Example:
-        >>> import torch
-        >>> round(pixel_kl(torch.zeros(1, 2, 1, 1), torch.tensor([2.0, 0.0]).view(1, 2, 1, 1)).item(), 4)
-        0.3278
-    """
-    divergence = softmax_kl(student.flatten(2), teacher.flatten(2), dim=1, temperature=temperature)
-    return temperature**2 * divergence.mean()

@@ -1,8 +1,8 @@
 """Losses on the similarities of all pairs of positions.
 
-Each computes its gradient together with its value, from a few rows of the matrix at a time, so that no matrix is kept
-for the backward pass. `relation_kl`, which needs all row and column sums first, holds the two matrices of one pair of
-images until it has them; the others never hold more than a chunk.
+Each loss computes its gradient together with its value, from a few rows of the similarity matrix at a time, so that no
+matrix is stored for the backward pass. `relation_kl` needs all row and column sums first and therefore stores the two
+matrices of one pair of images until they are complete. The other losses never store more than a chunk.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CHUNK = 1 << 20  # elements of a matrix at a time, on a CPU
-MIN_TEMPERATURE = 0.025  # exp(-2 / T) must be a float32 for `relation_kl`
+_CHUNK = 1 << 20  # elements of a matrix that are processed at a time on a CPU
+MIN_TEMPERATURE = 0.025  # below it, exp(-2 / T) underflows float32 in `relation_kl`
 
 
 def relation_kl(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """KL between teacher's and student's distributions of similarity, for all ordered pairs of images.
+    """Compute the KL between the similarity distributions of teacher and student, for all ordered pairs of images.
 
-    Mean over images i and j and rows r of KL(softmax_k(t_ir . t_jk / T) || softmax_k(s_ir . s_jk / T)).
+    The loss is the mean over images i and j and rows r of
+    KL(softmax_k(t_ir . t_jk / T) || softmax_k(s_ir . s_jk / T)).
 
     Args:
-        student: Unit vectors (N, R, D_S), float32 or float64.
-        teacher: Unit vectors (N, R, D_T), constant.
+        student: Unit vectors s, (N, R, D_S), float32 or float64.
+        teacher: Unit vectors t, (N, R, D_T); they receive no gradient.
         temperature: T, at least `MIN_TEMPERATURE`.
 
     Returns:
@@ -40,18 +41,18 @@ def relation_kl(student: Tensor, teacher: Tensor, *, temperature: float) -> Tens
 
 
 def contrast_kl(student: Tensor, teacher: Tensor, memory: Tensor, *, temperature: float) -> Tensor:
-    """KL between teacher's and student's distributions of similarity to a memory.
+    """Compute the KL between the distributions of teacher and student over the similarities to a memory.
 
-    Mean over rows r of KL(softmax_k(t_r . m_k / T) || softmax_k(s_r . m_k / T)).
+    The loss is the mean over rows r of KL(softmax_k(t_r . m_k / T) || softmax_k(s_r . m_k / T)).
 
     Args:
-        student: Unit vectors (R, D), float32 or float64.
-        teacher: Unit vectors (R, D), constant.
-        memory: Unit vectors (K, D), constant.
+        student: Unit vectors s, (R, D), float32 or float64.
+        teacher: Unit vectors t, (R, D); they receive no gradient.
+        memory: Unit vectors m, (K, D); they receive no gradient.
         temperature: T, above 0.
 
     Returns:
-        Scalar, 0 or above; 0 with zero gradient without rows.
+        Scalar, 0 or above; 0 with zero gradient if R is 0.
 
     Example:
         >>> student, teacher = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.eye(2)
@@ -65,11 +66,11 @@ def contrast_kl(student: Tensor, teacher: Tensor, memory: Tensor, *, temperature
 
 
 def gram_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the two matrices of inner products: 1 / (N R^2) sum (S S^T - T T^T)^2.
+    """Compute the mean squared difference of the matrices of inner products: 1 / (N R^2) sum (S S^T - T T^T)^2.
 
     Args:
-        student: (N, R, D_S), float32 or float64.
-        teacher: (N, R, D_T), constant.
+        student: S, (N, R, D_S), float32 or float64.
+        teacher: T, (N, R, D_T); it receives no gradient.
 
     Returns:
         Scalar, 0 or above.
@@ -83,7 +84,7 @@ def gram_mse(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _chunk(features: Tensor) -> int:
-    """A CPU wants a chunk in its cache; a GPU wants few chunks, since each is a dozen launches."""
+    """Return the number of elements per chunk: a CPU needs it to fit its cache, a GPU needs few kernel launches."""
     return _CHUNK if features.device.type == "cpu" else 8 * _CHUNK
 
 
@@ -108,16 +109,16 @@ class _RelationKL(torch.autograd.Function):
 
 
 def _add_pair(student: Tensor, teacher: Tensor, i: int, j: int, temperature: float, gradient: Tensor) -> Tensor:
-    """The sum of the KLs of images i, j and j, i, whose gradient (times temperature) is added to `gradient`.
+    """Return the sum of the KLs of images (i, j) and (j, i); add its gradient times the temperature to `gradient`.
 
-    Both come from one matrix of similarities, once by rows and once by columns. That of an image with itself is
-    symmetric, so there the part left of the diagonal is not computed.
+    One similarity matrix serves both pairs: by rows and by columns. The matrix of an image with itself is symmetric, so
+    that the part left of the diagonal is not computed.
     """
     nodes = student.shape[1]
     height = max(1, _chunk(student) // nodes)
     by_row = student.new_zeros(3, nodes)
     by_column = by_row if i == j else torch.zeros_like(by_row)
-    # No cosine is above 1: less this, no exponential overflows.
+    # Subtracted before the exponential, which then cannot overflow: a cosine is at most 1.
     highest = student.new_full((), 1 / temperature)
     strips = []
     for begin in range(0, nodes, height):
@@ -144,7 +145,11 @@ def _add_pair(student: Tensor, teacher: Tensor, i: int, j: int, temperature: flo
 
 
 def _divergence(sums: Tensor) -> Tensor:
-    """Sum of KL(p || q) from the sums over k of exp(q_k), of exp(p_k) and of exp(p_k) (p_k - q_k), (3, R)."""
+    """Compute the sum of KL(p || q) over rows.
+
+    Args:
+        sums: (3, R), the sums over k of exp(q_k), of exp(p_k), and of exp(p_k) (p_k - q_k).
+    """
     q, p, gap = sums
     total: Tensor = (gap / p - p.log() + q.log()).sum()
     return total
@@ -185,7 +190,7 @@ class _GramMSE(torch.autograd.Function):
             difference = torch.baddbmm(t @ teacher.mT, s, student.mT, beta=-1)
             total += difference.square().sum()
             gradient[:, begin : begin + rows] = difference @ student
-        # 2 of the square, 2 of the symmetric product.
+        # The factor 4 is 2 from the square times 2 from the symmetric product.
         ctx.save_for_backward(gradient.mul_(4 / (images * nodes**2)))
         return total / (images * nodes**2)
 

@@ -9,7 +9,7 @@ from typing import Any
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 from bpkd_sdk.losses import METHODS, DistillationLoss
-from bpkd_sdk.losses.method import describe as arguments_of
+from bpkd_sdk.losses.method import method_arguments
 from bpkd_sdk.recipes.table import Recipe, Score, find_recipe
 from bpkd_sdk.training.config import TrainingConfig
 
@@ -134,7 +134,7 @@ def describe_plan(plan: Plan) -> dict[str, str]:
 
 def _describe_method(plan: Plan) -> str:
     method = plan.create_method()
-    arguments = ", ".join(f"{name} {value}" for name, value in arguments_of(method).items() if name != "name")
+    arguments = ", ".join(f"{name} {value}" for name, value in method_arguments(method).items() if name != "name")
     return f"{plan.method_title}: {arguments}" if arguments else plan.method_title
 
 

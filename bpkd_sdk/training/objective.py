@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bpkd_sdk.features import Capture
 from bpkd_sdk.losses import DistillationLoss
-from bpkd_sdk.losses.method import at_least_float32
+from bpkd_sdk.losses.tensors import at_least_float32
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.output import SegmentationOutput, as_output
 from bpkd_sdk.runtime.inference import to_mask

@@ -27,7 +27,7 @@ from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.features import unwrapped
 from bpkd_sdk.files import file_sha256, read_json, write_atomically, write_json
 from bpkd_sdk.losses import DistillationLoss
-from bpkd_sdk.losses.method import describe
+from bpkd_sdk.losses.method import method_arguments
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.checkpoint import SUFFIX, content_hash
 from bpkd_sdk.runtime import Runtime
@@ -180,7 +180,7 @@ def _run_facts(task: Task) -> dict[str, Any]:
         "config": task.config.to_dict(),
         "crop_size": task.crop_size,
         "protocol": dataclasses.asdict(task.protocol),
-        "method": describe(task.method),
+        "method": method_arguments(task.method),
         "features": dict(zip(("student", "teacher"), task.features, strict=True)),
         "student": _network_facts(task.student),
         "teacher": _network_facts(task.teacher),

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from bpkd_sdk.errors import differences, listed
 from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.losses import DistillationLoss
-from bpkd_sdk.losses.method import describe
+from bpkd_sdk.losses.method import method_arguments
 from bpkd_sdk.models import save_model
 from bpkd_sdk.models.checkpoint import FORMAT, SUFFIX, content_hash, load_state, read_tensors, write_tensors
 from bpkd_sdk.training.config import TrainingConfig
@@ -54,7 +54,7 @@ def run_settings(
     config: TrainingConfig, method: DistillationLoss | None, protocol: EvaluationProtocol
 ) -> dict[str, Any]:
     """Collect the settings of a run; all but `FREE_OPTIONS` must be the same when it resumes."""
-    return config.to_dict() | {"method": describe(method), "protocol": asdict(protocol)}
+    return config.to_dict() | {"method": method_arguments(method), "protocol": asdict(protocol)}
 
 
 def save_state(

@@ -15,7 +15,7 @@ from bpkd_sdk.losses.cirkd import (
     rank_within,
     sample_positions,
 )
-from bpkd_sdk.losses.method import labels_at, mean_over_processes, rows_of_all_processes
+from bpkd_sdk.losses.tensors import downsample_labels, gather_rows, mean_over_processes
 from tests.losses.cases import assert_gradient, load, output, random_labels, random_output
 
 OFF = {"kd_weight": 0, "minibatch_weight": 0, "pixel_weight": 0, "region_weight": 0}
@@ -43,7 +43,7 @@ def test_minibatch_term_of_the_reference(reference):
 
 
 def known_rows(features, labels, ignore):
-    known = labels_at(labels, features.shape[2:]).flatten() != ignore
+    known = downsample_labels(labels, features.shape[2:]).flatten() != ignore
     return features.permute(0, 2, 3, 1).flatten(0, 2)[known]
 
 
@@ -245,7 +245,7 @@ def test_memory_is_bounded_whatever_the_classes():
         ({"temperature": 0}, "`temperature`"),
         ({"contrast_temperature": 0}, "`contrast_temperature`"),
         ({"pool": 0}, "`pool`"),
-        ({"pixel_queue": 2}, "`pixel_queue` to be at least the 3 classes, but got 2"),
+        ({"pixel_queue": 2}, "`pixel_queue` to be at least 3, one entry for each class, but got 2"),
         ({"region_queue": 0}, "`region_queue`"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -257,7 +257,7 @@ def test_bad_arguments_are_named(arguments, message):
 
 def _share(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    rows = rows_of_all_processes(torch.full((2 - rank, 3), float(rank)))
+    rows = gather_rows(torch.full((2 - rank, 3), float(rank)))
     assert rows[:, 0].tolist() == [0.0, 0.0, 1.0]
     assert mean_over_processes(torch.tensor([float(rank)])).tolist() == [0.5]
     student, teacher = random_output(1, 3, 4, (3, 5)), random_output(1, 3, 6, (3, 5), seed=rank)

@@ -62,7 +62,7 @@ def test_number_of_classes_is_that_of_the_first_logits(cls):
     ("method", "message"),
     [
         (BPKDLoss(alpha=[1.0, 2.0]), "`alpha` to be one number or 3"),
-        (CIRKDLoss(pixel_queue=2), "the 3 classes, but got 2"),
+        (CIRKDLoss(pixel_queue=2), "at least 3, one entry for each class, but got 2"),
     ],
     ids=["alpha", "queue"],
 )
@@ -133,7 +133,9 @@ def test_trainable_parts_are_trained_with_the_student(make):
 
 
 def test_a_method_without_a_weight_is_refused():
-    with pytest.raises(ValueError, match="one weight of CWDLoss to be above 0, but logit, feature have none"):
+    with pytest.raises(
+        ValueError, match="one weight of CWDLoss to be above 0, but the weights of logit, feature are 0"
+    ):
         CWDLoss(3, weight=0)
 
 

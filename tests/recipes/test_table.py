@@ -7,7 +7,7 @@ import pytest
 
 from bpkd_sdk.data import DATASETS
 from bpkd_sdk.losses import METHODS, BPKDLoss, CIRKDLoss, CWDLoss, IFVDLoss, SKDSLoss
-from bpkd_sdk.losses.method import describe as arguments_of
+from bpkd_sdk.losses.method import method_arguments
 from bpkd_sdk.models import ZOO
 from bpkd_sdk.recipes import RECIPES, describe_plan, find_recipe, make_plan
 from bpkd_sdk.training.config import TrainingConfig
@@ -84,8 +84,8 @@ def test_published_weights_have_a_separate_name(kind):
     name = next(name for name, method in METHODS.items() if method is kind)
     ours, published = (make_plan("ade20k/pspnet_r18", method) for method in (name, f"{name}_paper"))
     assert published.paper == ours.paper == published.recipe.paper[name]
-    assert arguments_of(published.create_method())["weights"] == arguments_of(kind.paper(150))["weights"]
-    assert arguments_of(ours.create_method())["weights"] == arguments_of(kind(150))["weights"]
+    assert method_arguments(published.create_method())["weights"] == method_arguments(kind.paper(150))["weights"]
+    assert method_arguments(ours.create_method())["weights"] == method_arguments(kind(150))["weights"]
     assert describe_plan(ours)["method"].startswith(f"{name}, this package's weights: class {kind.__name__}")
     assert describe_plan(published)["method"].startswith(f"{name}_paper, published weights: class {kind.__name__}")
 
