@@ -76,7 +76,7 @@ def test_evaluate_has_no_data_set_but_the_one_that_the_checkpoint_names(bpkd, tm
 def test_errors_are_one_message_and_a_code(bpkd, tmp_path):
     code, _, err = bpkd("evaluate", tmp_path / "none.safetensors")
     assert code == 1
-    assert "no checkpoint at" in err
+    assert "No checkpoint exists at" in err
     assert "Traceback" not in err
     code, _, err = bpkd("train", NETWORK, "--crop-size", "64")
     assert code == 1

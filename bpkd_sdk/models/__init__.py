@@ -1,4 +1,4 @@
-"""Networks: the paper's eight by name, segmentation-models-pytorch's, those in checkpoints."""
+"""Networks: the zoo, segmentation-models-pytorch, and checkpoints; `create_model` and `load_model` build them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHECKPOINT_SUFFIXES = (SUFFIX, *OPENMMLAB_SUFFIXES)
 
 
 def list_models() -> list[str]:
-    """Every name `create_model` takes as it stands; ``smp/<Architecture>/tu-<timm model>`` works besides."""
+    """Return the names that `create_model` accepts; it also accepts ``smp/<Architecture>/tu-<timm model>``."""
     from bpkd_sdk.models import smp
 
     return [*ZOO, *smp.list_models()]
@@ -46,19 +46,22 @@ def create_model(
 ) -> nn.Module:
     """Build a segmentation network, in training mode.
 
-    Its ``forward(image (N, 3, H, W) float, normalised)`` returns logits (N, C, h, w) at the network's own stride.
+    The network maps normalised images (N, 3, H, W) to logits (N, C, h, w) at its own stride.
 
     Args:
-        name: One of `list_models`: a network of the paper such as ``pspnet_r18``, or one of
+        name: Name in `list_models`: a network of the paper such as ``pspnet_r18``, or a network of
             segmentation-models-pytorch such as ``smp/DeepLabV3Plus/mobilenet_v2``.
-        num_classes: Channels of the logits, at least 1.
-        weights: For the whole network: a checkpoint of ours, an OpenMMLab ``.pth`` (for the paper's networks; where it
-            holds a variant of `name`, the variant is built and `model.spec.name` says so), or None.
-        aux_head: Add the auxiliary training head.
-        backbone_weights: None for random weights, or "imagenet" (downloaded by the library that owns them).
+        num_classes: C, the number of channels of the logits, at least 1.
+        weights: Checkpoint with the weights of the whole network: a ``.safetensors`` file of this package, or for a
+            network of the paper an OpenMMLab ``.pth``. If the ``.pth`` is for a variant of `name`, that variant is
+            built, and `model.spec.name` is its name.
+        aux_head: Whether to add the auxiliary training head.
+        backbone_weights: Weights of the encoder: None for random ones, or "imagenet" (downloaded).
 
     Raises:
-        ValueError: For an unknown name (the nearest is named), a bad class count, or weights that do not fit.
+        ValueError: If the name is unknown (the error states the nearest), the number of classes is below 1, or the
+            weights do not fit.
+        RuntimeError: If the weights of the encoder cannot be downloaded.
     """
     if num_classes < 1:
         raise ValueError(f"Expected `num_classes` to be at least 1, but got {num_classes}.")
@@ -82,7 +85,8 @@ def create_model(
 def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: nn.Module | None = None) -> nn.Module:
     """Load a network from a checkpoint, in eval mode.
 
-    How the network was trained is then in `model.provenance` (plain JSON values), which `to_onnx` passes on.
+    `model.provenance` then contains the settings of the training run (plain JSON values); `to_onnx` writes them to the
+    exported file.
 
     Args:
         path: Checkpoint of this package (``.safetensors``, written by `save_model`, `train` or `distill`), or one of
@@ -96,6 +100,6 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: n
     """
     if Path(path).suffix in OPENMMLAB_SUFFIXES:
         if model is not None:
-            raise ValueError(f"{path} is a checkpoint of OpenMMLab, which builds its own network; leave out `model`.")
+            raise ValueError(f"{path} is an OpenMMLab checkpoint, whose network is built by load_model. Omit `model`.")
         return load_openmmlab(path).to(device)
     return load_checkpoint(path, device, model=model)

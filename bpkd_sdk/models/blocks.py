@@ -1,4 +1,4 @@
-"""What every backbone and head of the zoo is made of; parameter names are OpenMMLab's, so its files fit."""
+"""Layers that the encoders and decoders share. Their parameters have OpenMMLab's names, so that its files fit."""
 
 from __future__ import annotations
 
@@ -10,9 +10,18 @@ from torch import Tensor, nn
 
 
 class ConvBN(nn.Sequential):
-    """Convolution without bias (`conv`), batch normalisation (`bn`), then an activation unless it is None.
+    """Convolution without bias (`conv`), batch normalisation (`bn`) and activation (`activate`).
 
-    (N, in_channels, H, W) -> (N, out_channels, H', W'); padded so that stride 1 keeps the size.
+    The module maps (N, in_channels, H, W) to (N, out_channels, H', W'); with stride 1 the padding keeps the size.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the kernel, odd.
+        stride: Stride of the convolution.
+        dilation: Dilation of the convolution.
+        groups: Number of groups of the convolution.
+        activation: Class of the activation; None leaves it out.
     """
 
     def __init__(
@@ -37,7 +46,15 @@ class ConvBN(nn.Sequential):
 
 
 class SeparableConvBN(nn.Sequential):
-    """Depthwise 3x3 and pointwise 1x1 `ConvBN`, both with ReLU: (N, in_channels, H, W) -> (N, out_channels, H, W)."""
+    """Depthwise 3x3 and pointwise 1x1 `ConvBN`, both with ReLU.
+
+    The module maps (N, in_channels, H, W) to (N, out_channels, H, W).
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        dilation: Dilation of the depthwise convolution.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *, dilation: int = 1) -> None:
         super().__init__(
@@ -51,7 +68,7 @@ class SeparableConvBN(nn.Sequential):
 def conv_bn(
     in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, relu: bool = False
 ) -> list[nn.Module]:
-    """The same layers as `ConvBN`, for a sequence whose parameters are numbered instead of named."""
+    """Return the layers of `ConvBN` as a list, for an nn.Sequential whose parameters are numbered instead of named."""
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -60,12 +77,16 @@ def conv_bn(
 
 
 def resize(features: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resize (N, C, H, W) -> (N, C, *size) with pixel centres aligned: the only kind in these networks."""
+    """Resize (N, C, H, W) to (N, C, *size), bilinear and centred on pixels, as everywhere in these networks."""
     return F.interpolate(features, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def initialize(network: nn.Module) -> None:
-    """Random weights: He's for convolutions, 1 and 0 for batch norm, and small ones for the classifiers `conv_seg`."""
+    """Set random weights in place: He's for convolutions, small ones for classifiers, 1 and 0 for batch norm.
+
+    Args:
+        network: Network whose classifiers are named `conv_seg`.
+    """
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
             if name.endswith("conv_seg"):

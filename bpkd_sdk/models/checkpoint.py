@@ -1,4 +1,7 @@
-"""Checkpoints: safetensors with a JSON header that says how to build the network. Pickles are never loaded."""
+"""Checkpoints of this package: safetensors files with a JSON header that describes the network.
+
+`bpkd_sdk.models.load_model` opens these files and OpenMMLab's. Pickles are never loaded here.
+"""
 
 from __future__ import annotations
 
@@ -24,29 +27,40 @@ SUFFIX = ".safetensors"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write named tensors and a JSON header to one safetensors file, atomically."""
+    """Write named tensors and a JSON header to one safetensors file, atomically.
+
+    Args:
+        path: File to write.
+        tensors: Tensors by name, on any device.
+        header: Plain JSON values.
+    """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_atomically(path, save(plain, metadata={"bpkd": json.dumps(dict(header))}))
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """The JSON header of one of our safetensors files.
+    """Read the JSON header of a safetensors file of this package.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is truncated, not safetensors, or has no header of ours.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is truncated, is not a safetensors file, or has no header of this package.
     """
     return _open(Path(path), tensors=False)[0]
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors (on the CPU) of one of our safetensors files; errors as `read_header`."""
+    """Read the header and the tensors (on the CPU) of a safetensors file of this package.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is truncated, is not a safetensors file, or has no header of this package.
+    """
     return _open(Path(path), tensors=True)
 
 
 def _open(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint at {path}.")
+        raise FileNotFoundError(f"No checkpoint exists at {path}.")
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             header = json.loads((file.metadata() or {}).get("bpkd", "null"))
@@ -58,20 +72,20 @@ def _open(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(
-            f"{path} holds tensors but no bpkd-sdk header of format {FORMAT!r}, so it does not say which network it "
-            "belongs to. Build the network yourself, load the tensors into it, then `save_model(model, path)`."
+            f"{path} contains tensors but no bpkd-sdk header of format {FORMAT!r}, so that its network is unknown. "
+            "Build the network yourself, load the tensors into it, then call `save_model(model, path)`."
         )
     return header, content
 
 
 def save_model(model: nn.Module, path: str | Path, *, training: Mapping[str, Any] | None = None) -> None:
-    """Save weights together with all that `load_model` needs to build the network again.
+    """Save the weights of a network together with the facts that `load_model` needs to build it again.
 
     Args:
-        model: A network of `create_model`, or any module; one of your own may carry a `NetworkSpec` as `model.spec`. Of
-            one that torch.compile or DistributedDataParallel wraps, what is inside.
-        path: Ends in ``.safetensors``. Written to a temporary name first, then renamed.
-        training: How it was trained (plain JSON values), kept in the header.
+        model: Network of `create_model`, or any module; a module of your own class can have a `NetworkSpec` as
+            `model.spec`. If torch.compile or DistributedDataParallel wraps the network, the network inside is saved.
+        path: File to write, ending in ``.safetensors``. It is written under a temporary name, then renamed.
+        training: Settings of the training run (plain JSON values), stored in the header.
 
     Raises:
         ValueError: If `path` has another suffix.
@@ -93,7 +107,7 @@ def save_model(model: nn.Module, path: str | Path, *, training: Mapping[str, Any
 
 
 def content_hash(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of a state dict, in the order of the names."""
+    """Compute the SHA-256 over names, dtypes, shapes and bytes of a state dict, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -105,26 +119,28 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
 def load_checkpoint(
     path: str | Path, device: str | torch.device = "cpu", *, model: nn.Module | None = None
 ) -> nn.Module:
-    """Build the network that a checkpoint of ours describes, load its weights, and set it to eval mode.
+    """Build the network that a ``.safetensors`` checkpoint describes, load its weights, and set it to eval mode.
 
-    How it was trained is then in `model.provenance`, plain JSON values that `to_onnx` hands on.
+    `model.provenance` then contains the settings of the training run (plain JSON values).
 
     Args:
-        path: A file written by `save_model`, `train` or `distill`.
-        device: Where the network goes.
-        model: Only for a network that `create_model` cannot build (your own class): an instance to load into.
+        path: File written by `save_model`, `train` or `distill`.
+        device: Device that the network is moved to.
+        model: Instance to load the weights into, for a network class that `create_model` cannot build.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not a checkpoint of ours, has been altered, or does not fit the network.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not a checkpoint of this package, has been altered, or does not fit the network.
     """
     from bpkd_sdk.models import create_model
 
     header, state = read_tensors(path)
     if "network" not in header:
-        raise ValueError(f"{path} holds the state of a training run, not a network; load 'last{SUFFIX}' beside it.")
+        raise ValueError(f"{path} contains the state of a training run, not a network. Load 'last{SUFFIX}' beside it.")
     if content_hash(state) != header.get("sha256"):
-        raise ValueError(f"The weights in {path} do not match the hash in its header: the file has been altered.")
+        raise ValueError(
+            f"The weights in {path} do not match the hash in its header: the file has been altered. Get it again."
+        )
     try:
         spec = NetworkSpec.from_dict(header["network"], f"The header of {path}")
     except ValueError as error:
@@ -132,8 +148,8 @@ def load_checkpoint(
     if model is None:
         if spec.name is None:
             raise ValueError(
-                f"{path} holds a {header.get('class', 'network')}, which create_model cannot build. "
-                "Make one yourself and pass it: load_model(path, model=...)."
+                f"{path} contains a {header.get('class', 'network')}, which create_model cannot build. "
+                "Create an instance and pass it: load_model(path, model=...)."
             )
         model = create_model(spec.name, spec.num_classes, aux_head=spec.aux_head)
     load_state(model, state, source=str(path))
@@ -143,10 +159,16 @@ def load_checkpoint(
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Load a state dict, every key accounted for.
+    """Load a state dict into a model; all keys and shapes must match.
+
+    Args:
+        model: Model to load into.
+        state: Tensors by name.
+        source: File or library that the tensors come from, for the error message.
 
     Raises:
-        ValueError: Names what is missing, unexpected or misshapen; the model is then unchanged.
+        ValueError: If a key is missing or unexpected, or a tensor has another shape; the error lists them, and the
+            model is unchanged.
     """
     own = model.state_dict()
     shared = own.keys() & state.keys()

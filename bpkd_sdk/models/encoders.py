@@ -1,13 +1,16 @@
-"""ResNet at output stride 8: the last two stages trade their stride for dilation."""
+"""Encoders of the zoo: ResNet, MobileNetV2 and HRNet.
+
+ResNet and MobileNetV2 have output stride 8: dilation replaces the stride of their last stages. The parameters have
+OpenMMLab's names.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +19,17 @@ from bpkd_sdk.models.blocks import ConvBN, conv_bn, resize
 
 
 class Backbone(nn.Module, ABC):
-    """Image (N, 3, H, W) -> four feature maps, finest first; `out_channels` has their widths."""
+    """Base class of the encoders; a subclass maps images to four feature maps, finest first.
+
+    Attributes:
+        out_channels: Channels of the four feature maps.
+    """
 
     out_channels: tuple[int, int, int, int]
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The features of one batch, (N, out_channels[i], h_i, w_i)."""
+        """Map images (N, 3, H, W) to four feature maps (N, out_channels[i], h_i, w_i)."""
 
 
 RESNET_WIDTHS = (64, 128, 256, 512)
@@ -31,14 +38,21 @@ RESNET_DILATIONS = (1, 1, 2, 4)
 
 
 def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """The projection beside a residual block, or None where the block keeps the shape."""
+    """Return the 1x1 convolution of a residual block's shortcut; None if the block keeps the shape."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(*conv_bn(in_channels, out_channels, 1, stride=stride))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; stride and dilation sit on the first only. (N, C, H, W) -> (N, width, H', W')."""
+    """Residual block of two 3x3 convolutions; stride and dilation apply to the first one.
+
+    Args:
+        in_channels: Channels of the input.
+        width: Channels of both convolutions and of the output.
+        stride: Stride of the block.
+        dilation: Dilation of the first convolution.
+    """
 
     expansion = 1
 
@@ -52,7 +66,7 @@ class BasicBlock(nn.Module):
         self.downsample = shortcut(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Residual block."""
+        """Map (N, in_channels, H, W) to (N, width, H', W')."""
         identity = x if self.downsample is None else self.downsample(x)
         y = self.relu(self.bn1(self.conv1(x)))
         out: Tensor = self.relu(self.bn2(self.conv2(y)) + identity)
@@ -60,7 +74,14 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1; stride and dilation sit on the 3x3. (N, C, H, W) -> (N, 4 * width, H', W')."""
+    """Residual block of 1x1, 3x3 and 1x1 convolutions; stride and dilation apply to the 3x3 one.
+
+    Args:
+        in_channels: Channels of the input.
+        width: Channels of the first two convolutions; the output has 4 * width.
+        stride: Stride of the block.
+        dilation: Dilation of the 3x3 convolution.
+    """
 
     expansion = 4
 
@@ -77,7 +98,7 @@ class Bottleneck(nn.Module):
         self.downsample = shortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Residual block."""
+        """Map (N, in_channels, H, W) to (N, 4 * width, H', W')."""
         identity = x if self.downsample is None else self.downsample(x)
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
@@ -85,27 +106,28 @@ class Bottleneck(nn.Module):
         return out
 
 
+# Class of the blocks and number of blocks per stage, by depth.
 RESNET_BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     101: (Bottleneck, (3, 4, 23, 3)),
 }
 
 
-def stage(
+def residual_stage(
     block: type[BasicBlock] | type[Bottleneck], in_channels: int, width: int, count: int, stride: int, dilation: int
 ) -> nn.Sequential:
-    """`count` residual blocks; the first changes the size and uses half the stage's dilation."""
+    """Return a stage of `count` residual blocks; the first has the stride, and half of the stage's dilation."""
     first = block(in_channels, width, stride, max(dilation // 2, 1))
     rest = (block(width * block.expansion, width, dilation=dilation) for _ in range(count - 1))
     return nn.Sequential(first, *rest)
 
 
 class ResNet(Backbone):
-    """ResNet-18 or -101 with strides 4, 8, 8, 8.
+    """ResNet-18 or ResNet-101 with feature maps at strides 4, 8, 8, 8.
 
     Args:
-        depth: 18 or 101.
-        deep_stem: Three 3x3 convolutions at the start (the "V1c" networks) instead of one 7x7.
+        depth: Number of layers, 18 or 101.
+        deep_stem: Whether the network starts with three 3x3 convolutions ("V1c") instead of one 7x7 convolution.
     """
 
     def __init__(self, depth: int, *, deep_stem: bool = True) -> None:
@@ -123,14 +145,14 @@ class ResNet(Backbone):
         stages = []
         channels = 64
         for width, count, stride, dilation in zip(RESNET_WIDTHS, counts, RESNET_STRIDES, RESNET_DILATIONS, strict=True):
-            stages.append(stage(block, channels, width, count, stride, dilation))
+            stages.append(residual_stage(block, channels, width, count, stride, dilation))
             channels = width * block.expansion
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         first, second, third, fourth = (width * block.expansion for width in RESNET_WIDTHS)
         self.out_channels = (first, second, third, fourth)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) -> features at strides 4, 8, 8, 8."""
+        """Map images (N, 3, H, W) to feature maps at strides 4, 8, 8, 8."""
         x = self.stem(images) if self.deep_stem else self.relu(self.bn1(self.conv1(images)))
         x = self.maxpool(x)
         features = []
@@ -140,15 +162,23 @@ class ResNet(Backbone):
         return features
 
 
-MOBILENET_CHANNELS = (32, 16, 24, 32, 64, 96, 160, 320)
+MOBILENET_CHANNELS = (32, 16, 24, 32, 64, 96, 160, 320)  # of the stem and of the seven stages
 MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 MOBILENET_STRIDES = (1, 2, 2, 1, 1, 1, 1)
 MOBILENET_DILATIONS = (1, 1, 1, 2, 2, 4, 4)
-MOBILENET_FEATURE_STAGES = (2, 3, 5, 7)
+MOBILENET_FEATURE_STAGES = (2, 3, 5, 7)  # stages whose output is a feature map, counted from 1
 
 
 class InvertedResidual(nn.Module):
-    """Expand by 1x1, filter by depthwise 3x3, project by 1x1. (N, C, H, W) -> (N, out_channels, H', W')."""
+    """MobileNetV2's block: 1x1 expansion, depthwise 3x3 convolution, 1x1 projection; residual if the shape is kept.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        expand: Factor of the expansion; 1 leaves the expansion out.
+        stride: Stride of the depthwise convolution.
+        dilation: Dilation of the depthwise convolution.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, expand: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
@@ -161,29 +191,30 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Residual where the shape is kept."""
+        """Map (N, in_channels, H, W) to (N, out_channels, H', W')."""
         y: Tensor = self.conv(x)
         return x + y if self.residual else y
 
 
 class MobileNetV2(Backbone):
-    """MobileNetV2 of width 1 with strides 4, 8, 8, 8."""
+    """MobileNetV2 of width 1 with feature maps at strides 4, 8, 8, 8."""
 
     out_channels = (24, 32, 96, 320)
 
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = ConvBN(3, MOBILENET_CHANNELS[0], 3, stride=2, activation=nn.ReLU6)
-        facts = zip(pairwise(MOBILENET_CHANNELS), MOBILENET_BLOCKS, MOBILENET_STRIDES, MOBILENET_DILATIONS, strict=True)
-        for index, ((in_channels, out_channels), count, stride, dilation) in enumerate(facts, start=1):
+        channels = pairwise(MOBILENET_CHANNELS)
+        stages = zip(channels, MOBILENET_BLOCKS, MOBILENET_STRIDES, MOBILENET_DILATIONS, strict=True)
+        for index, ((in_channels, out_channels), count, stride, dilation) in enumerate(stages, start=1):
             expand = 1 if index == 1 else 6
-            # As the originals were trained: only a stage's first block is dilated, the later ones are not.
+            # Only the first block of a stage is dilated, as in the original networks that were trained.
             first = InvertedResidual(in_channels, out_channels, expand, stride, dilation)
             rest = (InvertedResidual(out_channels, out_channels, expand) for _ in range(count - 1))
             self.add_module(f"layer{index}", nn.Sequential(first, *rest))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) -> features of stages 2, 3, 5, 7 at strides 4, 8, 8, 8."""
+        """Map images (N, 3, H, W) to the feature maps of stages 2, 3, 5 and 7, at strides 4, 8, 8, 8."""
         x = self.conv1(images)
         features = []
         for index in range(1, len(MOBILENET_BLOCKS) + 1):
@@ -193,9 +224,14 @@ class MobileNetV2(Backbone):
         return features
 
 
-@dataclass(frozen=True)
-class HRNetSize:
-    """Width of the finest branch, residual blocks per branch, and exchange modules in stages 2, 3 and 4."""
+class HRNetSize(NamedTuple):
+    """Size of an HRNet.
+
+    Attributes:
+        width: Channels of the finest branch.
+        blocks: Number of residual blocks per branch.
+        modules: Number of exchange modules in stages 2, 3 and 4.
+    """
 
     width: int
     blocks: int
@@ -205,23 +241,28 @@ class HRNetSize:
 HRNET_SIZES = {"w48": HRNetSize(48, 4, (1, 4, 3)), "w18s": HRNetSize(18, 2, (1, 3, 2))}
 
 
-def lift(in_channels: int, out_channels: int) -> nn.Sequential:
-    """From a coarser branch to a finer one: 1x1; the resize is done by `ExchangeModule`."""
+def coarse_to_fine(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Return the 1x1 convolution from a coarser branch to a finer one; `ExchangeModule` resizes its output."""
     return nn.Sequential(*conv_bn(in_channels, out_channels, 1))
 
 
-def lower(in_channels: int, out_channels: int, steps: int) -> nn.Sequential:
-    """From a finer branch to a coarser one: a 3x3 of stride 2 per step; only the last changes the channels."""
+def fine_to_coarse(in_channels: int, out_channels: int, steps: int) -> nn.Sequential:
+    """Return `steps` 3x3 convolutions of stride 2 to a coarser branch; only the last one changes the channels."""
     chain = [nn.Sequential(*conv_bn(in_channels, in_channels, 3, stride=2, relu=True)) for _ in range(steps - 1)]
     return nn.Sequential(*chain, nn.Sequential(*conv_bn(in_channels, out_channels, 3, stride=2)))
 
 
 class ExchangeModule(nn.Module):
-    """Residual blocks on every branch, then each branch sums what all of them have to say at its own resolution."""
+    """HRNet's module: residual blocks on every branch, then each branch becomes the sum of all resized branches.
+
+    Args:
+        channels: Channels of the branches, finest branch first.
+        blocks: Number of residual blocks per branch.
+    """
 
     def __init__(self, channels: Sequence[int], blocks: int) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(stage(BasicBlock, width, width, blocks, 1, 1) for width in channels)
+        self.branches = nn.ModuleList(residual_stage(BasicBlock, width, width, blocks, 1, 1) for width in channels)
         self.fuse_layers = nn.ModuleList(
             nn.ModuleList(self._path(channels, source, target) for source in range(len(channels)))
             for target in range(len(channels))
@@ -233,11 +274,11 @@ class ExchangeModule(nn.Module):
         if source == target:
             return nn.Identity()
         if source > target:
-            return lift(channels[source], channels[target])
-        return lower(channels[source], channels[target], target - source)
+            return coarse_to_fine(channels[source], channels[target])
+        return fine_to_coarse(channels[source], channels[target], target - source)
 
     def forward(self, branches: list[Tensor]) -> list[Tensor]:
-        """One tensor per branch in, one per branch out, same shapes."""
+        """Map one tensor per branch to one tensor per branch, of the same shapes."""
         own = [branch(x) for branch, x in zip(self.branches, branches, strict=True)]
         return [self._fuse(own, target) for target in range(len(own))]
 
@@ -246,7 +287,7 @@ class ExchangeModule(nn.Module):
         for source, path in enumerate(cast(nn.ModuleList, self.fuse_layers[target])):
             y = path(own[source])
             if source > target:
-                # Twice, as in the originals: it changes the numbers where the sizes do not divide, such as 97x131.
+                # Two resizes, as in the original: they differ from one if the size is not divisible, such as 97x131.
                 factor = 2 ** (source - target)
                 y = resize(y, (y.shape[-2] * factor, y.shape[-1] * factor))
                 y = resize(y, own[target].shape[-2:])
@@ -256,20 +297,20 @@ class ExchangeModule(nn.Module):
 
 
 class HRNet(Backbone):
-    """HRNetV2 with features at strides 4, 8, 16, 32.
+    """HRNetV2 with feature maps at strides 4, 8, 16, 32.
 
     Args:
-        size: "w48", or "w18s" (the "small v2" network).
+        size: Key of `HRNET_SIZES`: "w48", or "w18s" (the "small v2" network).
     """
 
     def __init__(self, size: str) -> None:
         super().__init__()
-        facts = HRNET_SIZES[size]
-        channels = (facts.width, 2 * facts.width, 4 * facts.width, 8 * facts.width)
+        width, blocks, modules = HRNET_SIZES[size]
+        channels = (width, 2 * width, 4 * width, 8 * width)
         self.conv1, self.bn1 = conv_bn(3, 64, 3, stride=2)
         self.conv2, self.bn2 = conv_bn(64, 64, 3, stride=2)
         self.relu = nn.ReLU()
-        self.layer1 = stage(Bottleneck, 64, 64, facts.blocks, 1, 1)
+        self.layer1 = residual_stage(Bottleneck, 64, 64, blocks, 1, 1)
         self.transition1 = nn.ModuleList(
             [
                 nn.Sequential(*conv_bn(64 * Bottleneck.expansion, channels[0], 3, relu=True)),
@@ -279,8 +320,8 @@ class HRNet(Backbone):
         self.transition2 = nn.ModuleList([*(nn.Identity() for _ in range(2)), self._new_branch(*channels[1:3])])
         self.transition3 = nn.ModuleList([*(nn.Identity() for _ in range(3)), self._new_branch(*channels[2:4])])
         self.stage2, self.stage3, self.stage4 = (
-            nn.Sequential(*(ExchangeModule(channels[:branches], facts.blocks) for _ in range(count)))
-            for branches, count in enumerate(facts.modules, start=2)
+            nn.Sequential(*(ExchangeModule(channels[:branches], blocks) for _ in range(count)))
+            for branches, count in enumerate(modules, start=2)
         )
         self.out_channels = channels
 
@@ -289,7 +330,7 @@ class HRNet(Backbone):
         return nn.Sequential(nn.Sequential(*conv_bn(in_channels, out_channels, 3, stride=2, relu=True)))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) -> features at strides 4, 8, 16, 32."""
+        """Map images (N, 3, H, W) to feature maps at strides 4, 8, 16, 32."""
         x = self.relu(self.bn1(self.conv1(images)))
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.layer1(x)

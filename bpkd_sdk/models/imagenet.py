@@ -1,4 +1,4 @@
-"""Backbones that start from ImageNet: timm's weights, where they are the same layers under other names."""
+"""ImageNet weights for the encoders of the zoo: timm's weights, under the parameter names of this package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ from torch import Tensor, nn
 from bpkd_sdk.models.checkpoint import load_state
 
 
-def _same(key: str) -> str:
+@dataclass(frozen=True)
+class Source:
+    """How to convert the state dict of a timm network.
+
+    Attributes:
+        rename: Function from timm's name of a parameter to the name in this package.
+        classifier: Prefixes of timm's names for the classifier, which is left out.
+    """
+
+    rename: Callable[[str], str]
+    classifier: tuple[str, ...]
+
+
+def _same_name(key: str) -> str:
     return key
 
 
@@ -20,29 +33,21 @@ def _resnet_v1c(key: str) -> str:
 
 
 def _mobilenet_v2(key: str) -> str:
-    found = re.match(r"blocks\.(\d)\.(\d)\.(conv|bn)(\w+)\.(\w+)$", key)
-    if found is None:
+    match = re.match(r"blocks\.(\d)\.(\d)\.(conv|bn)(\w+)\.(\w+)$", key)
+    if match is None:
         return re.sub(r"^bn1\.", "conv1.bn.", re.sub(r"^conv_stem\.", "conv1.conv.", key))
-    stage, block, kind, which, parameter = found.groups()
+    stage, block, kind, suffix, parameter = match.groups()
     order = ("_dw", "_pw") if stage == "0" else ("_pw", "_dw", "_pwl")
-    position = order.index(which) if kind == "conv" else int(which) - 1
+    position = order.index(suffix) if kind == "conv" else int(suffix) - 1
     return f"layer{int(stage) + 1}.{block}.conv.{position}.{kind}.{parameter}"
 
 
-@dataclass(frozen=True)
-class Source:
-    """How a timm network's parameters are named here, and the prefixes of its classifier, which is left out."""
+_HRNET = Source(_same_name, ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier."))
 
-    rename: Callable[[str], str]
-    classifier: tuple[str, ...]
-
-
-_HRNET = Source(_same, ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier."))
-
-# There is none for ResNet-18 with the deep stem: timm's resnet18d has the same shapes, but pools in its shortcuts.
+# ResNet-18 with the deep stem has no source: timm's resnet18d has the same shapes, but its shortcuts pool.
 SOURCES: dict[str, Source] = {
     "resnet101c.gluon_in1k": Source(_resnet_v1c, ("fc.",)),
-    "resnet18.tv_in1k": Source(_same, ("fc.",)),
+    "resnet18.tv_in1k": Source(_same_name, ("fc.",)),
     "mobilenetv2_100.ra_in1k": Source(_mobilenet_v2, ("conv_head.", "bn2.", "classifier.")),
     "hrnet_w48.ms_in1k": _HRNET,
     "hrnet_w18_small_v2.ms_in1k": _HRNET,
@@ -50,16 +55,16 @@ SOURCES: dict[str, Source] = {
 
 
 def load(backbone: nn.Module, network: str, source: str | None) -> None:
-    """Load ImageNet weights into a backbone.
+    """Load ImageNet weights into an encoder, in place.
 
     Args:
-        backbone: Changed in place.
-        network: Name of the network it belongs to, for the error text.
-        source: A key of `SOURCES`, or None where no weights fit.
+        backbone: Encoder of the zoo.
+        network: Name of the network that the encoder belongs to, for the error message.
+        source: Key of `SOURCES`; None if no weights fit.
 
     Raises:
-        ValueError: If there are no weights for this backbone.
-        RuntimeError: If timm cannot download them.
+        ValueError: If no weights exist for this encoder.
+        RuntimeError: If timm cannot download the weights.
     """
     if source is None:
         raise ValueError(
@@ -70,7 +75,7 @@ def load(backbone: nn.Module, network: str, source: str | None) -> None:
 
     try:
         state = timm.create_model(source, pretrained=True).state_dict()
-    # The hub's client raises the errors of whichever HTTP library it was built on, with no common base.
+    # The hub's client raises the errors of its HTTP library, which have no common base class.
     except Exception as error:
         raise RuntimeError(
             f"The ImageNet weights of {network!r} ({source!r}) could not be downloaded by timm: {error} "
@@ -80,5 +85,5 @@ def load(backbone: nn.Module, network: str, source: str | None) -> None:
 
 
 def renamed(state: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
-    """A timm state dict under this package's names, without the classifier."""
+    """Return a timm state dict under the names of this package, without the classifier."""
     return {source.rename(key): value for key, value in state.items() if not key.startswith(source.classifier)}

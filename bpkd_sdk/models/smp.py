@@ -1,4 +1,4 @@
-"""The bridge to segmentation-models-pytorch: ``smp/<Architecture>/<encoder>``."""
+"""Networks of segmentation-models-pytorch, by names of the form ``smp/<Architecture>/<encoder>``."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 
 
 def list_models() -> list[str]:
-    """``smp/<Architecture>/<encoder>`` for every architecture with every encoder that the library lists."""
+    """Return ``smp/<Architecture>/<encoder>`` for all architectures and encoders that the library lists."""
     return [f"smp/{architecture}/{encoder}" for architecture in ARCHITECTURES for encoder in smp.encoders.encoders]
 
 
 def build(name: str, num_classes: int, *, aux_head: bool, backbone_weights: str | None) -> nn.Module:
-    """Build ``smp/<Architecture>/<encoder>`` with logits at the decoder's own stride.
+    """Build a network of the library with logits at the decoder's stride, in training mode.
 
-    The library's fixed last upsampling is left out where it is an option: losses and metrics resize the logits
-    themselves, and distilling at the decoder's stride costs a sixteenth of the work at full size.
+    The last upsampling of the library is left out where it is an option: losses and metrics resize the logits
+    themselves, and distilling at the decoder's stride needs a sixteenth of the work at full size.
 
     Args:
-        name: For example ``smp/DeepLabV3Plus/mobilenet_v2``; any encoder of the library, or ``tu-<timm model>``.
-        num_classes: Channels of the logits.
-        aux_head: Must be False; the library has classification heads only.
+        name: For example ``smp/DeepLabV3Plus/mobilenet_v2``. The encoder is one of the library, or ``tu-<timm model>``.
+        num_classes: C, the number of channels of the logits.
+        aux_head: Must be False, because the library has no auxiliary segmentation heads.
         backbone_weights: None, or a name of the library's pretrained weights such as "imagenet" (downloaded).
 
     Raises:
-        ValueError: For an unknown architecture or encoder, or `aux_head`.
-        RuntimeError: If pretrained weights do not exist or cannot be downloaded.
+        ValueError: If the architecture or the encoder is unknown, or if `aux_head` is True.
+        RuntimeError: If the pretrained weights do not exist or cannot be downloaded.
     """
     parts = name.split("/", 2)
     if len(parts) != 3:
@@ -45,7 +45,7 @@ def build(name: str, num_classes: int, *, aux_head: bool, backbone_weights: str 
     if encoder not in smp.encoders.encoders and not encoder.startswith("tu-"):
         raise ValueError(
             f"segmentation-models-pytorch has no encoder {encoder!r}.{did_you_mean(encoder, smp.encoders.encoders)} "
-            "Any timm model can be had as 'tu-<name>'."
+            "Every timm model is available as 'tu-<name>'."
         )
     if aux_head:
         raise ValueError(f"{name!r} has no auxiliary segmentation head; build it with aux_head=False.")
@@ -54,12 +54,12 @@ def build(name: str, num_classes: int, *, aux_head: bool, backbone_weights: str 
     try:
         model = cls(encoder_name=encoder, encoder_weights=backbone_weights, classes=num_classes, **options)
         mean, std = normalization(encoder, backbone_weights)
-    # The hub's client raises the errors of whichever HTTP library it was built on, with no common base.
+    # The hub's client raises the errors of its HTTP library, which have no common base class.
     except Exception as error:
         if backbone_weights is None:
             raise
         raise RuntimeError(
-            f"The {backbone_weights!r} weights of encoder {encoder!r} could not be had: {error} "
+            f"The {backbone_weights!r} weights of encoder {encoder!r} could not be downloaded: {error} "
             "Connect to the internet once (they are cached afterwards), or use backbone_weights=None."
         ) from error
     spec = NetworkSpec(name=name, num_classes=num_classes, mean=mean, std=std, size_divisor=smp_size_divisor(model))
@@ -68,7 +68,12 @@ def build(name: str, num_classes: int, *, aux_head: bool, backbone_weights: str 
 
 
 def normalization(encoder: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of images in 0..1 that the pretrained weights expect; ImageNet's without any."""
+    """Return the mean and standard deviation (for images in 0..1) that the pretrained weights expect.
+
+    Args:
+        encoder: Name of the encoder in the library.
+        weights: Name of the pretrained weights; None for random weights, for which ImageNet's values are returned.
+    """
     if weights is None:
         return IMAGENET_MEAN, IMAGENET_STD
     facts = smp.encoders.get_preprocessing_params(encoder, pretrained=weights)

@@ -1,4 +1,4 @@
-"""The paper's eight networks and the two variants that official files use, by name."""
+"""The zoo: the paper's eight networks by name, and the two variants that official checkpoints use."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from bpkd_sdk.output import SegmentationOutput
 
 
 class SegmentationNetwork(nn.Module):
-    """Image (N, 3, H, W), normalised -> logits (N, C, h, w) at the head's own stride.
+    """Segmentation network: an encoder, a decoder, and an optional auxiliary head.
+
+    The attributes have OpenMMLab's names.
 
     Args:
-        backbone: Makes the feature maps.
-        decode_head: Makes the logits.
-        auxiliary_head: Runs in training mode only, or None.
+        backbone: Encoder, which computes the feature maps.
+        decode_head: Decoder, which computes the logits.
+        auxiliary_head: Second decoder, which runs in training mode only; None for a network without one.
         spec: Name, classes and normalisation.
     """
 
@@ -37,7 +39,10 @@ class SegmentationNetwork(nn.Module):
         self.spec = spec
 
     def forward(self, images: Tensor) -> Tensor | SegmentationOutput:
-        """Logits; in training mode with an auxiliary head a `SegmentationOutput` that has both heads' logits."""
+        """Map normalised images (N, 3, H, W) to logits (N, C, h, w) at the decoder's stride.
+
+        In training mode with an auxiliary head, return a `SegmentationOutput` with the logits of both heads.
+        """
         features = self.backbone(images)
         logits: Tensor = self.decode_head(features)
         if self.training and self.auxiliary_head is not None:
@@ -50,16 +55,16 @@ class ZooEntry:
     """One network of the zoo.
 
     Attributes:
-        name: What `create_model` takes.
-        backbone: Builds the backbone.
-        head: Class of the decode head.
-        channels: Width of the decode head.
-        aux_channels: Width of the auxiliary head, or None where the network has none.
-        stride: Input size over logits size.
-        paper_gflops: The paper's FLOPs column, in its convention (150 classes, 512x512), or None for a variant.
-        paper_params: The paper's parameters column in millions, or None for a variant.
-        imagenet: Key of `imagenet.SOURCES` whose weights fit the backbone, or None where there are none.
-        variant_of: The table's network that this one is a variant of, or None.
+        name: Name that `create_model` builds the network by.
+        backbone: Function that builds the encoder.
+        head: Class of the decoder.
+        channels: Channels of the decoder's last feature map.
+        aux_channels: Channels of the auxiliary head; None if the network cannot have one.
+        stride: Ratio of the input size to the size of the logits.
+        paper_gflops: FLOPs in the paper's table, in GFLOPs (150 classes, 512x512); None for a variant.
+        paper_params: Parameters in the paper's table, in millions; None for a variant.
+        imagenet: Key of `imagenet.SOURCES` whose weights fit the encoder; None if no such weights exist.
+        variant_of: Name of the network in the paper's table that this one is a variant of, or None.
     """
 
     name: str
@@ -121,16 +126,16 @@ ZOO: dict[str, ZooEntry] = {entry.name: entry for entry in _ENTRIES}
 def build(
     name: str, num_classes: int, *, aux_head: bool = False, backbone_weights: str | None = None
 ) -> SegmentationNetwork:
-    """Build a network of the zoo with random weights, or with a backbone trained on ImageNet.
+    """Build a network of the zoo, in training mode.
 
     Args:
-        name: A key of `ZOO`.
-        num_classes: Channels of the logits.
-        aux_head: Add the auxiliary training head; see `ZooEntry.has_aux_head`.
-        backbone_weights: None, or "imagenet" (downloaded by timm).
+        name: Key of `ZOO`.
+        num_classes: C, the number of channels of the logits.
+        aux_head: Whether to add the auxiliary training head; see `ZooEntry.has_aux_head`.
+        backbone_weights: Weights of the encoder: None for random ones, or "imagenet" (downloaded by timm).
 
     Raises:
-        ValueError: For an unknown name, an auxiliary head where there is none, or weights that do not exist.
+        ValueError: If the name is unknown, the network has no auxiliary head, or the weights do not exist.
         RuntimeError: If timm cannot download the weights.
     """
     check_choice("name", name, ZOO)

@@ -1,4 +1,4 @@
-"""A checkpoint is the network: what is written, what comes back, what is refused."""
+"""Tests of checkpoints: round trips, and the files that are refused."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ def model():
     return bpkd_sdk.create_model(NAME, 5).eval()
 
 
-def test_round_trip_needs_the_file_alone(model, tmp_path):
+def test_a_round_trip_needs_only_the_file(model, tmp_path):
     bpkd_sdk.save_model(model, tmp_path / "a.safetensors", training={"steps": 3})
     again = bpkd_sdk.load_model(tmp_path / "a.safetensors")
     images = torch.randn(1, 3, 64, 64)
@@ -37,7 +37,7 @@ def test_round_trip_needs_the_file_alone(model, tmp_path):
     assert header["versions"]["torch"] == torch.__version__.split("+")[0] or "torch" in header["versions"]
 
 
-def test_weights_argument_loads_a_checkpoint(model, tmp_path):
+def test_create_model_loads_a_checkpoint(model, tmp_path):
     bpkd_sdk.save_model(model, tmp_path / "a.safetensors")
     again = bpkd_sdk.create_model(NAME, 5, weights=tmp_path / "a.safetensors").eval()
     assert torch.equal(next(model.parameters()), next(again.parameters()))
@@ -45,11 +45,11 @@ def test_weights_argument_loads_a_checkpoint(model, tmp_path):
         bpkd_sdk.create_model(NAME, 6, weights=tmp_path / "a.safetensors")
 
 
-def test_a_network_of_ones_own_needs_an_instance(tmp_path):
+def test_a_network_of_the_users_class_needs_an_instance(tmp_path):
     own = tiny(4)
     own.spec = bpkd_sdk.NetworkSpec(name=None, num_classes=4, class_names=("a", "b", "c", "d"), mean=(0.0,) * 3)
     bpkd_sdk.save_model(own, tmp_path / "own.safetensors")
-    with pytest.raises(ValueError, match=r"holds a torch.nn.*Sequential.*load_model\(path, model=\.\.\.\)"):
+    with pytest.raises(ValueError, match=r"contains a torch.nn.*Sequential.*load_model\(path, model=\.\.\.\)"):
         bpkd_sdk.load_model(tmp_path / "own.safetensors")
     again = bpkd_sdk.load_model(tmp_path / "own.safetensors", model=tiny(4, seed=1))
     assert again.spec == own.spec
@@ -58,7 +58,7 @@ def test_a_network_of_ones_own_needs_an_instance(tmp_path):
         bpkd_sdk.load_model(tmp_path / "own.safetensors", model=tiny(4, width=9))
 
 
-def test_altered_weights_are_noticed(tmp_path):
+def test_altered_weights_are_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     bpkd_sdk.save_model(tiny(4), path)
     with safe_open(path, framework="pt") as file:
@@ -70,8 +70,8 @@ def test_altered_weights_are_noticed(tmp_path):
         bpkd_sdk.load_model(path, model=tiny(4))
 
 
-def test_files_that_are_not_checkpoints(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No checkpoint exists at"):
         bpkd_sdk.load_model(tmp_path / "none.safetensors")
     whole = tmp_path / "a.safetensors"
     bpkd_sdk.save_model(tiny(4), whole)
@@ -97,7 +97,7 @@ def test_pickles_are_never_loaded(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_only_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.bin"
     write_atomically(path, b"old")
 
@@ -119,7 +119,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         ("smp/FPN", "a name like"),
     ],
 )
-def test_unknown_names_list_the_nearest(name, message):
+def test_errors_about_unknown_names_state_the_nearest(name, message):
     with pytest.raises(ValueError, match=message):
         bpkd_sdk.create_model(name, 5)
 
@@ -134,7 +134,7 @@ def test_unknown_names_list_the_nearest(name, message):
         ({"palette": ((0, 0, 0),)}, "`palette` to have one entry per class, 3, but got 1"),
     ],
 )
-def test_facts_that_do_not_fit_together(facts, message):
+def test_inconsistent_facts_are_refused(facts, message):
     with pytest.raises(ValueError, match=message):
         bpkd_sdk.NetworkSpec(None, 3, **facts)
 
@@ -150,7 +150,7 @@ def test_facts_that_do_not_fit_together(facts, message):
         (None, "NetworkSpec: "),
     ],
 )
-def test_a_header_that_does_not_describe_a_network(facts, message, tmp_path):
+def test_a_header_that_does_not_describe_a_network_is_refused(facts, message, tmp_path):
     path = tmp_path / "a.safetensors"
     bpkd_sdk.save_model(tiny(4), path)
     header = read_header(path) | {"network": facts}

@@ -1,4 +1,4 @@
-"""ImageNet weights: after renaming, timm's layers compute the same in our backbones."""
+"""Tests of ImageNet weights: with timm's weights, the encoders compute timm's feature maps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BY_SOURCE = {entry.imagenet: entry for entry in ZOO.values() if entry.imagenet}
 
 
 def features_of_timm(source: str, state: dict[str, Tensor]) -> list[Tensor]:
-    """The maps that timm computes with the same strides and dilations as ours: all, or those before stride 8."""
+    """Compute timm's feature maps whose strides and dilations equal this package's: all, or those before stride 8."""
     if source.startswith("hrnet"):
         model: Any = timm.create_model(source).eval()
         model.load_state_dict(state)
@@ -49,16 +49,16 @@ def test_renamed_weights_compute_the_same(source: str, monkeypatch: pytest.Monke
         torch.testing.assert_close(ours, theirs)
 
 
-def test_every_source_is_known() -> None:
+def test_every_source_belongs_to_a_network() -> None:
     assert set(BY_SOURCE) == set(imagenet.SOURCES)
 
 
-def test_no_weights_for_the_deep_stem_resnet18() -> None:
+def test_no_weights_exist_for_resnet18_with_the_deep_stem() -> None:
     with pytest.raises(ValueError, match=r"'isanet_r18'.*weights="):
         build("isanet_r18", 2, backbone_weights="imagenet")
 
 
-def test_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_a_connection_states_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ConnectionError("no route to host.")
 

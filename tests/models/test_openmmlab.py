@@ -1,4 +1,4 @@
-"""OpenMMLab's files: read whole, recognised, accounted for; and refused where they are not what they should be."""
+"""Tests of the import of OpenMMLab's checkpoints: networks are identified and loaded, other files are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IMAGES = torch.randn(1, 3, 64, 72, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Tensor]:
-    """Of a PSPNet-R18 with its auxiliary head, for the three classes."""
+    """Return the weights of a PSPNet-R18 with its auxiliary head, for three classes."""
     torch.manual_seed(0)
     return dict(build("pspnet_r18", 3, aux_head=True).state_dict())
 
@@ -78,7 +78,7 @@ def test_teacher_and_losses_of_a_distiller_are_left_out_and_listed(
 
 def test_the_same_weight_with_and_without_a_prefix_is_refused(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     path = write(tmp_path / "a.pth", {**weights, **prefixed("module.", weights)})
-    with pytest.raises(ValueError, match=r"both with and without 'module\.'"):
+    with pytest.raises(ValueError, match=r"both with and without the prefix 'module\.'"):
         load_openmmlab(path)
 
 
@@ -106,13 +106,13 @@ def test_classes_and_palette_come_from_the_file(
     [{}, {"CLASSES": CLASSES[:2], "PALETTE": PALETTE[:2]}, {"CLASSES": None, "PALETTE": [[1, 2], 3, "x"]}, 7],
     ids=["none", "fewer", "malformed", "no dict"],
 )
-def test_classes_that_do_not_fit_are_not_taken(meta: Any, tmp_path: Path, weights: dict[str, Tensor]) -> None:
+def test_classes_that_do_not_fit_are_ignored(meta: Any, tmp_path: Path, weights: dict[str, Tensor]) -> None:
     checkpoint = read_openmmlab(write(tmp_path / "a.pth", weights, meta))
     assert (checkpoint.class_names, checkpoint.palette, checkpoint.num_classes) == ((), (), 3)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_bare_state_dict_in_either_file_format(
+def test_a_plain_state_dict_in_either_file_format(
     zipped: bool, tmp_path: Path, weights: dict[str, Tensor], expected: Tensor
 ) -> None:
     torch.save(weights, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
@@ -121,7 +121,9 @@ def test_a_bare_state_dict_in_either_file_format(
     assert model.state_dict().keys() == weights.keys()
 
 
-def test_our_own_format_round_trip(tmp_path: Path, weights: dict[str, Tensor], expected: Tensor) -> None:
+def test_round_trip_through_the_format_of_this_package(
+    tmp_path: Path, weights: dict[str, Tensor], expected: Tensor
+) -> None:
     model = load_openmmlab(write(tmp_path / "a.pth", weights))
     save_model(model, tmp_path / "a.safetensors")
     loaded = load_model(tmp_path / "a.safetensors", model=build("pspnet_r18", 3))
@@ -129,7 +131,7 @@ def test_our_own_format_round_trip(tmp_path: Path, weights: dict[str, Tensor], e
     assert loaded.spec == model.spec
 
 
-def test_what_a_training_run_leaves_beside_the_weights_is_not_built(
+def test_other_objects_beside_the_weights_are_not_built(
     tmp_path: Path, weights: dict[str, Tensor], expected: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = ModuleType("mmengine.logging.history_buffer")
@@ -144,8 +146,8 @@ def test_what_a_training_run_leaves_beside_the_weights_is_not_built(
         def __getstate__(self) -> dict[str, Any]:
             return {"log": self.log, "last": np.float64(2), "methods": {"mean": HistoryBuffer.mean}}
 
-    for thing, name in ((HistoryBuffer, "HistoryBuffer"), (HistoryBuffer.mean, "HistoryBuffer.mean")):
-        thing.__module__, thing.__qualname__ = module.__name__, name
+    for value, name in ((HistoryBuffer, "HistoryBuffer"), (HistoryBuffer.mean, "HistoryBuffer.mean")):
+        value.__module__, value.__qualname__ = module.__name__, name
     vars(module)["HistoryBuffer"] = HistoryBuffer
     for name in ("mmengine", "mmengine.logging", module.__name__):
         monkeypatch.setitem(sys.modules, name, module)
@@ -158,7 +160,7 @@ def test_what_a_training_run_leaves_beside_the_weights_is_not_built(
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_every_network_is_recognised(name: str) -> None:
+def test_every_network_is_identified(name: str) -> None:
     with torch.device("meta"):
         state = build(name, 7, aux_head=ZOO[name].has_aux_head).state_dict()
     state.pop(next(iter(state)))
@@ -166,13 +168,13 @@ def test_every_network_is_recognised(name: str) -> None:
 
 
 @pytest.mark.parametrize("variant", [name for name, entry in ZOO.items() if entry.variant_of])
-def test_a_variant_is_built_under_its_tables_name(variant: str, tmp_path: Path) -> None:
+def test_a_variant_is_built_for_the_name_in_the_papers_table(variant: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.pth", dict(build(variant, 3).state_dict()))
     model = load_openmmlab(path, ZOO[variant].variant_of, 3)
     assert model.spec.name == variant
 
 
-def test_every_misfit_is_listed_by_name(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+def test_every_weight_that_does_not_fit_is_listed(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     state = {**weights, "decode_head.extra": torch.ones(1), "backbone.layer1.0.bn1.weight": torch.ones(5)}
     state.pop("backbone.layer4.1.conv2.weight")
     with pytest.raises(ValueError, match="does not fit") as caught:
@@ -185,7 +187,7 @@ def test_every_misfit_is_listed_by_name(tmp_path: Path, weights: dict[str, Tenso
         assert line in str(caught.value)
 
 
-def test_an_auxiliary_head_that_is_not_in_the_file_is_missed(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+def test_a_missing_auxiliary_head_is_an_error(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     state = {key: value for key, value in weights.items() if not key.startswith("auxiliary_head.")}
     path = write(tmp_path / "a.pth", state)
     assert not read_openmmlab(path).has_aux_head
@@ -195,7 +197,7 @@ def test_an_auxiliary_head_that_is_not_in_the_file_is_missed(tmp_path: Path, wei
 
 @pytest.mark.parametrize(
     ("name", "num_classes", "message"),
-    [("isanet_r18", 3, "holds 'pspnet_r18', not 'isanet_r18'"), ("pspnet_r18", 19, "Pass num_classes=3")],
+    [("isanet_r18", 3, "contains 'pspnet_r18', not 'isanet_r18'"), ("pspnet_r18", 19, "Pass num_classes=3")],
     ids=["network", "classes"],
 )
 def test_another_network_is_refused(
@@ -208,18 +210,18 @@ def test_another_network_is_refused(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "holds a list"),
+        ([1, 2], "contains a list"),
         ({"state_dict": {}}, "has no weights"),
         ({"state_dict": {"epoch": 3}}, "epoch: int"),
         ({"fc.weight": torch.ones(2, 2)}, "decode_head.conv_seg.weight"),
         (
             {"decode_head.conv_seg.weight": torch.ones(3, 9, 1, 1), "x": torch.ones(1)},
-            "belongs to no network of the zoo",
+            "does not fit any network of the zoo",
         ),
     ],
-    ids=["list", "empty", "number", "no head", "stranger"],
+    ids=["list", "empty", "number", "no head", "other network"],
 )
-def test_files_of_something_else_are_refused(content: Any, message: str, tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints_are_refused(content: Any, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=message):
         load_openmmlab(tmp_path / "a.pth")
@@ -234,7 +236,7 @@ def test_a_hostile_pickle_is_refused_and_not_executed(zipped: bool, tmp_path: Pa
             return open, (str(target), "w")
 
     torch.save({"state_dict": weights, "meta": Hostile()}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"refused: its pickle asks for 'io\.open'.*Nothing was executed"):
+    with pytest.raises(ValueError, match=r"refused: its pickle refers to 'io\.open'.*Nothing was executed"):
         load_openmmlab(tmp_path / "a.pth")
     assert not target.exists()
 
@@ -250,16 +252,16 @@ def test_a_truncated_file_is_refused(zipped: bool, kept: float, tmp_path: Path) 
         read_openmmlab(tmp_path / "a.pth")
 
 
-def test_text_and_nothing_are_refused(tmp_path: Path) -> None:
+def test_a_text_file_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_text("<html>Not found</html>")
     with pytest.raises(ValueError, match="not a readable PyTorch checkpoint"):
         read_openmmlab(tmp_path / "a.pth")
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+    with pytest.raises(FileNotFoundError, match="No checkpoint exists at"):
         read_openmmlab(tmp_path / "b.pth")
 
 
-def test_early_names_of_pascal_context_are_put_in_the_order_of_its_logits(tmp_path: Path) -> None:
-    """Files of early versions list the twenty classes of PASCAL VOC first; their logits are alphabetical."""
+def test_early_class_names_of_pascal_context_are_put_in_the_order_of_the_logits(tmp_path: Path) -> None:
+    """Early files list the twenty classes of PASCAL VOC first, but their logits have alphabetical order."""
     from bpkd_sdk.data.public import PASCAL_CLASS_NAMES
 
     voc = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "table", "dog"]

@@ -1,4 +1,4 @@
-"""The bridge to segmentation-models-pytorch: every architecture builds, says what it needs, and keeps its stride."""
+"""Tests of the networks of segmentation-models-pytorch: each architecture builds, with its stride and size divisor."""
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -7,14 +7,14 @@ import torch
 import bpkd_sdk
 from bpkd_sdk.models.smp import ARCHITECTURES, normalization
 
-# Architectures that need a certain kind of encoder; the others take ResNet-18.
+# Architectures that require a certain kind of encoder; the others are tested with ResNet-18.
 ENCODERS = {"DPT": "tu-vit_tiny_patch16_224", "Segformer": "mit_b0"}
-SIZES = {"DPT": 224, "PAN": 128}  # position embeddings for one size; features pooled thrice
+SIZES = {"DPT": 224, "PAN": 128}  # DPT has position embeddings for one size; PAN pools its features three times
 WITHOUT_LAST_UPSAMPLING = {"FPN", "PSPNet", "PAN", "DeepLabV3", "DeepLabV3Plus", "UPerNet", "Segformer"}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_builds_with_logits_at_its_own_stride(architecture):
+def test_every_architecture_builds_with_logits_at_its_decoders_stride(architecture):
     name = f"smp/{architecture}/{ENCODERS.get(architecture, 'resnet18')}"
     torch.manual_seed(0)
     model = bpkd_sdk.create_model(name, 5).eval()
@@ -31,14 +31,14 @@ def test_architectures_are_all_of_the_library():
     assert set(ARCHITECTURES) == {cls.__name__ for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
 
 
-def test_the_divisor_is_what_the_network_needs():
+def test_the_size_divisor_is_the_one_that_the_network_requires():
     model = bpkd_sdk.create_model("smp/FPN/resnet18", 5).eval()
     assert model.spec.size_divisor == 32
     with pytest.raises(RuntimeError, match="divisible by 32"):
         model(torch.randn(1, 3, 64, 70))
 
 
-def test_a_module_of_the_library_itself_is_understood():
+def test_get_spec_reads_the_size_divisor_of_a_module_of_the_library():
     assert bpkd_sdk.models.get_spec(smp.FPN("resnet18", encoder_weights=None)).size_divisor == 32
 
 
@@ -49,21 +49,23 @@ def test_a_module_of_the_library_itself_is_understood():
         ("tu-tf_efficientnet_lite0", None, (0.485, 0.456, 0.406)),
     ],
 )
-def test_pretrained_weights_bring_their_normalisation(encoder, weights, mean):
-    """Only the facts beside the weights: the weights themselves would be downloaded."""
+def test_pretrained_weights_determine_the_normalisation(encoder, weights, mean):
+    """The test reads the normalisation only, because the weights would have to be downloaded."""
     assert normalization(encoder, weights)[0] == pytest.approx(mean)
 
 
-def test_weights_that_cannot_be_downloaded(monkeypatch):
+def test_a_failed_download_names_the_weights(monkeypatch):
     def offline(**_):
         raise OSError("Name or service not known")
 
     monkeypatch.setitem(ARCHITECTURES, "FPN", offline)
-    with pytest.raises(RuntimeError, match=r"'imagenet' weights of encoder 'resnet18' could not be had.*Connect"):
+    with pytest.raises(
+        RuntimeError, match=r"'imagenet' weights of encoder 'resnet18' could not be downloaded.*Connect"
+    ):
         bpkd_sdk.create_model("smp/FPN/resnet18", 5, backbone_weights="imagenet")
 
 
-def test_names():
+def test_names_of_networks():
     names = bpkd_sdk.list_models()
     assert "smp/DeepLabV3Plus/mobilenet_v2" in names
     assert names[0] == "pspnet_r101"

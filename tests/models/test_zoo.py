@@ -1,4 +1,4 @@
-"""The zoo's networks: the originals' parameters, the originals' function, and what each of them can do."""
+"""Tests of the networks of the zoo: parameters and logits equal to the original's, training, export, compilation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="module", params=ENTRIES)
 def network(request: pytest.FixtureRequest) -> tuple[ZooEntry, nn.Module]:
-    """Every network with three classes, random weights and its auxiliary head, where it has one."""
+    """Return each network with three classes, random weights, and its auxiliary head if it has one."""
     entry: ZooEntry = request.param
     return entry, build(entry.name, 3, aux_head=entry.has_aux_head)
 
@@ -38,7 +38,7 @@ def manifest(reference: Path, name: str) -> dict[str, Any]:
 
 
 def fill(model: nn.Module) -> None:
-    """Weights by the reference's published recipe."""
+    """Set the weights by the reference's published recipe."""
     state = {}
     for key, tensor in model.state_dict().items():
         random, shape = np.random.RandomState(zlib.crc32(key.encode())), tuple(tensor.shape)
@@ -62,7 +62,7 @@ def difference(ours: Tensor, theirs: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_keys_and_shapes_are_the_originals(entry: ZooEntry, reference: Path) -> None:
+def test_keys_and_shapes_equal_the_originals(entry: ZooEntry, reference: Path) -> None:
     facts = manifest(reference, entry.name)
     with torch.device("meta"):
         model = build(entry.name, 19, aux_head=entry.has_aux_head)
@@ -74,7 +74,9 @@ def test_keys_and_shapes_are_the_originals(entry: ZooEntry, reference: Path) -> 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 1e-4)], ids=str)
-def test_logits_are_the_originals(size: tuple[int, int], dtype: torch.dtype, tolerance: float, reference: Path) -> None:
+def test_logits_equal_the_originals(
+    size: tuple[int, int], dtype: torch.dtype, tolerance: float, reference: Path
+) -> None:
     model = build("pspnet_r18", 19, aux_head=True).eval()
     fill(model)
     model.to(dtype)
@@ -86,8 +88,8 @@ def test_logits_are_the_originals(size: tuple[int, int], dtype: torch.dtype, tol
         upsampled = resize(logits, size)
     with np.load(reference / "models" / "parity_pspnet_r18.npz") as arrays:
         expected = {
-            what: arrays[f"pspnet_r18__{size[0]}x{size[1]}__{what}"]
-            for what in ("logits", "aux_logits", "upsampled_sub4", "argmax")
+            name: arrays[f"pspnet_r18__{size[0]}x{size[1]}__{name}"]
+            for name in ("logits", "aux_logits", "upsampled_sub4", "argmax")
         }
     assert difference(logits[0], expected["logits"]) < tolerance
     assert difference(aux_logits[0], expected["aux_logits"]) < tolerance
@@ -111,7 +113,9 @@ def test_trains(network: tuple[ZooEntry, nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("size", [(97, 131), (64, 72)], ids=str)
-def test_any_size_gives_logits_at_the_stated_stride(network: tuple[ZooEntry, nn.Module], size: tuple[int, int]) -> None:
+def test_logits_of_any_size_have_the_stride_in_the_table(
+    network: tuple[ZooEntry, nn.Module], size: tuple[int, int]
+) -> None:
     entry, model = network
     with torch.no_grad():
         logits = model.eval()(torch.randn(1, 3, *size))
@@ -157,7 +161,7 @@ def test_compiles_without_a_graph_break(network: tuple[ZooEntry, nn.Module]) -> 
         assert difference(compiled(images), model(images).numpy()) < 1e-5
 
 
-def test_a_network_says_what_it_is() -> None:
+def test_the_spec_describes_the_network() -> None:
     spec = build("hrnetv2p_w18s", 5).spec
     assert (spec.name, spec.num_classes, spec.aux_head) == ("hrnetv2p_w18s", 5, False)
     assert [round(255 * value, 3) for value in (*spec.mean, *spec.std)] == [
@@ -165,7 +169,7 @@ def test_a_network_says_what_it_is() -> None:
     ]  # fmt: skip
 
 
-def test_dropout_is_the_originals() -> None:
+def test_dropout_equals_the_originals() -> None:
     assert build("pspnet_r18", 2).decode_head.dropout.p == 0.1
     assert build("hrnetv2p_w18s", 2).decode_head.dropout.p == 0
 
@@ -183,6 +187,6 @@ def test_without_auxiliary_head_training_returns_logits() -> None:
     ],
     ids=["name", "aux_head", "backbone_weights"],
 )
-def test_refusals_say_why(arguments: dict[str, Any], message: str) -> None:
+def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         build(**{"num_classes": 3, **arguments})
