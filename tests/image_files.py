@@ -109,7 +109,7 @@ def jpegs() -> Iterator[ImageFile]:
     for name, options in kinds.items():
         content = encoded(picture, "JPEG", quality=95, **options)
         yield ImageFile(f"{name}.jpg", content, decoded(content), tolerance=3)
-        yield ImageFile(f"{name}, a video behind it.jpg", content + VIDEO, decoded(content), tolerance=3)
+        yield ImageFile(f"{name}, a video after it.jpg", content + VIDEO, decoded(content), tolerance=3)
         yield ImageFile(f"{name}, no end marker.jpg", content[:-2], decoded(content), tolerance=3)
         yield ImageFile(f"{name}, zeros for its end.jpg", content[:-2] + bytes(500), decoded(content), tolerance=3)
         content = encoded(photo(120, 160), "JPEG", quality=95, **options)
@@ -117,14 +117,14 @@ def jpegs() -> Iterator[ImageFile]:
             start = content[: int(part * len(content))]
             for what, end in {
                 "": b"",
-                ", a video behind it": VIDEO,
-                ", zeros behind it": bytes(5000),
+                ", a video after it": VIDEO,
+                ", zeros after it": bytes(5000),
             }.items():
                 yield ImageFile(f"{name}, cut at {part:.0%}{what}.jpg", start + end, None, "is cut short")
         yield ImageFile(f"{name}, cut in its header.jpg", content[:200], None, "is cut short")
     content = one_scan_a_channel(picture)
     yield ImageFile("one scan a channel.jpg", content, picture, tolerance=16)
-    yield ImageFile("one scan a channel, a video behind it.jpg", content + VIDEO, picture, tolerance=16)
+    yield ImageFile("one scan a channel, a video after it.jpg", content + VIDEO, picture, tolerance=16)
     yield ImageFile("one scan a channel, no end marker.jpg", content[:-2], picture, tolerance=16)
     for part in (0.3, 0.6, 0.9, 0.99):
         cut = content[: int(part * len(content))]
@@ -158,14 +158,14 @@ def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(values, color, depth=8, before=(), behind=()):
+def png(values, color, depth=8, before=(), after=()):
     """Return a PNG of values (H, W) or (H, W, C); colour types: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA."""
     height, width = values.shape[:2]
     bits = np.asarray(values, ">u2").reshape(height, -1, 1).view(np.uint8)
     rows = np.packbits(np.unpackbits(bits, axis=2)[..., 16 - depth :].reshape(height, -1), axis=1)
     packed = zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes())
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
-    chunks = [chunk(b"IHDR", header), *before, chunk(b"IDAT", packed), *behind, chunk(b"IEND", b"")]
+    chunks = [chunk(b"IHDR", header), *before, chunk(b"IDAT", packed), *after, chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
@@ -189,7 +189,7 @@ def pngs() -> Iterator[ImageFile]:
     alpha = (np.add.outer(np.arange(61), np.arange(83)) * 2 % 256).astype(np.uint8)
     content = encoded(picture, "PNG")
     yield ImageFile("RGB.png", content, picture)
-    yield ImageFile("RGB, a video behind it.png", content + VIDEO, picture)
+    yield ImageFile("RGB, a video after it.png", content + VIDEO, picture)
     yield ImageFile("RGB in fine strokes.png", encoded(picture, "PNG", compress_level=0), picture)
     yield ImageFile("RGB under another name.jpg", content, picture)
     yield ImageFile("grey.png", encoded(picture[..., 0], "PNG"), grey(picture[..., 0]))
@@ -253,13 +253,13 @@ def pngs() -> Iterator[ImageFile]:
     for value, stored in STORED.items():
         turn = [exif_chunk(value)]
         yield ImageFile(f"orientation {value}.png", png(stored(picture), 2, before=turn), picture)
-        yield ImageFile(f"orientation {value} behind the pixels.png", png(stored(picture), 2, behind=turn), picture)
+        yield ImageFile(f"orientation {value} after the pixels.png", png(stored(picture), 2, after=turn), picture)
         yield ImageFile(f"orientation {value}, 16 bits.png", png(stored(sixteen), 2, 16, turn), picture)
         both = np.dstack([picture, alpha])
         content = png(stored(both), 6, before=turn)
         yield ImageFile(f"orientation {value} with alpha.png", content, over_white(picture, alpha))
     text = chunk(b"tEXt", b"date:create\x002020-01-01")
-    yield ImageFile("text behind the pixels.png", png(picture, 2, behind=[text]), picture)
+    yield ImageFile("text after the pixels.png", png(picture, 2, after=[text]), picture)
     frames = [Image.fromarray(picture), Image.fromarray(255 - picture)]
     content = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
     yield ImageFile("animation.png", content, picture)

@@ -309,29 +309,29 @@ class TestEntryPoints:
         for part in ("images", "labels"):
             (tmp_path / part / "train").mkdir(parents=True)
         (tmp_path / "classes.json").write_text(json.dumps(["one", "two"]))
-        for path, right in zip(paths, expected, strict=True):
+        for path, image in zip(paths, expected, strict=True):
             (tmp_path / "images/train" / path.name).write_bytes(path.read_bytes())
-            size = (4, 4) if right is None else right.shape[:2]
+            size = (4, 4) if image is None else image.shape[:2]
             Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / f"labels/train/{path.stem}.png")
         data = open_dataset("folder", root=tmp_path, split="train")
         assert [pair.image.name for pair in data.pairs] == [path.name for path in paths]
         self.check(expected, lambda index: data[index][0].permute(1, 2, 0).numpy(), range(len(data)))
-        for index, right in enumerate(expected):
-            if right is None:
+        for index, image in enumerate(expected):
+            if image is None:
                 with pytest.raises(ValueError, match=re.escape(f"{data.pairs[index].image}: ")):
                     data[index]
 
     def test_predictor(self, paths, expected):
         predictor = Predictor(Code(), "cpu")
-        masks = [None if right is None else code(right) for right in expected]
+        masks = [None if image is None else code(image) for image in expected]
         self.check(masks, lambda source: predictor(source).mask, paths)
         self.check(masks, lambda source: predictor(source).mask, [file.content for file in FILES.values()])
 
     def test_service(self, expected):
         """The service and the page do not accept TIFF."""
         masks = [
-            None if right is None or file.is_tiff else code(right)
-            for file, right in zip(FILES.values(), expected, strict=True)
+            None if image is None or file.is_tiff else code(image)
+            for file, image in zip(FILES.values(), expected, strict=True)
         ]
         with served(Code()) as server:
 
@@ -346,21 +346,21 @@ class TestEntryPoints:
     def test_page(self, paths, expected):
         """The service and the page do not accept TIFF."""
         images = [
-            None if right is None or file.is_tiff else right
-            for file, right in zip(FILES.values(), expected, strict=True)
+            None if image is None or file.is_tiff else image
+            for file, image in zip(FILES.values(), expected, strict=True)
         ]
         self.check(images, lambda path: Scene.open(path, Limits()).image, paths)
 
     def test_pil_images(self, paths, expected):
         """Skip files whose values Pillow does not keep: 16 bits with several channels, clear greys below 8 bits."""
-        for file, path, right in zip(FILES.values(), paths, expected, strict=True):
+        for file, path, image in zip(FILES.values(), paths, expected, strict=True):
             unlike = ("16 bits", "12 bits", "bits with a clear", "12 packed", "12 stated", "channels", "white is 0,")
-            if right is None or any(words in file.name for words in unlike) or "no end" in file.name:
+            if image is None or any(words in file.name for words in unlike) or "no end" in file.name:
                 continue
             if "zeros for its end" in file.name:
                 continue
-            with Image.open(path) as image:
-                assert np.abs(read_image(image).astype(int) - right).max() <= 2, file.name
+            with Image.open(path) as opened:
+                assert np.abs(read_image(opened).astype(int) - image).max() <= 2, file.name
 
 
 class TestOrientation:
@@ -375,7 +375,7 @@ class TestOrientation:
             FILES["RGB.png"].content[:33]
             + exif_chunk(value)
             + FILES["colour type 2 of 8 bits, one bit changed.png"].content[33:],
-            png(photo(), 2, behind=[exif_chunk(value)]),
+            png(photo(), 2, after=[exif_chunk(value)]),
         ):
             path = tmp_path / "image"
             path.write_bytes(content)
@@ -393,7 +393,7 @@ class TestOrientation:
         stored = STORED[6](COLORS)
         for content in (
             png(stored, 2, before=[text]),
-            png(stored, 2, behind=[text]),
+            png(stored, 2, after=[text]),
             tiff(stored, TIFF_RGB, tags={700: ("B", list(xmp))}),
             tiff(stored.astype(np.uint16) * 257, TIFF_RGB, tags={700: ("B", list(xmp))}),
         ):
