@@ -70,7 +70,7 @@ def with_facts(**facts):
         pytest.param(tiny(3), (Changed(lambda image, label: (image, label.float())), VAL), r"label is float32 \(48, 48\), expected .*uint8 or int64", id="float-labels"),
         pytest.param(tiny(3), (Changed(lambda image, label: (image, label.bool())), VAL), "label is bool", id="bool-labels"),
         pytest.param(tiny(3), (Changed(lambda image, label: (image, label[None])), VAL), r"label is uint8 \(1, 48, 48\)", id="label-axes"),
-        pytest.param(tiny(3), (Changed(lambda image, label: (image // 255, label)), VAL), "hold only the values 0 and 1", id="divided"),
+        pytest.param(tiny(3), (Changed(lambda image, label: (image // 255, label)), VAL), "contain only the values 0 and 1", id="divided"),
         pytest.param(tiny(3), (Changed(lambda image, label: 1 / 0), VAL), r"scenes\[0\]: ZeroDivisionError", id="own-error"),
         pytest.param(OfOneSize(), (Scenes(), VAL), r"validation image scenes\[0\] of \(48, 48\) cannot be .*match model.*\n.*mode='slide', crop_size", id="one-size"),
         pytest.param(NotSaved(), (Scenes(), VAL), "checkpoint of NotSaved cannot be written", id="not-saved"),
