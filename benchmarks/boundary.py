@@ -1,25 +1,29 @@
-"""The trimap and the BPKD loss on bit sets against the same on one-hot tensors, in one run.
+"""Compare the trimap and the BPKD loss on bit sets with the same on one-hot tensors, in speed and in result.
 
-python benchmarks/boundary.py --output benchmarks/results/boundary-cpu.json
+    python -m benchmarks.boundary
+
+The setting is 2 images, labels of 512x1024, logits of 64x128, a window of 7 pixels, on the CPU and on CUDA if torch
+finds a GPU. Times are medians; the loss includes its backward pass. Runs that are in boundary.jsonl are not repeated.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.records import Records, make_parser, markdown_table
 from bpkd_sdk.boundary import edge_masks
 from bpkd_sdk.losses.bpkd import bpkd_body, bpkd_edge
 
+CLASSES = (19, 150)
+
 
 def one_hot_masks(labels: Tensor, num_classes: int, size: tuple[int, int], width: int = 7) -> Tensor:
-    """Dilation and erosion as max-pooling of a one-hot tensor, the way public re-implementations do it."""
+    """Compute the trimap as public re-implementations do: dilation and erosion by max-pooling of a one-hot tensor."""
     void = labels == 255
     one_hot = F.one_hot(labels.masked_fill(void, 0).long(), num_classes).permute(0, 3, 1, 2).float()
     one_hot = one_hot * ~void.unsqueeze(1)
@@ -42,7 +46,7 @@ def median_ms(call: Callable[[], object], device: str, repeats: int) -> float:
     return statistics.median(times[2:])
 
 
-def measure(classes: int, device: str, repeats: int) -> dict:
+def measure(classes: int, device: str, repeats: int) -> dict[str, Any]:
     torch.manual_seed(0)
     labels = torch.randint(0, classes, (2, 32, 64)).repeat_interleave(16, 1).repeat_interleave(16, 2)
     labels[torch.rand(labels.shape) < 0.02] = 255
@@ -66,28 +70,35 @@ def measure(classes: int, device: str, repeats: int) -> dict:
     return result
 
 
+def table(runs: dict[str, dict[str, Any]]) -> str:
+    headings = ("device", "classes", "trimap ms, bit sets", "one-hot", "ratio", "loss ms, bit sets", "one-hot", "ratio")
+    rows = []
+    for run in runs.values():
+        cells = [run["device"], str(run["classes"])]
+        for part in ("masks", "loss"):
+            cells += [f"{run[f'{kind}_{part}_ms']:.1f}" for kind in ("bit_sets", "one_hot")]
+            cells.append(f"{run[f'{part}_ratio']:.1f}")
+        rows.append(cells)
+    return markdown_table(headings, rows)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
+    parser = make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=20)
-    arguments = parser.parse_args()
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    report = {
-        "setting": "2 images, labels 512x1024, logits 64x128, window 7; median ms; loss: forward and backward",
+    options = parser.parse_args()
+    setting = {
+        "description": "2 images, labels 512x1024, logits 64x128, window 7; median ms; loss: forward and backward",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "results": [measure(classes, device, arguments.repeats) for device in devices for classes in (19, 150)],
     }
-    for result in report["results"]:
-        for part in ("masks", "loss"):
-            ours, theirs, ratio = (
-                result[key] for key in (f"bit_sets_{part}_ms", f"one_hot_{part}_ms", f"{part}_ratio")
-            )
-            name = f"{result['device']} C={result['classes']} {part}"
-            print(f"{name:20} {ours:8.1f} ms on bit sets, {theirs:8.1f} ms on one-hot tensors: {ratio:.0f} times")
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    records = Records(options.output / "boundary.jsonl", setting)
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        for classes in CLASSES:
+            key = f"{device} {classes} classes"
+            if key not in records.runs:
+                records.add(key, measure(classes, device, options.repeats))
+    records.write_table(table(records.runs))
 
 
 if __name__ == "__main__":

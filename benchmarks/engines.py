@@ -1,13 +1,14 @@
-"""TensorRT engines of one network on this machine's GPU: built, audited, compared with torch, timed against the rest.
+"""Compare TensorRT engines of one network on this machine's GPU with torch and ONNX Runtime, in output and in speed.
 
     python -m benchmarks.engines --output runs/gpu
 
-Random weights, but for a classifier that is fitted to generated scenes. One engine in each precision by each compiler
-that is installed and knows this GPU (TensorRT, TensorRT for RTX); beside them torch eager, torch.compile and ONNX
-Runtime. What fails is reported at the end, with an exit code of 1; the rest goes on.
+The network has random weights and a classifier fitted to generated scenes. Every compiler that is installed and
+supports this GPU (TensorRT, TensorRT for RTX) builds one engine in each precision; each engine is audited and
+compared with torch. Then the engines, torch eager, torch.compile and ONNX Runtime are timed in turns. If a part fails,
+the others continue; the failures are printed at the end, and the exit code is 1. A network that is in engines.jsonl
+without failures is not measured again.
 """
 
-import argparse
 import copy
 import json
 import sys
@@ -24,20 +25,21 @@ from rich.console import Console
 from torch import nn
 
 from benchmarks.networks import fitted, to_int8
+from benchmarks.records import Records, add_size, make_parser
 from bpkd_sdk.export import benchmark, to_onnx, to_tensorrt, verify
 from bpkd_sdk.export.benchmark import BenchmarkReport, Environment
-from bpkd_sdk.files import write_atomically, write_json
+from bpkd_sdk.files import write_atomically
 from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.runtime.manifest import EXTRAS, capability, open_backend, supports
 
 PRECISIONS = ("fp32", "fp16", "int8")
 HARDWARE = {"tensorrt": None, "tensorrt_rtx": "current"}
-# What int8 costs is for `quantize` to say, with images that the network was made for; here it must not be broken.
+# `quantize` measures the cost of int8, on images of the network's domain; here the int8 engine must only not be broken.
 LEAST_AGREEMENT = {"fp32": 0.999, "fp16": 0.98, "int8": 0.8}
 
 
 class Parts:
-    """What was tried, and why some of it failed."""
+    """The parts of the run: their durations in seconds, and the reasons of those that failed."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -45,22 +47,22 @@ class Parts:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """A block whose failure does not stop the rest."""
+        """Run a block whose failure does not stop the others."""
         print(name, flush=True)
         start = time.perf_counter()
         try:
             yield
-        except Exception as error:  # whatever it is, it shall be told and the next part tried
+        except Exception as error:  # a compiler may raise any error, and the next part must still run
             self.failures[name] = f"{type(error).__name__}: {error}"
         self.seconds[name] = round(time.perf_counter() - start, 1)
 
 
-def export(network: nn.Module, size: tuple[int, int], parts: Parts) -> dict[str, Path]:
-    """The network's ONNX files by precision, in the current folder."""
+def export(network: nn.Module, input_size: tuple[int, int], parts: Parts) -> dict[str, Path]:
+    """Write the network's ONNX files to the current folder, and return them by precision."""
     paths = {}
     for precision in ("fp32", "fp16"):
         with parts.part(f"export {precision}"):
-            options = {"input_size": size, "dynamic_batch": False, "precision": precision}
+            options = {"input_size": input_size, "dynamic_batch": False, "precision": precision}
             paths[precision] = to_onnx(network, f"{precision}.onnx", **options).path
     with parts.part("export int8"):
         to_int8(paths["fp32"], Path("int8.onnx"))
@@ -69,19 +71,18 @@ def export(network: nn.Module, size: tuple[int, int], parts: Parts) -> dict[str,
 
 
 def build(network: nn.Module, paths: dict[str, Path], backends: list[str], parts: Parts) -> dict[str, dict[str, Any]]:
-    """Every engine, in the current folder: its layers, as parsed and as inspected, and how far it agrees with torch."""
-    engines = {}
+    """Build every engine in the current folder, and return its layers and its agreement with torch."""
+    engines: dict[str, dict[str, Any]] = {}
     for backend in backends:
         for precision, path in paths.items():
             target = Path(f"{backend}.{precision}.engine")
             with parts.part(f"build {target.name}"):
                 report = to_tensorrt(path, target, backend=backend, hardware=HARDWARE[backend])
-                found = report.manifest
                 engines[target.name] = {
                     "seconds": report.seconds,
                     "bytes": report.size,
-                    "layers": found.layers,
-                    "inspected": found.inspected,
+                    "layers": report.manifest.layers,
+                    "inspected": report.manifest.inspected,
                 }
             if target.name not in engines:
                 continue
@@ -90,14 +91,14 @@ def build(network: nn.Module, paths: dict[str, Path], backends: list[str], parts
                 engines[target.name]["agreement"] = asdict(worst)
                 if worst.whole < LEAST_AGREEMENT[precision]:
                     raise RuntimeError(
-                        f"{worst.whole:.4%} of the pixels are torch's, {LEAST_AGREEMENT[precision]} asked"
+                        f"{worst.whole:.4%} of the pixels agree with torch; {LEAST_AGREEMENT[precision]:.4%} required"
                     )
     return engines
 
 
 def usable_backends() -> list[str]:
-    """The compilers that can be imported and have engines for this GPU; why not, for the others."""
-    found = []
+    """Return the compilers that can be imported and support this GPU, and print why the others cannot be used."""
+    usable = []
     for name in EXTRAS:
         try:
             _, trt = open_backend(name)
@@ -105,14 +106,14 @@ def usable_backends() -> list[str]:
             print(error)
             continue
         if supports(trt, capability()):
-            found.append(name)
+            usable.append(name)
         else:
-            print(f"{name} {trt.__version__} has no engines for {capability()}.")
-    return found
+            print(f"{name} {trt.__version__} does not support {capability()}.")
+    return usable
 
 
-def in_torch(network: nn.Module) -> list[Runtime]:
-    """Eager and compiled, in both precisions; each with weights of its own."""
+def torch_runtimes(network: nn.Module) -> list[Runtime]:
+    """Return the network in torch, eager and compiled, in both precisions, each with its own weights."""
     runtimes: list[Runtime] = []
     for precision, module in (("fp32", copy.deepcopy(network)), ("fp16", copy.deepcopy(network).half())):
         runtimes.append(TorchRuntime(module, "auto", name=f"eager {precision}"))
@@ -120,25 +121,26 @@ def in_torch(network: nn.Module) -> list[Runtime]:
     return runtimes
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder of engines.json, .md and .html")
+def main() -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("--network", default="deeplabv3plus_mv2")
-    parser.add_argument("--size", nargs=2, type=int, default=(512, 1024), metavar=("HEIGHT", "WIDTH"))
+    add_size(parser, 512, 1024)
     parser.add_argument("--duration", type=float, default=3.0, help="seconds of calls for each artifact")
-    options = parser.parse_args(arguments)
-    size, parts = tuple(options.size), Parts()
-    network, backends = fitted(options.network, (size[0] // 2, size[1] // 2)), usable_backends()
+    options = parser.parse_args()
+    records = Records(options.output / "engines.jsonl")
+    if options.network in records.runs and not records.runs[options.network]["failures"]:
+        return
+    input_size, parts = tuple(options.size), Parts()
+    network, backends = fitted(options.network, (input_size[0] // 2, input_size[1] // 2)), usable_backends()
     report: BenchmarkReport | None = None
-    with tempfile.TemporaryDirectory() as folder, chdir(folder):  # so that no report names it
-        paths = export(network, size, parts)
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):  # the report then has names without a folder
+        paths = export(network, input_size, parts)
         engines = build(network, paths, backends, parts)
         with parts.part("benchmark"):
-            artifacts = [*in_torch(network), *paths.values(), *engines]
-            report = benchmark(artifacts, input_size=size, duration=options.duration)
+            artifacts = [*torch_runtimes(network), *paths.values(), *engines]
+            report = benchmark(artifacts, input_size=input_size, duration=options.duration)
             parts.failures |= {f"benchmark {row.name}": row.problem for row in report.rows if row.problem is not None}
-    found = {
-        "network": options.network,
+    run = {
         "environment": asdict(Environment.here()),
         "backends": backends,
         "seconds": parts.seconds,
@@ -146,10 +148,10 @@ def main(arguments: list[str] | None = None) -> None:
         "engines": engines,
         "benchmark": report and json.loads(report.to_json()),
     }
-    write_json(options.output / "engines.json", found)
+    records.add(options.network, run)
     if report is not None:
-        write_atomically(options.output / "engines.md", report.to_markdown().encode())
-        write_atomically(options.output / "engines.html", report.to_html().encode())
+        write_atomically(records.path.with_suffix(".md"), report.to_markdown().encode())
+        write_atomically(records.path.with_suffix(".html"), report.to_html().encode())
         Console(width=140).print(report)
     for name, problem in parts.failures.items():
         print(f"FAILED {name}: {problem}")

@@ -1,24 +1,23 @@
-"""Every network of the zoo on its way from torch to ONNX, to INT8, to a compiled engine: parity and precision found.
+"""Compare the exported files of every network of the zoo: torch, ONNX, INT8, engine; agreement and precision.
 
     python -m benchmarks.export_table
 
-Random weights, a classifier fitted to generated scenes, small images: what is shown is that every network gets through,
-that each file agrees with the one before, and that its layers have the precision asked for. Nothing here is timed.
+The networks have random weights and a classifier fitted to generated scenes, and the images are small. The table shows
+that every network can be exported, that each file agrees with the one before, and that its layers have the requested
+precision. No times are measured.
 
-- agreement: share of pixels of the same class, all of them, near the edges of the masks and away from them, in the
-  worst run. fp32 and fp16: ONNX Runtime against torch in float32, on photographs (the committed table: on scenes, which
-  `verify` took when it was made); files of any size at sizes and batches that were not traced. int8: against the
-  float32 file, on scenes that did not calibrate it; the first and the last layer stay in float32.
-- layers: types of the layers with weights, read from the file, and from the network that the compiler made of it.
-- engine: compiled by TensorRT for RTX, which needs no GPU, for one GPU (sm89); static: one shape; dynamic: a range of
+- agreement: share of pixels with the same class, over all pixels, near the edges of the masks, and away from them, in
+  the worst run. fp32 and fp16: ONNX Runtime against torch in float32 on photographs (in the committed table: on scenes,
+  which `verify` used at that time); files of dynamic size at sizes and batches that were not traced. int8: against the
+  float32 file, on scenes that were not used for calibration; the first and the last layer stay in float32.
+- layers: types of the layers with weights, as read from the file, and from the network that the compiler built.
+- engine: compiled by TensorRT for RTX, which needs no GPU, for one GPU (sm89). static: one shape; dynamic: a range of
   batches, heights and widths.
 
-What is in the JSON file is not made again. INT8 takes the time: every layer's damage is measured, so HRNet-W48 takes
-the better part of an hour, the other large networks a quarter of an hour each.
+Rows that are in export-table.jsonl are not repeated. Most of the time is spent on INT8, because the damage of every
+layer is measured: HRNet-W48 takes almost an hour, the other large networks a quarter of an hour each.
 """
 
-import argparse
-import json
 import math
 import tempfile
 from importlib.metadata import version
@@ -27,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.networks import fitted
+from benchmarks.records import EMPTY, Records, make_parser, markdown_table
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import quantize, to_onnx, to_tensorrt
 from bpkd_sdk.export.benchmark.facts import layer_precisions
-from bpkd_sdk.files import write_atomically, write_json
 from bpkd_sdk.models import ZOO
 from bpkd_sdk.runtime import open_runtime
 
@@ -39,11 +38,10 @@ RANGES = {"batch": (1, 2, 4), "size": ((96, 96), SIZE, (192, 256))}
 SHAPES = ("static", "dynamic")
 PRECISIONS = ("fp32", "fp16", "int8")
 IMAGES = 16
-RESULTS = Path(__file__).parent / "results"
 
 
 def make_rows(name: str, shapes: str) -> dict[str, dict[str, Any]]:
-    """One network in its precisions, by precision."""
+    """Export one network in every precision, and return the rows by precision."""
     dynamic = shapes == "dynamic"
     network = fitted(name, SIZE)
     rows = {}
@@ -75,57 +73,50 @@ def make_rows(name: str, shapes: str) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def run(path: Path, names: list[str]) -> dict[str, Any]:
-    """Make what is not in the file yet; all rows by "network shapes precision"."""
-    done = json.loads(path.read_text())["rows"] if path.is_file() else {}
+def run(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Make the rows that are not in the file yet, and return all rows by "network shapes precision"."""
+    versions = {package: version(package) for package in ("torch", "onnx", "tensorrt-rtx-cu13")}
+    records = Records(folder / "export-table.jsonl", {"size": SIZE, "versions": versions})
     for name, shapes in product(names, SHAPES):
-        if all(f"{name} {shapes} {precision}" in done for precision in PRECISIONS):
+        if all(f"{name} {shapes} {precision}" in records.runs for precision in PRECISIONS):
             continue
-        for precision, row in make_rows(name, shapes).items():
-            done[f"{name} {shapes} {precision}"] = row
-        content = {
-            "size": SIZE,
-            "versions": {package: version(package) for package in ("torch", "onnx", "tensorrt-rtx-cu13")},
-            "rows": done,
-        }
-        write_json(path, content)
-        write_atomically(path.with_suffix(".md"), table(done).encode())
+        rows = make_rows(name, shapes)
+        records.update({f"{name} {shapes} {precision}": row for precision, row in rows.items()})
         print(f"{name} {shapes}", flush=True)
-    return done
+    records.write_table(table(records.runs))
+    return records.runs
 
 
-def table(rows: dict[str, Any]) -> str:
-    """Markdown, a line for each row."""
-    lines = [
-        "| network | shapes | precision | same % | at edges % | in bodies % | ONNX MB | layers | engine MB | layers |",
-        "|---|---|---|---:|---:|---:|---:|---|---:|---|",
-    ]
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Return the rows as Markdown."""
+    headings = (
+        *("network", "shapes", "precision", "same %", "at edges %", "in bodies %", "ONNX MB", "layers"),
+        *("engine MB", "layers"),
+    )
+    lines = []
     for name, shapes, precision in product(ZOO, SHAPES, PRECISIONS):
         if (row := rows.get(f"{name} {shapes} {precision}")) is None:
             continue
-        agreement = " | ".join(_share(row[part]) for part in ("whole", "edge", "body"))
-        engine = "; ".join(f"{_counted(types)} {kind.lower()}" for kind, types in row["engine_layers"].items())
-        lines.append(
-            f"| {name} | {shapes} | {precision} | {agreement} | {row['onnx_mb']:.1f} | {_counted(row['onnx_layers'])} "
-            f"| {row['engine_mb']:.1f} | {engine} |"
-        )
-    return "\n".join(lines) + "\n"
+        agreement = (format_share(row[part]) for part in ("whole", "edge", "body"))
+        engine = "; ".join(f"{format_counts(types)} {kind.lower()}" for kind, types in row["engine_layers"].items())
+        onnx = (f"{row['onnx_mb']:.1f}", format_counts(row["onnx_layers"]))
+        lines.append((name, shapes, precision, *agreement, *onnx, f"{row['engine_mb']:.1f}", engine))
+    return markdown_table(headings, lines, text_columns=(0, 1, 2, 7, 9))
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.2f}"
+def format_share(value: float | None) -> str:
+    return EMPTY if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
-def _counted(types: dict[str, int]) -> str:
+def format_counts(types: dict[str, int]) -> str:
     return ", ".join(f"{count} {type_}" for type_, count in types.items())
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=RESULTS / "export-table.json")
+def main() -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("--networks", nargs="+", default=list(ZOO), choices=list(ZOO))
-    options = parser.parse_args(arguments)
-    print(table(run(options.output, options.networks)))
+    options = parser.parse_args()
+    run(options.output, options.networks)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,24 @@
-"""One image to its mask on the CPU: torch eager, ONNX FP32, INT8, and the usual way around an ONNX file. As ratios.
+"""Compare five ways from an image to its mask on the CPU: torch eager, ONNX FP32, ONNX INT8, and bare ONNX files.
 
     python -m benchmarks.inference
 
-512x1024, batch 1, 19 classes, random weights with settled batch norms: speed does not depend on training. All five ways
-take turns in one run of `bpkd_sdk.export.benchmark`; a ratio is that of the medians, with the lowest and the highest of
-the rounds.
+The setting is one image of 512x1024 and 19 classes. The weights are random, with batch norms adapted to the scenes,
+because speed does not depend on training. All five ways take turns in one run of `bpkd_sdk.export.benchmark`. A ratio
+is the ratio of the medians, with its lowest and highest value over the rounds.
 
 - torch: the network in torch, eager, with normalisation and argmax in torch.
-- fp32: the file of `to_onnx`, uint8 image in, uint8 mask out.
-- int8: the same with every layer between the first and the last in int8; our runtime computes in uint8.
-- int8 file: the same file, opened by ONNX Runtime as it is.
-- usual: a file of the bare network; the image is normalised by numpy in float32, the logits come out at the network's
-  stride, are resized by OpenCV and reduced by numpy's argmax. As its share of the time shows, that is little beside a
-  network of a hundred GMACs: with nothing around it, the usual way would be 1 / (1 - share) times as fast.
+- fp32: the file that `to_onnx` writes, with a uint8 image as input and a uint8 mask as output.
+- int8: the same file with every layer between the first and the last in int8; our runtime computes in uint8.
+- int8 file: the same int8 file, which ONNX Runtime opens without our changes.
+- usual: a file of the network without pre- and post-processing. numpy normalises the image in float32, OpenCV resizes
+  the logits from the network's stride to the image, and numpy computes the argmax. Without pre- and post-processing
+  this way would be 1 / (1 - share) times as fast, where share is their share of the time; the share is small for a
+  network of a hundred GMACs.
 
-What is in the JSON file is not measured again; the ONNX files are kept in --work. Run it on a machine with nothing else
-to do: the file says if there was something.
+Networks that are in inference-cpu.jsonl are not measured again; the ONNX files stay in --work. The machine should run
+nothing else meanwhile: the table lists where it was busy.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.networks import settled, to_int8
+from benchmarks.records import Records, add_size, make_parser, markdown_table
 from bpkd_sdk.export import benchmark, to_onnx
 from bpkd_sdk.export.benchmark import BenchmarkReport, Environment
-from bpkd_sdk.files import parse_record, write_atomically, write_json
+from bpkd_sdk.files import parse_record
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.runtime import Accepts, Runtime, TorchRuntime
 from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session
 
-ROOT = Path(__file__).parents[1]
 NETWORKS = (
     "pspnet_r18",
     "deeplabv3plus_mv2",
@@ -49,7 +49,7 @@ NETWORKS = (
 )
 CLASSES = 19
 WAYS = ("torch", "fp32", "int8", "int8 file", "usual")
-# Slower way, faster way, how many times as fast it shall be.
+# The slower way, the faster way, and the ratio that is required (None: no requirement).
 RATIOS: dict[str, tuple[str, str, float | None]] = {
     "ONNX FP32 to torch eager": ("torch", "fp32", 2.0),
     "INT8 to FP32": ("fp32", "int8", 1.5),
@@ -59,7 +59,7 @@ RATIOS: dict[str, tuple[str, str, float | None]] = {
 
 
 class UsualRuntime(Runtime):
-    """An ONNX file of the bare network, with numpy and OpenCV around it."""
+    """A runtime for an ONNX file of the network alone, with pre- and post-processing by numpy and OpenCV."""
 
     def __init__(self, path: Path, network: nn.Module) -> None:
         facts = {"preprocess": False, "argmax": False}
@@ -81,18 +81,18 @@ class UsualRuntime(Runtime):
         return torch.from_numpy(logits.argmax(-1).astype(np.uint8))[None]
 
 
-def make_ways(name: str, size: tuple[int, int], work: Path) -> list[Runtime | Path]:
-    """The ways of one network, in the order of `WAYS`; files that are there are not made again."""
-    network = settled(name, CLASSES, size)
-    stem = f"{name.replace('/', '-')}-{size[0]}x{size[1]}"
+def make_ways(name: str, input_size: tuple[int, int], work: Path) -> list[Runtime | Path]:
+    """Return the ways of one network in the order of `WAYS`; files that exist are not written again."""
+    network = settled(name, CLASSES, input_size)
+    stem = f"{name.replace('/', '-')}-{input_size[0]}x{input_size[1]}"
     whole, integer, bare = (work / f"{stem}.{kind}.onnx" for kind in ("fp32", "int8", "bare"))
     work.mkdir(parents=True, exist_ok=True)
     if not whole.is_file():
-        to_onnx(network, whole, input_size=size, dynamic_batch=False)
+        to_onnx(network, whole, input_size=input_size, dynamic_batch=False)
     if not integer.is_file():
         to_int8(whole, integer)
     if not bare.is_file():
-        image = torch.zeros(1, 3, *size)
+        image = torch.zeros(1, 3, *input_size)
         torch.onnx.export(network, (image,), dynamo=True, verbose=False).save(bare, external_data=False)
     torch_runtime = TorchRuntime(network, "cpu", name="torch")
     as_written = OnnxRuntime(integer, "cpu", as_written=True)
@@ -101,7 +101,7 @@ def make_ways(name: str, size: tuple[int, int], work: Path) -> list[Runtime | Pa
 
 
 def ratios(report: BenchmarkReport) -> dict[str, dict[str, float | None]]:
-    """How many times as fast, of the medians; and the lowest and highest of the rounds."""
+    """Return the ratios of the median times, with the lowest and the highest over the rounds."""
     rows = dict(zip(WAYS, report.rows, strict=True))
     found: dict[str, dict[str, float | None]] = {}
     for name, (slow, fast, target) in RATIOS.items():
@@ -115,55 +115,49 @@ def ratios(report: BenchmarkReport) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def run(path: Path, names: list[str], size: tuple[int, int], duration: float, work: Path) -> dict[str, Any]:
-    """Measure the networks that are not in the file yet; all that is in it then."""
-    done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+def run(
+    folder: Path, names: list[str], input_size: tuple[int, int], duration: float, work: Path
+) -> dict[str, dict[str, Any]]:
+    """Measure the networks that are not in the file yet, and return all runs by network."""
+    records = Records(folder / "inference-cpu.jsonl")
     for name in names:
-        if name in done:
+        if name in records.runs:
             continue
-        report = benchmark(make_ways(name, size, work), input_size=size, duration=duration, device="cpu")
-        failed = [row.problem for row in report.rows if row.problem is not None]
-        if failed:
+        report = benchmark(make_ways(name, input_size, work), input_size=input_size, duration=duration, device="cpu")
+        if failed := [row.problem for row in report.rows if row.problem is not None]:
             raise SystemExit(f"{name}: {failed}")
-        done[name] = {"ratios": ratios(report), "report": json.loads(report.to_json())}
-        write_json(path, done)
+        records.add(name, {"ratios": ratios(report), "report": json.loads(report.to_json())})
         print(report.to_markdown())
-    write_atomically(path.with_suffix(".md"), table(done).encode())
-    return done
+    records.write_table(table(records.runs))
+    return records.runs
 
 
-def table(done: dict[str, Any]) -> str:
-    """Markdown: milliseconds of each way, then the ratios; below, what was wrong with the machine meanwhile."""
-    lines = [
-        f"| network | {' ms | '.join(WAYS)} ms | {' | '.join(RATIOS)} | share of pre and post in the usual way |",
-        f"|---|{'---:|' * (len(WAYS) + len(RATIOS) + 1)}",
-    ]
-    for name, found in done.items():
-        times = [f"{row['latency']['p50']:.0f}" for row in found["report"]["rows"]]
-        *told, share = found["ratios"].values()
-        lines.append(f"| {name} | {' | '.join([*times, *map(_told, told), format(share['ratio'], '.1%')])} |")
-    lines.append("")
-    for name, found in done.items():
-        lines += [
-            f"- {name}: {told}" for told in parse_record(Environment, found["report"]["environment"], name).warnings
-        ]
-    return "\n".join(lines).rstrip() + "\n"
+def table(runs: dict[str, dict[str, Any]]) -> str:
+    """Return the milliseconds of each way and the ratios as Markdown, with the warnings about the machine below."""
+    headings = ["network", *(f"{way} ms" for way in WAYS), *RATIOS, "share of pre and post in the usual way"]
+    rows, warnings = [], []
+    for name, run in runs.items():
+        times = [f"{row['latency']['p50']:.0f}" for row in run["report"]["rows"]]
+        *found, share = run["ratios"].values()
+        rows.append([name, *times, *map(format_ratio, found), format(share["ratio"], ".1%")])
+        environment = parse_record(Environment, run["report"]["environment"], name)
+        warnings += [f"- {name}: {warning}" for warning in environment.warnings]
+    return "\n".join([markdown_table(headings, rows), *warnings]).rstrip() + "\n"
 
 
-def _told(ratio: dict[str, Any]) -> str:
-    asked = "" if ratio["target"] is None else f"; {ratio['target']} asked"
-    return f"{ratio['ratio']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f}{asked})"
+def format_ratio(ratio: dict[str, Any]) -> str:
+    required = "" if ratio["target"] is None else f"; {ratio['target']} required"
+    return f"{ratio['ratio']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f}{required})"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "inference-cpu.json")
+def main() -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
-    parser.add_argument("--size", nargs=2, type=int, default=(512, 1024), metavar=("HEIGHT", "WIDTH"))
+    add_size(parser, 512, 1024)
     parser.add_argument("--duration", type=float, default=40.0, help="seconds of calls for each way")
     parser.add_argument("--work", type=Path, default=Path("runs/inference"), help="folder of the ONNX files")
-    options = parser.parse_args(arguments)
-    print(table(run(options.output, options.networks, tuple(options.size), options.duration, options.work)))
+    options = parser.parse_args()
+    run(options.output, options.networks, tuple(options.size), options.duration, options.work)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Forward and backward of every loss, beside a plain re-statement of the algorithm that its authors published.
+"""Compare every loss with a plain re-statement of the published algorithm: time and memory, forward and backward.
 
     python -m benchmarks.losses
 
-Two images, labels of 512x1024, logits and features of 64x128 (stride 8), 128 channels of the student, 512 of the
-teacher, 19 and 150 classes; on the CPU, and on CUDA if there is any. Each device has a JSON file of its own, written
-after every measurement; what is in it is not measured again. The table made from it lies beside it.
+The setting is 2 images, labels of 512x1024, logits and features of 64x128 (stride 8), 128 feature channels of the
+student, 512 of the teacher, 19 and 150 classes; on the CPU, and on CUDA if torch finds a GPU. Each device has its own
+file, losses-cpu.jsonl or losses-cuda.jsonl, which is written after every measurement. Runs in it are not repeated.
 
-On the CPU every measurement has a process of its own. Its peak memory is the most that tensors made in one pass held at
-a time, inputs not counted: on the CPU added up from the profiler's record of allocations (the resident set would depend
-on what the C library keeps), on CUDA as torch's allocator says. Time is the median of up to five passes after a first.
+On the CPU every measurement runs in a new process. The peak memory is the largest total size of the tensors that exist
+at the same time during one pass, without the inputs. On the CPU it is computed from the allocations in the profiler's
+record, because the resident set depends on the C library; on CUDA torch's allocator states it. The time is the median
+of up to five passes after a first one.
 """
 
 import argparse
@@ -27,14 +28,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import losses_originals as originals
-from bpkd_sdk.errors import differences, listed
-from bpkd_sdk.files import write_atomically, write_json
+from benchmarks.records import Records, make_parser, markdown_table
 from bpkd_sdk.losses import METHODS, BPKDLoss, CanonicalKDLoss, CIRKDLoss, CWDLoss, IFVDLoss, SKDSLoss
 
 ROOT = Path(__file__).parents[1]
 CLASSES = (19, 150)
 SECONDS, PASSES = 10.0, 5
-LOGIT_MB = 2 * 2 * 64 * 128 * 4 / 1e6  # of one class, both networks
+LOGIT_MB = 2 * 2 * 64 * 128 * 4 / 1e6  # logits of one class, of both networks
 CIRKD_OFF = {"kd_weight": 0, "minibatch_weight": 0, "pixel_weight": 0, "region_weight": 0}
 TERMS = {
     "bpkd": (lambda c: BPKDLoss.paper(c), lambda _: originals.bpkd),
@@ -57,11 +57,11 @@ TERMS = {
         lambda ours: lambda batch: originals.canonical(batch, ours.projection),
     ),
 }
-RANDOM = {"cirkd memory"}  # which features are remembered is drawn, so the two have no common value
+RANDOM = {"cirkd memory"}  # the stored features are chosen at random, so the values differ
 
 
 class Case(NamedTuple):
-    """One measurement: our or the original way to a term of `TERMS`, or a method with its defaults."""
+    """One measurement: our version or the original of a term in `TERMS`, or a method with its defaults."""
 
     side: str  # "ours", "original" or "method"
     name: str
@@ -79,14 +79,14 @@ def all_cases(classes: list[int]) -> Iterator[Case]:
 
 
 def measure(case: Case, device: str, *, quick: bool) -> dict[str, float]:
-    """One loss in this process: milliseconds, megabytes and value."""
+    """Measure one loss in this process: milliseconds, megabytes and value."""
     torch.manual_seed(0)
     batch = originals.make_batch(case.classes, device, quick=quick)
     ours = (METHODS[case.name] if case.side == "method" else TERMS[case.name][0])(case.classes)
     ours.prepare(batch.student, batch.teacher)
     original = TERMS[case.name][1](ours) if case.side == "original" else None
 
-    def once() -> float:
+    def run_pass() -> float:
         if original is None:
             loss = torch.stack(list(ours(batch.student, batch.teacher, batch.labels).values())).sum()
         else:
@@ -94,34 +94,34 @@ def measure(case: Case, device: str, *, quick: bool) -> dict[str, float]:
         loss.backward()
         return loss.item()  # waits for the device
 
-    value = once()
-    return {"value": value, "peak_mb": peak_memory(once, device) / 1e6, "ms": 1000 * median_seconds(once)}
+    value = run_pass()
+    return {"value": value, "peak_mb": peak_memory(run_pass, device) / 1e6, "ms": 1000 * median_seconds(run_pass)}
 
 
-def median_seconds(once: Callable[[], float]) -> float:
+def median_seconds(run_pass: Callable[[], float]) -> float:
     times: list[float] = []
     while len(times) < PASSES and sum(times) < SECONDS:
         begin = time.perf_counter()
-        once()
+        run_pass()
         times.append(time.perf_counter() - begin)
     return statistics.median(times)
 
 
-def peak_memory(once: Callable[[], float], device: str) -> int:
-    """Bytes."""
+def peak_memory(run_pass: Callable[[], float], device: str) -> int:
+    """Return the peak memory of one pass in bytes."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        once()
+        run_pass()
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        once()
+        run_pass()
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
     return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def measure_alone(case: Case, device: str, *, quick: bool) -> dict[str, float]:
-    """`measure` in a process of its own on the CPU; a quick one, whose figures mean nothing, in this one."""
+    """Call `measure` in a new process on the CPU. A quick run, whose figures mean nothing, stays in this process."""
     if quick or device == "cuda":
         return measure(case, device, quick=quick)
     command = [sys.executable, "-m", "benchmarks.losses", "--measure", case.side, case.name, str(case.classes), device]
@@ -130,11 +130,7 @@ def measure_alone(case: Case, device: str, *, quick: bool) -> dict[str, float]:
 
 
 def run(device: str, cases: list[Case], folder: Path, *, quick: bool) -> dict[str, dict[str, float]]:
-    """Measure what is not in the device's file yet; all results by key.
-
-    Stops where that file is of another machine or other versions.
-    """
-    path = folder / f"losses-{device}.json"
+    """Measure the cases that are not in the device's file yet, and return all runs by key."""
     setting = {
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
@@ -142,26 +138,20 @@ def run(device: str, cases: list[Case], folder: Path, *, quick: bool) -> dict[st
         "python": platform.python_version(),
         "quick": quick,
     }
-    content = json.loads(path.read_text()) if path.is_file() else setting | {"cases": {}}
-    done = content.pop("cases")
-    if changed := differences(content, setting):
-        raise SystemExit(f"{path} is of another setting; delete it to measure anew:\n{listed(changed)}")
-    content["cases"] = done
-    folder.mkdir(parents=True, exist_ok=True)
+    records = Records(folder / f"losses-{device}.jsonl", setting)
     for case in cases:
-        if case.key not in done:
-            done[case.key] = measure_alone(case, device, quick=quick)
-            write_json(path, content)
-            row = done[case.key]
+        if case.key not in records.runs:
+            records.add(case.key, measure_alone(case, device, quick=quick))
+            row = records.runs[case.key]
             print(f"{device:5} {case.key:30} {row['ms']:10.1f} ms {row['peak_mb']:8.0f} MB", flush=True)
-        check(case, done)
-    write_atomically(path.with_suffix(".md"), table(done).encode())
-    return done
+        check(case, records.runs)
+    records.write_table(table(records.runs))
+    return records.runs
 
 
-def check(case: Case, done: dict[str, dict[str, float]]) -> None:
-    """Stop where ours and the original have not the same value."""
-    pair = [done.get(case._replace(side=side).key) for side in ("ours", "original")]
+def check(case: Case, runs: dict[str, dict[str, float]]) -> None:
+    """Exit with an error if our version and the original have different values."""
+    pair = [runs.get(case._replace(side=side).key) for side in ("ours", "original")]
     if case.side == "method" or case.name in RANDOM or None in pair:
         return
     ours, original = (row["value"] for row in pair)
@@ -169,38 +159,45 @@ def check(case: Case, done: dict[str, dict[str, float]]) -> None:
         raise SystemExit(f"{case.name} at {case.classes} classes: {ours} is not the original's {original}.")
 
 
-def table(done: dict[str, dict[str, float]]) -> str:
-    """Markdown: every term against its original, then every method with its defaults."""
-    lines = [
-        "| term | classes | ms, ours | ms, original | times as fast | MB, ours | MB, original |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def table(runs: dict[str, dict[str, float]]) -> str:
+    """Return two Markdown tables: every term against its original, and every method with its defaults."""
+    terms = []
     for classes, name in itertools.product(CLASSES, TERMS):
-        ours, original = (done.get(Case(side, name, classes).key) for side in ("ours", "original"))
+        ours, original = (runs.get(Case(side, name, classes).key) for side in ("ours", "original"))
         if ours and original:
-            times = f"{ours['ms']:.1f} | {original['ms']:.1f} | {original['ms'] / ours['ms']:.1f}"
-            lines.append(f"| {name} | {classes} | {times} | {ours['peak_mb']:.0f} | {original['peak_mb']:.0f} |")
+            times = f"{ours['ms']:.1f}", f"{original['ms']:.1f}", f"{original['ms'] / ours['ms']:.1f}"
+            terms.append((name, str(classes), *times, f"{ours['peak_mb']:.0f}", f"{original['peak_mb']:.0f}"))
     few, many = CLASSES
-    lines += [
-        "",
-        f"| method, defaults | ms, C={few} | ms, C={many} | MB, C={few} | MB, C={many} | growth in times the logits' |",
-        "|---|---|---|---|---|---|",
-    ]
+    methods = []
     for name in METHODS:
-        rows = [done.get(Case("method", name, classes).key) for classes in CLASSES]
+        rows = [runs.get(Case("method", name, classes).key) for classes in CLASSES]
         if None not in rows:
             growth = (rows[1]["peak_mb"] - rows[0]["peak_mb"]) / (LOGIT_MB * (many - few))
             figures = [f"{row['ms']:.1f}" for row in rows] + [f"{row['peak_mb']:.0f}" for row in rows]
-            lines.append(f"| {name} | {' | '.join(figures)} | {growth:.1f} |")
-    return "\n".join(lines) + "\n"
+            methods.append((name, *figures, f"{growth:.1f}"))
+    return "\n".join(
+        [
+            markdown_table(
+                ("term", "classes", "ms, ours", "ms, original", "speed-up", "MB, ours", "MB, original"), terms
+            ),
+            markdown_table(
+                (
+                    "method, defaults",
+                    *(f"{unit}, C={classes}" for unit in ("ms", "MB") for classes in CLASSES),
+                    "growth in MB / growth of the logits",
+                ),
+                methods,
+            ),
+        ]
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the JSON files")
-    parser.add_argument("--only", nargs="+", choices=[*TERMS, *METHODS], help="these terms and methods alone")
+    parser = make_parser(__doc__)
+    parser.add_argument("--only", nargs="+", choices=[*TERMS, *METHODS], help="names of the terms and methods to run")
     parser.add_argument("--classes", nargs="+", type=int, choices=CLASSES, default=CLASSES)
-    parser.add_argument("--quick", action="store_true", help="tiny maps, to see that it runs")
+    parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"), help="by default all that torch finds")
+    parser.add_argument("--quick", action="store_true", help="use tiny maps, to test the script")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.measure:
@@ -208,8 +205,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(measure(Case(side, name, int(classes)), device, quick=False)))
         return
     cases = [case for case in all_cases(options.classes) if options.only is None or case.name in options.only]
-    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
-        print(table(run(device, cases, options.output, quick=options.quick)))
+    for device in options.devices or ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        run(device, cases, options.output, quick=options.quick)
 
 
 if __name__ == "__main__":

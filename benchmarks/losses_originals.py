@@ -1,7 +1,7 @@
-"""What `benchmarks/losses.py` holds the losses against: plain re-statements of the published algorithms.
+"""Plain re-statements of the published algorithms, with which `benchmarks/losses.py` compares the losses.
 
-They are written from the equations, the way the originals go about it: one-hot tensors, a loop over all classes, the
-whole matrix of similarities.
+They are written from the equations, with the methods of the original code: one-hot tensors, a loop over all classes,
+and the whole matrix of similarities.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ VOID = 255
 
 @dataclass
 class Batch:
-    """What a loss gets."""
+    """The inputs of a loss."""
 
     student: SegmentationOutput
     teacher: SegmentationOutput
@@ -40,7 +40,10 @@ class Batch:
 
 
 def make_batch(num_classes: int, device: str, *, quick: bool) -> Batch:
-    """Blobs as labels; features that are the class's own direction and noise, not negative, as behind a ReLU."""
+    """Return labels of random regions, and outputs that depend on the class, with noise.
+
+    The features are not negative, as after a ReLU.
+    """
     generator = torch.Generator().manual_seed(0)
     height, width = (8, 16) if quick else (64, 128)
     coarse = torch.rand(2, num_classes, 8, 16, generator=generator)
@@ -88,7 +91,7 @@ def skds_pair(batch: Batch) -> Tensor:
 
 
 def ifvd(batch: Batch) -> Tensor:
-    """The labels, and so every mask, have all channels of the features, as in the official code."""
+    """Expand the labels, and so every mask, to all channels of the features, as the official code does."""
     cosines = []
     for feature in batch.features:
         labels = batch.small_labels.unsqueeze(1).float().expand_as(feature)
@@ -112,7 +115,7 @@ def cirkd_minibatch(batch: Batch) -> Tensor:
 
 
 class CIRKDMemory(nn.Module):
-    """Both memory terms; the queues are as long as ours, so that 150 classes fit."""
+    """Both memory terms. The queues are as long as ours, so that 150 classes fit."""
 
     def __init__(self, like: CIRKDLoss) -> None:
         super().__init__()

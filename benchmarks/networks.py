@@ -1,6 +1,6 @@
-"""Networks that nobody trained and that behave as if: settled batch norms, a classifier fitted to generated scenes.
+"""Untrained networks that behave like trained ones, and their int8 files, for benchmarks and tests.
 
-And their int8 files, for what is not about the damage of int8.
+Their batch norms are adapted to generated scenes, and their classifier can be fitted to them.
 """
 
 from pathlib import Path
@@ -21,22 +21,24 @@ from bpkd_sdk.runtime import open_runtime
 from bpkd_sdk.runtime.inference import whole_logits
 
 SCENES = 32
-RIDGE = 0.01  # of the features' mean square
+RIDGE = 0.01  # share of the mean square of the features
 
 
 def settled(name: str, num_classes: int, size: tuple[int, int]) -> nn.Module:
-    """Random weights, batch norms that know the scenes, and small residuals: activations as in a trained network.
+    """Return a network with random weights, batch norms adapted to scenes, and small residuals.
+
+    Its activations have the ranges of a trained network.
 
     Args:
-        name: What `create_model` takes.
-        num_classes: Channels of its logits.
+        name: Name of the network for `create_model`.
+        num_classes: Number of channels of the logits.
         size: (height, width) of the scenes.
     """
     torch.manual_seed(0)
     network = bpkd_sdk.create_model(name, num_classes)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the mean over all images
+            module.momentum = None  # the statistics become the mean over all images
         if (last := _last_norm(module)) is not None:
             nn.init.constant_(last.weight, 0.2)
     scenes = ShapesDataset("settle", length=4, size=size)
@@ -46,7 +48,7 @@ def settled(name: str, num_classes: int, size: tuple[int, int]) -> nn.Module:
 
 
 def _last_norm(module: nn.Module) -> nn.BatchNorm2d | None:
-    """Of a block that adds its input to what it makes of it."""
+    """Return the last batch norm of a residual block; None for other modules."""
     if isinstance(module, InvertedResidual):
         return module.conv[-1].bn if module.residual else None
     if isinstance(module, BasicBlock):
@@ -55,7 +57,10 @@ def _last_norm(module: nn.Module) -> nn.BatchNorm2d | None:
 
 
 def fitted(name: str, size: tuple[int, int]) -> nn.Module:
-    """`settled`, and its classifier is the ridge regression of the scenes' nine classes: logits that seldom tie."""
+    """Return a `settled` network whose classifier is fitted to the nine classes of the scenes by ridge regression.
+
+    Its logits are seldom equal, so masks can be compared.
+    """
     data = ShapesDataset("fit", length=SCENES, size=size)
     network = settled(name, data.num_classes, size)
     (classifier,) = (m for m in network.modules() if isinstance(m, nn.Conv2d) and m.out_channels == data.num_classes)
@@ -79,25 +84,26 @@ def fitted(name: str, size: tuple[int, int]) -> nn.Module:
 
 
 def _shares(label: Tensor, num_classes: int, size: tuple[int, int]) -> Tensor:
-    """(1, C, h, w): how much of each cell is of which class; void is of none."""
+    """Return the share of each class in each cell, (1, C, h, w); void pixels count for no class."""
     known = F.one_hot(label.long().clamp(max=num_classes), num_classes + 1)[..., :num_classes]
     return F.adaptive_avg_pool2d(known.permute(2, 0, 1)[None].double(), size)
 
 
 def _rows(maps: Tensor) -> Tensor:
-    """(1, C, h, w) -> (h w, C)."""
+    """Reshape (1, C, h, w) to (h w, C)."""
     return maps[0].flatten(1).T.double()
 
 
 def to_int8(source: Path, target: Path, *, ends: bool = False) -> int:
-    """A float32 file in int8, without `quantize`'s search for the layers that hurt.
-
-    Returns how many layers with weights are in int8.
+    """Convert a float32 file to int8 without the search of `quantize` for layers to leave out.
 
     Args:
-        source: Of `to_onnx`, from image to mask.
-        target: The file to write.
-        ends: The first and the last layer, too.
+        source: File of `to_onnx`, from image to mask.
+        target: File to write.
+        ends: Whether the first and the last layer are converted too.
+
+    Returns:
+        Number of layers with weights in int8.
     """
     proto, facts = onnx.load(source), open_runtime(source, "cpu").metadata
     layers = find_layers(proto)

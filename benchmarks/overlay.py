@@ -1,24 +1,23 @@
-"""draw_overlay beside OpenCV, supervision and torchvision, at 1920x1080, in one run.
+"""Compare the speed of draw_overlay with OpenCV, supervision and torchvision, at 1920x1080.
 
     pip install 'bpkd-sdk[bench]'
-    python benchmarks/overlay.py --output benchmarks/results/overlay.json
+    python -m benchmarks.overlay
 
-Everyone starts from an RGB image and a map of class ids and ends with a new picture, once with colours only and once
-with white lines around the classes too (torchvision draws none). supervision and torchvision want a binary mask for
-each class; what they take when those are there already is measured as well, as "masks given". In every round each call
-runs five times in a row, of which the fastest counts (the first pays for memory that the one before gave back to the
-system); the result is the median of the rounds, with its quartiles. It ends with an error if draw_overlay is slower by
-more than TOLERANCE than the best of the others: unlike OpenCV's two calls it looks at every id before it draws.
+Every call has an RGB image and a map of class ids as input, and returns a new picture: once with colours only, and once
+also with white lines around the classes (torchvision draws no lines). supervision and torchvision need a binary mask
+per class; their time with existing masks is measured too, as "masks given". In every round each call runs five times in
+a row, and the fastest run counts, because the first run allocates memory that the previous call returned to the system.
+The result is the median of the rounds, with its quartiles. Tasks that are in overlay.jsonl are not measured again.
+
+The exit code is 1 if draw_overlay is slower than the fastest alternative by more than TOLERANCE; unlike OpenCV's two
+calls, it checks every id before it draws.
 """
 
-import argparse
-import json
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -27,6 +26,7 @@ import supervision
 import torch
 from torchvision.utils import draw_segmentation_masks
 
+from benchmarks.records import Records, add_size, make_parser, markdown_table
 from bpkd_sdk.data import shapes
 from bpkd_sdk.serve import draw_overlay
 
@@ -36,12 +36,12 @@ Call = Callable[[], object]
 
 
 class Alternatives:
-    """The same picture by other libraries.
+    """The same picture, drawn by other libraries.
 
     Args:
-        image: uint8 (H, W, 3) RGB.
-        mask: uint8 (H, W), class ids.
-        palette: One RGB colour per class.
+        image: RGB image, uint8 (H, W, 3).
+        mask: Class ids, uint8 (H, W).
+        palette: RGB colour of each class.
     """
 
     def __init__(self, image: np.ndarray, mask: np.ndarray, palette: tuple[tuple[int, int, int], ...]) -> None:
@@ -103,28 +103,33 @@ def timed_ms(call: Call) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
-def compare(title: str, ours: Call, others: dict[str, Call], rounds: int) -> dict[str, Any]:
+def compare(ours: Call, others: dict[str, Call], rounds: int) -> dict[str, Any]:
     quartiles = {
         name: statistics.quantiles(values, n=4)
         for name, values in rounds_ms({"draw_overlay": ours, **others}, rounds).items()
     }
     times = {name: median for name, (_, median, _) in quartiles.items()}
-    own = times["draw_overlay"]
-    print(title)
-    for name, (low, ms, high) in quartiles.items():
-        print(f"  {name:36} {ms:8.2f} ms ({low:.2f} to {high:.2f}) {ms / own:8.2f} times ours")
     best = min(others, key=lambda name: times[name])
     spread = {name: [low, high] for name, (low, _, high) in quartiles.items()}
-    ratio = times[best] / own
-    return {"task": title, "ms": times, "quartiles_ms": spread, "best_other": best, "best_other_over_ours": ratio}
+    ratio = times[best] / times["draw_overlay"]
+    return {"ms": times, "quartiles_ms": spread, "best_other": best, "best_other_over_ours": ratio}
+
+
+def table(runs: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for task, run in runs.items():
+        for name, ms in run["ms"].items():
+            low, high = run["quartiles_ms"][name]
+            ratio = f"{ms / run['ms']['draw_overlay']:.2f}"
+            rows.append((task, name, f"{ms:.2f}", f"{low:.2f} to {high:.2f}", ratio))
+    return markdown_table(("task", "function", "ms", "quartiles", "time / draw_overlay"), rows, text_columns=(0, 1))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="where the JSON goes")
+    parser = make_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1, help="of OpenCV and torch")
-    parser.add_argument("--size", type=int, nargs=2, default=(1080, 1920), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--threads", type=int, default=1, help="number of threads of OpenCV and of torch")
+    add_size(parser, 1080, 1920)
     options = parser.parse_args(arguments)
     cv2.setNumThreads(options.threads)
     torch.set_num_threads(options.threads)
@@ -135,9 +140,8 @@ def main(arguments: list[str] | None = None) -> None:
     same = draw_overlay(image, mask, palette, boundaries=False, alpha=ALPHA)
     if not np.array_equal(same, other.opencv_color_map()):
         raise SystemExit("The pictures differ, so their times cannot be compared.")
-    tasks = [
-        compare(
-            "colours",
+    tasks: dict[str, tuple[Call, dict[str, Call]]] = {
+        "colours": (
             lambda: draw_overlay(image, mask, palette, boundaries=False, alpha=ALPHA),
             {
                 "OpenCV, palette[mask]": other.opencv_lookup,
@@ -147,34 +151,32 @@ def main(arguments: list[str] | None = None) -> None:
                 "torchvision": other.torchvision_fill,
                 "torchvision, masks given": lambda: other.torchvision_fill(masks),
             },
-            options.rounds,
         ),
-        compare(
-            "colours and lines",
+        "colours and lines": (
             lambda: draw_overlay(image, mask, palette, alpha=ALPHA),
             {
                 "OpenCV, drawContours": other.opencv_contours,
                 "supervision": other.supervision_outlines,
                 "supervision, masks given": lambda: other.supervision_outlines(detections),
             },
-            options.rounds,
         ),
-    ]
-    report = {
-        "size": list(options.size),
+    }
+    setting = {
+        "size": options.size,
         "classes": len(other.classes),
         "rounds": options.rounds,
         "threads": options.threads,
         "machine": platform.processor() or platform.machine(),
         "versions": {name: version(name) for name in ("opencv-python", "supervision", "torchvision", "numpy")},
-        "tasks": tasks,
     }
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
-    lost = [task["task"] for task in tasks if task["best_other_over_ours"] < 1 - TOLERANCE]
-    if lost:
-        raise SystemExit(f"draw_overlay is not the fastest at: {', '.join(lost)}.")
+    records = Records(options.output / "overlay.jsonl", setting)
+    for task, (ours, others) in tasks.items():
+        if task not in records.runs:
+            records.add(task, compare(ours, others, options.rounds))
+    records.write_table(table(records.runs))
+    slow = [task for task, run in records.runs.items() if run["best_other_over_ours"] < 1 - TOLERANCE]
+    if slow:
+        raise SystemExit(f"draw_overlay is not the fastest at: {', '.join(slow)}.")
 
 
 if __name__ == "__main__":

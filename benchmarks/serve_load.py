@@ -1,21 +1,22 @@
-"""Many clients against the real server on this machine, with and without batching: errors, latency, throughput, memory.
+"""Compare `bpkd serve` with and without batching under many clients: errors, latency, throughput, memory.
 
-    python benchmarks/serve_load.py --output benchmarks/results/serve-load.json
+    python -m benchmarks.serve_load
 
-Each client keeps one connection and sends the next image as soon as it has the mask of the last: JPEGs of 256x256
-pixels, generated scenes, to `bpkd serve` in a process of its own. Clients and server share the machine's cores. The
-network is the quickstart's student with random weights, exported to ONNX, unless --student names another. Memory is the
-server's resident set as its own metrics state it, once a second after a first tenth of the time, in which it grows to
-its working size. It ends with an error if a request has failed, or if the memory of the last quarter of the time is
-larger than that of the first by more than GROWTH.
+The server runs in its own process, and shares the machine's cores with the clients. Each client keeps one connection,
+and sends the next image when it has received the mask of the last one. The images are JPEGs of 256x256 pixels of
+generated scenes. The network is the quickstart's student with random weights, exported to ONNX, unless --student names
+another one. Memory is the server's resident set, as its metrics state it, sampled once per second; the first tenth of
+the time is left out, because the server then grows to its working size. Runs that are in serve-load.jsonl are not
+repeated.
+
+The exit code is 1 if a request failed, or if the memory in the last quarter of the time exceeds that in the first
+quarter by more than GROWTH.
 """
 
-import argparse
 import dataclasses
 import http.client
 import io
 import itertools
-import json
 import os
 import platform
 import re
@@ -29,6 +30,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -36,6 +38,7 @@ import torch
 from PIL import Image
 
 import bpkd_sdk
+from benchmarks.records import Records, make_parser, markdown_table
 from bpkd_sdk.data.shapes import CLASS_NAMES, PALETTE, render
 from bpkd_sdk.export import to_onnx
 from bpkd_sdk.quickstart import STUDENT
@@ -48,39 +51,49 @@ GROWTH = 0.05
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
+    parser = make_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--student")
     parser.add_argument("--device", default="auto")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        student = arguments.student or export_student(Path(folder) / "student.onnx")
-        results = []
-        for batch_size in BATCH_SIZES:
-            with serving(student, arguments.device, batch_size) as address:
-                result = measure(address, arguments.clients, arguments.seconds)
-            results.append({"batch_size": batch_size, **result})
-            print(json.dumps(results[-1]))
-    report = {
-        "setting": f"{arguments.clients} clients, {arguments.seconds:g} s, JPEG of {SIZE[0]}x{SIZE[1]}, masks as PNG",
-        "network": arguments.student or f"{STUDENT}, ONNX",
+    options = parser.parse_args()
+    setting = {
+        "description": f"{options.clients} clients, {options.seconds:g} s, JPEG of {SIZE[0]}x{SIZE[1]}, masks as PNG",
+        "network": options.student or f"{STUDENT}, ONNX",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() and arguments.device != "cpu" else None,
-        "results": results,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() and options.device != "cpu" else None,
     }
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-    for result in results:
-        memory = result["memory_mb"]
-        if result["errors"]:
-            sys.exit(f"Requests have failed: {result['errors']}")
+    records = Records(options.output / "serve-load.jsonl", setting)
+    with tempfile.TemporaryDirectory() as folder:
+        student = options.student or export_student(Path(folder) / "student.onnx")
+        for batch_size in BATCH_SIZES:
+            key = f"batch size {batch_size}"
+            if key not in records.runs:
+                with serving(student, options.device, batch_size) as address:
+                    records.add(key, {"batch_size": batch_size} | measure(address, options.clients, options.seconds))
+    records.write_table(table(records.runs))
+    for run in records.runs.values():
+        memory = run["memory_mb"]
+        if run["errors"]:
+            sys.exit(f"Requests failed: {run['errors']}")
         if memory["last_quarter"] > (1 + GROWTH) * memory["first_quarter"]:
-            sys.exit(f"The memory has grown: {memory}")
+            sys.exit(f"The memory grew: {memory}")
+
+
+def table(runs: dict[str, dict[str, Any]]) -> str:
+    headings = (
+        *("batch size", "requests", "errors", "requests/s", "p50 ms", "p90 ms", "p99 ms", "images per batch"),
+        *("MB, first quarter", "MB, last quarter", "MB, most"),
+    )
+    rows = []
+    for run in runs.values():
+        counts = (run["batch_size"], run["requests"], sum(run["errors"].values()), run["requests_per_second"])
+        rows.append([*map(str, (*counts, *run["latency_ms"].values(), run["images_per_batch"]))])
+        rows[-1] += [str(run["memory_mb"][part]) for part in ("first_quarter", "last_quarter", "most")]
+    return markdown_table(headings, rows, text_columns=())
 
 
 def export_student(path: Path) -> str:
@@ -93,7 +106,7 @@ def export_student(path: Path) -> str:
 
 @contextmanager
 def serving(student: str, device: str, batch_size: int) -> Iterator[tuple[str, int]]:
-    """Host and port of a server that is ready."""
+    """Start a server, and yield its host and port when it is ready."""
     command = [sys.executable, "-m", "bpkd_sdk.cli", "serve", "--student", student, "--no-demo", "--port", "0"]
     command += ["--device", device, "--batch-size", str(batch_size)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -108,25 +121,25 @@ def serving(student: str, device: str, batch_size: int) -> Iterator[tuple[str, i
             sys.exit(log.read().decode())
         address = (urlsplit(url).hostname, urlsplit(url).port)
         try:
-            while ask(http.client.HTTPConnection(*address), "GET", "/readyz")[0] != 200:
+            while request(http.client.HTTPConnection(*address), "GET", "/readyz")[0] != 200:
                 time.sleep(0.1)
             yield address
         finally:
             server.terminate()
 
 
-def ask(connection: http.client.HTTPConnection, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+def request(connection: http.client.HTTPConnection, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
     connection.request(method, path, body)
-    answer = connection.getresponse()
-    return answer.status, answer.read()
+    response = connection.getresponse()
+    return response.status, response.read()
 
 
 def metrics(connection: http.client.HTTPConnection) -> dict[str, float]:
-    lines = ask(connection, "GET", "/metrics")[1].decode().splitlines()
+    lines = request(connection, "GET", "/metrics")[1].decode().splitlines()
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 
 
-def measure(address: tuple[str, int], clients: int, seconds: float) -> dict:
+def measure(address: tuple[str, int], clients: int, seconds: float) -> dict[str, Any]:
     images = [jpeg(index) for index in range(IMAGES)]
     end = time.monotonic() + seconds
     memory: list[float] = []
@@ -139,7 +152,7 @@ def measure(address: tuple[str, int], clients: int, seconds: float) -> dict:
                 return times, statuses
             start = time.perf_counter()
             try:
-                status, _ = ask(connection, "POST", "/v1/segment?format=mask", image)
+                status, _ = request(connection, "POST", "/v1/segment?format=mask", image)
             except OSError as error:
                 status = type(error).__name__
                 connection.close()
@@ -147,20 +160,20 @@ def measure(address: tuple[str, int], clients: int, seconds: float) -> dict:
             statuses[status] += 1
         raise AssertionError
 
-    def watch() -> None:
+    def sample_memory() -> None:
         connection = http.client.HTTPConnection(*address, timeout=60)
         time.sleep(seconds / 10)
         while time.monotonic() < end:
             memory.append(metrics(connection)["process_resident_memory_bytes"] / MEGABYTE)
             time.sleep(min(1.0, seconds / 20))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    sampler = threading.Thread(target=sample_memory)
+    sampler.start()
     start = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         parts = list(pool.map(client, range(clients)))
     wall = time.perf_counter() - start
-    watcher.join()
+    sampler.join()
     counted = metrics(http.client.HTTPConnection(*address))
     times = np.concatenate([part for part, _ in parts])
     statuses = sum((part for _, part in parts), Counter())

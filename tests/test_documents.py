@@ -30,7 +30,7 @@ def table_lines(path):
 
 
 def test_the_tables_of_the_study_are_the_measured_ones():
-    measured = set().union(*(table_lines(path) for path in (ROOT / "benchmarks/results/camvid").rglob("*.md")))
+    measured = table_lines(ROOT / "benchmarks/results/camvid.md")
     shown = table_lines(ROOT / "docs/results.md")
     assert len(shown) > 30
     assert shown <= measured, shown - measured

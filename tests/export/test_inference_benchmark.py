@@ -1,4 +1,4 @@
-"""What the speed benchmarks compare is the same work, and what they have measured they do not measure again."""
+"""The speed benchmarks compare the same work, and do not measure again what is in their files."""
 
 import json
 
@@ -9,6 +9,7 @@ import torch
 import bpkd_sdk
 from benchmarks import export_table, inference
 from benchmarks.networks import to_int8
+from benchmarks.records import RESULTS, Records
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.export import to_onnx
 from bpkd_sdk.export.benchmark import BenchmarkReport, BenchmarkRow, Environment, Percentiles
@@ -36,14 +37,14 @@ def test_all_ways_give_the_same_mask(tmp_path):
         assert (runtime(images) == expected).mean() >= least
     in_int8 = open_runtime(tmp_path / "int8.onnx", "cpu")
     assert in_int8.metadata["quantization"] == {"quantized": 1}
-    assert not {"verified", "parity"} & in_int8.metadata.keys()  # nobody compared it with torch
+    assert not {"verified", "parity"} & in_int8.metadata.keys()  # it was not compared with torch
     assert (in_int8(images) == expected).mean() > 0.9
-    as_it_is = OnnxRuntime(tmp_path / "int8.onnx", "cpu", as_written=True)
-    assert (as_it_is(images) == in_int8(images)).mean() > 0.99
+    as_written = OnnxRuntime(tmp_path / "int8.onnx", "cpu", as_written=True)
+    assert (as_written(images) == in_int8(images)).mean() > 0.99
 
 
 def report(rounds):
-    """Of ways that took so many milliseconds in each round."""
+    """Return the report of ways with these milliseconds in each round."""
     rows = tuple(
         BenchmarkRow(
             way,
@@ -79,18 +80,18 @@ def test_ratios_of_known_times():
         for name, changes in (("net", {}), ("other", {"load": 99.0}))
     }
     table = inference.table(done)
-    assert "| net | 42 | 42 | 42 | 42 | 42 | 2.10 (2.00 to 2.50; 2.0 asked) |" in table
+    assert "| net | 42 | 42 | 42 | 42 | 42 | 2.10 (2.00 to 2.50; 2.0 required) |" in table
     assert "| 1.50 (1.20 to 1.71) |" in table
     assert table.splitlines()[-1].startswith("- other: The machine was busy: a load of 99.0")
     assert "- net" not in table
 
 
 def test_nothing_is_measured_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "benchmark", None)  # would fail if it were called
+    monkeypatch.setattr(inference, "benchmark", None)  # a call would fail
     measured = report(dict.fromkeys(inference.WAYS, (1.0, 2.0)))
     found = {"ratios": inference.ratios(measured), "report": json.loads(measured.to_json()) | {"rows": []}}
-    (tmp_path / "i.json").write_text(json.dumps({"pspnet_r18": found}))
-    assert inference.run(tmp_path / "i.json", ["pspnet_r18"], SIZE, 1.0, tmp_path).keys() == {"pspnet_r18"}
+    Records(tmp_path / "inference-cpu.jsonl").add("pspnet_r18", found)
+    assert inference.run(tmp_path, ["pspnet_r18"], SIZE, 1.0, tmp_path).keys() == {"pspnet_r18"}
     made = []
 
     def make_rows(name, shapes):
@@ -102,17 +103,15 @@ def test_nothing_is_measured_twice(tmp_path, monkeypatch):
 
     monkeypatch.setattr(export_table, "make_rows", make_rows)
     for networks in (["pspnet_r18"], ["pspnet_r18", "isanet_r18"]):
-        export_table.run(tmp_path / "e.json", networks)
+        export_table.run(tmp_path, networks)
     assert made == [(name, shapes) for name in ("pspnet_r18", "isanet_r18") for shapes in ("static", "dynamic")]
-    table = (tmp_path / "e.md").read_text()
+    table = (tmp_path / "export-table.md").read_text()
     assert "| pspnet_r18 | dynamic | int8 | 100.00 | – | 100.00 | 1.0 | 3 fp32 | 1.0 | 3 FLOAT convolution |" in table
 
 
 def test_the_committed_table_has_every_network():
-    path = export_table.RESULTS / "export-table.json"
-    if not path.is_file():
-        pytest.skip("not made yet: python -m benchmarks.export_table")
-    rows = json.loads(path.read_text())["rows"]
+    path = RESULTS / "export-table.jsonl"
+    rows = Records(path, json.loads(path.read_text().splitlines()[0])["setting"]).runs
     assert len(rows) == len(ZOO) * len(export_table.SHAPES) * len(export_table.PRECISIONS)
     for name, row in rows.items():
         precision = name.rpartition(" ")[2]
