@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from html import escape
 from itertools import cycle
@@ -163,7 +164,7 @@ def draw(title: str, points: Sequence[Point]) -> Figure:
     axes.spines[:].set_visible(False)
     figure.legend(
         dots,
-        [point.name for point in points],
+        [textwrap.fill(point.name, 70) for point in points],
         loc="outside lower left",
         ncols=columns,
         frameon=False,
