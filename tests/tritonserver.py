@@ -1,4 +1,4 @@
-"""A real Triton Inference Server, the one inside the PyPI package nvidia-pytriton, and tiny models for it."""
+"""Triton Inference Server from the PyPI package nvidia-pytriton, and small models for its tests."""
 
 import contextlib
 import importlib.util
@@ -23,15 +23,15 @@ from bpkd_sdk.export import to_onnx
 from tests.conftest import missing
 from tests.networks import tiny
 
-PATIENCE = 60  # seconds for the server to start, and to stop
+TIMEOUT = 60  # seconds for the server to start, and to stop
 SIZE = (64, 96)
 
 
 @dataclass(frozen=True)
 class TritonServer:
-    """Addresses of a running server, and the folder that it serves models from.
+    """Port of a running server, and its model repository.
 
-    The server looks at the folder only when it is told to `load` a model.
+    The server reads the repository only when `load` is called.
     """
 
     repository: Path
@@ -56,7 +56,7 @@ class TritonServer:
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[TritonServer]:
-    """Start a server with an empty model repository below `folder`, wait until it is ready, stop it at the end."""
+    """Start a server with an empty model repository in `folder`, wait until it is ready, and stop it at the end."""
     program, environment = find_server()
     server = TritonServer(folder / "repository", _free_port())
     server.repository.mkdir()
@@ -65,7 +65,7 @@ def serving(folder: Path) -> Iterator[TritonServer]:
         f"--model-repository={server.repository}",
         "--model-control-mode=explicit",
         "--disable-auto-complete-config",
-        f"--backend-directory={_backends(program.parents[1], folder / 'backends')}",
+        f"--backend-directory={_copy_backends(program.parents[1], folder / 'backends')}",
         "--http-address=127.0.0.1",
         f"--http-port={server.http_port}",
         "--allow-grpc=false",
@@ -75,27 +75,27 @@ def serving(folder: Path) -> Iterator[TritonServer]:
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
-            _await(process, server, folder / "server.log")
+            _wait_until_ready(process, server, folder / "server.log")
             yield server
         finally:
             process.terminate()
             try:
-                process.wait(PATIENCE)
+                process.wait(TIMEOUT)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
 
 
 def find_server() -> tuple[Path, dict[str, str]]:
-    """The program and its environment; without nvidia-pytriton the test is skipped, in CI it fails."""
+    """Return the server program and its environment. Without nvidia-pytriton the test is skipped; in CI it fails."""
     package = importlib.util.find_spec("pytriton")
     if package is None:
-        # Its wheel asks for numpy 1 on behalf of code that is not used here.
+        # --no-deps, because the wheel requires numpy 1 for code that the tests do not use.
         missing("no Triton server: pip install --no-deps --constraint constraints.txt nvidia-pytriton")
     root = Path(package.origin).parent
     first = {
         "LD_LIBRARY_PATH": [root.parent / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR")],
-        # The server embeds a Python, which takes the environment of the `python3` that it finds first.
+        # The embedded Python of the server uses the environment of the first `python3` on the PATH.
         "PATH": [Path(sys.executable).parent, os.environ["PATH"]],
     }
     changes = {name: os.pathsep.join(map(str, paths)) for name, paths in first.items()}
@@ -108,8 +108,8 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _backends(root: Path, target: Path) -> Path:
-    """The python backend with the stub process for this version of Python beside it, where the server looks for it."""
+def _copy_backends(root: Path, target: Path) -> Path:
+    """Copy the python backend to `target`, with the stub program for this version of Python, and return the folder."""
     shutil.copytree(root / "backends", target)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = shutil.copy(root / "python_backend_stubs" / version / "triton_python_backend_stub", target / "python")
@@ -117,8 +117,8 @@ def _backends(root: Path, target: Path) -> Path:
     return target
 
 
-def _await(process: subprocess.Popen, server: TritonServer, log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
+def _wait_until_ready(process: subprocess.Popen, server: TritonServer, log: Path) -> None:
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), server.client() as client:
             if client.is_server_ready():
@@ -128,7 +128,7 @@ def _await(process: subprocess.Popen, server: TritonServer, log: Path) -> None:
 
 
 def export_tiny(folder: Path) -> dict[str, Path]:
-    """Networks as ONNX: for any batch, for any size from 9 x 9 on, and without batch, pre- and post-processing."""
+    """Export networks as ONNX: dynamic batch; any size from 9 x 9; no batch axis, pre- or post-processing."""
     unpadded = nn.Sequential(nn.Conv2d(3, 16, 9), nn.ReLU(), nn.Conv2d(16, 9, 1))
     bare = {"dynamic_batch": False, "preprocess": False, "argmax": False}
     return {
@@ -145,5 +145,5 @@ def export(network: nn.Module, path: Path, **options: bool) -> Path:
 
 
 def scenes(count: int, size: tuple[int, int] = SIZE, split: str = "val") -> np.ndarray:
-    """uint8 (count, H, W, 3)."""
+    """Return generated images, uint8 (count, H, W, 3)."""
     return np.stack([render(0, split, index, size)[0] for index in range(count)])

@@ -1,4 +1,4 @@
-"""The container and compose files, held against what they name: files, extras, options of both servers."""
+"""Container and compose files: the files, extras and options that they name exist."""
 
 import re
 import shlex
@@ -20,7 +20,7 @@ CONTAINERFILE = (ROOT / "serve" / "Containerfile").read_text().replace("\\\n", "
 
 @pytest.fixture(scope="module")
 def services():
-    """The services of the compose file, with every variable at its default."""
+    """Return the services of the compose file, with every variable at its default."""
     text = (ROOT / "serve" / "compose.yaml").read_text()
     return yaml.safe_load(re.sub(r"\$\{\w+:[-?]([^}]*)\}", r"\1", text))["services"]
 
@@ -29,7 +29,7 @@ def instructions(name):
     return re.findall(rf"^{name} (.*)$", CONTAINERFILE, re.MULTILINE)
 
 
-def test_the_image_is_made_of_files_and_extras_that_are_there():
+def test_the_image_is_built_from_existing_files_and_extras():
     for copied in instructions("COPY"):
         *sources, _ = shlex.split(copied)
         assert all((ROOT / source).exists() for source in sources), copied
@@ -39,7 +39,7 @@ def test_the_image_is_made_of_files_and_extras_that_are_there():
     assert '".[$EXTRAS]"' in CONTAINERFILE
 
 
-def test_the_image_runs_as_nobody_special_and_asks_itself_for_its_health():
+def test_the_image_runs_unprivileged_and_checks_its_health():
     (user,) = instructions("USER")
     assert f"useradd --create-home --uid 10001 {user}" in CONTAINERFILE
     assert CONTAINERFILE.index("USER ") < CONTAINERFILE.index("ENTRYPOINT ")
@@ -48,7 +48,7 @@ def test_the_image_runs_as_nobody_special_and_asks_itself_for_its_health():
     assert instructions("EXPOSE") == ["7860"]
 
 
-def test_compose_joins_the_two_servers(services):
+def test_compose_connects_the_service_to_triton(services):
     triton, bpkd = services["triton"], services["bpkd"]
     build = bpkd["build"]
     assert (ROOT / "serve" / build["context"] / build["dockerfile"]).resolve() == ROOT / "serve" / "Containerfile"
@@ -62,7 +62,7 @@ def test_compose_joins_the_two_servers(services):
     assert "--model-repository=/models" in triton["command"]
 
 
-def test_bpkd_serve_knows_the_options(services):
+def test_bpkd_serve_has_the_options_that_the_files_use(services):
     command = typer.main.get_command(cli.app).commands["serve"]
     known = {option for parameter in command.params for option in parameter.opts}
     (entrypoint,) = instructions("ENTRYPOINT")
@@ -71,7 +71,7 @@ def test_bpkd_serve_knows_the_options(services):
     assert {*services["bpkd"]["environment"]} <= {parameter.envvar for parameter in command.params}
 
 
-def test_triton_knows_the_options(services):
+def test_triton_has_the_options_that_compose_uses(services):
     program, environment = find_server()
     usage = subprocess.run([program, "--help"], env=environment, capture_output=True, text=True).stderr
     name, *options = services["triton"]["command"]
