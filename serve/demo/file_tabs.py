@@ -87,7 +87,7 @@ def write_zip(
             name = next(name for name in itertools.chain([image_path.stem], numbered) if name not in names)
             names.add(name)
             try:
-                image = read_untrusted_image(read_bounded(image_path, limits.body), limits)
+                image = read_untrusted_image(read_bounded(image_path, limits.max_upload_bytes), limits)
                 prediction = predictor(image)
             except EXPECTED_ERRORS as error:
                 yield f"{image_path.name} was skipped: {error}"
@@ -122,7 +122,7 @@ def build_video_tab(models: ModelSet, controls: Controls, limits: Limits) -> Non
         def draw(image: np.ndarray) -> np.ndarray:
             return draw_full_size(image, predictor(image).mask, predictor.palette, alpha, width)
 
-        bounds = {"max_pixels": limits.pixels, "max_frames": limits.frames}
+        bounds = {"max_pixels": limits.max_pixels, "max_frames": limits.max_frames}
         try:
             with new_file(f"{Path(path).stem}_masks.mp4") as video_path:
                 for frame, share in enumerate(annotate_video(path, video_path, draw, **bounds)):

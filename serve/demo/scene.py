@@ -95,7 +95,7 @@ class Scene:
         Raises:
             ValueError: If the file is not an image, or exceeds the limits.
         """
-        content = read_bounded(source, limits.body)
+        content = read_bounded(source, limits.max_upload_bytes)
         image = read_untrusted_image(content, limits)
         return cls(source.stem, content, (image.shape[0], image.shape[1]), resize_to_page(image))
 

@@ -44,9 +44,9 @@ class RestrictedBlocks(gr.Blocks):
         self.limits = limits
         self.has_launched = True  # Gradio checks the paths of outputs only if this is set
         # The file, label and mask of a visitor's image, and two pictures in the size of the page.
-        session_bytes = limits.body + 2 * limits.pixels + 10_000_000
+        session_bytes = limits.max_upload_bytes + 2 * limits.max_pixels + 10_000_000
         self.state_session_capacity = max(2, STATE_MEMORY // session_bytes)
-        self.queue(max_size=limits.requests)
+        self.queue(max_size=limits.max_requests)
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **options: Any) -> Any:
         """Reject requests with a path or URL that is not an uploaded file, in any component."""
@@ -62,7 +62,7 @@ class RestrictedBlocks(gr.Blocks):
     @property
     def max_upload_bytes(self) -> int:
         """Maximum size of an uploaded file in bytes, so that its whole request stays within the limit."""
-        return max(1, self.limits.any_body - _FORM_BYTES)
+        return max(1, self.limits.max_request_bytes - _FORM_BYTES)
 
 
 def _find_paths(data: Any) -> Iterator[Any]:

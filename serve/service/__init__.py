@@ -1,1 +1,1 @@
-"""HTTP service: FastAPI application, request security, admission control, batching and metrics."""
+"""HTTP service: FastAPI application, request security, size limits, batching and metrics."""

@@ -1,4 +1,4 @@
-"""How much a server takes in: bytes, pixels, requests at a time, seconds. Each bound holds while the thing comes in."""
+"""Limits of requests (bytes, pixels, video frames, queue length, seconds) and the checks that apply them."""
 
 from __future__ import annotations
 
@@ -10,44 +10,126 @@ from http import HTTPStatus
 from pathlib import Path
 
 import numpy as np
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.requests import Request
-from starlette.types import Message, Receive
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bpkd_sdk.images import TooLargeError, UnknownFormatError, read_image
-from bpkd_sdk.serve.service.responses import Problem
+from bpkd_sdk.serve.service.responses import Problem, problem_response
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # TIFF's many codecs are not for strangers
-FIELD = "image"  # of a form
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # no TIFF: its many codecs are a risk with untrusted files
+FORM_FIELD = "image"
 
-_LONGEST = 8  # times the side of the largest square: most of one side; networks pad what is thin, and pay for it
+# Longest allowed side of an image, relative to the side of the largest square. Networks pad both sides to a multiple of
+# their stride, so a very thin image costs far more memory than its number of pixels suggests.
+_MAX_SIDE_RATIO = 8
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The bounds.
+    """Limits of requests and images.
 
     Attributes:
-        body: Most bytes of a request to segment an image.
-        any_body: Most bytes of any other request; the page for people takes videos.
-        pixels: Most pixels of an image or a frame, checked before it is decoded.
-        frames: Most frames of a video.
-        requests: Most requests that are accepted and not answered yet; more get 503.
-        largest: Room for the pixels of so many images of the largest size, decoded and not answered yet; more get 503.
-        seconds: For an upload, and again for its answer.
+        max_upload_bytes: Maximum bytes of an uploaded image.
+        max_request_bytes: Maximum bytes of any other request; the demo page receives videos.
+        max_pixels: Maximum pixels of an image or video frame, checked before decoding.
+        max_frames: Maximum frames of a video.
+        max_requests: Maximum requests in progress; more get HTTP 503.
+        max_decoded_images: Decoded pixels allowed in flight, as a count of largest images; more get HTTP 503.
+        timeout: Seconds allowed for an upload, and again for its segmentation.
     """
 
-    body: int = 20_000_000
-    any_body: int = 200_000_000
-    pixels: int = 4096 * 4096
-    frames: int = 20_000
-    requests: int = 64
-    largest: int = 8
-    seconds: float = 30.0
+    max_upload_bytes: int = 20_000_000
+    max_request_bytes: int = 200_000_000
+    max_pixels: int = 4096 * 4096
+    max_frames: int = 20_000
+    max_requests: int = 64
+    max_decoded_images: int = 8
+    timeout: float = 30.0
+
+
+class BodyLimitMiddleware:
+    """ASGI middleware that refuses a request as soon as its body exceeds a number of bytes.
+
+    Args:
+        app: Application to protect.
+        max_bytes: Maximum bytes of a request body.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        problem: Problem | None = None
+        has_started = False
+        receive_limited = limit_body(receive, self.max_bytes)
+
+        async def receive_or_refuse() -> Message:
+            nonlocal problem
+            try:
+                return await receive_limited()
+            except Problem as error:
+                problem = error
+                raise
+
+        async def send_unless_refused(message: Message) -> None:
+            # The application may catch the error and send a response of its own, which the 413 replaces.
+            nonlocal has_started
+            if problem is None:
+                has_started = True
+                await send(message)
+
+        if content_length(Headers(scope=scope)) > self.max_bytes:
+            problem = body_too_long(self.max_bytes)
+        else:
+            try:
+                await self.app(scope, receive_or_refuse, send_unless_refused)
+            except Exception:
+                if problem is None:
+                    raise
+        if problem is not None and not has_started:
+            await problem_response(problem)(scope, receive, send)
+
+
+def limit_body(receive: Receive, max_bytes: int) -> Receive:
+    """Return a `receive` that raises a `Problem` as soon as the request body exceeds `max_bytes`."""
+    received = 0
+
+    async def receive_limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > max_bytes:
+            raise body_too_long(max_bytes)
+        return message
+
+    return receive_limited
+
+
+def content_length(headers: Headers) -> int:
+    """Return the body length that a request announces; 0 if it announces none."""
+    return int(headers.get("content-length", 0))
+
+
+def body_too_long(max_bytes: int) -> Problem:
+    """Return the `Problem` of a request body that exceeds `max_bytes`."""
+    return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A request may have {max_bytes:,} bytes at most.")
 
 
 class AdmissionControl:
-    """Lets in as many requests and pixels as there is room for."""
+    """Admission control for HTTP requests: limits the requests in progress and the decoded pixels that they hold.
+
+    Args:
+        limits: Limits of requests and images.
+
+    Attributes:
+        requests: Number of requests in progress.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -55,10 +137,10 @@ class AdmissionControl:
         self._pixels = 0
 
     @contextmanager
-    def request(self) -> Iterator[None]:
-        """Room for a request, or a `Problem`."""
-        if self.requests >= self.limits.requests:
-            raise _busy()
+    def admit_request(self) -> Iterator[None]:
+        """Count a request as in progress, or raise a `Problem` with status 503."""
+        if self.requests >= self.limits.max_requests:
+            raise _queue_full()
         self.requests += 1
         try:
             yield
@@ -66,11 +148,11 @@ class AdmissionControl:
             self.requests -= 1
 
     @contextmanager
-    def image(self, image: np.ndarray) -> Iterator[None]:
-        """Room for a decoded image, or a `Problem`."""
+    def admit_image(self, image: np.ndarray) -> Iterator[None]:
+        """Count the pixels of a decoded image as in flight, or raise a `Problem` with status 503."""
         pixels = image.shape[0] * image.shape[1]
-        if self._pixels + pixels > self.limits.largest * self.limits.pixels:
-            raise _busy()
+        if self._pixels + pixels > self.limits.max_decoded_images * self.limits.max_pixels:
+            raise _queue_full()
         self._pixels += pixels
         try:
             yield
@@ -78,84 +160,71 @@ class AdmissionControl:
             self._pixels -= pixels
 
 
-def _busy() -> Problem:
-    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "The queue is full; try again in a second.", Retry_After="1")
+def _queue_full() -> Problem:
+    return Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE, "The queue is full; try again in a second.", headers={"Retry-After": "1"}
+    )
 
 
 async def read_upload(request: Request, limits: Limits) -> bytes:
-    """The bytes of the image in a request: its body, or the file in the field `image` of a form.
+    """Return the bytes of the uploaded image: the request body, or the file in the form field `image`.
 
     Raises:
-        Problem: If there is none, there is more than allowed, or it comes too slowly.
+        Problem: If there is no image, the body is too long, or the upload takes too long.
     """
-    if int(request.headers.get("content-length", 0)) > limits.body:
-        raise too_long(limits.body)
-    request = Request(request.scope, bounded(request.receive, limits.body))
+    if content_length(request.headers) > limits.max_upload_bytes:
+        raise body_too_long(limits.max_upload_bytes)
+    request = Request(request.scope, limit_body(request.receive, limits.max_upload_bytes))
     try:
-        async with asyncio.timeout(limits.seconds):
+        async with asyncio.timeout(limits.timeout):
             if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-                content = await _from_form(request)
+                content = await _read_form_file(request)
             else:
                 content = await request.body()
     except TimeoutError:
         raise Problem(
-            HTTPStatus.REQUEST_TIMEOUT, f"The upload took more than {limits.seconds:g} s.", Connection="close"
+            HTTPStatus.REQUEST_TIMEOUT,
+            f"The upload took more than {limits.timeout:g} s.",
+            headers={"Connection": "close"},
         ) from None
     if not content:
-        raise Problem(HTTPStatus.BAD_REQUEST, f"Send an image as the body, or in the field `{FIELD}` of a form.")
+        raise Problem(
+            HTTPStatus.BAD_REQUEST,
+            f"The request contains no image. Send the file as the request body, or in the form field `{FORM_FIELD}`.",
+        )
     return content
 
 
-def bounded(receive: Receive, most: int) -> Receive:
-    """The same messages of a request; a `Problem` as soon as its body has more bytes than allowed."""
-    received = 0
-
-    async def counted() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > most:
-            raise too_long(most)
-        return message
-
-    return counted
-
-
-async def _from_form(request: Request) -> bytes:
+async def _read_form_file(request: Request) -> bytes:
     async with request.form(max_files=1, max_fields=8) as form:
-        file = form.get(FIELD)
+        file = form.get(FORM_FIELD)
         return await file.read() if isinstance(file, UploadFile) else b""
 
 
-def too_long(most: int) -> Problem:
-    """A request has more bytes than allowed."""
-    return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A request may have {most:,} bytes at most.")
-
-
-def read_bounded(path: Path, most: int) -> bytes:
-    """A file that a stranger sent; TooLargeError if it has more bytes than allowed."""
-    if (size := path.stat().st_size) > most:
-        raise TooLargeError(f"Expected a file of at most {most:,} bytes, but got {size:,}.")
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """Return the content of an untrusted file; raise TooLargeError if it has more than `max_bytes`."""
+    if (size := path.stat().st_size) > max_bytes:
+        raise TooLargeError(f"Expected a file of at most {max_bytes:,} bytes, but got {size:,}.")
     return path.read_bytes()
 
 
 def read_untrusted_image(content: bytes, limits: Limits) -> np.ndarray:
-    """The image in a file that a stranger sent, uint8 (H, W, 3) RGB.
+    """Decode an untrusted image file to uint8 (H, W, 3) RGB. No error message contains a path.
 
     Raises:
-        UnknownFormatError: If it is none of the `FORMATS`.
-        TooLargeError: If it has too many pixels, or too many in a row.
-        ValueError: If it is damaged. No message names a path.
+        UnknownFormatError: If the format is not one of `IMAGE_FORMATS`.
+        TooLargeError: If the image has too many pixels, or is too long and thin.
+        ValueError: If the file is damaged.
     """
-    image = read_image(content, largest=limits.pixels, formats=FORMATS)
+    image = read_image(content, largest=limits.max_pixels, formats=IMAGE_FORMATS)
     height, width, _ = image.shape
-    if max(height, width) > _LONGEST * limits.pixels**0.5:
+    if max(height, width) > _MAX_SIDE_RATIO * limits.max_pixels**0.5:
         raise TooLargeError(f"An image of {height} x {width} is too long and thin.")
     return image
 
 
-def decode(content: bytes, limits: Limits) -> np.ndarray:
-    """As `read_untrusted_image`, but every error is a `Problem`."""
+def decode_upload(content: bytes, limits: Limits) -> np.ndarray:
+    """Decode an uploaded image as `read_untrusted_image` does; raise every error as a `Problem`."""
     try:
         return read_untrusted_image(content, limits)
     except UnknownFormatError as error:

@@ -1,44 +1,57 @@
-"""Who may use the server: everybody on this machine, or whoever has a token or a password."""
+"""Request security: credentials, allowed hosts, requests from other sites, and security headers of responses."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import hmac
 import ipaddress
 import logging
 import re
-import time
-import uuid
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
+from asgi_correlation_id import correlation_id
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bpkd_sdk.serve.service.limits import bounded, too_long
-from bpkd_sdk.serve.service.metrics import Metrics
 from bpkd_sdk.serve.service.responses import Problem, problem_response
+
+log = logging.getLogger("bpkd_sdk.serve")
+
+OPEN_PATHS = ("/healthz", "/readyz")  # health probes have no credentials, and the responses contain nothing secret
+
+SECURITY_HEADERS = {
+    # All content comes from this server. Gradio's pages need the inline scripts and `eval`.
+    "Content-Security-Policy": "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "SAMEORIGIN",
+}
+
+# Gradio would download these addresses on behalf of any client (server-side request forgery).
+_GRADIO_FETCH = re.compile(r"/gradio_api/(file[=/]\s*https?:|proxy=)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Access:
-    """What a request has to show. All of the server asks for it: service, documentation and demo.
+class AccessPolicy:
+    """Credentials and hosts that the server accepts. They protect every path: service, documentation and demo page.
 
-    A token is taken as ``Authorization: Bearer <token>``, or as the password that a browser asks for, with any user
-    name. Without token and user, only requests that name this machine as their host are answered, so that a page in a
-    browser cannot reach the server under a name of its own (DNS rebinding).
+    A token is accepted as ``Authorization: Bearer <token>``, or as the password of HTTP basic authentication with any
+    user name. Without a token and a user, only requests whose Host header names this machine are answered, so that a
+    web page cannot reach the server through a domain of its own (DNS rebinding).
 
     Attributes:
-        token: A long secret.
-        user: A name, together with a password.
-        password: Of the user.
-        insecure: Let anybody in, under any host name.
+        token: Secret token.
+        user: User name; requires a password.
+        password: Password of the user.
+        insecure: Whether to accept every request, for any host.
 
     Raises:
-        ValueError: For an empty secret, a user without password, or a password without user.
+        ValueError: For an empty token, user or password, a user without a password, or a password without a user.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -49,46 +62,50 @@ class Access:
     def __post_init__(self) -> None:
         for name in ("token", "user", "password"):
             if getattr(self, name) == "":
-                raise ValueError(f"The {name} is empty, which would let anybody in. Is its variable set?")
+                raise ValueError(
+                    f"The {name} is empty, which would accept every request. Is its environment variable set?"
+                )
         if (self.user is None) != (self.password is None):
-            raise ValueError("A user needs a password and a password a user: give both or none.")
+            raise ValueError("Expected a user and a password, but got only one of them: specify both or neither.")
 
     @property
-    def is_restricted(self) -> bool:
-        """Whether a token or a password is asked for."""
+    def requires_credentials(self) -> bool:
+        """Whether requests need a token or a password."""
         return self.token is not None or self.user is not None
 
-    def admits(self, authorization: str) -> bool:
-        """Whether the value of an Authorization header is good enough; in a time that does not depend on what fits."""
-        if not self.is_restricted:
+    def accepts_credentials(self, authorization: str) -> bool:
+        """Compare an Authorization header with the token, user and password, in constant time."""
+        if not self.requires_credentials:
             return True
         scheme, _, value = authorization.partition(" ")
         if scheme.lower() == "bearer":
-            return _same(value.strip(), self.token)
+            return _is_equal(value.strip(), self.token)
         if scheme.lower() != "basic":
             return False
         try:
             user, _, password = base64.b64decode(value.strip(), validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
             return False
-        return _same(password, self.token) | (_same(user, self.user) & _same(password, self.password))
+        # `|` and `&` always compare all three, so the duration does not depend on which of them match.
+        return _is_equal(password, self.token) | (_is_equal(user, self.user) & _is_equal(password, self.password))
 
-    def knows_host(self, host: str) -> bool:
-        """Whether a Host header is one that requests may name."""
-        return self.is_restricted or self.insecure or is_loopback(_without_port(host))
+    def accepts_host(self, host: str) -> bool:
+        """Return whether requests with this Host header are answered."""
+        return self.requires_credentials or self.insecure or is_loopback(_strip_port(host))
 
     def check_address(self, host: str) -> None:
-        """Raise ValueError if a server on this address would be open to others without anybody having said so."""
-        if self.is_restricted or self.insecure or is_loopback(host):
+        """Raise ValueError if other machines could reach a server on this address without credentials."""
+        if self.requires_credentials or self.insecure or is_loopback(host):
             return
         raise ValueError(
-            f"On {host} others could reach this server, and nothing keeps them out. Give --token (a long secret, best "
-            "in the variable BPKD_TOKEN) or --user and --password, stay on 127.0.0.1, or say --insecure."
+            f"A server on {host} can be reached from other machines, but no credentials are set. Specify --token (a "
+            "long secret, preferably in the environment variable BPKD_TOKEN) or --user and --password, use 127.0.0.1, "
+            "or specify --insecure."
         )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address means this machine only."""
+    """Return whether a name or IP address is a loopback address of this machine."""
     if host.lower() == "localhost":
         return True
     try:
@@ -97,172 +114,91 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _without_port(host: str) -> str:
+def _strip_port(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
 
 
-def _same(given: str, expected: str | None) -> bool:
-    return expected is not None and hmac.compare_digest(given.encode(), expected.encode())
-
-
-log = logging.getLogger("bpkd_sdk.serve")
-
-_FETCHES = re.compile(r"/gradio_api/(file[=/]\s*https?:|proxy=)", re.IGNORECASE)  # Gradio would, for anybody who asks
-OPEN_PATHS = ("/healthz", "/readyz")  # those who ask for health have no secrets, and learn none
-HEADERS = {
-    # Everything comes from this server, nothing from elsewhere. Gradio's pages need the inline scripts.
-    "Content-Security-Policy": "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "SAMEORIGIN",
-}
+def _is_equal(received: str, expected: str | None) -> bool:
+    return expected is not None and hmac.compare_digest(received.encode(), expected.encode())
 
 
 class SecurityMiddleware:
-    """ASGI middleware: refuses who may not come in, names every request, keeps tracebacks on this side.
+    """ASGI middleware that checks requests, adds security headers, and turns exceptions into problem responses.
 
-    Each request gets an id, which its answer carries as ``X-Request-ID`` and the log names. No answer has CORS headers,
-    those that Gradio gives are taken off, so a browser lets no page of another origin read an answer; what such a page
-    sends is refused. No request may have more bytes than the `largest`.
+    It removes all CORS headers from responses, those of Gradio included, so that a browser lets no page of another site
+    read a response. Requests that such a page sends are refused.
+
+    Args:
+        app: Application to protect.
+        access: Credentials and hosts to accept.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics, largest: int) -> None:
+    def __init__(self, app: ASGIApp, access: AccessPolicy) -> None:
         self.app = app
         self.access = access
-        self.metrics = metrics
-        self.largest = largest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
-        if scope["type"] != "http":
-            # The start and stop of the server. Web sockets, which nothing here speaks, end before they begin.
-            await (self.app(scope, receive, send) if scope["type"] == "lifespan" else send({"type": "websocket.close"}))
+        """Handle one ASGI connection."""
+        if scope["type"] == "websocket":  # neither service nor page uses web sockets
+            await send({"type": "websocket.close"})
             return
-        request_id = scope.setdefault("state", {})["request_id"] = uuid.uuid4().hex
-        start, status = time.perf_counter(), 0
-        refusal: Problem | None = None
-        body = bounded(receive, self.largest)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        has_started = False
 
-        async def take() -> Message:
-            nonlocal refusal
-            try:
-                return await body()
-            except Problem as problem:
-                refusal = problem
-                raise
-
-        async def answer(message: Message) -> None:
-            nonlocal status
+        async def send_with_headers(message: Message) -> None:
+            nonlocal has_started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                has_started = True
                 headers = MutableHeaders(scope=message)
                 for name in [name for name in headers if name.startswith("access-control-")]:
                     del headers[name]
-                headers.update(HEADERS | {"X-Request-ID": request_id})
+                headers.update(SECURITY_HEADERS)
             await send(message)
-
-        async def answer_unless_refused(message: Message) -> None:
-            if refusal is None:  # otherwise whoever was reading has his own idea of what went wrong
-                await answer(message)
 
         try:
-            try:
-                self._check(scope)
-                await self.app(scope, take, answer_unless_refused)
-            except Problem as problem:
-                refusal = problem
-            except ClientDisconnect:
-                pass  # nobody is there to be answered
-            except Exception:
-                if refusal is None:
-                    log.exception("request %s failed: %s %r", request_id, scope["method"], scope["path"])
-                    refusal = _unexpected()
-            if refusal is not None and status == 0:
-                await problem_response(refusal, request_id)(scope, receive, answer)
-        finally:
-            self._note(request_id, scope, status, time.perf_counter() - start)
-
-    def _note(self, request_id: str, scope: Scope, status: int, seconds: float) -> None:
-        self.metrics.count(scope["path"], status, seconds)
-        # The many files of a page, and those who ask for health every second, would hide the rest.
-        level = logging.INFO if scope["path"].startswith("/v1/") or status >= HTTPStatus.BAD_REQUEST else logging.DEBUG
-        milliseconds = 1000 * seconds
-        log.log(
-            level, "%s %s %r: %s, %.0f ms", request_id, scope["method"], scope["path"], status or "gone", milliseconds
-        )
+            self._check(scope)
+            await self.app(scope, receive, send_with_headers)
+            return
+        except ClientDisconnect:
+            return
+        except Problem as error:
+            problem = error
+        except Exception:
+            log.exception("request %s failed: %s %r", correlation_id.get(), scope["method"], scope["path"])
+            # The response does not contain the exception: its text may contain paths or data.
+            problem = Problem(
+                HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the server's log contains it under the request_id."
+            )
+        if not has_started:
+            await problem_response(problem)(scope, receive, send_with_headers)
 
     def _check(self, scope: Scope) -> None:
+        """Raise a `Problem` for a request that the server must not answer."""
         headers = Headers(scope=scope)
-        if not self.access.knows_host(headers.get("host", "")):
+        if not self.access.accepts_host(headers.get("host", "")):
             raise Problem(
                 HTTPStatus.MISDIRECTED_REQUEST,
-                "Without a token this server answers requests to localhost only, and yours names another host.",
+                "Without credentials this server answers only requests to localhost, but the Host header names another "
+                "host.",
             )
-        if scope["path"] not in OPEN_PATHS and not self.access.admits(headers.get("authorization", "")):
+        if scope["path"] not in OPEN_PATHS and not self.access.accepts_credentials(headers.get("authorization", "")):
             raise Problem(
                 HTTPStatus.UNAUTHORIZED,
-                "This server wants a token (Authorization: Bearer ...) or a user and password.",
-                WWW_Authenticate='Basic realm="bpkd", charset="UTF-8"',
+                "This server requires a token (Authorization: Bearer ...) or a user and a password.",
+                headers={"WWW-Authenticate": 'Basic realm="bpkd", charset="UTF-8"'},
             )
-        is_own = "origin" not in headers or headers["origin"].partition("://")[2] == headers.get("host")
-        if not is_own or (scope["method"] not in ("GET", "HEAD") and headers.get("sec-fetch-site") == "cross-site"):
+        origin = headers.get("origin")
+        is_same_origin = origin is None or origin.partition("://")[2] == headers.get("host")
+        is_cross_site = scope["method"] not in ("GET", "HEAD") and headers.get("sec-fetch-site") == "cross-site"
+        if not is_same_origin or is_cross_site:
             raise Problem(
                 HTTPStatus.FORBIDDEN,
-                "This server takes nothing from pages of other sites. A proxy in front of it has to pass Host on.",
+                "This server refuses requests from pages of other sites. A proxy in front of it must forward the Host "
+                "header.",
             )
-        if _FETCHES.match(scope["path"]):
-            raise Problem(HTTPStatus.FORBIDDEN, "This server fetches nothing from elsewhere.")
-        if int(headers.get("content-length", 0)) > self.largest:
-            raise too_long(self.largest)
-
-
-def _unexpected() -> Problem:
-    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here; the log has it under the request_id.")
-
-
-FINISHED = "/v1/"  # requests to programs' paths are finished instead
-
-
-class EndStreams:
-    """ASGI middleware: when `stopping` is set, a page's requests see their client leave.
-
-    That is what everything that streams looks out for anyway. What was sent until then gets a proper end.
-    """
-
-    def __init__(self, app: ASGIApp, stopping: asyncio.Event) -> None:
-        self.app = app
-        self.stopping = stopping
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
-        if scope["type"] != "http" or scope["path"].startswith(FINISHED):
-            await self.app(scope, receive, send)
-            return
-        unfinished = False
-
-        async def watched(message: Message) -> None:
-            nonlocal unfinished
-            unfinished = message["type"] == "http.response.start" or message.get("more_body", False)
-            await send(message)
-
-        await self.app(scope, self._until_stopping(receive), watched)
-        if unfinished and self.stopping.is_set():
-            await send({"type": "http.response.body", "body": b""})
-
-    def _until_stopping(self, receive: Receive) -> Receive:
-        async def either() -> Message:
-            if self.stopping.is_set():  # at once: `Request.is_disconnected` does not wait
-                return {"type": "http.disconnect"}
-            message, stop = asyncio.ensure_future(receive()), asyncio.ensure_future(self.stopping.wait())
-            try:
-                await asyncio.wait((message, stop), return_when=asyncio.FIRST_COMPLETED)
-                return message.result() if message.done() else {"type": "http.disconnect"}
-            finally:
-                message.cancel()
-                stop.cancel()
-
-        return either
+        if _GRADIO_FETCH.match(scope["path"]):
+            raise Problem(HTTPStatus.FORBIDDEN, "This server fetches nothing from other addresses.")

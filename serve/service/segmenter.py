@@ -1,4 +1,4 @@
-"""The way of one request: bytes in, decoded, queued, segmented, encoded, bytes out."""
+"""Path of one segmentation request: read, decode, queue, segment, encode."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import TypeVar
 
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from bpkd_sdk.errors import did_you_mean
 from bpkd_sdk.runtime.triton import UnreachableError
@@ -23,9 +25,9 @@ from bpkd_sdk.serve.overlay import draw_overlay, picture_png
 from bpkd_sdk.serve.predictor import Prediction
 from bpkd_sdk.serve.service import responses
 from bpkd_sdk.serve.service.batching import Batcher
-from bpkd_sdk.serve.service.limits import AdmissionControl, Limits, decode, read_upload
+from bpkd_sdk.serve.service.limits import AdmissionControl, Limits, decode_upload, read_upload
 from bpkd_sdk.serve.service.metrics import Metrics
-from bpkd_sdk.serve.service.responses import Problem
+from bpkd_sdk.serve.service.responses import Problem, ResponseFormat
 
 log = logging.getLogger("bpkd_sdk.serve")
 
@@ -34,40 +36,45 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SegmentRequest:
-    """What a client asks for.
+    """Options of a segmentation request.
 
     Attributes:
-        model: A network's name.
-        format: Of the answer.
-        confidence: Whether JSON has the mean confidence of each class.
-        alpha: Of an overlay's colours, 0..1.
-        boundary_width: Of an overlay's lines in pixels; 0 for none.
+        model: Name of the network.
+        format: Format of the response.
+        confidence: Whether the JSON response contains the mean confidence of each class.
+        alpha: Opacity of the class colours in an overlay, 0..1.
+        boundary_width: Width of the boundary lines in an overlay in pixels; 0 for no lines.
         legend: Whether an overlay names the classes.
     """
 
     model: str
-    format: responses.Format
+    format: ResponseFormat
     confidence: bool = False
     alpha: float = 0.5
     boundary_width: int = 1
     legend: bool = False
 
+    @property
+    def needs_confidence(self) -> bool:
+        """Whether the network has to predict the confidence of each pixel."""
+        return self.format == "confidence" or (self.format == "json" and self.confidence)
+
 
 class Segmenter:
-    """Networks with a queue each, and the room for all requests.
+    """Networks with one batching queue each, behind a common admission control.
 
     Args:
-        networks: Networks to serve.
-        limits: Of what comes in.
-        metrics: Hears of every batch.
-        batch_size: Most images that go through a network together.
-        max_wait: Seconds for which an image waits for others at most.
-        parallel: Batches of one network at the same time.
+        models: Networks to serve.
+        limits: Limits of requests and images.
+        metrics: Metrics that record every batch.
+        batch_size: Maximum images per batch.
+        max_wait: Maximum seconds that an image waits for others of its size.
+        parallel: Number of batches of one network at the same time.
     """
 
     def __init__(
         self,
-        networks: Sequence[ServedModel],
+        models: Sequence[ServedModel],
         limits: Limits,
         metrics: Metrics,
         *,
@@ -76,24 +83,24 @@ class Segmenter:
         parallel: int,
     ) -> None:
         self.limits = limits
-        self.gate = AdmissionControl(limits)
+        self.admission = AdmissionControl(limits)
         self.batchers = {
-            network.name: Batcher(
-                network.predictor,
-                size=batch_size,
-                wait=max_wait,
+            model.name: Batcher(
+                model.predictor,
+                batch_size=batch_size,
+                max_wait=max_wait,
                 parallel=parallel,
-                observe=metrics.observe(network.name),
+                on_batch=partial(metrics.observe_batch, model.name),
             )
-            for network in networks
+            for model in models
         }
-        # So few that the images being decoded and encoded stay within reach of the machine's memory.
+        # At most four threads, because each of them holds a whole image while it decodes or encodes.
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="images")
-        metrics.watch_accepted(lambda: self.gate.requests)
+        metrics.accepted_requests.set_function(lambda: self.admission.requests)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """From the first image, which warms every network up, to the last that was accepted."""
+        """Start all networks; at the end finish the accepted images and stop the threads."""
         for batcher in self.batchers.values():
             batcher.start()
         yield
@@ -103,113 +110,124 @@ class Segmenter:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every network has seen its first image, and can be reached."""
+        """Whether every network has segmented its first image and can be reached."""
         return all(batcher.ready.is_set() for batcher in self.batchers.values())
 
     @property
     def is_alive(self) -> bool:
-        """Whether every network's threads run."""
+        """Whether the threads of every network are running."""
         return all(batcher.is_alive for batcher in self.batchers.values())
 
-    async def answer(self, request: Request, wish: SegmentRequest) -> tuple[bytes, dict[str, float]]:
-        """The answer to a request, and the milliseconds of each stage.
+    async def segment(self, http_request: Request, request: SegmentRequest) -> Response:
+        """Segment the image in an HTTP request.
 
         Raises:
-            Problem: For all that is the client's doing, a full queue, and an answer that takes too long.
+            Problem: For invalid requests and images, a full queue, a network that cannot be reached, and a timeout.
         """
-        batcher = self._find(wish)
-        with self.gate.request():
-            upload = await read_upload(request, self.limits)
+        batcher = self._find_batcher(request)
+        with self.admission.admit_request():
+            upload = await read_upload(http_request, self.limits)
             try:
-                async with asyncio.timeout(self.limits.seconds):
-                    return await _while_connected(request, self._segment(upload, wish, batcher))
+                async with asyncio.timeout(self.limits.timeout):
+                    return await _run_while_connected(http_request, self._process(upload, request, batcher))
             except TimeoutError:
                 raise Problem(
-                    HTTPStatus.GATEWAY_TIMEOUT, f"The answer took more than {self.limits.seconds:g} s; too many wait."
+                    HTTPStatus.GATEWAY_TIMEOUT,
+                    f"The segmentation took more than {self.limits.timeout:g} s; try again when the queue is shorter.",
                 ) from None
             except UnreachableError as error:
-                log.warning("%s: %s", wish.model, error)
+                log.warning("%s: %s", request.model, error)
                 raise Problem(
                     HTTPStatus.SERVICE_UNAVAILABLE,
-                    f"What runs {wish.model!r} cannot be reached, or does not answer; try again in some seconds.",
-                    Retry_After="5",
+                    f"The server that runs {request.model!r} cannot be reached or does not respond; try again in some "
+                    "seconds.",
+                    headers={"Retry-After": "5"},
                 ) from error
 
-    def _find(self, wish: SegmentRequest) -> Batcher:
-        if wish.model not in self.batchers:
+    def _find_batcher(self, request: SegmentRequest) -> Batcher:
+        if request.model not in self.batchers:
             raise Problem(
                 HTTPStatus.NOT_FOUND,
-                f"There is no network {wish.model!r}; there are {', '.join(map(repr, self.batchers))}."
-                f"{did_you_mean(wish.model, self.batchers)}",
+                f"Expected `model` to be one of {', '.join(map(repr, self.batchers))}, but got {request.model!r}."
+                f"{did_you_mean(request.model, self.batchers)}",
             )
-        batcher = self.batchers[wish.model]
-        if _needs_confidence(wish) and not batcher.predictor.has_probabilities:
+        batcher = self.batchers[request.model]
+        if request.needs_confidence and not batcher.predictor.has_probabilities:
             raise Problem(
                 HTTPStatus.UNPROCESSABLE_ENTITY,
-                f"{wish.model!r} returns masks without confidence. Serve the checkpoint, or export with argmax=False.",
+                f"{request.model!r} returns masks without confidence. Serve the checkpoint, or export with "
+                "argmax=False.",
             )
         return batcher
 
-    async def _segment(self, upload: bytes, wish: SegmentRequest, batcher: Batcher) -> tuple[bytes, dict[str, float]]:
-        stages: dict[str, float] = {}
-        image = await self._timed("decode", stages, lambda: decode(upload, self.limits))
-        with self.gate.image(image):
-            done = await asyncio.wrap_future(batcher.submit(image, confidence=_needs_confidence(wish)))
-            stages |= done.stages_ms
-            told = dict(stages)
-            content = await self._timed("encode", stages, lambda: encode(image, done.prediction, wish, told))
-        return content, stages
+    async def _process(self, upload: bytes, request: SegmentRequest, batcher: Batcher) -> Response:
+        timings_ms: dict[str, float] = {}
+        image = await self._run_in_thread("decode", timings_ms, lambda: decode_upload(upload, self.limits))
+        with self.admission.admit_image(image):
+            result = await asyncio.wrap_future(batcher.submit(image, confidence=request.needs_confidence))
+            timings_ms |= result.timings_ms
+            content = await self._run_in_thread(
+                "encode", timings_ms, lambda: encode(image, result.prediction, request, timings_ms)
+            )
+        return responses.segmentation_response(content, request.format, timings_ms)
 
-    async def _timed(self, stage: str, stages: dict[str, float], work: Callable[[], T]) -> T:
-        """Do some work on a thread; the wait for the thread counts."""
+    async def _run_in_thread(self, stage: str, timings_ms: dict[str, float], function: Callable[[], T]) -> T:
+        """Run a function in a thread and add its milliseconds to the timings, the wait for the thread included."""
         start = time.perf_counter()
-        result = await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        stages[stage] = 1000 * (time.perf_counter() - start)
+        result = await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        timings_ms[stage] = 1000 * (time.perf_counter() - start)
         return result
 
 
-def _needs_confidence(wish: SegmentRequest) -> bool:
-    return wish.format == "confidence" or (wish.format == "json" and wish.confidence)
+def encode(image: np.ndarray, prediction: Prediction, request: SegmentRequest, timings_ms: dict[str, float]) -> bytes:
+    """Encode a prediction as the body of a response.
 
-
-def encode(image: np.ndarray, prediction: Prediction, wish: SegmentRequest, stages: dict[str, float]) -> bytes:
-    """The body of an answer."""
-    if wish.format == "mask":
+    Args:
+        image: uint8 (H, W, 3) RGB image, for overlays.
+        prediction: Prediction of the image.
+        request: Options of the request.
+        timings_ms: Milliseconds per stage, for JSON.
+    """
+    if request.format == "mask":
         return responses.mask_png(prediction)
-    if wish.format == "confidence":
+    if request.format == "confidence":
         return responses.confidence_png(prediction)
-    if wish.format == "overlay":
+    if request.format == "overlay":
         picture = draw_overlay(
             image,
             prediction.mask,
             prediction.palette,
             class_names=prediction.class_names,
-            boundaries=wish.boundary_width > 0,
-            boundary_width=max(1, wish.boundary_width),
-            alpha=wish.alpha,
-            ignore_index=-1,  # no id is void: networks are sure of every pixel, and 255 may be a class
-            legend=wish.legend,
+            boundaries=request.boundary_width > 0,
+            boundary_width=max(1, request.boundary_width),
+            alpha=request.alpha,
+            ignore_index=-1,  # a mask has no void pixels, and class 255 may exist
+            legend=request.legend,
         )
         return picture_png(picture)
     height, width = prediction.mask.shape
-    segments = responses.segments(prediction)
-    found = responses.Segmentation(model=wish.model, size=(height, width), segments=segments, timings_ms=stages)
-    return found.model_dump_json().encode()
+    segmentation = responses.Segmentation(
+        model=request.model,
+        size=(height, width),
+        segments=responses.list_segments(prediction),
+        timings_ms=timings_ms,
+    )
+    return segmentation.model_dump_json().encode()
 
 
-async def _while_connected(request: Request, work: Awaitable[T]) -> T:
-    """The result of some work, which is given up when the client leaves."""
-    job, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+async def _run_while_connected(http_request: Request, work: Awaitable[T]) -> T:
+    """Return the result of some work; cancel the work and raise ClientDisconnect if the client disconnects."""
+    job, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(http_request))
     try:
-        await asyncio.wait((job, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((job, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if not job.done():
             raise ClientDisconnect
         return job.result()
     finally:
         job.cancel()
-        leaving.cancel()
+        disconnect.cancel()
 
 
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass  # what is left of the body
+async def _wait_for_disconnect(http_request: Request) -> None:
+    while (await http_request.receive())["type"] != "http.disconnect":
+        pass  # discard what remains of the body

@@ -24,7 +24,7 @@ from bpkd_sdk.data.shapes import render
 from bpkd_sdk.serve import Predictor
 from bpkd_sdk.serve.networks import open_models
 from bpkd_sdk.serve.service.app import create_app
-from bpkd_sdk.serve.service.server import listen, make_server, url_of
+from bpkd_sdk.serve.service.server import format_url, listen, make_server
 from tests.networks import tiny
 
 SIZE = (48, 64)
@@ -127,12 +127,12 @@ def served(*students, teacher=None, prepare=lambda app: None, **options) -> Iter
     app = create_app(open_models(students, teacher=teacher, device="cpu"), **options)
     prepare(app)
     listening = listen("127.0.0.1", 0)
-    server = make_server(app, seconds=30.0)
+    server = make_server(app, timeout=30.0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
         limits = httpx.Limits(max_connections=100)
-        with httpx.Client(base_url=url_of(listening), timeout=30, limits=limits) as client:
+        with httpx.Client(base_url=format_url(listening), timeout=30, limits=limits) as client:
             client.get("/healthz").raise_for_status()
             yield Served(client, server)
     finally:

@@ -1,4 +1,4 @@
-"""`bpkd serve`, as a user types it."""
+"""Command `bpkd serve`, in a process of its own."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-def test_serving_until_told_to_stop(checkpoint, tmp_path):
+def test_bpkd_serve_serves_until_sigterm(checkpoint, tmp_path):
     command = [
         sys.executable, "-m", "bpkd_sdk.cli", "serve", "--student", checkpoint, "--student", tmp_path / "none.engine",
         "--teacher", checkpoint, "--no-demo", "--port", "0", "--device", "cpu", "--max-megapixels", "1",
@@ -33,13 +33,14 @@ def test_serving_until_told_to_stop(checkpoint, tmp_path):
     environment = os.environ | {"BPKD_TOKEN": TOKEN, "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
     server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        told = []
-        while not told or "Stop with" not in told[-1]:
-            told.append(server.stdout.readline())
-            assert told[-1], server.stderr.read()
-        url = re.search(r"http://127.0.0.1:\d+", "".join(told))[0]
-        assert "a token or a password is asked for" in "".join(told)
-        assert "left out" in "".join(told)
+        summary = ""
+        while "Stop with" not in summary:
+            line = server.stdout.readline()
+            assert line, server.stderr.read()
+            summary += line
+        url = re.search(r"http://127.0.0.1:\d+", summary)[0]
+        assert "requires a token or a password" in summary
+        assert "not served" in summary
         assert httpx.get(f"{url}/v1/models").status_code == 401
         headers = {"Authorization": f"Bearer {TOKEN}"}
         with httpx.Client(base_url=url, headers=headers, timeout=60) as client, ThreadPoolExecutor(6) as pool:
@@ -48,34 +49,34 @@ def test_serving_until_told_to_stop(checkpoint, tmp_path):
             assert client.get("/").headers["location"] == "/docs"
             assert client.post("/v1/segment", content=encoded(np.zeros((1001, 1000), np.uint8))).status_code == 413
             noise = encoded(np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8))
-            answers = [pool.submit(client.post, "/v1/segment", content=noise) for _ in range(6)]
+            responses = [pool.submit(client.post, "/v1/segment", content=noise) for _ in range(6)]
             wait_until(lambda: "bpkd_accepted_requests 6.0" in client.get("/metrics").text)
             server.send_signal(signal.SIGTERM)
-            assert [answer.result().status_code for answer in answers] == [200] * 6
+            assert [response.result().status_code for response in responses] == [200] * 6
         out, errors = server.communicate(timeout=60)
     finally:
         server.kill()
     assert server.returncode == 0
     assert "Stopped." in out
-    assert re.search("none.engine is left out: .*none.engine is of the format TensorRT, which runs on cuda", errors)
-    assert "torch sees no NVIDIA GPU" in errors
+    assert re.search("none.engine is not served: .*none.engine is of the format TensorRT, which runs on cuda", errors)
+    assert "torch finds no NVIDIA GPU" in errors
     assert "Traceback" not in errors
-    assert TOKEN not in "".join(told) + out + errors
+    assert TOKEN not in summary + out + errors
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--host", "0.0.0.0"], "On 0.0.0.0 others could reach this server, and nothing keeps them out"),
-        (["--token", ""], "The token is empty, which would let anybody in"),
-        (["--user", "ann"], "A user needs a password"),
+        (["--host", "0.0.0.0"], "A server on 0.0.0.0 can be reached from other machines, but no credentials are set"),
+        (["--token", ""], "The token is empty, which would accept every request"),
+        (["--user", "ann"], "Expected a user and a password, but got only one of them"),
         (["--host", "203.0.113.1", "--insecure"], "Cannot listen on 203.0.113.1, port 7860"),
         (["--port", "{taken}"], "Choose another --port; 0 takes any that is free"),
-        (["--port", "0"], "There is no network to serve"),
+        (["--port", "0"], "Expected at least one network, but none could be opened"),
     ],
     ids=["address", "token", "user", "address of another", "port", "network"],
 )
-def test_refuses(bpkd, tmp_path, options, message):
+def test_bpkd_serve_refuses(bpkd, tmp_path, options, message):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         options = [option.format(taken=taken.getsockname()[1]) for option in options]
         code, _, err = bpkd("serve", "--student", tmp_path / "none.onnx", *options)

@@ -28,7 +28,7 @@ from bpkd_sdk.serve.service.limits import Limits
 from tests.serve import colors
 from tests.serve.cases import Counted, encoded, scene
 
-LIMITS = Limits(body=200_000, pixels=1_000_000)
+LIMITS = Limits(max_upload_bytes=200_000, max_pixels=1_000_000)
 
 
 def bomb(side):
@@ -304,14 +304,14 @@ def test_nothing_of_the_page_can_be_called_as_an_api(networks):
 
 
 def test_the_visitors_that_are_kept_fit_into_the_memory(networks):
-    limits = Limits(requests=7)
+    limits = Limits(max_requests=7)
     page = build_demo(ModelSet(networks[0], (networks[1],)), limits=limits)
     mounted = FastAPI()
     gr.mount_gradio_app(mounted, page, "/", **page_options())
     for app in (mounted.routes[-1].app, page.launch(prevent_thread_lock=True, quiet=True, **page_options())[0]):
-        assert 2 <= app.state_holder.capacity <= STATE_MEMORY / (limits.body + limits.pixels)
+        assert 2 <= app.state_holder.capacity <= STATE_MEMORY / (limits.max_upload_bytes + limits.max_pixels)
     page.close()
-    assert page.max_file_size < limits.any_body
+    assert page.max_file_size < limits.max_request_bytes
     assert page._queue.max_size == 7
 
 

@@ -12,13 +12,13 @@ from PIL import Image
 
 from bpkd_sdk.serve.networks import open_models
 from bpkd_sdk.serve.service.limits import Limits
-from bpkd_sdk.serve.service.security import Access
+from bpkd_sdk.serve.service.security import AccessPolicy
 from bpkd_sdk.serve.service.server import mount_demo
 from tests.serve import colors
 from tests.serve.cases import Counted, encoded, scene, served
 from tests.serve.test_malformed import BODIES
 
-LIMITS = Limits(body=200_000, any_body=1_000_000, pixels=1_000_000)
+LIMITS = Limits(max_upload_bytes=200_000, max_request_bytes=1_000_000, max_pixels=1_000_000)
 SLIDER = "Opacity"
 
 
@@ -176,7 +176,7 @@ def test_the_token_is_asked_for_everywhere():
     def mount(app):
         mount_demo(app, open_models([colors.student()], device="cpu"), examples=None, limits=LIMITS)
 
-    with served(colors.student(), prepare=mount, access=Access("a long secret")) as server:
+    with served(colors.student(), prepare=mount, access=AccessPolicy("a long secret")) as server:
         for path in (
             "/",
             "/config",
@@ -226,4 +226,4 @@ def test_the_limits_reach_the_page(page):
     for width, is_shown in ((1000, True), (1001, False)):
         done = page.send("photo", file(page.upload(encoded(Image.new("1", (width, 1000))))))
         assert ("picture.png" in json.dumps(done)) is is_shown
-    assert page.config["max_file_size"] < LIMITS.any_body
+    assert page.config["max_file_size"] < LIMITS.max_request_bytes

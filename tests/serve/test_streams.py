@@ -1,25 +1,25 @@
-"""What the requests of an open page see when the server stops."""
+"""Streams of open pages while the server stops."""
 
 import asyncio
 
 import pytest
 from starlette.requests import Request
 
-from bpkd_sdk.serve.service.security import EndStreams
+from bpkd_sdk.serve.service.server import StreamShutdownMiddleware
 
 
-@pytest.mark.parametrize(("path", "after"), [("/gradio_api/queue/data", True), ("/v1/segment", False)])
-def test_who_asks_without_waiting_sees_the_client_leave(path, after):
-    """A program's request is finished instead."""
-
-    async def seen() -> list[bool]:
-        stopping, found = asyncio.Event(), []
+@pytest.mark.parametrize(
+    ("path", "is_disconnected"), [("/gradio_api/queue/data", True), ("/v1/segment", False)], ids=["page", "service"]
+)
+def test_only_requests_of_the_page_are_disconnected_when_the_server_stops(path, is_disconnected):
+    async def observe() -> list[bool]:
+        stopping, states = asyncio.Event(), []
 
         async def app(scope, receive, send):
             request = Request(scope, receive)
-            found.append(await request.is_disconnected())
+            states.append(await request.is_disconnected())
             stopping.set()
-            found.append(await request.is_disconnected())
+            states.append(await request.is_disconnected())
 
         async def receive():
             await asyncio.Event().wait()
@@ -27,7 +27,8 @@ def test_who_asks_without_waiting_sees_the_client_leave(path, after):
         async def send(message):
             raise AssertionError(message)
 
-        await EndStreams(app, stopping)({"type": "http", "path": path, "method": "GET", "headers": []}, receive, send)
-        return found
+        scope = {"type": "http", "path": path, "method": "GET", "headers": []}
+        await StreamShutdownMiddleware(app, stopping)(scope, receive, send)
+        return states
 
-    assert asyncio.run(seen()) == [False, after]
+    assert asyncio.run(observe()) == [False, is_disconnected]
