@@ -14,14 +14,13 @@ from functools import partial
 from http import HTTPStatus
 from typing import TypeVar
 
-import numpy as np
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from bpkd_sdk.errors import did_you_mean
 from bpkd_sdk.runtime.triton import UnreachableError
 from bpkd_sdk.serve.networks import ServedModel
-from bpkd_sdk.serve.overlay import draw_overlay, picture_png
+from bpkd_sdk.serve.overlay import picture_png
 from bpkd_sdk.serve.predictor import Prediction
 from bpkd_sdk.serve.service import responses
 from bpkd_sdk.serve.service.batching import Batcher
@@ -167,7 +166,7 @@ class Segmenter:
             result = await asyncio.wrap_future(batcher.submit(image, confidence=request.needs_confidence))
             timings_ms |= result.timings_ms
             content = await self._run_in_thread(
-                "encode", timings_ms, lambda: encode(image, result.prediction, request, timings_ms)
+                "encode", timings_ms, lambda: encode(result.prediction, request, timings_ms)
             )
         return responses.segmentation_response(content, request.format, timings_ms)
 
@@ -179,11 +178,10 @@ class Segmenter:
         return result
 
 
-def encode(image: np.ndarray, prediction: Prediction, request: SegmentRequest, timings_ms: dict[str, float]) -> bytes:
+def encode(prediction: Prediction, request: SegmentRequest, timings_ms: dict[str, float]) -> bytes:
     """Encode a prediction as the body of a response.
 
     Args:
-        image: uint8 (H, W, 3) RGB image, for overlays.
         prediction: Prediction of the image.
         request: Options of the request.
         timings_ms: Milliseconds per stage, for JSON.
@@ -193,18 +191,13 @@ def encode(image: np.ndarray, prediction: Prediction, request: SegmentRequest, t
     if request.format == "confidence":
         return responses.confidence_png(prediction)
     if request.format == "overlay":
-        picture = draw_overlay(
-            image,
-            prediction.mask,
-            prediction.palette,
-            class_names=prediction.class_names,
+        overlay = prediction.overlay(
             boundaries=request.boundary_width > 0,
             boundary_width=max(1, request.boundary_width),
             alpha=request.alpha,
-            ignore_index=-1,  # a mask has no void pixels, and class 255 may exist
             legend=request.legend,
         )
-        return picture_png(picture)
+        return picture_png(overlay)
     height, width = prediction.mask.shape
     segmentation = responses.Segmentation(
         model=request.model,

@@ -74,7 +74,7 @@ def test_an_overlay_colours_class_255():
     prediction = Prediction(
         image, mask, tuple(map(str, range(256))), ((0, 0, 0),) * 255 + ((9, 8, 7),), Timings(1, 1, 1)
     )
-    content = encode(image, prediction, SegmentRequest("network", "overlay", alpha=1.0), {})
+    content = encode(prediction, SegmentRequest("network", "overlay", alpha=1.0), {})
     assert np.unique(np.asarray(Image.open(io.BytesIO(content))).reshape(-1, 3), axis=0).tolist() == [[9, 8, 7]]
 
 
