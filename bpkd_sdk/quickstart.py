@@ -1,4 +1,4 @@
-"""The first five minutes: a teacher, a student alone, a student with BPKD, an exported file, a report. No download."""
+"""The quickstart: trains a teacher and two students on generated scenes, exports one student, and writes a report."""
 
 from __future__ import annotations
 
@@ -45,7 +45,20 @@ OPTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; scores are fractions, latencies milliseconds for one image (None: not measured)."""
+    """Costs, scores and latency of one network.
+
+    Attributes:
+        name: Display name of the network.
+        params: Number of parameters.
+        macs: Number of MACs for one image of 128x128 pixels.
+        miou: Mean IoU, 0..1.
+        macc: Mean class accuracy, 0..1.
+        boundary_iou: Mean boundary IoU, 0..1.
+        edge_accuracy: Pixel accuracy in the edge band, 0..1.
+        body_accuracy: Pixel accuracy outside of the edge band, 0..1.
+        torch_ms: Median latency in milliseconds of one image in torch; None if it was not measured.
+        onnxruntime_ms: Median latency in milliseconds of one image in ONNX Runtime; None if it was not measured.
+    """
 
     name: str
     params: int
@@ -62,15 +75,18 @@ class Row:
 def quickstart(
     folder: str | Path = "quickstart", *, teacher_steps: int = TEACHER_STEPS, student_steps: int = STUDENT_STEPS
 ) -> Path:
-    """Train, distill, export and report on the embedded `shapes` scenes, on the CPU, in a few minutes.
+    """Train, distill, export and report on the embedded data set `shapes`, on the CPU, in a few minutes.
+
+    Nothing is downloaded.
 
     Args:
-        folder: Takes three runs, ``student.onnx``, ``results.json`` and ``report.html``. What is there already is used.
-        teacher_steps: Optimiser steps of the teacher.
-        student_steps: Optimiser steps of each student.
+        folder: Folder for three runs, ``student.onnx``, ``results.json`` and ``report.html``. Runs that already exist
+            in the folder are resumed.
+        teacher_steps: Number of optimiser steps of the teacher.
+        student_steps: Number of optimiser steps of each student.
 
     Returns:
-        The path of ``report.html``.
+        Path of ``report.html``.
     """
     folder = Path(folder)
     train_set, val_set = data = ShapesDataset("train", length=2400), ShapesDataset("val")
@@ -80,13 +96,13 @@ def quickstart(
     def options(name: str, steps: int) -> dict[str, Any]:
         return OPTIONS | {"steps": steps, "output_dir": folder / name}
 
-    console.rule("1/4 A teacher learns from labels", align="left")
+    console.rule("1/4 Train a teacher on labels", align="left")
     teacher = train(create_seeded(TEACHER, classes), data, **options("teacher", teacher_steps))
-    console.rule("2/4 A student learns from labels alone", align="left")
+    console.rule("2/4 Train a student on labels, without the teacher", align="left")
     alone = train(create_seeded(STUDENT, classes), data, **options("student_alone", student_steps))
-    console.rule("3/4 The same student learns from labels and teacher, by BPKD", align="left")
+    console.rule("3/4 Train the same student on labels and teacher, with BPKD", align="left")
     student = distill(teacher.model, create_seeded(STUDENT, classes), data, **options("student_bpkd", student_steps))
-    console.rule("4/4 Export, parity, latency", align="left")
+    console.rule("4/4 Export the student, compare it with torch, measure latency", align="left")
     with progress_console.status("Exporting to ONNX and comparing with torch"):
         exported = to_onnx(student.model, folder / "student.onnx", input_size=val_set.size)
     segmenter = OnnxRuntime(exported.path, "cpu")
@@ -95,47 +111,49 @@ def quickstart(
         image = val_set[0][0][None]
         array = image.permute(0, 2, 3, 1).contiguous().numpy()
         rows = [
-            measured_row("teacher", teacher, image),
-            measured_row("student alone", alone, image),
-            measured_row("student, BPKD", student, image),
-            row("student, BPKD, ONNX", student.model, scores, None, median_ms(lambda: segmenter(array))),
+            measure_torch_row("teacher", teacher, image),
+            measure_torch_row("student alone", alone, image),
+            measure_torch_row("student, BPKD", student, image),
+            create_row("student, BPKD, ONNX", student.model, scores, None, measure_median_ms(lambda: segmenter(array))),
         ]
-    results = {"rows": [asdict(line) for line in rows], "agreement": exported.agreement, "bytes": exported.size}
+    results = {"rows": [asdict(row) for row in rows], "agreement": exported.agreement, "bytes": exported.size}
     write_json(folder / "results.json", results)
     runs = {"teacher": teacher, "student alone": alone, "student with BPKD": student}
     report = write_report(folder / "report.html", runs, val_set, results)
-    console.print(as_table(rows))
-    console.print("bIoU: boundary IoU, 3 px. edge, body: accuracy inside and outside the 7 px edge band.")
-    console.print(f"ONNX Runtime and torch give {exported.agreement:.2%} of the pixels the same class.")
+    console.print(format_table(rows))
+    console.print("bIoU: boundary IoU with 3 px. edge, body: pixel accuracy inside and outside of the 7 px edge band.")
+    console.print(f"ONNX Runtime and torch predict the same class for {exported.agreement:.2%} of the pixels.")
     console.print(f"Report: {report}", soft_wrap=True)
-    command = serve_command(teacher.checkpoint, student.checkpoint, exported.path)
-    console.print(f"See them beside each other:\n{command}", soft_wrap=True, markup=False, highlight=False)
+    command = format_serve_command(teacher.checkpoint, student.checkpoint, exported.path)
+    console.print(f"Compare the networks in a browser:\n{command}", soft_wrap=True, markup=False, highlight=False)
     return report
 
 
-def serve_command(teacher: Path, *students: Path) -> str:
-    """What to type to see the networks in a browser."""
+def format_serve_command(teacher: Path, *students: Path) -> str:
+    """Format the shell command that shows the networks in a browser."""
     return shlex.join(
         ["bpkd", "serve", "--teacher", str(teacher), *(part for path in students for part in ("--student", str(path)))]
     )
 
 
 def create_seeded(name: str, num_classes: int) -> nn.Module:
-    """A network whose random weights are the same in every run."""
+    """Create a network with the same random weights in every run."""
     torch.manual_seed(0)
     return create_model(name, num_classes)
 
 
-def measured_row(name: str, run: TrainingResult, image: torch.Tensor) -> Row:
-    """A row for a trained network, with its latency in torch from image to mask."""
+def measure_torch_row(name: str, run: TrainingResult, image: torch.Tensor) -> Row:
+    """Measure the latency of a trained network in torch, from the image to its mask, and return its row."""
     assert run.metrics is not None  # noqa: S101  (the quickstart always validates)
     with torch.inference_mode():
-        latency = median_ms(lambda: to_mask(whole_logits(run.model, image)))
-    return row(name, run.model, run.metrics, latency, None)
+        latency = measure_median_ms(lambda: to_mask(whole_logits(run.model, image)))
+    return create_row(name, run.model, run.metrics, latency, None)
 
 
-def row(name: str, model: nn.Module, scores: Metrics, torch_ms: float | None, onnxruntime_ms: float | None) -> Row:
-    """Cost, scores and latency side by side."""
+def create_row(
+    name: str, model: nn.Module, scores: Metrics, torch_ms: float | None, onnxruntime_ms: float | None
+) -> Row:
+    """Count the costs of a network and return its row."""
     cost = profile(model, input_size=(128, 128))
     return Row(
         name,
@@ -151,8 +169,8 @@ def row(name: str, model: nn.Module, scores: Metrics, torch_ms: float | None, on
     )
 
 
-def median_ms(call: Callable[[], object], repeats: int = 50) -> float:
-    """Median wall time of a call in milliseconds, after ten calls to warm up."""
+def measure_median_ms(call: Callable[[], object], repeats: int = 50) -> float:
+    """Return the median wall time of a call in milliseconds, after ten warm-up calls."""
     times = []
     for _ in range(10 + repeats):
         start = time.perf_counter()
@@ -161,19 +179,19 @@ def median_ms(call: Callable[[], object], repeats: int = 50) -> float:
     return statistics.median(times[10:])
 
 
-def as_table(rows: list[Row]) -> Table:
-    """The rows for a terminal."""
+def format_table(rows: list[Row]) -> Table:
+    """Format the rows as a table for the terminal."""
     table = Table(title="shapes, 100 validation scenes of 128x128", title_justify="left", padding=0)
     table.add_column("network", no_wrap=True)
     for heading in ("params", "MACs", "mIoU", "mAcc", "bIoU", "edge", "body", "latency"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for line in rows:
-        scores = (line.miou, line.macc, line.boundary_iou, line.edge_accuracy, line.body_accuracy)
+    for row in rows:
+        scores = (row.miou, row.macc, row.boundary_iou, row.edge_accuracy, row.body_accuracy)
         table.add_row(
-            line.name,
-            f"{line.params / 1e6:.2f}M",
-            f"{line.macs / 1e9:.3f}G",
+            row.name,
+            f"{row.params / 1e6:.2f}M",
+            f"{row.macs / 1e9:.3f}G",
             *(f"{score:.3f}" for score in scores),
-            f"{line.torch_ms or line.onnxruntime_ms:.1f}ms",
+            f"{row.torch_ms or row.onnxruntime_ms:.1f}ms",
         )
     return table

@@ -1,4 +1,4 @@
-"""A training report as one HTML file: table, curves, and what each network sees, side by side."""
+"""Writes a training report as one HTML file with a table, training curves, and the masks of all networks."""
 
 from __future__ import annotations
 
@@ -23,36 +23,41 @@ from bpkd_sdk.runtime import TorchRuntime
 from bpkd_sdk.serve.overlay import BODY_COLOR, EDGE_COLOR, draw_difference, draw_overlay, picture_png
 from bpkd_sdk.training.loop import TrainingResult
 
-SCENES = 4
-SCENE_HEIGHT = 256  # pixels that small images are enlarged to, so that boundaries can be seen
+MAX_IMAGES = 4
+IMAGE_HEIGHT = 256  # pixels; smaller images are enlarged to about this height to make boundaries visible
 
 
 def write_report(
     path: str | Path, runs: Mapping[str, TrainingResult], val: SegmentationDataset, results: Mapping[str, Any]
 ) -> Path:
-    """Write a self-contained page; the first `SCENES` validation images are shown, not chosen ones.
+    """Write a self-contained HTML page. It shows the first `MAX_IMAGES` validation images, without a selection.
 
     Args:
-        path: Of the HTML file; a picture of the scenes, ``scenes.png``, is written beside it.
-        runs: By name; the first is the teacher, the last the student to compare with it.
+        path: Path of the HTML file. The images and masks are also written as ``scenes.png`` in the same folder.
+        runs: Results of the training runs, by name. The first is the teacher; the last is the student that is
+            compared with the teacher.
         val: Validation data.
-        results: ``rows`` of the table, ``agreement`` of the exported file with torch, and its ``bytes``.
+        results: Dictionary with the ``rows`` of the table, the ``agreement`` (0..1) of the exported file with torch,
+            and the size of the exported file in ``bytes``.
+
+    Returns:
+        Path of the HTML file.
     """
     path = Path(path)
-    columns = ["image and label", *runs, "teacher and student differ"]
-    scenes = [_scene(runs, val, index) for index in range(min(SCENES, len(val)))]
+    columns = ["image and label", *runs, "difference"]
+    rows = [_draw_row(runs, val, index) for index in range(min(MAX_IMAGES, len(val)))]
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         (Path(__file__).parent / "training_report.html.jinja").read_text()
     )
     page = template.render(
         columns=columns,
-        scenes=[{"pictures": [_data_uri(picture) for picture in pictures], "note": note} for pictures, note in scenes],
+        images=[{"pictures": [_data_uri(picture) for picture in pictures], "note": note} for pictures, note in rows],
         legend=[
             {"name": name, "color": f"rgb{tuple(color)}"}
             for name, color in (
                 *zip(val.class_names, val.palette, strict=True),
-                ("differ near an edge", EDGE_COLOR),
-                ("differ in a body", BODY_COLOR),
+                ("teacher and student differ near an edge", EDGE_COLOR),
+                ("teacher and student differ elsewhere (body)", BODY_COLOR),
             )
         ],
         losses=_svg(_draw_losses(runs)),
@@ -61,17 +66,18 @@ def write_report(
         **results,
     )
     write_atomically(path, page.encode())
-    grid = np.vstack([_headings(columns, scenes[0][0][0].shape[1]), *(np.hstack(pictures) for pictures, _ in scenes)])
+    grid = np.vstack([_draw_headings(columns, rows[0][0][0].shape[1]), *(np.hstack(pictures) for pictures, _ in rows)])
     write_atomically(path.with_name("scenes.png"), picture_png(grid))
     return path
 
 
-def _scene(runs: Mapping[str, TrainingResult], val: SegmentationDataset, index: int) -> tuple[list[np.ndarray], str]:
+def _draw_row(runs: Mapping[str, TrainingResult], val: SegmentationDataset, index: int) -> tuple[list[np.ndarray], str]:
+    """Draw the pictures of one validation image, one per column, and format a note with the shares of differences."""
     image, label = val[index]
-    factor = max(1, round(SCENE_HEIGHT / image.shape[1]))
+    factor = max(1, round(IMAGE_HEIGHT / image.shape[1]))
     size = factor * image.shape[1], factor * image.shape[2]
-    masks = [_enlarged_mask(_predict(run, image), size) for run in runs.values()]
-    truth = _enlarged_mask(label, size)
+    masks = [_enlarge_mask(_predict(run, image), size) for run in runs.values()]
+    truth = _enlarge_mask(label, size)
     picture = np.asarray(
         cv2.resize(image.permute(1, 2, 0).numpy(), size[::-1], interpolation=cv2.INTER_CUBIC), np.uint8
     )
@@ -82,7 +88,7 @@ def _scene(runs: Mapping[str, TrainingResult], val: SegmentationDataset, index: 
     difference, share = draw_difference(
         picture, masks[0], masks[-1], label=truth, edge_width=band, ignore_index=val.ignore_index
     )
-    note = f"differ: {share.edge_share:.1%} near edges, {share.body_share:.1%} in bodies"
+    note = f"differing pixels: {share.edge_share:.1%} near edges, {share.body_share:.1%} elsewhere"
     return [*overlays, difference], note
 
 
@@ -90,11 +96,11 @@ def _predict(run: TrainingResult, image: torch.Tensor) -> torch.Tensor:
     return TorchRuntime(run.model).segment(image[None])[0].cpu()
 
 
-def _enlarged_mask(mask: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+def _enlarge_mask(mask: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(resize_label(mask, size).numpy())
 
 
-def _headings(columns: list[str], width: int) -> np.ndarray:
+def _draw_headings(columns: list[str], width: int) -> np.ndarray:
     strip = Image.new("RGB", (width * len(columns), width // 8), "white")
     draw, font = ImageDraw.Draw(strip), ImageFont.load_default(width // 14)
     for i, text in enumerate(columns):

@@ -1,4 +1,4 @@
-"""The demos, at small size."""
+"""The demos with few training steps and small images."""
 
 import importlib.util
 
@@ -39,9 +39,9 @@ def test_distill_your_folder(tmp_path, capsys):
         "--output", output,
     )  # fmt: skip
     assert file.is_file()
-    told = capsys.readouterr().out
-    assert "mIoU" in told
-    assert f"bpkd serve --teacher {output / 'teacher' / 'last.safetensors'} --student {file}" in told
+    output_text = capsys.readouterr().out
+    assert "mIoU" in output_text
+    assert f"bpkd serve --teacher {output / 'teacher' / 'last.safetensors'} --student {file}" in output_text
     assert len(bpkd_sdk.open_dataset("folder", root=output / "data", split="val")) == 8
 
 
@@ -60,9 +60,9 @@ def test_compare_students(checkpoints, tmp_path, capsys, monkeypatch):
         "--device", "cpu", "--output", tmp_path / "students.png",
     )  # fmt: skip
     assert Image.open(picture).size == (4 * 96, 2 * 64)
-    told = capsys.readouterr().out
-    assert "0.45 M" in told
-    assert "none.onnx was skipped: There is no ONNX file" in told
+    output_text = capsys.readouterr().out
+    assert "0.45 M" in output_text
+    assert "none.onnx was skipped: There is no ONNX file" in output_text
 
 
 def test_segment_video(checkpoints, tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""`bpkd serve` in a process of its own, and a real browser in front of it."""
+"""Helpers that start `bpkd serve` in a separate process, and open its page in a real browser."""
 
 import os
 import re
@@ -24,28 +24,28 @@ _QUIET = [
 
 @contextmanager
 def serving(*options: str | Path) -> Iterator[str]:
-    """The address of a `bpkd serve` with these options."""
+    """Start `bpkd serve` with these options, yield its URL, and stop it."""
     command = [sys.executable, "-m", "bpkd_sdk.cli", "serve", "--port", "0", "--device", "cpu", *map(str, options)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}
     server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        told = ""
-        while "Stop with" not in told:
+        output = ""
+        while "Stop with" not in output:
             line = server.stdout.readline()
-            told += line
+            output += line
             if not line:
-                raise RuntimeError(f"bpkd serve has ended:\n{told}")
-        yield re.search(r"http://[\w.]+:\d+", told)[0]
+                raise RuntimeError(f"bpkd serve has ended:\n{output}")
+        yield re.search(r"http://[\w.]+:\d+", output)[0]
     finally:
         server.terminate()
-        told, _ = server.communicate(timeout=60)
-    assert server.returncode == 0, told
-    assert "Stopped." in told
+        output, _ = server.communicate(timeout=60)
+    assert server.returncode == 0, output
+    assert "Stopped." in output
 
 
 @contextmanager
-def browsing() -> Iterator[Browser]:
-    """The distribution's Chromium, without a window, with an empty profile."""
+def launch_browser() -> Iterator[Browser]:
+    """Start the Chromium of the operating system in headless mode, with an empty profile."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_QUIET)
         yield browser
@@ -53,21 +53,21 @@ def browsing() -> Iterator[Browser]:
 
 
 @contextmanager
-def visiting(browser: Browser, url: str, size: tuple[int, int] = DESKTOP, *, dark: bool = False) -> Iterator[Page]:
-    """The page, loaded. In the end: it has asked no other host for anything, and no script of it has failed."""
+def open_page(browser: Browser, url: str, size: tuple[int, int] = DESKTOP, *, dark: bool = False) -> Iterator[Page]:
+    """Load and yield the page. At the end, check that it sent no request to another host and that no script failed."""
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light", accept_downloads=True
     )
-    elsewhere, failures = [], []
-    context.on("request", lambda request: is_local(request.url) or elsewhere.append(request.url))
+    external_requests, script_errors = [], []
+    context.on("request", lambda request: is_local(request.url) or external_requests.append(request.url))
     page = context.new_page()
-    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.on("pageerror", lambda error: script_errors.append(str(error)))
     page.goto(url)
     page.get_by_role("heading", level=1).wait_for()
     yield page
     context.close()
-    assert elsewhere == []
-    assert failures == []
+    assert external_requests == []
+    assert script_errors == []
 
 
 def is_local(url: str) -> bool:

@@ -1,4 +1,4 @@
-"""Scenes, networks and servers that the tests of this folder share."""
+"""Images, networks and servers that the tests of this folder share."""
 
 import io
 import socket
@@ -34,10 +34,12 @@ PALETTE = tuple((50 * index, 0, 255) for index in range(CLASSES))
 
 
 def scene(height, width, index=0):
+    """Return an image of a generated scene, uint8 (height, width, 3)."""
     return render(0, "predictor", index, (max(height, 32), max(width, 32)))[0][:height, :width]
 
 
 def encoded(image, file_format="PNG", **options):
+    """Return the content of an image file."""
     buffer = io.BytesIO()
     (Image.fromarray(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image).save(
         buffer, file_format, **options
@@ -46,7 +48,7 @@ def encoded(image, file_format="PNG", **options):
 
 
 def exact_logits(model, image):
-    """float64 (C, H, W), from the weights."""
+    """Compute the logits of a `tiny` network in float64, (C, H, W), independently of the code under test."""
     twin = tiny(next(reversed(model.state_dict().values())).shape[0]).double().eval()
     twin.load_state_dict(model.state_dict())
     inputs = (image / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
@@ -56,7 +58,7 @@ def exact_logits(model, image):
 
 
 def network(classes=CLASSES, **facts):
-    """Random weights, the last of them such that every class wins somewhere."""
+    """Create a network with random weights, scaled so that every class is predicted for some pixels."""
     model = tiny(classes).eval()
     logits = exact_logits(model, scene(48, 64)).reshape(classes, -1)
     last = model[-1]
@@ -67,7 +69,7 @@ def network(classes=CLASSES, **facts):
 
 
 class Held(nn.Module):
-    """A network that works while `go` is set, and waits while it is not; `started` tells that it has begun."""
+    """A network that waits while the event `go` is not set. It sets the event `started` when it is called."""
 
     def __init__(self):
         super().__init__()
@@ -87,8 +89,8 @@ class Held(nn.Module):
         self.started.clear()
 
 
-class Counted(Predictor):
-    """Counts its calls."""
+class CountingPredictor(Predictor):
+    """A predictor that counts its calls."""
 
     calls = 0
 
@@ -98,8 +100,8 @@ class Counted(Predictor):
 
 
 @dataclass(frozen=True)
-class Served:
-    """A running server, and a client of it."""
+class RunningServer:
+    """A running server and an HTTP client for it."""
 
     client: httpx.Client
     server: uvicorn.Server
@@ -108,12 +110,12 @@ class Served:
         return self.client.post("/v1/segment", content=content, **options)
 
     def connect(self):
-        """A plain connection, for what no client would send."""
+        """Open a socket to the server, for requests that an HTTP client cannot send."""
         parts = urlsplit(str(self.client.base_url))
         return socket.create_connection((parts.hostname, parts.port), timeout=20)
 
     def metric(self, name, **labels):
-        """A number of /metrics; 0 for what has not been counted yet."""
+        """Return a value of /metrics, or 0 if it is missing."""
         families = text_string_to_metric_families(self.client.get("/metrics").text)
         samples = [sample for family in families for sample in family.samples]
         return sum(
@@ -122,8 +124,8 @@ class Served:
 
 
 @contextmanager
-def served(*students, teacher=None, prepare=lambda app: None, **options) -> Iterator[Served]:
-    """A real server on a free port of this machine."""
+def served(*students, teacher=None, prepare=lambda app: None, **options) -> Iterator[RunningServer]:
+    """Start a server on a free port of this machine, yield it, and stop it."""
     app = create_app(open_models(students, teacher=teacher, device="cpu"), **options)
     prepare(app)
     listening = listen("127.0.0.1", 0)
@@ -134,7 +136,7 @@ def served(*students, teacher=None, prepare=lambda app: None, **options) -> Iter
         limits = httpx.Limits(max_connections=100)
         with httpx.Client(base_url=format_url(listening), timeout=30, limits=limits) as client:
             client.get("/healthz").raise_for_status()
-            yield Served(client, server)
+            yield RunningServer(client, server)
     finally:
         server.should_exit = True
         thread.join(60)
@@ -142,14 +144,15 @@ def served(*students, teacher=None, prepare=lambda app: None, **options) -> Iter
 
 
 def wait_until(condition, seconds=20):
-    """Wait for something that another thread does."""
+    """Wait until a condition that depends on another thread is true."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.01)
 
 
 def pixels(answer):
+    """Check that a response is a PNG file, and return its pixels."""
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "image/png"
     return np.asarray(Image.open(io.BytesIO(answer.content)))
@@ -157,10 +160,11 @@ def pixels(answer):
 
 @contextmanager
 def in_background(server, count, content, **options):
-    """Requests under way, as futures."""
+    """Send requests from threads and yield their futures."""
     with ThreadPoolExecutor(count) as pool:
         yield [pool.submit(server.segment, content, **options) for _ in range(count)]
 
 
 def accepted(server, count):
+    """Wait until the server has accepted this number of requests and not answered them yet."""
     wait_until(lambda: server.metric("bpkd_accepted_requests") == count)

@@ -1,4 +1,4 @@
-"""Networks that need no training and still draw masks worth looking at: each pixel goes to the nearest of a few colours."""
+"""Networks without training whose masks follow the image: the class of a pixel is the nearest of five colours."""
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ PALETTE = ((52, 58, 70), (0, 114, 178), (86, 180, 233), (0, 158, 115), (213, 94,
 
 
 class NearestColor(nn.Module):
-    """Logits from colours averaged over `blur` pixels, at `stride`."""
+    """A network that computes logits from colours, averaged over squares of `blur` pixels, with stride `stride`."""
 
     def __init__(self, blur: int, stride: int) -> None:
         super().__init__()
@@ -38,10 +38,10 @@ class NearestColor(nn.Module):
 
 
 def teacher() -> NearestColor:
-    """Sees every pixel."""
+    """Create a network with stride 1."""
     return NearestColor(blur=3, stride=1)
 
 
 def student() -> NearestColor:
-    """Sees every eighth."""
+    """Create a network with stride 8, whose masks are coarser than those of the teacher."""
     return NearestColor(blur=9, stride=8)

@@ -7,13 +7,13 @@ from tests.serve.cases import NAMES, PALETTE, SIZE, Held, network, served
 
 @pytest.fixture(scope="session")
 def model():
-    """A network of five classes."""
+    """A network with five classes."""
     return network(class_names=NAMES, palette=PALETTE)
 
 
 @pytest.fixture(scope="session")
 def files(model, tmp_path_factory):
-    """The same network as a file that returns masks, and as one that returns logits; both take 48x64 pixels only."""
+    """ONNX files of the network, one that returns masks and one that returns logits. Both accept only 48x64 pixels."""
     folder = tmp_path_factory.mktemp("files")
     to_onnx(model, folder / "masks.onnx", input_size=SIZE)
     to_onnx(model, folder / "logits.onnx", input_size=SIZE, dynamic_batch=False, argmax=False)
@@ -22,20 +22,20 @@ def files(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def student(model):
-    """The network, in this process."""
+    """A predictor of the network."""
     return Predictor(model, "cpu")
 
 
 @pytest.fixture(scope="module")
 def server(student, files):
-    """A running server: the student; its file, which returns masks; a teacher."""
+    """A running server with two students (the network, and its file that returns masks) and a teacher."""
     with served(student, files / "masks.onnx", teacher=network()) as server:
         yield server
 
 
 @pytest.fixture
 def held():
-    """A network that waits when it is told to."""
+    """A network that waits after `hold()` until its event `go` is set."""
     model = Held()
     yield model
     model.go.set()

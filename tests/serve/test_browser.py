@@ -1,4 +1,4 @@
-"""The page as a person uses it: a real server, a real browser, the mouse, the keyboard, a phone, the dark."""
+"""The demo page in a real browser: mouse, keyboard, phone size, dark mode, camera."""
 
 import io
 import json
@@ -24,7 +24,7 @@ from bpkd_sdk.images import read_image
 from bpkd_sdk.serve import Predictor
 from tests.conftest import ROOT, missing
 from tests.serve import colors
-from tests.serve.browsing import CHROMIUM, PHONE, browsing, serving, visiting
+from tests.serve.browsing import CHROMIUM, PHONE, launch_browser, open_page, serving
 
 ARTIFACTS = Path(os.environ.get("BPKD_ARTIFACTS", ROOT / "tests" / "artifacts"))
 
@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photo(folder):
-    """A photo that comes with Gradio, a lion on a rock, 192x256; with a label."""
+    """A photo of 192x256 pixels from the Gradio package, and a label for it."""
     path, label = folder / "photo.jpg", folder / "photo_label.png"
     lion = Path(gradio.__file__).parent / "media_assets" / "images" / "lion.jpg"
     Image.open(lion).crop((0, 24, 256, 216)).save(path, quality=95)
@@ -61,8 +61,8 @@ def url(folder, photo):
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
-        missing("there is no Chromium: apt-get install chromium")
-    with browsing() as browser:
+        missing("Chromium is not installed: apt-get install chromium")
+    with launch_browser() as browser:
         yield browser
 
 
@@ -71,15 +71,15 @@ def choose(page, photo):
     page.locator("#overlay img").first.wait_for()
 
 
-def keep(page, name):
+def save_screenshot(page, name):
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     page.wait_for_timeout(300)  # animations
     page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=True)
 
 
-def pictures(page, where):
-    """What an image slider shows on its left and on its right."""
-    sources = [image.get_attribute("src") for image in page.locator(f"#{where} img").all()]
+def pictures(page, slider):
+    """Return the left and the right picture of an image slider."""
+    sources = [image.get_attribute("src") for image in page.locator(f"#{slider} img").all()]
     return [np.asarray(Image.open(io.BytesIO(page.request.get(source).body()))) for source in sources]
 
 
@@ -89,13 +89,13 @@ def download(page, button):
     return started.value.suggested_filename, Path(started.value.path())
 
 
-def test_a_photo_comes_back_with_masks_and_figures(browser, url, folder, photo):
+def test_an_uploaded_photo_is_segmented_and_compared(browser, url, folder, photo):
     predictors = [Predictor(folder / f"{name}.onnx", "cpu") for name in ("teacher", "student")]
-    with visiting(browser, url) as page:
+    with open_page(browser, url) as page:
         page.get_by_text("Choose an image to begin").wait_for()
         page.locator("#cost", has_text="is of the format TensorRT, which runs on cuda").wait_for()
         page.locator("#header", has_text="No NVIDIA GPU is available").wait_for()
-        keep(page, "empty")
+        save_screenshot(page, "empty")
         choose(page, photo[0])
         left, right = pictures(page, "overlay")
         assert left.shape == right.shape == (960, 1280, 3)
@@ -108,10 +108,10 @@ def test_a_photo_comes_back_with_masks_and_figures(browser, url, folder, photo):
         name, path = download(page, "student overlay")
         assert (name, Image.open(path).size) == ("photo_overlay_student.png", (256, 192))
         page.locator("#cost").get_by_text("ms").nth(1).wait_for()
-        keep(page, "overlay")
+        save_screenshot(page, "overlay")
         for tab in ("Boundaries", "Difference", "Classes"):
             page.get_by_role("tab", name=tab).click()
-            keep(page, tab.lower())
+            save_screenshot(page, tab.lower())
         page.get_by_role("row", name="asphalt").wait_for()
         assert page.get_by_role("row", name="asphalt").get_by_text("100.0%").count() == 0
         page.get_by_role("combobox", name="Student").click()
@@ -122,11 +122,11 @@ def test_a_photo_comes_back_with_masks_and_figures(browser, url, folder, photo):
         page.get_by_role("tab", name="Errors").click()
         scores = page.get_by_role("row", name="teacher.onnx").filter(has_text="100.0%").first
         assert scores.inner_text().split()[1:] == ["100.0%"] * 5
-        keep(page, "errors")
+        save_screenshot(page, "errors")
 
 
-def test_opacity_is_drawn_again(browser, url, photo):
-    with visiting(browser, url) as page:
+def test_a_change_of_opacity_redraws_the_overlay(browser, url, photo):
+    with open_page(browser, url) as page:
         choose(page, photo[0])
         before = pictures(page, "overlay")
         source = page.locator("#overlay img").first.get_attribute("src")
@@ -139,13 +139,13 @@ def test_opacity_is_drawn_again(browser, url, photo):
         np.testing.assert_array_equal(after[0][~lines], shown[~lines])
 
 
-def test_the_divider_moves_by_mouse_and_by_keyboard(browser, url, photo):
+def test_the_divider_moves_with_the_mouse_and_the_keyboard(browser, url, photo):
     def divider():
         handle = page.locator("#overlay [data-testid=slider]").bounding_box()
         frame = page.locator("#overlay img").first.bounding_box()
         return handle["x"] + handle["width"] / 2, frame["x"], frame["width"], handle["y"] + handle["height"] / 2
 
-    with visiting(browser, url) as page:
+    with open_page(browser, url) as page:
         choose(page, photo[0])
         at, left, width, height = divider()
         assert at == pytest.approx(left + width / 2, abs=30)
@@ -160,8 +160,8 @@ def test_the_divider_moves_by_mouse_and_by_keyboard(browser, url, photo):
         assert divider()[0] == pytest.approx(left + width, abs=30)
 
 
-def test_everything_is_reached_by_the_keyboard(browser, url):
-    with visiting(browser, url) as page:
+def test_all_controls_can_be_reached_with_the_keyboard(browser, url):
+    with open_page(browser, url) as page:
         page.get_by_role("button", name="Example 1").wait_for()
         names = []
         for _ in range(25):
@@ -169,11 +169,11 @@ def test_everything_is_reached_by_the_keyboard(browser, url):
             names.append(page.evaluate("document.activeElement.ariaLabel || document.activeElement.innerText"))
             if names[-1] == "Example 3":
                 break
-        wanted = ["Student", "slider for Opacity", "slider for Boundary width", "slider for Divider", "Image"]
-        wanted += ["Many images", "Video", "upload", "camera", "clipboard", "Example 1", "Example 2", "Example 3"]
-        places = [next((i for i, name in enumerate(names) if word in name), -1) for word in wanted]
-        assert -1 not in places, names
-        assert places == sorted(places), names
+        expected = ["Student", "slider for Opacity", "slider for Boundary width", "slider for Divider", "Image"]
+        expected += ["Many images", "Video", "upload", "camera", "clipboard", "Example 1", "Example 2", "Example 3"]
+        positions = [next((i for i, name in enumerate(names) if word in name), -1) for word in expected]
+        assert -1 not in positions, names
+        assert positions == sorted(positions), names
         page.keyboard.press("Enter")
         page.locator("#overlay img").first.wait_for()
         page.get_by_role("slider", name="Opacity").focus()
@@ -182,8 +182,8 @@ def test_everything_is_reached_by_the_keyboard(browser, url):
         page.wait_for_function("old => document.querySelector('#overlay img').src != old", arg=source)
 
 
-def test_on_a_phone_and_in_the_dark(browser, url, photo):
-    with visiting(browser, url, PHONE, dark=True) as page:
+def test_the_page_fits_a_phone_and_has_a_dark_mode(browser, url, photo):
+    with open_page(browser, url, PHONE, dark=True) as page:
         choose(page, photo[0])
         page.locator("#cost").get_by_text("ms").nth(1).wait_for()
         for tab in ("Image", "Many images", "Video"):
@@ -193,12 +193,12 @@ def test_on_a_phone_and_in_the_dark(browser, url, photo):
         assert page.locator("#overlay img").first.bounding_box()["width"] > 0.8 * PHONE[0]
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert max(map(int, re.findall(r"\d+", background)[:3])) < 64
-        keep(page, "phone_dark")
+        save_screenshot(page, "phone_dark")
 
 
-def test_what_is_no_image_is_refused_in_plain_words(browser, url, photo, folder):
+def test_a_file_that_is_not_an_image_is_rejected_with_a_message(browser, url, photo, folder):
     (folder / "text.png").write_text("not an image")
-    with visiting(browser, url) as page:
+    with open_page(browser, url) as page:
         page.set_input_files("#photo input[type=file]", folder / "text.png")
         toast = page.get_by_test_id("toast-body")
         toast.wait_for()
@@ -208,37 +208,37 @@ def test_what_is_no_image_is_refused_in_plain_words(browser, url, photo, folder)
         choose(page, photo[0])
 
 
-def test_the_webcam(browser, url):
-    """Chromium's own, whose pictures are green."""
-    with visiting(browser, url) as page:
+def test_a_webcam_picture_is_segmented(browser, url):
+    """The pictures of Chromium's fake webcam are green."""
+    with open_page(browser, url) as page:
         page.get_by_role("button", name="camera").click()
         page.get_by_text("Click to Access Webcam").click()
         page.wait_for_function("document.querySelector('#photo video')?.videoWidth > 0")
         page.get_by_role("button", name="capture photo").click()
         page.locator("#overlay img").first.wait_for()
         left, right = pictures(page, "overlay")
-        assert left[..., 1].mean() > left[..., 0].mean() + 50  # its picture is green
+        assert left[..., 1].mean() > left[..., 0].mean() + 50
         assert left.shape == right.shape
-        keep(page, "webcam")
+        save_screenshot(page, "webcam")
 
 
-def test_stopping_with_an_open_page_leaves_no_files(browser, url, folder, photo, tmp_path, monkeypatch):
+def test_stopping_the_server_with_an_open_page_leaves_no_files(browser, url, folder, photo, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with ExitStack() as server:
         own = server.enter_context(serving("--student", folder / "student.onnx"))
         heartbeat = httpx.stream("GET", f"{own}/gradio_api/heartbeat/a", timeout=60)
-        with visiting(browser, own) as page, heartbeat as answer:
+        with open_page(browser, own) as page, heartbeat as answer:
             choose(page, photo[0])
             assert answer.status_code == 200
             assert list(tmp_path.glob("bpkd-examples-*"))
             start = time.monotonic()
             server.close()
             assert time.monotonic() - start < 10
-            answer.read()  # it has an end
+            answer.read()  # raises if the stream was not closed
     assert [path for path in tmp_path.rglob("*") if path.is_file() or path.name.startswith("bpkd-")] == []
 
 
-def test_many_images_and_a_video(browser, url, photo, folder):
+def test_many_images_and_a_video_are_segmented(browser, url, photo, folder):
     source = folder / "clip.mp4"
     with av.open(str(source), "w") as container:
         stream = container.add_stream("libx264", rate=10)
@@ -248,14 +248,14 @@ def test_many_images_and_a_video(browser, url, photo, folder):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image))))
         container.mux(stream.encode())
     (folder / "text.png").write_text("not an image")
-    with visiting(browser, url) as page:
+    with open_page(browser, url) as page:
         page.get_by_role("tab", name="Many images").click()
         page.set_input_files("#images input[type=file]", [photo[0], folder / "text.png"])
         page.get_by_role("button", name="Segment all").click()
         page.get_by_text("text.png was skipped").wait_for()
         with page.expect_download() as started:
             page.locator("#archive a").first.click()
-        keep(page, "many")
+        save_screenshot(page, "many")
         with zipfile.ZipFile(started.value.path()) as archive:
             assert sorted(archive.namelist()) == ["classes.json", "masks/photo.png", "overlays/photo.png"]
             mask = np.asarray(Image.open(archive.open("masks/photo.png")))
@@ -274,4 +274,4 @@ def test_many_images_and_a_video(browser, url, photo, folder):
             }"""
         )
         assert played == [96, 64, pytest.approx(0.5, abs=0.1)]
-        keep(page, "video")
+        save_screenshot(page, "video")

@@ -1,4 +1,4 @@
-"""What the page is made of; the page itself is tested in a browser."""
+"""The parts of the demo page. test_browser.py tests the page itself."""
 
 import inspect
 import io
@@ -26,13 +26,13 @@ from bpkd_sdk.serve.demo.uploads import STATE_MEMORY
 from bpkd_sdk.serve.networks import ModelSet, ServedModel, UnavailableModel, match_classes, open_models
 from bpkd_sdk.serve.service.limits import Limits
 from tests.serve import colors
-from tests.serve.cases import Counted, encoded, scene
+from tests.serve.cases import CountingPredictor, encoded, scene
 
 LIMITS = Limits(max_upload_bytes=200_000, max_pixels=1_000_000)
 
 
 def bomb(side):
-    """A PNG that says it is this large."""
+    """Return a small PNG file whose header states this side."""
     png = bytearray(encoded(Image.new("L", (1, 1))))
     struct.pack_into(">II", png, 16, side, side)
     struct.pack_into(">I", png, 29, zlib.crc32(png[12:29]))
@@ -41,7 +41,7 @@ def bomb(side):
 
 @pytest.fixture
 def networks():
-    return [ServedModel(name, Counted(getattr(colors, name)(), "cpu")) for name in ("teacher", "student")]
+    return [ServedModel(name, CountingPredictor(getattr(colors, name)(), "cpu")) for name in ("teacher", "student")]
 
 
 def open_scene(folder, image, label=None):
@@ -53,7 +53,7 @@ def open_scene(folder, image, label=None):
 
 
 def numbers(html):
-    """The cells of each row, by the row's name."""
+    """Return the texts of the cells of each row, by the name of the row."""
     rows = re.findall(r"<tr><th scope=row>(.*?)</th>(.*?)</tr>", html)
     return {
         re.sub("<.*?>", "", name): [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td.*?>(.*?)</td>", cells)]
@@ -62,7 +62,7 @@ def numbers(html):
 
 
 class TestScene:
-    def test_every_network_runs_once_for_an_image(self, tmp_path, networks):
+    def test_every_network_runs_once_per_image(self, tmp_path, networks):
         first = open_scene(tmp_path, scene(60, 80)).with_predictions(networks[:1])
         both = first.with_predictions(networks)
         for alpha, width in ((0.2, 0), (0.8, 3)):
@@ -72,12 +72,12 @@ class TestScene:
         both.difference("teacher", "student")
         assert [network.predictor.calls for network in networks] == [1, 1]
 
-    def test_masks_are_the_predictor_s(self, tmp_path, networks):
+    def test_masks_are_those_of_the_predictor(self, tmp_path, networks):
         image = scene(60, 80)
-        seen = open_scene(tmp_path, image).with_predictions(networks).predictions["student"]
+        cached = open_scene(tmp_path, image).with_predictions(networks).predictions["student"]
         expected = networks[1].predictor(image)
-        np.testing.assert_array_equal(seen.mask, expected.mask)
-        download = Image.open(io.BytesIO(seen.png))
+        np.testing.assert_array_equal(cached.mask, expected.mask)
+        download = Image.open(io.BytesIO(cached.png))
         assert download.mode == "P"
         assert tuple(download.getpalette()[3:6]) == expected.palette[1]
 
@@ -91,23 +91,23 @@ class TestScene:
         ]
         assert {picture.shape for picture in pictures} == {(16 * 60, 16 * 80, 3)}
 
-    def test_an_overlay_is_draw_overlay_s(self, tmp_path, networks):
+    def test_overlays_are_those_of_draw_overlay(self, tmp_path, networks):
         image = scene(60, 80)
         both = open_scene(tmp_path, image).with_predictions(networks)
         mask = networks[0].predictor(image).mask
         full = both.full_size_overlay("teacher", 0.3, 0)
         np.testing.assert_array_equal(full, draw_overlay(image, mask, colors.PALETTE, alpha=0.3, boundaries=False))
         large = cv2.resize(mask, None, fx=16, fy=16, interpolation=cv2.INTER_NEAREST)
-        shown = both.overlay("teacher", 1, 0)
-        np.testing.assert_array_equal(shown, np.array(colors.PALETTE, np.uint8)[large])
+        on_page = both.overlay("teacher", 1, 0)
+        np.testing.assert_array_equal(on_page, np.array(colors.PALETTE, np.uint8)[large])
 
     @pytest.mark.parametrize(("side", "lines"), [(PAGE_SIDE // 8, 1), (PAGE_SIDE, 3), (2 * PAGE_SIDE, 6)])
-    def test_lines_are_as_wide_for_the_image_as_on_the_page(self, side, lines):
+    def test_lines_have_the_same_relative_width_as_on_the_page(self, side, lines):
         mask = np.repeat([0, 1], side // 2)[None].repeat(20, axis=0)
         picture = draw_full_size(np.zeros((20, side, 3), np.uint8), mask, ((0, 0, 0), (0, 0, 9)), 0.5, 3)
         assert (picture[10] == 255).all(1).sum() == lines
 
-    def test_the_label_must_fit(self, tmp_path):
+    def test_a_label_that_does_not_match_the_image_is_rejected(self, tmp_path):
         with pytest.raises(ValueError, match="The label is 80 x 50 pixels and the image 80 x 60"):
             open_scene(tmp_path, scene(60, 80), np.zeros((50, 80), np.uint8))
         with pytest.raises(ValueError, match="^The label: contains colours"):
@@ -115,7 +115,7 @@ class TestScene:
         with pytest.raises(ValueError, match="ids of 0 to 255 in the label, but got 300"):
             open_scene(tmp_path, scene(60, 80), np.full((60, 80), 300, np.uint16))
 
-    def test_a_label_is_a_png_of_the_image_s_size_before_it_is_decoded(self, tmp_path, monkeypatch):
+    def test_format_and_size_of_a_label_are_checked_before_it_is_decoded(self, tmp_path, monkeypatch):
         street = open_scene(tmp_path, scene(60, 80))
         path = tmp_path / "label.png"
         monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("it was decoded"))
@@ -140,7 +140,7 @@ class TestScene:
         ],
         ids=["pixels", "thin", "bytes", "format"],
     )
-    def test_the_limits_are_the_service_s(self, tmp_path, content, message):
+    def test_the_limits_of_the_service_apply(self, tmp_path, content, message):
         (tmp_path / "image.png").write_bytes(content)
         with pytest.raises(ValueError, match=message):
             Scene.open(tmp_path / "image.png", LIMITS)
@@ -149,7 +149,7 @@ class TestScene:
         ("size", "expected"),
         [((48, 64), (960, 1280)), ((500, 700), (500, 700)), ((2000, 4000), (640, 1280)), ((1, 5000), (1, 1280))],
     )
-    def test_whole_factors_enlarge_and_the_longer_side_shrinks(self, size, expected):
+    def test_small_images_are_enlarged_by_integers_and_large_images_reduced(self, size, expected):
         assert resize_to_page(np.zeros(size, np.uint8), cv2.INTER_NEAREST).shape == expected
         assert resize_to_page(np.zeros((*size, 3), np.uint8)).shape == (*expected, 3)
 
@@ -170,7 +170,7 @@ class TestTables:
         alone = numbers(tables.classes_table({"student": both.predictions["student"]}))
         assert all(len(cells) == 1 for cells in alone.values())
 
-    def test_errors_are_evaluate_s(self, tmp_path, networks):
+    def test_errors_are_the_scores_of_evaluate(self, tmp_path, networks):
         image, label = scene(60, 80), shapes.render(0, "val", 0, (60, 80))[1] % 5
         label[:10] = 255
 
@@ -179,23 +179,23 @@ class TestTables:
             __len__ = lambda self: 1  # noqa: E731
             __getitem__ = lambda self, _: (torch.tensor(image).permute(2, 0, 1), torch.tensor(label))  # noqa: E731
 
-        seen = open_scene(tmp_path, image, label).with_predictions(networks)
+        labelled = open_scene(tmp_path, image, label).with_predictions(networks)
         scores = bpkd_sdk.evaluate(colors.student(), OneImage(), boundary_width=3, device="cpu")
-        assert numbers(tables.errors_table({"student": seen.predictions["student"]}, label))["student"] == [
+        assert numbers(tables.errors_table({"student": labelled.predictions["student"]}, label))["student"] == [
             f"{value:.1%}"
             for value in (
                 scores.miou, scores.boundary_iou, scores.pixel_accuracy, scores.edge_accuracy, scores.body_accuracy
             )
         ]  # fmt: skip
 
-    def test_what_a_label_does_not_tell_is_left_blank(self, tmp_path, networks):
-        seen = open_scene(tmp_path, scene(60, 80), np.zeros((60, 80), np.uint8)).with_predictions(networks)
-        *_, pixels, edge, body = numbers(tables.errors_table(seen.predictions, seen.label))["teacher"]
+    def test_undefined_scores_are_blank(self, tmp_path, networks):
+        labelled = open_scene(tmp_path, scene(60, 80), np.zeros((60, 80), np.uint8)).with_predictions(networks)
+        *_, pixels, edge, body = numbers(tables.errors_table(labelled.predictions, labelled.label))["teacher"]
         assert edge == "–"  # the label has no edge
         assert body != "–"
         assert pixels != "–"
 
-    def test_costs_stand_beside_the_teacher_s(self, tmp_path):
+    def test_costs_are_relative_to_the_teacher(self, tmp_path):
         small, large = torch.nn.Conv2d(3, 2, 1, bias=False).eval(), torch.nn.Conv2d(3, 20, 1, bias=False).eval()
         models = open_models([large, small, tmp_path / "none.onnx"], device="cpu")
         rows = numbers(tables.cost_table(models, (100, 200)))
@@ -205,7 +205,7 @@ class TestTables:
         assert teacher[2:] == ["–", "–", "CPU"]
         assert missing[0].startswith("Not available: There is no ONNX file")
 
-    def test_names_cannot_bring_html(self):
+    def test_names_and_reasons_are_escaped(self):
         html = tables.cost_table(ModelSet(None, (), (UnavailableModel("<script>", "<img src=x>"),)), (8, 8))
         assert "<script>" not in html
         assert "<img" not in html
@@ -263,7 +263,7 @@ class TestExamples:
         np.testing.assert_array_equal(np.asarray(Image.open(pairs[1].label)), label)
 
 
-def test_the_zip_holds_what_could_be_read(tmp_path, networks):
+def test_the_zip_file_contains_all_images_that_can_be_read(tmp_path, networks):
     names = ["a/x.png", "b/x.png", "b/x_1.png", "c/x.png", "b/text.png", "b/large.png"]
     paths = [tmp_path / name for name in names]
     for index, path in enumerate(paths):
@@ -275,7 +275,7 @@ def test_the_zip_holds_what_could_be_read(tmp_path, networks):
     assert problems[:4] == [None] * 4
     assert "text.png was skipped: Expected a file of the formats" in problems[4]
     assert "large.png was skipped: Expected an image of at most 1,000,000 pixels" in problems[5]
-    written = ["x", "x_1", "x_1_1", "x_2"]  # in the order of the images; no two of one name
+    written = ["x", "x_1", "x_1_1", "x_2"]  # in the order of the images, with unique names
     with zipfile.ZipFile(tmp_path / "all.zip") as archive:
         masks = {name: np.asarray(Image.open(archive.open(f"masks/{name}.png"))) for name in written}
         assert sorted(archive.namelist()) == sorted(
@@ -285,7 +285,7 @@ def test_the_zip_holds_what_could_be_read(tmp_path, networks):
         np.testing.assert_array_equal(mask, networks[1].predictor(scene(40, 50, index)).mask)
 
 
-def test_the_page_stays_when_no_network_opens(tmp_path):
+def test_the_page_shows_the_reasons_if_no_network_can_be_opened(tmp_path):
     page = build_demo(open_models([tmp_path / "student.engine"], teacher=tmp_path / "teacher.onnx"))
     texts = [block.value for block in page.blocks.values() if isinstance(block, gr.HTML)]
     assert "No network could be opened" in texts[0]
@@ -293,17 +293,17 @@ def test_the_page_stays_when_no_network_opens(tmp_path):
     assert "There is no engine" in texts[1]
 
 
-def test_the_look_is_taken_by_both_ways_to_start():
+def test_page_options_are_options_of_launch_and_mount():
     for start in (gr.Blocks.launch, gr.mount_gradio_app):
         assert page_options().keys() <= inspect.signature(start).parameters.keys()
 
 
-def test_nothing_of_the_page_can_be_called_as_an_api(networks):
+def test_no_event_of_the_page_is_a_public_api(networks):
     page = build_demo(ModelSet(networks[0], (networks[1],)))
     assert all(function.api_visibility == "private" for function in page.fns.values())
 
 
-def test_the_visitors_that_are_kept_fit_into_the_memory(networks):
+def test_the_memory_for_sessions_is_bounded(networks):
     limits = Limits(max_requests=7)
     page = build_demo(ModelSet(networks[0], (networks[1],)), limits=limits)
     mounted = FastAPI()
@@ -319,20 +319,20 @@ def test_the_visitors_that_are_kept_fit_into_the_memory(networks):
     "side", [2 * PAGE_SIDE, 4 * PAGE_SIDE // 3, 1999, PAGE_SIDE + 1, PAGE_SIDE, PAGE_SIDE // 2, 301], ids=str
 )
 @pytest.mark.parametrize("axis", [0, 1], ids=["down", "right"])
-def test_masks_on_the_page_lie_on_the_edges_of_the_picture(side, axis):
+def test_resized_masks_are_aligned_with_the_picture(side, axis):
     offsets = []
-    for place in range(12, side - 12, 11):
+    for border in range(12, side - 12, 11):
         mask = np.zeros((side, 4) if axis == 0 else (4, side), np.uint8)
-        (mask if axis == 0 else mask.T)[place:] = 1
+        (mask if axis == 0 else mask.T)[border:] = 1
         picture = resize_to_page(np.repeat(60 + 130 * mask[..., None], 3, 2))
-        shown = resize_to_page(mask, cv2.INTER_NEAREST_EXACT)
-        assert shown.shape == picture.shape[:2]
-        offsets.append(((picture[..., 0] - 60.0) / 130 - shown).sum() / shown.shape[1 - axis])
+        resized = resize_to_page(mask, cv2.INTER_NEAREST_EXACT)
+        assert resized.shape == picture.shape[:2]
+        offsets.append(((picture[..., 0] - 60.0) / 130 - resized).sum() / resized.shape[1 - axis])
     assert abs(np.mean(offsets)) < 0.05
 
 
-def test_masks_on_the_page_are_those_of_opencv_where_one_pixel_is_nearest():
+def test_resized_masks_equal_opencv_where_the_nearest_pixel_is_unique():
     mask = np.random.default_rng(0).integers(0, 9, (5, 1999), np.uint8)
-    shown = resize_to_page(mask, cv2.INTER_NEAREST_EXACT)
-    expected = cv2.resize(mask, shown.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    np.testing.assert_array_equal(shown, expected)
+    resized = resize_to_page(mask, cv2.INTER_NEAREST_EXACT)
+    expected = cv2.resize(mask, resized.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    np.testing.assert_array_equal(resized, expected)

@@ -1,4 +1,4 @@
-"""Files that the page makes for its visitors, and how they go again."""
+"""The files that the demo generates for its visitors, and their removal."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_what_is_old_goes_with_its_folder(folder):
+def test_old_files_are_removed_with_their_folders(folder):
     first, second = (Path(uploads.write_picture(scene(32, 32))) for _ in range(2))
     assert first != second
     uploads.remove_old_files(60)
@@ -23,7 +23,7 @@ def test_what_is_old_goes_with_its_folder(folder):
     assert list(folder.iterdir()) == []
 
 
-def test_making_a_new_one_removes_the_old(folder, monkeypatch):
+def test_a_new_file_removes_old_files(folder, monkeypatch):
     old = Path(uploads.write_picture(scene(32, 32)))
     monkeypatch.setattr(uploads, "RETENTION_SECONDS", 0)
     uploads.write_picture(scene(32, 32))
@@ -31,7 +31,7 @@ def test_making_a_new_one_removes_the_old(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["stopped", "failed"])
-def test_what_is_not_finished_leaves_nothing(folder, how):
+def test_an_unfinished_file_is_removed(folder, how):
     def job():
         with uploads.new_file("all.zip") as path:
             path.write_text("half")

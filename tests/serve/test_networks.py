@@ -20,7 +20,7 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-def test_one_that_cannot_be_opened_does_not_stop_the_others(checkpoint, tmp_path):
+def test_a_network_that_cannot_be_opened_does_not_stop_the_others(checkpoint, tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"no network")
     sources = [checkpoint, tmp_path / "missing.onnx", tmp_path / "broken.onnx", "student.pkl", str(checkpoint)]
     models = open_models(sources, device="cpu")
@@ -49,7 +49,7 @@ def test_a_predictor_is_used_as_it_is(model):
         (["x.onnx", "x.onnx"], ["x.onnx (1)", "x.onnx (2)"]),
         (["triton://host:8001/street"], ["street"]),
     ],
-    ids=["files", "runs", "no folder", "same names", "the same twice", "server"],
+    ids=["files", "runs", "no folder", "same names", "same path twice", "server"],
 )
 def test_names_are_unique(paths, names):
     models = open_models(paths, device="cpu")
@@ -64,7 +64,7 @@ def test_cost_is_counted_without_running_the_network(checkpoint):
     assert next(network.predictor.runtime.module.parameters()).device == torch.device("cpu")
 
 
-def test_latency_is_the_median_of_some_runs_of_each_size():
+def test_latency_is_measured_once_for_each_image_size():
     calls = []
     predictor = Predictor(tiny(3).eval(), "cpu")
     predictor.runtime.module.register_forward_hook(lambda *_: calls.append(1))
@@ -81,7 +81,7 @@ def test_latency_is_the_median_of_some_runs_of_each_size():
     assert len(calls) > runs
 
 
-def test_the_cost_of_a_size_is_counted_once_and_forgotten_with_the_network(monkeypatch):
+def test_costs_are_cached_for_each_size_and_released_with_the_network(monkeypatch):
     counted = []
     monkeypatch.setattr(networks, "count_cost", lambda runtime, size: counted.append(size) or (1, 2))
     (network,) = open_models([tiny(3).eval()], device="cpu").students

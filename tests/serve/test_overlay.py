@@ -12,7 +12,7 @@ def grey(height, width, value=100):
 
 
 def columns(line):
-    """The columns that are True in every row."""
+    """Return the columns that are True in every row."""
     return np.flatnonzero(line.all(axis=0)).tolist()
 
 
@@ -38,12 +38,12 @@ def test_ignored_pixels_keep_the_image(ignore_index):
     assert picture[0].tolist() == [[150, 100, 50], [100, 100, 100], [178, 178, 178]]
 
 
-def test_a_mask_of_nothing_but_void_leaves_the_image():
+def test_a_mask_of_void_leaves_the_image_unchanged():
     image = grey(4, 5)
     np.testing.assert_array_equal(draw_overlay(image, np.full((4, 5), 255, np.uint8), PALETTE), image)
 
 
-def test_a_palette_may_colour_all_256_ids():
+def test_a_palette_can_have_256_colours():
     palette = [(i, i, i) for i in range(256)]
     mask = np.arange(256, dtype=np.uint8)[None]
     picture = draw_overlay(grey(1, 256), mask, palette, boundaries=False, alpha=1, ignore_index=-1)
@@ -56,7 +56,7 @@ def test_boundaries_have_their_colour_and_width():
 
 
 @pytest.mark.parametrize(("width", "expected"), [(1, [3]), (2, [3, 4]), (3, [2, 3, 4]), (4, [2, 3, 4, 5])])
-def test_a_boundary_lies_around_the_border(width, expected):
+def test_a_boundary_surrounds_the_border(width, expected):
     mask = np.repeat([0, 1], 4)[None].repeat(5, axis=0)
     assert columns(label_boundaries(mask, width)) == expected
     assert columns(label_boundaries(mask.T, width).T) == expected
@@ -96,7 +96,7 @@ def test_a_legend_is_a_strip_below_the_picture(width):
     assert PALETTE[1] not in strip
 
 
-def test_a_legend_wraps_and_calls_nameless_classes_by_their_id():
+def test_a_legend_wraps_and_shows_ids_of_classes_without_names():
     mask = np.arange(3, dtype=np.uint8)[None].repeat(100, axis=0).repeat(20, axis=1)
     narrow = draw_overlay(grey(100, 60), mask, PALETTE, class_names=("a long name", "another"), legend=True)
     wide = draw_overlay(grey(100, 600), mask.repeat(10, axis=1), PALETTE, class_names=("a long name",), legend=True)
@@ -138,13 +138,13 @@ def test_views_are_drawn_like_copies():
         ({"boundary_width": 0}, ValueError, "at least 1 pixel"),
     ],
 )
-def test_refuses(changes, error, message):
+def test_invalid_arguments_are_rejected(changes, error, message):
     arguments = {"image": grey(3, 4), "mask": STEP, "palette": PALETTE} | changes
     with pytest.raises(error, match=message):
         draw_overlay(**arguments)
 
 
-def test_differences_are_told_apart_by_their_place():
+def test_differences_near_edges_and_elsewhere_have_different_colours():
     teacher = np.zeros((10, 20), np.uint8)
     teacher[:, 10:] = 1
     student = teacher.copy()
@@ -161,7 +161,7 @@ def test_differences_are_told_apart_by_their_place():
     assert (picture == body).all(axis=2).sum() == 2
 
 
-def test_the_label_says_where_the_edges_are():
+def test_the_edge_band_is_that_of_the_label():
     teacher, student = np.zeros((2, 9, 9), np.uint8)
     student[:, 4] = 1
     label = np.zeros((9, 9), np.uint8)
@@ -178,11 +178,11 @@ def test_void_is_not_compared():
     assert draw_difference(grey(4, 4), teacher, student, label=np.full((4, 4), 255))[1].share == 0
 
 
-def test_a_difference_names_the_mask_that_does_not_fit():
+def test_the_error_names_the_mask_with_the_wrong_size():
     with pytest.raises(ValueError, match="`student` to have the size of the image"):
         draw_difference(grey(3, 4), STEP, STEP[:2])
 
 
-def test_a_mask_of_another_size_must_be_resized_about_pixel_centres():
+def test_the_error_for_another_size_states_how_to_resize():
     with pytest.raises(ValueError, match="Resize it with cv2.INTER_NEAREST_EXACT"):
         draw_overlay(grey(6, 8), STEP, PALETTE)

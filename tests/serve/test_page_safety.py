@@ -1,4 +1,4 @@
-"""The page for people behind the same door: what a browser, or somebody who plays one, may send to it."""
+"""The security of the demo page: requests from browsers, and from programs that imitate a browser."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from bpkd_sdk.serve.service.limits import Limits
 from bpkd_sdk.serve.service.security import AccessPolicy
 from bpkd_sdk.serve.service.server import mount_demo
 from tests.serve import colors
-from tests.serve.cases import Counted, encoded, scene, served
+from tests.serve.cases import CountingPredictor, encoded, scene, served
 from tests.serve.test_malformed import BODIES
 
 LIMITS = Limits(max_upload_bytes=200_000, max_request_bytes=1_000_000, max_pixels=1_000_000)
@@ -23,7 +23,7 @@ SLIDER = "Opacity"
 
 
 class Page:
-    """A visitor without a browser."""
+    """A client of the page that works without a browser."""
 
     def __init__(self, client: httpx.Client) -> None:
         self.client = client
@@ -34,8 +34,8 @@ class Page:
         (path,) = self.client.post("/gradio_api/upload", files={"files": (name, content)}).raise_for_status().json()
         return path
 
-    def place(self, name):
-        """The id of a component, by its id on the page or its label."""
+    def component_id(self, name):
+        """Return the id of the component with this HTML id or label."""
         return next(
             part["id"]
             for part in self.config["components"]
@@ -43,18 +43,28 @@ class Page:
         )
 
     def send(self, name, value, **others):
-        """What comes of the first event of a component, or that reads it; the others send what they show at first."""
-        place = self.place(name)
+        """Run the first event that a component triggers or that reads it, and return the final message.
+
+        Args:
+            name: HTML id or label of the component.
+            value: Value of the component.
+            others: Values of other components by name; the rest keep their initial values.
+        """
+        component = self.component_id(name)
         event = next(
             event for event in self.config["dependencies"]
-            if event["backend_fn"] and place in (*event["inputs"][:1], *(target for target, _ in event["targets"]))
+            if event["backend_fn"] and component in (*event["inputs"][:1], *(target for target, _ in event["targets"]))
         )  # fmt: skip
-        shown = {part["id"]: part["props"].get("value") for part in self.config["components"]}
-        shown |= {place: value} | {self.place(other): its for other, its in others.items()}
-        job = {"data": [shown[part] for part in event["inputs"]], "fn_index": event["id"], "session_hash": self.session}
+        values = {part["id"]: part["props"].get("value") for part in self.config["components"]}
+        values |= {component: value} | {self.component_id(other): other_value for other, other_value in others.items()}
+        job = {
+            "data": [values[part] for part in event["inputs"]],
+            "fn_index": event["id"],
+            "session_hash": self.session,
+        }
         self.client.post("/gradio_api/queue/join", json=job).raise_for_status()
-        with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as told:
-            messages = (json.loads(line.removeprefix("data:")) for line in told.iter_lines() if line)
+        with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as stream:
+            messages = (json.loads(line.removeprefix("data:")) for line in stream.iter_lines() if line)
             return next(message for message in messages if message["msg"] == "process_completed")
 
 
@@ -64,7 +74,7 @@ def file(path, **facts):
 
 @pytest.fixture(scope="module")
 def student():
-    return Counted(colors.student(), "cpu")
+    return CountingPredictor(colors.student(), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +93,14 @@ def page(server):
 
 @pytest.fixture
 def secret(tmp_path):
-    """A file of somebody on this machine, beside Gradio's folder."""
+    """A file on this machine outside of Gradio's folder."""
     path = tmp_path / "secret.png"
     path.write_bytes(encoded(scene(40, 50)))
     assert not path.is_relative_to(Path(tempfile.gettempdir()) / "gradio")
     return path
 
 
-PLACES = {
+COMPONENTS = {
     "photo": lambda value: value,
     "label": lambda value: value,
     "images": lambda value: [value],
@@ -98,7 +108,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.parametrize(
     "disguise",
     [
@@ -110,21 +120,21 @@ PLACES = {
         lambda path: file("http://203.0.113.1/photo.png"),
         lambda path: file("https://203.0.113.1/photo.png", is_stream=True),
     ],
-    ids=["file", "no meta", "stream", "other meta", "dots", "address", "stream of an address"],
+    ids=["file", "no meta", "stream", "other meta", "dots", "url", "stream of a url"],
 )
-def test_no_path_and_no_address_of_a_visitor_is_opened(page, secret, place, disguise):
-    done = page.send(place, PLACES[place](disguise(secret)))
+def test_no_path_and_no_url_from_a_visitor_is_opened(page, secret, component, disguise):
+    done = page.send(component, COMPONENTS[component](disguise(secret)))
     assert done["success"] is False
     assert "Only files that were uploaded" in done["output"]["error"]
 
 
-def test_not_in_the_place_of_a_number_either(page):
+def test_a_url_in_the_place_of_a_number_is_rejected_too(page):
     path = page.upload(encoded(scene(40, 50)))
     done = page.send("photo", file(path), **{SLIDER: file("http://203.0.113.1/photo.png")})
     assert "Only files that were uploaded" in done["output"]["error"]
 
 
-def test_what_was_uploaded_is_shown_and_drawn_again_without_a_network(server, student):
+def test_a_change_of_opacity_redraws_an_upload_without_running_the_network(server, student):
     page = Page(server.client)
     runs = student.calls
     opened = pictures(page, page.send("photo", file(page.upload(encoded(scene(40, 50))))))
@@ -136,7 +146,7 @@ def test_what_was_uploaded_is_shown_and_drawn_again_without_a_network(server, st
 
 
 def pictures(page, done):
-    """The files of an answer."""
+    """Download the pictures of a final message."""
     assert done["success"] is True
     addresses = re.findall(r"/gradio_api/file=[^\"?]*picture\.png", json.dumps(done))
     return [page.client.get(address).raise_for_status().content for address in dict.fromkeys(addresses)]
@@ -145,7 +155,7 @@ def pictures(page, done):
 @pytest.mark.parametrize(
     "address", ["file=http://203.0.113.1/x", "file/HTTPS://203.0.113.1/x", "proxy=http://x.hf.space/"]
 )
-def test_nothing_is_fetched_for_a_visitor(server, address):
+def test_no_url_is_downloaded_for_a_visitor(server, address):
     answer = server.client.get(f"/gradio_api/{address}")
     assert answer.status_code == 403
     assert "fetches nothing" in answer.json()["detail"]
@@ -155,7 +165,7 @@ def test_nothing_is_fetched_for_a_visitor(server, address):
 @pytest.mark.parametrize(
     "origin", ["http://localhost:3000", "https://evil.example", "null", "http://127.0.0.1", "http://["]
 )
-def test_pages_of_other_origins_are_refused(server, path, origin):
+def test_requests_from_other_origins_are_rejected(server, path, origin):
     for method in ("GET", "POST", "OPTIONS"):
         headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
         answer = server.client.request(method, path, headers=headers)
@@ -163,7 +173,7 @@ def test_pages_of_other_origins_are_refused(server, path, origin):
         assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
-def test_the_page_s_own_requests_get_no_cors_headers(server):
+def test_requests_of_the_page_itself_get_no_cors_headers(server):
     own = str(server.client.base_url).rstrip("/")
     answer = server.client.get("/config", headers={"Origin": own, "Sec-Fetch-Site": "same-origin"})
     assert answer.status_code == 200
@@ -172,7 +182,7 @@ def test_the_page_s_own_requests_get_no_cors_headers(server):
     assert refused.status_code == 403
 
 
-def test_the_token_is_asked_for_everywhere():
+def test_every_path_requires_the_token():
     def mount(app):
         mount_demo(app, open_models([colors.student()], device="cpu"), examples=None, limits=LIMITS)
 
@@ -191,38 +201,37 @@ def test_the_token_is_asked_for_everywhere():
         assert server.client.get("/config", headers=headers).status_code == 200
 
 
-def test_uploads_that_are_too_large(server):
+def test_uploads_that_are_too_large_are_rejected(server):
     def endless():
         yield b'--b\r\nContent-Disposition: form-data; name="files"; filename="x"\r\n\r\n'
         for _ in range(20):
             yield bytes(100_000)
 
     form = {"Content-Type": "multipart/form-data; boundary=b"}
-    for content in (bytes(2_000_000), endless()):  # of a length that is known, and chunked
+    for content in (bytes(2_000_000), endless()):  # with Content-Length, and chunked
         answer = server.client.post("/gradio_api/upload", content=content, headers=form)
         assert answer.status_code == 413
-    announced = server.client.post("/gradio_api/upload", content=bytes(2_000_000), headers=form)
-    assert announced.json()["detail"] == "A request may have 1,000,000 bytes at most."
-    whole = server.client.post(
-        "/gradio_api/upload", files={"files": bytes(950_000)}
-    )  # a file within the request's bound
-    assert whole.status_code == 413
+    with_length = server.client.post("/gradio_api/upload", content=bytes(2_000_000), headers=form)
+    assert with_length.json()["detail"] == "A request may have 1,000,000 bytes at most."
+    # The limit of a file is lower than the limit of its request.
+    complete = server.client.post("/gradio_api/upload", files={"files": bytes(950_000)})
+    assert complete.status_code == 413
 
 
-def test_malformed_images_are_refused_in_plain_words(server, page):
+def test_malformed_images_are_rejected_with_a_message(server, page):
     kinds = {name.partition(" ")[2].partition(" ")[0]: content for name, content in BODIES}
     assert len(kinds) > 20
     for content in kinds.values():
         if len(content) == 0:
             continue
         done = page.send("photo", file(page.upload(content)))
-        assert done["success"] is True  # a toast says why, and the page stays
+        assert done["success"] is True  # the page shows a warning and keeps working
         assert "Traceback" not in json.dumps(done)
     assert server.client.get("/healthz").status_code == 200
     assert page.send("photo", file(page.upload(encoded(scene(40, 50)))))["success"] is True
 
 
-def test_the_limits_reach_the_page(page):
+def test_the_limits_apply_to_the_page(page):
     for width, is_shown in ((1000, True), (1001, False)):
         done = page.send("photo", file(page.upload(encoded(Image.new("1", (width, 1000))))))
         assert ("picture.png" in json.dumps(done)) is is_shown

@@ -1,4 +1,4 @@
-"""One call from an image to its mask, held against the arithmetic written out in float64."""
+"""The predictor, compared with an independent computation in float64."""
 
 import itertools
 import time
@@ -21,7 +21,7 @@ def starts(length, window):
 
 
 def windows(image, size):
-    """The top left corner of every window, and the window."""
+    """Yield the top left corner and the pixels of every window."""
     for top, left in itertools.product(starts(image.shape[0], size[0]), starts(image.shape[1], size[1])):
         yield top, left, image[top : top + size[0], left : left + size[1]]
 
@@ -60,18 +60,18 @@ def test_masks_confidence_and_entropy(model, size):
     assert (prediction.class_names, prediction.palette) == (NAMES, PALETTE)
 
 
-def test_the_network_of_these_tests_sees_every_class(model):
+def test_the_network_of_these_tests_predicts_every_class(model):
     assert (np.bincount(Predictor(model, "cpu")(scene(*SIZE)).mask.ravel()) > 50).all()
 
 
-def test_probabilities_are_made_only_when_asked_for(model):
+def test_probabilities_are_computed_only_on_request(model):
     predict, image = Predictor(model, "cpu"), scene(*SIZE)
     assert (predict(image).confidence, predict(image).entropy) == (None, None)
     assert predict(image, confidence=True).entropy is None
     assert predict(image, entropy=True).confidence is None
 
 
-def test_one_class_stands_against_its_absence():
+def test_a_network_with_one_class_predicts_background_and_class():
     model = network(1, class_names=("road",), palette=((1, 2, 3),))
     image = scene(*SIZE)
     prediction = Predictor(model, "cpu")(image, confidence=True, entropy=True)
@@ -84,13 +84,13 @@ def test_one_class_stands_against_its_absence():
     assert draw_overlay(image, prediction.mask, prediction.palette).shape == image.shape
 
 
-def test_the_overlay_is_draw_overlay_s(model):
+def test_the_overlay_is_that_of_draw_overlay(model):
     image = scene(*SIZE)
     prediction = Predictor(model, "cpu")(image)
     options = {"alpha": 0.3, "boundary_width": 3, "boundary_color": (1, 2, 3), "legend": True}
-    for given in ({}, options, {"boundaries": False}):
-        expected = draw_overlay(image, prediction.mask, PALETTE, class_names=NAMES, **given)
-        np.testing.assert_array_equal(prediction.overlay(**given), expected)
+    for arguments in ({}, options, {"boundaries": False}):
+        expected = draw_overlay(image, prediction.mask, PALETTE, class_names=NAMES, **arguments)
+        np.testing.assert_array_equal(prediction.overlay(**arguments), expected)
     with pytest.raises(ValueError, match="`alpha` to be between 0 and 1, but got 2"):
         prediction.overlay(alpha=2)
 
@@ -111,7 +111,7 @@ def test_the_overlay_draws_class_255():
     assert np.unique(prediction.overlay(alpha=1).reshape(-1, 3), axis=0).tolist() == [[9, 8, 7]]
 
 
-def test_batches_are_like_one_by_one(model, files, tmp_path):
+def test_batches_give_the_same_masks_as_single_images(model, files, tmp_path):
     images = [scene(48, 64, 0), scene(48, 64, 1), scene(64, 48, 2), *(scene(48, 64, index) for index in range(3, 13))]
     cv2.imwrite(str(tmp_path / "scene.png"), images[2][..., ::-1])
     for predict in (Predictor(model, "cpu"), Predictor(files / "masks.onnx", "cpu")):
@@ -125,7 +125,7 @@ def test_batches_are_like_one_by_one(model, files, tmp_path):
         assert predict([]) == []
 
 
-def test_a_video_is_read_as_its_masks_are_asked_for(model):
+def test_a_frame_is_read_when_its_prediction_is_requested(model):
     read = []
 
     def video():
@@ -144,7 +144,7 @@ def test_a_video_is_read_as_its_masks_are_asked_for(model):
 
 
 @pytest.mark.parametrize("size", [(48, 150), (101, 64), (90, 131)], ids=str)
-def test_logits_of_a_fixed_size_are_averaged_over_windows(model, files, size):
+def test_logits_of_fixed_size_are_averaged_over_windows(model, files, size):
     image = scene(*size)
     prediction = Predictor(files / "logits.onnx", "cpu")(image, confidence=True, entropy=True)
     p = probabilities(averaged_logits(model, image, SIZE))
@@ -153,12 +153,12 @@ def test_logits_of_a_fixed_size_are_averaged_over_windows(model, files, size):
     np.testing.assert_allclose(prediction.entropy, entropy(p), atol=1e-4)
 
 
-def test_masks_of_a_fixed_size_come_from_the_window_whose_middle_is_nearest(model, files):
+def test_masks_of_fixed_size_come_from_the_window_with_the_nearest_centre(model, files):
     image = scene(101, 131)
     masks = {(top, left): exact_logits(model, part).argmax(0) for top, left, part in windows(image, SIZE)}
 
-    def owner(place, length, window):
-        return max(starts(length, window), key=lambda start: (-abs(place + 0.5 - start - window / 2), start))
+    def owner(position, length, window):
+        return max(starts(length, window), key=lambda start: (-abs(position + 0.5 - start - window / 2), start))
 
     expected = np.zeros(image.shape[:2], int)
     for row, column in np.ndindex(*expected.shape):
@@ -169,7 +169,7 @@ def test_masks_of_a_fixed_size_come_from_the_window_whose_middle_is_nearest(mode
 
 @pytest.mark.parametrize("name", ["masks.onnx", "logits.onnx"])
 @pytest.mark.parametrize("size", [(20, 30), (1, 1), (40, 100)], ids=str)
-def test_images_smaller_than_a_fixed_size_are_continued_by_their_edges(model, files, name, size):
+def test_images_smaller_than_a_fixed_size_are_padded_with_their_edges(model, files, name, size):
     image = scene(*size)
     padded = np.pad(image, ((0, SIZE[0] - size[0]), (0, max(SIZE[1] - size[1], 0)), (0, 0)), mode="edge")
     prediction = Predictor(files / name, "cpu")(image)
@@ -181,14 +181,14 @@ def test_images_smaller_than_a_fixed_size_are_continued_by_their_edges(model, fi
     assert prediction.mask.shape == size
 
 
-def test_large_images_go_through_in_windows_of_1024(model):
-    """4.3 million pixels; the largest that goes through in one piece has 4.2."""
+def test_large_images_are_segmented_in_windows_of_1024(model):
+    """The image has 4.3 million pixels; the limit without windows is 4.2 million."""
     image = cv2.resize(scene(60, 720), (7200, 600), interpolation=cv2.INTER_LINEAR)
     expected = averaged_logits(model, image, (600, 1024)).argmax(0)
     assert agreement(Predictor(model, "cpu")(image).mask, expected) > 0.999
 
 
-def test_a_runtime_that_takes_four_images_gets_four(model):
+def test_batches_are_padded_to_the_batch_size_of_the_runtime(model):
     runtime = TorchRuntime(model, "cpu")
     runtime.accepts = Accepts((4, 4), *((side, side) for side in SIZE))
     images = [scene(*SIZE, index) for index in range(6)]
@@ -197,7 +197,7 @@ def test_a_runtime_that_takes_four_images_gets_four(model):
 
 
 @pytest.mark.parametrize("name", ["module", "logits.onnx", "masks.onnx"])
-def test_threads_do_not_disturb_each_other(model, files, name):
+def test_calls_from_several_threads_give_the_same_masks(model, files, name):
     predict = Predictor(model if name == "module" else files / name, "cpu")
     images = [scene(*size, index) for index, size in enumerate([SIZE, (64, 48), (101, 131), SIZE])]
     alone = [predict(image).mask for image in images]
@@ -208,7 +208,7 @@ def test_threads_do_not_disturb_each_other(model, files, name):
 
 
 @pytest.mark.parametrize("size", [SIZE, (101, 131)], ids=["whole", "windows"])
-def test_timings_add_up(files, size):
+def test_the_stages_add_up_to_the_latency(files, size):
     predict = Predictor(files / "masks.onnx", "cpu")
     images = [scene(*size, index) for index in range(5)]
     predict(images)
@@ -221,14 +221,14 @@ def test_timings_add_up(files, size):
     assert [prediction.latency_ms for prediction in predictions] == pytest.approx(list(map(sum, stages)))
 
 
-def test_what_a_network_does_not_say_is_made_up():
+def test_missing_names_and_colours_have_defaults():
     classes = Predictor(tiny(3).eval(), "cpu")
     assert (len(classes.class_names), len(classes.palette)) == (256, 256)
     assert Predictor(network(), "cpu").class_names == ("0", "1", "2", "3", "4")
     assert len(set(distinct_colors(256))) == 256
 
 
-def test_a_file_is_all_it_takes(files):
+def test_a_file_contains_names_and_colours(files):
     predict = Predictor(str(files / "masks.onnx"))
     assert (predict.class_names, predict.palette) == (NAMES, PALETTE)
     assert not predict.has_probabilities
@@ -248,6 +248,6 @@ def test_a_file_is_all_it_takes(files):
     ],
     ids=["training mode", "classes", "masks only", "no image"],
 )  # fmt: skip
-def test_refuses(files, make, message):
+def test_invalid_arguments_are_rejected(files, make, message):
     with pytest.raises(ValueError, match=message):
         make(files)

@@ -60,27 +60,27 @@ def test_other_containers_are_read(tmp_path, suffix, codec):
     assert np.abs(images[0].astype(int) - scene(48, 64)).mean() < 12
 
 
-def test_odd_sides_gain_a_pixel(tmp_path):
+def test_odd_sides_are_padded_by_one_pixel(tmp_path):
     source = write_video(tmp_path / "clip.avi", [scene(47, 63)] * 2, [0, 40], "ffv1")
     list(annotate_video(source, tmp_path / "out.mp4", same))
     assert read_video(tmp_path / "out.mp4")[2][0].shape == (48, 64, 3)
 
 
-def test_the_video_of_a_turned_phone_stands_upright(clip, tmp_path):
+def test_the_rotation_of_a_phone_video_is_applied(clip, tmp_path):
     upright = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
-    turned = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)  # by 90 degrees, clockwise
+    rotated = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)  # by 90 degrees, clockwise
     content = clip.read_bytes()
     track = content.index(b"tkhd")
-    clip.write_bytes(content[:track] + content[track:].replace(upright, turned, 1))
-    seen = []
-    list(annotate_video(clip, tmp_path / "out.mp4", lambda image: seen.append(image) or image))
-    assert seen[0].shape == (64, 48, 3)
+    clip.write_bytes(content[:track] + content[track:].replace(upright, rotated, 1))
+    frames = []
+    list(annotate_video(clip, tmp_path / "out.mp4", lambda image: frames.append(image) or image))
+    assert frames[0].shape == (64, 48, 3)
     expected = np.rot90(scene(48, 64), -1).astype(int)
-    assert np.abs(seen[0] - expected).mean() < 12
+    assert np.abs(frames[0] - expected).mean() < 12
     assert read_video(tmp_path / "out.mp4")[2][0].shape == (64, 48, 3)
 
 
-def test_what_is_stopped_leaves_nothing(clip, tmp_path):
+def test_a_stopped_iteration_leaves_no_file(clip, tmp_path):
     progress = annotate_video(clip, tmp_path / "out.mp4", same)
     next(progress)
     progress.close()
@@ -90,9 +90,9 @@ def test_what_is_stopped_leaves_nothing(clip, tmp_path):
 @pytest.mark.parametrize(
     "content",
     [b"", b"no video", b"#EXTM3U\n#EXTINF:1,\nclip.mp4\n#EXT-X-ENDLIST\n", b"ffconcat version 1.0\nfile clip.mp4\n"],
-    ids=["empty", "text", "play list", "list of files"],
+    ids=["empty", "text", "playlist", "list of files"],
 )
-def test_what_is_no_video_is_refused(clip, tmp_path, content):
+def test_a_file_that_is_not_a_video_is_rejected(clip, tmp_path, content):
     source = tmp_path / "video.mp4"
     source.write_bytes(content)
     with pytest.raises(ValueError, match=r"video\.mp4 cannot be read as a video"):
@@ -100,7 +100,7 @@ def test_what_is_no_video_is_refused(clip, tmp_path, content):
     assert not (tmp_path / "out.mp4").exists()
 
 
-def test_the_size_of_frames_and_their_number_are_bounded(clip, tmp_path):
+def test_the_size_and_number_of_frames_are_bounded(clip, tmp_path):
     frames = len(read_video(clip)[2])
     list(annotate_video(clip, tmp_path / "out.mp4", same, max_pixels=48 * 64, max_frames=frames))
     with pytest.raises(ValueError, match="frames of at most 3,071 pixels, but got 64 x 48"):
@@ -110,7 +110,7 @@ def test_the_size_of_frames_and_their_number_are_bounded(clip, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "out.mp4"]
 
 
-def test_frames_that_grow_on_the_way_are_not_decoded(tmp_path):
+def test_frames_that_become_larger_are_not_decoded(tmp_path):
     small, large = (
         write_video(tmp_path / f"{side}.ts", [scene(side, side)] * 30, range(0, 1200, 40), "libx264")
         for side in (64, 512)
@@ -129,12 +129,12 @@ def test_frames_that_grow_on_the_way_are_not_decoded(tmp_path):
     assert sides == {64}
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_the_error_for_a_missing_file_contains_its_path(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no video at .*none\.mp4"):
         list(annotate_video(tmp_path / "none.mp4", tmp_path / "out.mp4", same))
 
 
-def test_sound_alone_is_no_video(tmp_path):
+def test_a_file_with_audio_only_is_rejected(tmp_path):
     with av.open(str(tmp_path / "sound.mkv"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
