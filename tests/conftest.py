@@ -50,6 +50,15 @@ def bpkd(capfd, monkeypatch):
     return run
 
 
+@pytest.fixture
+def shallow():
+    """The zoo's networks with fewer blocks, for tests in which the depth is not the point."""
+    from tests.networks import shallow_zoo
+
+    with shallow_zoo():
+        yield
+
+
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory):
     """Triton server with an empty model repository."""

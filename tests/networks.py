@@ -1,7 +1,14 @@
 """Networks small enough to train in a test."""
 
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
 import torch
 from torch import nn
+
+from bpkd_sdk.models import encoders
 
 
 def tiny(num_classes: int, *, width: int = 8, stride: int = 4, seed: int = 0, dropout: float = 0.0) -> nn.Module:
@@ -16,3 +23,19 @@ def tiny(num_classes: int, *, width: int = 8, stride: int = 4, seed: int = 0, dr
         nn.Dropout(dropout),
         nn.Conv2d(width, num_classes, 1),
     )
+
+
+@contextmanager
+def shallow_zoo() -> Iterator[None]:
+    """Build the zoo's networks with fewer residual blocks, but with all kinds of their layers.
+
+    ResNets have two blocks in the stages with dilation and one in the others, HRNets one exchange module per stage.
+    """
+    blocks = {depth: (block, (1, 1, 2, 2)) for depth, (block, _) in encoders.RESNET_BLOCKS.items()}
+    sizes = {
+        name: dataclasses.replace(size, blocks=1, modules=(1, 1, 1)) for name, size in encoders.HRNET_SIZES.items()
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoders, "RESNET_BLOCKS", blocks)
+        patch.setattr(encoders, "HRNET_SIZES", sizes)
+        yield

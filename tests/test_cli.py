@@ -35,7 +35,13 @@ def test_every_command_has_help():
         assert command in result.stdout
 
 
-def test_distill_evaluate_export_and_evaluate_again(bpkd, teacher, tmp_path):
+@pytest.fixture
+def few_scenes(monkeypatch):
+    """The generated scenes without most of their images."""
+    monkeypatch.setattr(ShapesDataset, "__len__", lambda dataset: min(dataset.length, 12))
+
+
+def test_distill_evaluate_export_and_evaluate_again(bpkd, teacher, few_scenes, tmp_path):
     run = tmp_path / "run"
     code, out, err = bpkd(
         "distill", teacher, NETWORK, "--steps", 2, "--batch-size", 2, "--crop-size", "64x64",
@@ -45,7 +51,7 @@ def test_distill_evaluate_export_and_evaluate_again(bpkd, teacher, tmp_path):
     assert "boundary IoU" in out
     code, out, _ = bpkd("evaluate", run / "last.safetensors", "--json")
     scores = json.loads(out)
-    assert scores["images"] == 100
+    assert scores["images"] == 12
     assert code == 0
     code, out, _ = bpkd("export", run / "last.safetensors", run / "s.onnx", "--size", "128x128")
     assert code == 0
@@ -122,7 +128,7 @@ def test_doctor_names_what_is_there(bpkd):
         assert part in out
 
 
-def test_quickstart_in_small(tmp_path, capsys):
+def test_quickstart_in_small(tmp_path, few_scenes, capsys):
     report = quickstart(tmp_path, teacher_steps=2, student_steps=2)
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert command[::2] == ["bpkd", "--teacher", "--student", "--student"]

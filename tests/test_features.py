@@ -30,7 +30,7 @@ def last_feature(network, image=IMAGE):
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_zoo(name):
+def test_zoo(name, shallow):
     network = bpkd_sdk.create_model(name, 7, aux_head=ZOO[name].has_aux_head)
     assert feature_path(network) == "decode_head.dropout:input"
     image = torch.randn(1, 3, 64, 64)

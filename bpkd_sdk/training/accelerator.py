@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from bpkd_sdk import progress
-from bpkd_sdk.errors import check_choice
+from bpkd_sdk.runtime.base import choose_device
 from bpkd_sdk.training.config import TrainingConfig
 
 Value = TypeVar("Value")
@@ -41,23 +41,21 @@ def create_accelerator(config: TrainingConfig) -> Accelerator:
     The progress output of all processes but the main one is switched off.
 
     Raises:
-        ValueError: If the device does not exist, if one GPU is named for several processes, or if a batch cannot be
-            split evenly.
+        ValueError: If one GPU is named for several processes, or if a batch cannot be split evenly.
+        RuntimeError: If the device does not exist.
     """
-    kind = config.device.partition(":")[0]
-    check_choice("device", kind, ("auto", "cpu", "cuda", "mps"))
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"Got device={config.device!r}, but torch finds no CUDA device. Run `bpkd doctor`.")
+    device = choose_device(config.device)
     if ":" in config.device:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ValueError(f"device={config.device!r} is one device for several processes; pass {kind!r} instead.")
-        torch.cuda.set_device(config.device)
-    on_cpu = kind == "cpu" or not torch.accelerator.is_available()
+            raise ValueError(
+                f"device={config.device!r} is one device for several processes; pass {device.type!r} instead."
+            )
+        torch.cuda.set_device(device)
     # accelerate keeps one state per process; without a reset, a second run could not use another device or precision.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision=_mixed_precision(config.precision, on_cuda=not on_cpu and torch.cuda.is_available()),
+        cpu=device.type == "cpu",
+        mixed_precision=_mixed_precision(config.precision, on_cuda=device.type == "cuda"),
         dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
         kwargs_handlers=[
             # A static graph allows networks with weights that no step uses; the graph is the same at every step.

@@ -55,6 +55,7 @@ def train(
 
     Raises:
         ValueError: If data and network do not fit together; nothing has then been written.
+        RuntimeError: If the device does not exist.
         FileExistsError: If `output_dir` contains a run and `resume` is False.
         FloatingPointError: If the loss is not finite.
         KeyboardInterrupt: After Ctrl-C, once a checkpoint is written.
@@ -124,6 +125,7 @@ def distill(
 
     Raises:
         ValueError: If data and networks do not fit together; nothing has then been written.
+        RuntimeError: If the device does not exist.
         FileExistsError: If `output_dir` contains a run and `resume` is False.
         FloatingPointError: If the loss is not finite.
         KeyboardInterrupt: After Ctrl-C, once a checkpoint is written.

@@ -4,7 +4,6 @@ The networks have fewer residual blocks than the paper's, with all kinds of thei
 not change what is exported. `benchmarks/export_table.py` exports the networks at their full depth.
 """
 
-import dataclasses
 import json
 
 import onnx
@@ -13,7 +12,7 @@ from torch import nn
 
 from benchmarks.networks import fitted, to_int8
 from bpkd_sdk.export import to_onnx, to_tensorrt
-from bpkd_sdk.models import ZOO, encoders
+from bpkd_sdk.models import ZOO
 
 TYPES = {"fp32": "FLOAT", "fp16": "HALF", "int8": "INT8"}
 # (height, width) of the smallest images by which fp16 can be judged: that have edges enough.
@@ -22,17 +21,6 @@ SIZES = dict.fromkeys(ZOO, (96, 128)) | {
     "deeplabv3plus_r101": (80, 96),
     "hrnetv2p_w48": (64, 64),
 }
-
-
-@pytest.fixture
-def shallow(monkeypatch):
-    """Two residual blocks in the stages with dilation, one in the others; one exchange module per stage of HRNet."""
-    blocks = {depth: (block, (1, 1, 2, 2)) for depth, (block, _) in encoders.RESNET_BLOCKS.items()}
-    sizes = {
-        name: dataclasses.replace(size, blocks=1, modules=(1, 1, 1)) for name, size in encoders.HRNET_SIZES.items()
-    }
-    monkeypatch.setattr(encoders, "RESNET_BLOCKS", blocks)
-    monkeypatch.setattr(encoders, "HRNET_SIZES", sizes)
 
 
 def export(network, size, folder, **options):

@@ -292,7 +292,9 @@ class Exploding(nn.Module):
         pytest.param(tiny(9).eval(), tiny(9), {"steps": 0}, ValueError, "`steps`", id="steps"),
         pytest.param(tiny(9).eval(), tiny(9), {"step": 3}, TypeError, "Did you mean 'steps'", id="unknown-option"),
         pytest.param(tiny(9).eval(), tiny(9), {"precision": "half"}, ValueError, "`precision`.*'half'", id="precision"),
-        pytest.param(tiny(9).eval(), tiny(9), {"device": "cuda"}, ValueError, "torch sees no CUDA", id="device"),
+        pytest.param(
+            tiny(9).eval(), tiny(9), {"device": "cuda"}, RuntimeError, "torch sees 0 CUDA devices", id="device"
+        ),
         pytest.param(tiny(9).eval(), tiny(9), {"method": "bpdk"}, ValueError, "Did you mean 'bpkd'", id="method"),
     ],
 )

@@ -13,7 +13,7 @@ OPTIONS = {"steps": 1, "batch_size": 2, "crop_size": (64, 64), "device": "cpu", 
 
 
 @pytest.mark.parametrize("entry", [pytest.param(entry, id=name) for name, entry in ZOO.items() if not entry.variant_of])
-def test_student_and_teacher(entry, tmp_path):
+def test_student_and_teacher(entry, shallow, tmp_path):
     torch.manual_seed(0)
     network = bpkd_sdk.create_model(entry.name, DATA.num_classes, aux_head=entry.has_aux_head)
     before = network.decode_head.conv_seg.weight.clone()
