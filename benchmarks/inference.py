@@ -119,7 +119,7 @@ def run(
     folder: Path, names: list[str], input_size: tuple[int, int], duration: float, work: Path
 ) -> dict[str, dict[str, Any]]:
     """Measure the networks that are not in the file yet, and return all runs by network."""
-    records = Records(folder / "inference-cpu.jsonl")
+    records = Records(folder / "inference-cpu.jsonl", {"size": input_size})
     for name in names:
         if name in records.runs:
             continue

@@ -30,6 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import losses_originals as originals
 from benchmarks.records import Records, make_parser, markdown_table
 from bpkd_sdk.losses import METHODS, BPKDLoss, CanonicalKDLoss, CIRKDLoss, CWDLoss, IFVDLoss, SKDSLoss
+from bpkd_sdk.memory import MemoryMeter
 
 ROOT = Path(__file__).parents[1]
 CLASSES = (19, 150)
@@ -110,10 +111,9 @@ def median_seconds(run_pass: Callable[[], float]) -> float:
 def peak_memory(run_pass: Callable[[], float], device: str) -> int:
     """Return the peak memory of one pass in bytes."""
     if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        meter = MemoryMeter(torch.device(device))
         run_pass()
-        return torch.cuda.max_memory_allocated() - before
+        return meter.peak()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         run_pass()
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -90,7 +90,7 @@ def test_nothing_is_measured_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "benchmark", None)  # a call would fail
     measured = report(dict.fromkeys(inference.WAYS, (1.0, 2.0)))
     found = {"ratios": inference.ratios(measured), "report": json.loads(measured.to_json()) | {"rows": []}}
-    Records(tmp_path / "inference-cpu.jsonl").add("pspnet_r18", found)
+    Records(tmp_path / "inference-cpu.jsonl", {"size": SIZE}).add("pspnet_r18", found)
     assert inference.run(tmp_path, ["pspnet_r18"], SIZE, 1.0, tmp_path).keys() == {"pspnet_r18"}
     made = []
 
