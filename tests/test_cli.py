@@ -1,4 +1,4 @@
-"""The command, as a user types it."""
+"""The command `bpkd`."""
 
 import json
 import shlex
@@ -37,7 +37,7 @@ def test_every_command_has_help():
 
 @pytest.fixture
 def few_scenes(monkeypatch):
-    """The generated scenes without most of their images."""
+    """Reduces the generated scenes to 12 images per split."""
     monkeypatch.setattr(ShapesDataset, "__len__", lambda dataset: min(dataset.length, 12))
 
 

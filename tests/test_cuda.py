@@ -1,4 +1,4 @@
-"""The same numbers on a GPU as on the CPU; skipped where there is none."""
+"""Results on a GPU equal those on the CPU; skipped without a GPU."""
 
 import copy
 import math
@@ -39,12 +39,12 @@ def test_masks_are_the_cpus(classes, size, void):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_loss_and_gradient_are_the_cpus(method, monkeypatch):
-    """In float32 throughout: the discriminators' convolutions would be in TF32.
+    """CIRKD's memory is left out, because it draws random numbers on the device.
 
-    CIRKD's memory is left out: what it draws from is drawn by the device.
+    TF32 is disabled, which the convolutions of the critics would use.
     """
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    sizes = ((19, 32), (19, 64))  # channels of logits and feature map, of the student and the teacher
+    sizes = ((19, 32), (19, 64))  # (channels of the logits, channels of the feature map) of student and teacher
     maps = [[torch.randn(2, channels, 32, 64) for channels in pair] for pair in sizes]
     labels = torch.randint(0, 19, (2, 8, 16)).repeat_interleave(32, 1).repeat_interleave(32, 2)
     loss = create_method(method, 19)
@@ -87,7 +87,7 @@ def test_distills_in_every_precision(precision, tmp_path):
 
 
 class Stopping(BPKDLoss):
-    """Fails in its fifth call, if told to; what begins with an underscore is no argument of a method."""
+    """Raises in its fifth call if `_stops`. Attributes with an underscore are not arguments of a method."""
 
     _stops, _calls = False, 0
 
@@ -139,7 +139,7 @@ def test_every_runtime_segments_as_torch_on_the_cpu(network, kind, precision, tm
         assert runtime.device.type == "cuda"
         if artifact == path:
             assert (runtime.recording is not None) == (kind == "fixed")
-        with torch.inference_mode():  # what is set up in it must do for calls outside
+        with torch.inference_mode():  # buffers that are created here must also work outside of inference mode
             runtime(SCENES[:1])
         alone = [runtime(scene[None])[0] for scene in SCENES]
         assert (np.stack(alone) == expected).mean() > (0.99 if precision == "fp16" else 0.999)
@@ -151,7 +151,7 @@ def test_every_runtime_segments_as_torch_on_the_cpu(network, kind, precision, tm
 
 
 def test_int8_is_the_same_with_a_graph_and_without(network, tmp_path):
-    """ONNX Runtime has no int8 on a GPU: it computes in float32, and may need the CPU for a part: then no graph."""
+    """ONNX Runtime has no int8 on a GPU: it computes in float32, and without a CUDA graph if a part runs on the CPU."""
     source = to_onnx(network, tmp_path / "m.onnx", input_size=(96, 160), dynamic_batch=False).path
     to_int8(source, tmp_path / "int8.onnx")
     runtime = open_runtime(tmp_path / "int8.onnx", "cuda")
@@ -162,7 +162,7 @@ def test_int8_is_the_same_with_a_graph_and_without(network, tmp_path):
 
 
 def test_the_benchmark_on_the_gpu(network, tmp_path):
-    """Every format there is, with memory of the device, and the precision that the engine's own inspector finds."""
+    """Every format, with the memory of the device, and with the precision that the engine inspector reports."""
     size = (96, 160)
     bpkd_sdk.save_model(network, tmp_path / "m.safetensors")
     artifacts = [
@@ -191,4 +191,4 @@ def test_the_benchmark_on_the_gpu(network, tmp_path):
         assert row.precision.keys() == {"fp16"}
         found = engine.manifest.inspected
         assert found.keys() <= {"HALF"}
-        assert found or engine.manifest.backend == "tensorrt_rtx"  # whose inspector need not name any layer
+        assert found or engine.manifest.backend == "tensorrt_rtx"  # the inspector of TensorRT for RTX may name no layer

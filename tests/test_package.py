@@ -1,4 +1,4 @@
-"""The public surface, and what importing it costs."""
+"""The public names of the package, and the cost of importing it."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def test_public_names():
 
 @pytest.mark.parametrize("chosen", [None, "0"])
 def test_onnx_runtime_reports_to_nobody_unless_one_says_so(chosen, tmp_path):
-    """Its telemetry, which CI turns off by itself, begins with a file in the folder for temporary ones."""
+    """ONNX Runtime's telemetry, which it disables in CI, starts with a file in the temporary folder."""
     environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
     environment |= {"TMPDIR": str(tmp_path)} | ({"ORT_DISABLE_TELEMETRY": chosen} if chosen else {})
     code = "import os, bpkd_sdk, onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
@@ -62,7 +62,7 @@ def test_training_needs_no_optional_package():
 import sys
 for name in ("gradio", "onnx", "onnxruntime", "tensorrt", "matplotlib", "jinja2"):
     sys.modules[name] = None
-sys.modules["jinja2"] = __import__("types").ModuleType("jinja2")  # torch itself may want it
+sys.modules["jinja2"] = __import__("types").ModuleType("jinja2")  # torch itself may import it
 import bpkd_sdk
 bpkd_sdk.train, bpkd_sdk.distill, bpkd_sdk.evaluate, bpkd_sdk.create_model, bpkd_sdk.BPKDLoss
 print("ok")

@@ -1,4 +1,4 @@
-"""`paired_bootstrap` against scores of the public metrics and against draws made one by one."""
+"""`paired_bootstrap` against the public metrics, and against draws that are scored one by one."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_the_difference_is_that_of_the_mean_scores(networks, runs):
 
 
 class Drawn(ShapesDataset):
-    """The scenes of `DATA`, each as often as it was drawn."""
+    """The scenes of `DATA`, each repeated as often as it was drawn."""
 
     def __init__(self, draw):
         super().__init__("val", length=len(DATA), size=(40, 48))

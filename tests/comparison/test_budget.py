@@ -8,7 +8,7 @@ from bpkd_sdk.comparison.setup import LOG_EVERY, Budget, step_times, time_per_st
 
 
 def history(seconds, every=LOG_EVERY, evaluate_at=()):
-    """Records as training writes them: a stretch of `every` steps took so many seconds."""
+    """Return records as training writes them, with the seconds of each interval of `every` steps."""
     records = []
     for number, spent in enumerate(seconds, 1):
         records.append({"step": number * every, "terms": {"ce": 1.0}, "seconds": spent})

@@ -1,4 +1,4 @@
-"""`bpkd compare`, as a user types it."""
+"""The command `bpkd compare`."""
 
 import json
 import os
@@ -16,7 +16,7 @@ NETWORK = "smp/FPN/tu-mobilenetv3_small_050"
 
 @pytest.fixture
 def folder(tmp_path):
-    """A data set of four images a split, and a teacher."""
+    """Folder with a data set of four images per split, and with a teacher."""
     for split in ("train", "val"):
         data = ShapesDataset(split, length=4, size=(64, 64))
         for kind in ("images", "labels"):

@@ -1,4 +1,4 @@
-"""`compare` through the public call: equal terms, exact resumption, and refusals."""
+"""`bpkd_sdk.compare`: equal terms, exact resumption, and refused arguments."""
 
 import json
 import math
@@ -138,7 +138,7 @@ def test_what_is_passed_in_stays_as_it_is(tmp_path):
 
 
 class Stopping(BPKDLoss):
-    """Sends Ctrl-C, or crashes, in the third step of the second run, after a trial of one step."""
+    """Sends SIGINT, or raises, in the third step of the second run; the trial before takes one step."""
 
     calls = 0
     stop = staticmethod(lambda: None)
@@ -262,7 +262,7 @@ def test_equal_seconds_give_a_slower_method_fewer_steps(tmp_path):
         plan = json.loads((tmp_path / run.method / "plan.json").read_text())
         assert run.settings["plan"] == plan
         assert run.steps == plan["steps"] == int(1000 / plan["ms_per_step"])
-        assert 0.2 < run.seconds < 5  # as far as a machine at work on other things allows
+        assert 0.2 < run.seconds < 5  # wide limits, because other programs may use the machine
         assert run.curve[-1]["step"] == run.steps
         assert len(run.curve) <= 5
     shares = [run.seconds for run in comparison.runs]
@@ -295,7 +295,7 @@ def test_processes_share_the_runs(whole, tmp_path):
     processes = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     told = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
-    # Each run was done by one of them, and both came out with the table of all.
+    # One of the two processes did each run, and both return the table of all runs.
     assert sum(text.count("Run ") for text in told) == len(whole.runs)
     shared = compare(tmp_path)
     assert scores(shared) == scores(whole)

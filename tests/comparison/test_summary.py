@@ -1,4 +1,4 @@
-"""The table's arithmetic, held against numpy in float64."""
+"""The statistics of the table, compared with numpy in float64."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What several processes share, as far as one process can show it; `test_processes.py` has two."""
+"""Devices, batch norm and batches of several processes, tested in one process; `test_processes.py` starts two."""
 
 import pytest
 import torch

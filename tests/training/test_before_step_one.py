@@ -1,4 +1,4 @@
-"""What a run will need later is tried before its first step, and nothing is written if it fails."""
+"""A run checks everything that it will need before its first step, and writes nothing if a check fails."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ VAL = Scenes(start=100, length=2)
 
 
 class Changed(Scenes):
-    """Scenes whose samples a function changes."""
+    """Scenes whose samples pass through a function."""
 
     def __init__(self, change, **options):
         super().__init__(**options)
@@ -42,7 +42,7 @@ class OfOneSize(nn.Module):
 
 
 class NotSaved(nn.Module):
-    """A network whose spec holds a number that JSON does not know."""
+    """A network whose spec contains a number that JSON cannot represent."""
 
     def __init__(self):
         super().__init__()
@@ -54,7 +54,7 @@ class NotSaved(nn.Module):
 
 
 def with_facts(**facts):
-    """Scenes with other attributes."""
+    """Scenes with some attributes replaced."""
     data = Scenes()
     data.__dict__.update(facts)
     return data
@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch, is_there):
 
 
 class Failing(Scenes):
-    """Fails as soon as a checkpoint is written: at the validation after step 2."""
+    """Raises an error at the validation after step 2, when the first checkpoint is written."""
 
     folder = None
 
@@ -204,7 +204,7 @@ def test_a_failing_validation_loses_no_step(tmp_path):
 
 
 class Teacher(nn.Module):
-    """Returns NaN from some call on."""
+    """Returns NaN from a given call on."""
 
     def __init__(self, calls):
         super().__init__()
@@ -249,7 +249,7 @@ def _nothing():
 
 
 def interrupted(tmp_path, teacher, data, **options):
-    """A run that was stopped after its checkpoint at step 2."""
+    """A run that is stopped after its checkpoint at step 2."""
 
     class Stopping(type(data[0])):
         def __getitem__(self, index):

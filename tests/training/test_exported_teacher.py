@@ -1,4 +1,4 @@
-"""Exported files as teachers: ours, and what someone else exported."""
+"""Exported files as teachers: files of this package and of other exporters."""
 
 import onnx
 import pytest
@@ -31,7 +31,7 @@ def assert_taught_alike(run, other):
 
 
 def foreign(path, *, batch="n", size=("h", "w"), dtype=TensorProto.FLOAT, inputs=("x",), outputs=("logits",)):
-    """One convolution as an ONNX file that bpkd-sdk knows nothing of, and the same in torch."""
+    """Write one convolution as an ONNX file without metadata of bpkd-sdk, and return the same layer in torch."""
     torch.manual_seed(1)
     network = nn.Conv2d(3, 9, 3, stride=4, padding=1)
     kind = helper.tensor_dtype_to_np_dtype(dtype)
@@ -76,7 +76,7 @@ def test_half_precision_and_another_normalization(tmp_path):
 
 
 class FullSize(nn.Module):
-    """What we export resizes its logits."""
+    """An exported file resizes its logits to the image; the teacher gives them at that size."""
 
     def __init__(self, network):
         super().__init__()
@@ -87,7 +87,7 @@ class FullSize(nn.Module):
 
 
 class OneShape(TorchRuntime):
-    """Takes what an engine for one shape takes."""
+    """A runtime that accepts one shape only, like an engine for one shape."""
 
     def __init__(self, module):
         super().__init__(module, "cpu")
@@ -101,10 +101,10 @@ class OneShape(TorchRuntime):
 
 
 def test_an_opened_runtime_teaches_as_its_network(tmp_path):
-    """The way of a TensorRT engine, as far as it goes without a GPU."""
+    """A stand-in for a TensorRT engine, which cannot run without a GPU."""
     teacher = OneShape(tiny(9, seed=1).eval())
     run = distilled(teacher, tmp_path / "runtime", crop_size=None, check_teacher=False)
-    assert teacher.calls == 4 + 2 * 4  # to look at its output, and in two steps of four images
+    assert teacher.calls == 4 + 2 * 4  # one call per image: 4 before the first step, and 4 in each of two steps
     assert_taught_alike(run, distilled(FullSize(tiny(9, seed=1)).eval(), tmp_path / "module"))
 
 

@@ -1,4 +1,4 @@
-"""Networks of other libraries, as they come."""
+"""Networks of other libraries, without any change to them."""
 
 import segmentation_models_pytorch as smp
 import torch

@@ -1,4 +1,4 @@
-"""Training batches: what the labels are, whatever their type was."""
+"""Types and padding of the labels in training batches."""
 
 import os
 
@@ -19,7 +19,7 @@ def batches(dataset):
 
 @pytest.mark.parametrize("void", [255, -1, 300])
 def test_padding_is_void_for_every_void_label(void):
-    """Images of 16x16 in crops of 32x32."""
+    """Images of 16x16, which are padded in crops of 32x32."""
     expected = batches(ShapesDataset("train", length=4, size=(32, 32)))
     dataset = ShapesDataset("train", length=4, size=(32, 32))
     dataset.ignore_index = void

@@ -1,4 +1,4 @@
-"""The loop through the public calls: it learns, it resumes exactly, it refuses what does not fit."""
+"""The training loop through the public functions: it learns, resumes exactly, and refuses inputs that do not fit."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ OPTIONS = {"batch_size": 2, "crop_size": (32, 32), "device": "cpu", "check_data"
 
 
 class Watched(BPKDLoss):
-    """Does something in one of its calls; what begins with an underscore is no argument of a method."""
+    """Calls a function in one of its forward passes. Attributes with an underscore are not arguments of a method."""
 
     _at, _calls = 0, 0
 
@@ -79,7 +79,7 @@ def test_training_lowers_the_loss_and_writes_what_it_says(tmp_path):
 
 
 def test_first_step_is_sgd_by_hand(tmp_path):
-    """One step of SGD with the default settings, recomputed from the batch that the loader gives."""
+    """One step of SGD with default options equals the same step computed from the batch of the loader."""
     from bpkd_sdk.training.config import TrainingConfig
     from bpkd_sdk.training.loader import training_loader
 
@@ -206,7 +206,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, full_at
 
 def test_auxiliary_head_and_dict_and_object_outputs(tmp_path):
     class Auxiliary(nn.Module):
-        """torchvision's way to return two heads."""
+        """Returns a dict of two heads, like the networks of torchvision."""
 
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Every method through the public call: its terms arrive, its own parts learn, are resumed, and stay out of the student."""
+"""Every method through `distill`: its terms are recorded; its own parts learn, are resumed, and are not in the student."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.networks import tiny
 
 TRAIN = ShapesDataset("train", length=8, size=(48, 48))
 OPTIONS = {"batch_size": 2, "crop_size": (32, 32), "device": "cpu", "check_data": False, "log_every": 1}
-# Their own parts: a critic, a projection, a memory.
+# Methods with parts of their own: a critic, a projection, a memory.
 WITH_STATE = ["skds", "ifvd", "cirkd", "canonical"]
 
 

@@ -1,4 +1,4 @@
-"""Two processes learn what one does: the same weights and scores, one set of files, resumed in any number."""
+"""Two processes give the weights and scores of one, write one set of files, and resume as any number of processes."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder with all runs of two processes, and those that they were to go on with."""
+    """Folder with all runs of two processes, and with the runs that they resume."""
     folder = tmp_path_factory.mktemp("runs")
     interrupted(folder / "one_then_two", rank=0)
     command = (
@@ -72,7 +72,7 @@ def test_only_the_main_process_writes_and_all_agree(runs):
 
 
 def test_statistics_of_trained_batch_norm_are_shared(runs):
-    """They are what is saved and scored; each process saw other images."""
+    """The averaged statistics are saved and scored, although each process uses other images."""
     saved = load_file(runs / "trained_norm" / "last.safetensors")
     for rank in (0, 1):
         student = json.loads((runs / f"rank{rank}.json").read_text())["results"]["trained_norm"]["student"]

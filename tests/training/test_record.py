@@ -1,4 +1,4 @@
-"""What a run leaves beside its weights: run.json and what trackers were told."""
+"""Records of a run: run.json, and the values that trackers receive."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The options that save time or memory change neither what is learned nor what is saved."""
+"""Options that save time or memory change neither the learned weights nor the saved files."""
 
 import functools
 
@@ -17,7 +17,7 @@ OPTIONS = {"batch_size": 4, "crop_size": (32, 32), "device": "cpu", "check_data"
 def distilled(folder, method="canonical", **options):
     torch.manual_seed(0)
     student = tiny(9)
-    student[1] = torch.nn.Identity()  # batch norm sees parts of a batch
+    student[1] = torch.nn.Identity()  # batch norm would depend on how the batch is split
     teacher = tiny(9, width=12, seed=1).eval()
     return bpkd_sdk.distill(teacher, student, (TRAIN, None), method=method, output_dir=folder, **OPTIONS | options)
 
@@ -40,7 +40,7 @@ def assert_alike(run, other, tolerance):
     ],
 )
 def test_same_weights(tmp_path, monkeypatch, options, tolerance):
-    # Tracing, hooks and autograd as in use; the C++ that the default backend writes takes a minute to build.
+    # This backend traces, and runs hooks and autograd, without the C++ code whose compilation takes a minute.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     clip = {key: value for key, value in options.items() if key == "gradient_clip"}
     plain, other = distilled(tmp_path / "plain", **clip), distilled(tmp_path / "other", **options)

@@ -1,4 +1,4 @@
-"""The check of a teacher before the first step: what it finds, what it leaves alone, and that it changes nothing."""
+"""The check of a teacher before the first step: its findings, correct teachers without findings, and no side effects."""
 
 import copy
 import random
@@ -29,7 +29,7 @@ CAFFE_STD = (1 / 255,) * 3
 
 
 class Scenes(SegmentationDataset):
-    """Two squares whose colours tell their classes, on a ground; `noise` hides the colours."""
+    """Two squares on a ground, with one colour per class; `noise` hides the colours."""
 
     def __init__(self, size=(64, 64), *, noise=8, length=8, classes=3, start=0):
         self.name = "scenes"
@@ -53,7 +53,7 @@ class Scenes(SegmentationDataset):
 
 
 class Patches(Scenes):
-    """A chequerboard of five colours at random, which strong noise makes hard to tell apart."""
+    """A random chequerboard of five colours, which strong noise makes hard to distinguish."""
 
     def __init__(self, *, noise=180, start=0):
         super().__init__(start=start, noise=noise)
@@ -69,7 +69,7 @@ class Patches(Scenes):
 
 
 class Changed(SegmentationDataset):
-    """Another data set whose samples pass through a function."""
+    """A data set whose samples pass through a function."""
 
     def __init__(self, dataset, change, **attributes):
         self.dataset, self.change = dataset, change
@@ -84,7 +84,7 @@ class Changed(SegmentationDataset):
 
 
 class Around(nn.Module):
-    """A network between two functions, without a spec unless it is given one."""
+    """A network between two functions; without a spec unless one is passed."""
 
     def __init__(self, network, before=lambda x: x, after=lambda y: y, spec=None):
         super().__init__()
@@ -126,13 +126,13 @@ def trained(dataset, steps=60, seed=0):
 
 @pytest.fixture(scope="module")
 def teacher():
-    """Right, with ImageNet's normalisation."""
+    """A correct teacher with ImageNet's normalisation."""
     return trained(SCENES)
 
 
 @pytest.fixture(scope="module")
 def sensitive():
-    """As `teacher`, for colours that differ less."""
+    """A correct teacher for colours that differ less."""
     return trained(PATCHES)
 
 
@@ -148,7 +148,7 @@ def finding(*arguments, **options):
 
 
 def expecting(network, mean, std, *, bgr=False):
-    """A network that wants another normalisation than ImageNet's, which it computes back to."""
+    """A network for another normalisation, which it converts to ImageNet's."""
 
     def before(images):
         values = (images.flip(1) if bgr else images) * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(
@@ -192,7 +192,9 @@ def test_a_weak_teacher_is_not_accused(dataset, lowest, highest, seed):
 def test_probabilities(teacher, after, words):
     line = finding(Around(teacher, after=after))
     assert all(word in line for word in words)
-    assert check(Around(teacher, after=after)).cross_entropy < 0.15  # of the probabilities, not of their softmax
+    assert (
+        check(Around(teacher, after=after)).cross_entropy < 0.15
+    )  # computed from the probabilities, not from their softmax
 
 
 @pytest.mark.parametrize("dataset", [SCENES, Changed(SCENES, lambda x, y: (x, y * 0), has_labels=False)])
@@ -318,7 +320,7 @@ def test_one_class_in_the_labels_says_nothing_about_chance():
 
 
 def test_one_class_in_each_label(teacher):
-    """And none in the first."""
+    """Only the last images have a second class."""
     labels = iter([255, 0, 1, 2] * 4)
     dataset = Changed(Scenes(length=4), lambda x, y: (x, torch.full_like(y, next(labels))))
     result = check(teacher, dataset)
@@ -327,18 +329,20 @@ def test_one_class_in_each_label(teacher):
 
 
 def test_one_channel(teacher):
-    """A single logit predicts the second of two classes."""
+    """One logit predicts the second of two classes."""
     dataset = Scenes(classes=2)
     network = Around(teacher, after=lambda y: y[:, 1:2] - y[:, 0:1])
     assert check(network, dataset).accuracy > 0.95
     assert check(network, dataset).findings == ()
     assert "sigmoid" in finding(Around(network, after=torch.sigmoid), dataset)
     assert check(network, Scenes(classes=1)).accuracy is None
-    assert check(Around(network, after=lambda y: y.softmax(1)), dataset).findings  # all ones
+    assert check(
+        Around(network, after=lambda y: y.softmax(1)), dataset
+    ).findings  # a softmax over one channel is 1 everywhere
 
 
 class OneShape(TorchRuntime):
-    """Takes two images of one size at a time."""
+    """A runtime that accepts exactly two images of one size."""
 
     def __init__(self, module, size):
         super().__init__(module, "cpu")
@@ -377,7 +381,7 @@ def test_of_a_runtime_that_normalises_inside_the_order_of_channels_is_tried(teac
 
 
 def export(network, path):
-    """The network of `small` as an ONNX file that says nothing of its normalisation."""
+    """The network of `small` as an ONNX file without metadata, so without its normalisation."""
     first, last = fuse_conv_bn_eval(network[0], network[1]), network[3]
     weights = {f"w{i}": x.numpy() for i, x in enumerate([*first.parameters(), *last.parameters()])}
     nodes = [
@@ -412,7 +416,7 @@ def test_another_runtime(sensitive):
 
 
 class Picky(nn.Module):
-    """Takes images of some sizes only."""
+    """A network that accepts images of some sizes only."""
 
     def __init__(self, network, takes):
         super().__init__()
@@ -452,7 +456,7 @@ def test_images_of_all_sizes(teacher):
 
 
 def test_crops_are_cut_where_classes_meet(teacher):
-    """Objects in a corner of a large image."""
+    """Scenes with objects in one corner of a large image."""
 
     def shrink(image, label):
         large = COLORS[0].byte().view(3, 1, 1).repeat(1, 400, 600)
@@ -476,7 +480,7 @@ def test_images_are_fitted_into_the_base_size(teacher):
 
 
 def test_nothing_is_changed(teacher):
-    """Neither the teacher, nor what a data set or a teacher draws from."""
+    """The check changes neither the teacher nor any random state."""
     network = Around(copy.deepcopy(teacher), before=lambda x: x + 0 * torch.rand_like(x))
     network.network[1].train()
     flags = [part.training for part in network.modules()]
@@ -503,7 +507,7 @@ def test_every_second_pixel_of_the_bilinear_resize():
 
 
 def test_a_teacher_of_a_weighted_loss_is_not_at_chance():
-    """It finds nearly all of a rare class, and as many pixels of the other one too."""
+    """Such a teacher finds most pixels of a rare class, and assigns as many pixels of the other class to it."""
     fit = Fit(losses=torch.tensor([400.0]), counts=torch.tensor([[970.0, 30.0]]), hits=torch.tensor([[938.0, 29.0]]))
     assert fit.accuracy < fit.majority_accuracy
     assert fit.cross_entropy > fit.entropy

@@ -1,4 +1,4 @@
-"""What a run says about its terms: weights and warm-up in the records and the live table, warnings of useless terms."""
+"""Loss terms of a run: weights and warm-up in the records and the live table, and warnings about terms."""
 
 import warnings
 
@@ -24,7 +24,7 @@ def distilled(folder, **options):
 
 
 def test_warm_up_of_the_methods_terms(tmp_path):
-    """The first step's terms are those of a run without, by the share; the network is the same at that point."""
+    """The terms of the first step are those of a run without warm-up, times the share."""
     plain = distilled(tmp_path / "plain", steps=1)
     ramped = distilled(tmp_path / "ramped", steps=5, method_warmup=4)
     assert [record["weights"]["edge"] for record in ramped] == [0.25, 0.5, 0.75, 1.0, 1.0]
@@ -60,7 +60,7 @@ def test_the_live_table_shows_terms_and_weights():
 
 
 class OneClass(ShapesDataset):
-    """Scenes whose labels hold no edge."""
+    """Scenes whose labels contain no edge."""
 
     def __getitem__(self, index):
         image, label = super().__getitem__(index)

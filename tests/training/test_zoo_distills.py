@@ -1,4 +1,4 @@
-"""Every network of the zoo as student and as teacher, through the public call."""
+"""Every network of the zoo as student and as teacher, through `distill`."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""The runs that `test_processes.py` compares: `accelerate launch ... two_processes.py FOLDER` does them in two processes.
+"""The runs that `test_processes.py` compares; `accelerate launch ... two_processes.py FOLDER` does them in two processes.
 
-Batch norm is frozen where one process is to give the same: trained, its statistics are those of each process's share.
+Batch norm is frozen where one process must give the same weights, because its statistics would differ between shards.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OPTIONS = {
 
 
 class FrozenNorm(nn.BatchNorm2d):
-    """Its scale and shift are trained, and its statistics stay as they are."""
+    """Batch norm with trained scale and shift and fixed statistics."""
 
     def __init__(self, width: int):
         super().__init__(width)
@@ -46,7 +46,7 @@ class FrozenNorm(nn.BatchNorm2d):
 
 
 class Network(nn.Module):
-    """With a weight that is never used."""
+    """A network with a weight that no forward pass uses."""
 
     def __init__(self, width: int, seed: int, norm: type[nn.Module] = FrozenNorm):
         super().__init__()
@@ -70,7 +70,7 @@ def distilled(folder: Path, **options) -> TrainingResult:
 
 
 class Interrupted(CanonicalKDLoss):
-    """Gets a Ctrl-C in its third step, in the process of this rank; what begins with an underscore is no argument."""
+    """Sends SIGINT to the process of one rank in its third step. Attributes with an underscore are no arguments."""
 
     _rank = -1
     _calls = 0
@@ -83,7 +83,7 @@ class Interrupted(CanonicalKDLoss):
 
 
 def interrupted(folder: Path, rank: int) -> None:
-    """The first steps of a run of the canonical method."""
+    """Do the first steps of a run of the canonical method."""
     method = Interrupted(9)
     method._rank = rank
     try:
@@ -94,12 +94,12 @@ def interrupted(folder: Path, rank: int) -> None:
 
 
 def digest(module: nn.Module) -> dict[str, float]:
-    """Sums over all weights and buffers, by name."""
+    """Return the sum of each weight and buffer, by name."""
     return {name: value.double().sum().item() for name, value in module.state_dict().items()}
 
 
 def main(folder: Path) -> None:
-    """All that takes two processes."""
+    """Do all runs that need two processes."""
     rank, written = int(os.environ["RANK"]), []
 
     def note_writes(event: str, arguments: tuple) -> None:
@@ -111,7 +111,7 @@ def main(folder: Path) -> None:
             written.append(f"{event} {path}")
 
     sys.addaudithook(note_writes)
-    # The second process begins with other weights, and must end with the same.
+    # The second process starts with other weights; both must end with the same.
     results = {"two": distilled(folder / "two", student_seed=rank, accumulate=2)}
     interrupted(folder / "two_then_one", rank=1)
     results["one_then_two"] = distilled(folder / "one_then_two", method=Interrupted(9), resume=True)
