@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +57,11 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if not (cross and height.isdigit() and width.isdigit()):
         raise ValueError(f"Expected a size like 512x1024 (height x width), but got {text!r}.")
     return int(height), int(width)
+
+
+def print_json(content: Any) -> None:
+    """Print plain values as JSON, without the line breaks that the console adds."""
+    print(json.dumps(content, indent=1))  # noqa: T201
 
 
 def print_metrics(metrics: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from bpkd_sdk.cli.common import (
     errors,
     parse_size,
     print_classes,
+    print_json,
     print_metrics,
 )
 
@@ -70,7 +70,7 @@ def evaluate(
         match_classes=match_classes,
     )
     if as_json:
-        print(json.dumps(metrics.to_dict(), indent=1))  # noqa: T201
+        print_json(metrics.to_dict())
         return
     print_metrics(metrics)
     print_classes(metrics)
@@ -105,7 +105,8 @@ Classes = Annotated[int, typer.Option(help="Number of classes, for the name of a
 Size = Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input image.")]
 
 
-def _open(model: str, classes: int) -> Any:
+def _open_network(model: str, classes: int) -> Any:
+    """Load a checkpoint, or create a network by name with random weights."""
     import bpkd_sdk
     from bpkd_sdk.models import CHECKPOINT_SUFFIXES, load_model
 
@@ -118,8 +119,8 @@ def profile(model: Model, classes: Classes = 19, size: Size = "512x512", as_json
     """Count parameters, multiply-accumulates and activations of a network."""
     import bpkd_sdk
 
-    cost = bpkd_sdk.profile(_open(model, classes), parse_size(size) or (512, 512))
-    facts = {
+    cost = bpkd_sdk.profile(_open_network(model, classes), parse_size(size) or (512, 512))
+    counts = {
         "params": cost.params,
         "macs": cost.macs,
         "flops": cost.flops,
@@ -128,10 +129,10 @@ def profile(model: Model, classes: Classes = 19, size: Size = "512x512", as_json
         "activation_bytes": cost.activation_bytes,
     }
     if as_json:
-        print(json.dumps(facts | {"by_operator": cost.by_operator, "not_counted": cost.not_counted}))  # noqa: T201
+        print_json(counts | {"by_operator": cost.by_operator, "not_counted": cost.not_counted})
         return
     table = Table("count", "value", title=f"{model} at {size}", title_justify="left")
-    for name, value in facts.items():
+    for name, value in counts.items():
         table.add_row(name, f"{value:,}")
     console.print(table)
     console.print(
@@ -152,10 +153,10 @@ def inspect(
     from bpkd_sdk.features import list_features
     from bpkd_sdk.models import get_spec
 
-    network, (height, width) = _open(model, classes), parse_size(size) or (512, 512)
+    network, (height, width) = _open_network(model, classes), parse_size(size) or (512, 512)
     spec, rows = get_spec(network), list_features(network, (height, width))
     logits = rows[-1].shape
-    facts = {
+    properties = {
         "network": spec.name,
         "classes": spec.num_classes,
         "class names": ", ".join(spec.class_names) or "not known",
@@ -166,10 +167,10 @@ def inspect(
         "stride of the logits": height // logits[2],
     }
     if as_json:
-        print(json.dumps(facts | {"features": [row._asdict() for row in rows]}, indent=1))  # noqa: T201
+        print_json(properties | {"features": [row._asdict() for row in rows]})
         return
     table = Table("property", "value", title=model, title_justify="left")
-    for name, value in facts.items():
+    for name, value in properties.items():
         table.add_row(name, str(value))
     console.print(table)
     table = Table("path", "shape", "", title=f"feature maps of an image of {size}", title_justify="left")
@@ -189,7 +190,7 @@ def models(as_json: AsJson = False) -> None:
     with errors.status("Counting"):
         rows = list(profile_zoo())
     if as_json:
-        print(json.dumps([vars(row) for row in rows], indent=1))  # noqa: T201
+        print_json([vars(row) for row in rows])
         return
     table = Table(title="150 classes, 512x512, counted as in the paper (BPKD, table 1)", title_justify="left")
     table.add_column("network", no_wrap=True)
