@@ -56,11 +56,11 @@ class RestrictedBlocks(gr.Blocks):
 
     def launch(self, *arguments: Any, **options: Any) -> Any:
         """Start the page as `gradio.Blocks.launch` does, but keep the session capacity and the file size limit."""
-        kept = {"state_session_capacity": self.state_session_capacity, "max_file_size": self.max_upload_bytes}
+        kept = {"state_session_capacity": self.state_session_capacity, "max_file_size": self.max_file_bytes}
         return super().launch(*arguments, **(kept | options))
 
     @property
-    def max_upload_bytes(self) -> int:
+    def max_file_bytes(self) -> int:
         """Maximum size of an uploaded file in bytes, so that its whole request stays within the limit."""
         return max(1, self.limits.max_request_bytes - _FORM_BYTES)
 

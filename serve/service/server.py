@@ -66,7 +66,7 @@ def mount_demo(
     from bpkd_sdk.serve.demo import build_demo, page_options
 
     page = build_demo(models, examples=examples, limits=limits)
-    options = {"max_file_size": page.max_upload_bytes, "show_error": False, "run_history": False, "ssr_mode": False}
+    options = {"max_file_size": page.max_file_bytes, "show_error": False, "run_history": False, "ssr_mode": False}
     gradio.mount_gradio_app(app, page, "/", **(page_options() | options))
 
 
