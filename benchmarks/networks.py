@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.export.onnx import sealed
-from bpkd_sdk.export.qdq import find_layers, quantized, without_ends
-from bpkd_sdk.export.quantize import find_ranges, int8_facts
-from bpkd_sdk.files import write_atomically
+from bpkd_sdk.export.qdq import find_layers, inner_layers, insert_qdq
+from bpkd_sdk.export.quantize import int8_metadata, measure_ranges, write_int8
 from bpkd_sdk.models.encoders import BasicBlock, Bottleneck, InvertedResidual
 from bpkd_sdk.runtime import open_runtime
 from bpkd_sdk.runtime.inference import whole_logits
@@ -108,9 +106,9 @@ def to_int8(source: Path, target: Path, *, ends: bool = False) -> int:
     proto, facts = onnx.load(source), open_runtime(source, "cpu").metadata
     layers = find_layers(proto)
     if not ends:
-        layers = without_ends(layers)
+        layers = inner_layers(layers)
     weighted = sum(layer.weighted for layer in layers)
     image, _ = ShapesDataset("calibration", length=1, size=tuple(facts["input_size"]))[0]
-    result = quantized(proto, layers, find_ranges(proto, layers, [image]))
-    write_atomically(target, sealed(result, int8_facts(facts, quantized=weighted)))
+    result = insert_qdq(proto, layers, measure_ranges(proto, layers, [image]))
+    write_int8(result, target, int8_metadata(facts, quantized=weighted))
     return weighted

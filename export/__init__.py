@@ -5,10 +5,9 @@ from bpkd_sdk.export.onnx import ExportReport, to_onnx
 from bpkd_sdk.export.quantize import QuantizationReport, quantize
 from bpkd_sdk.export.tensorrt import EngineReport, to_tensorrt
 from bpkd_sdk.export.triton import TritonReport, to_triton
-from bpkd_sdk.export.verify import Agreement, VerificationReport, verify
+from bpkd_sdk.export.verify import VerificationReport, VerificationRun, verify
 
 __all__ = [
-    "Agreement",
     "BenchmarkReport",
     "BenchmarkRow",
     "EngineReport",
@@ -16,6 +15,7 @@ __all__ = [
     "QuantizationReport",
     "TritonReport",
     "VerificationReport",
+    "VerificationRun",
     "benchmark",
     "quantize",
     "to_onnx",

@@ -1,23 +1,29 @@
-"""INT8 written into an ONNX graph as explicit Q/DQ: which layers there are, what ranges they see, where the pairs go.
+"""Writes INT8 into an ONNX graph as Q/DQ pairs: finds the layers, measures their ranges, inserts the pairs.
 
-The scheme is the one that TensorRT asks for: int8, symmetric (zero points 0), weights per output channel, activations
-per tensor, biases left in float32. A pair stands before each quantised layer, and one behind it, because ONNX Runtime
-computes a convolution in int8 only between two pairs (on a CPU 3 times faster than float32; slower than float32 with
-none behind). Where ReLU or ReLU6 follows, the pair behind takes the range of *its* output: with zero point 0, rounding
-and clipping at zero can change places, so that pair loses nothing, and spends int8 on no value that is dropped.
+The scheme is the one that TensorRT requires: symmetric int8 (zero points are 0), one scale per output channel for
+weights, one scale per tensor for activations, biases in float32. A pair (QuantizeLinear, DequantizeLinear) stands
+before each quantised layer and one behind it, because ONNX Runtime computes a convolution in int8 only between two
+pairs: on a CPU 3 times faster than in float32, but slower than in float32 without the pair behind. If a ReLU or ReLU6
+follows, the pair behind the layer has the range of the activation's output. This is exact, since rounding and clipping
+at zero commute when the zero point is 0, and no code is spent on values that the activation drops.
 
-Sums of two activations are layers too: in float32 they keep the activations of a residual network in float32.
+Sums of two activations count as layers too; otherwise the activations of a residual network would stay in float32.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bpkd_sdk.runtime.graph import Graph, attributes_of
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
 WEIGHTED = ("Conv", "MatMul", "Gemm")
 
@@ -30,14 +36,14 @@ class Layer:
     """A convolution, a product with constant weights, or the sum of two activations.
 
     Attributes:
-        name: Of its weights, which for a file of `to_onnx` is the module's path in the network; of a sum, what it adds:
-            layers by their names, other tensors by their own.
-        node: The node's name.
-        kind: Its operator, one of `WEIGHTED`, or "Add".
-        sources: The tensors it reads.
-        result: The tensor it makes.
-        kept: The tensor whose range decides how the result is quantised: the output of the ReLU that follows, if one
-            does, otherwise the result itself.
+        name: Name of the weights, which is the module's path in the network for files of `to_onnx`; for a sum the names
+            of both addends: names of layers, or of tensors that no layer makes.
+        node: Name of the node.
+        kind: Operator: one of `WEIGHTED`, or "Add".
+        sources: Names of the activations that the layer reads.
+        result: Name of the tensor that the layer makes.
+        kept: Name of the tensor whose range is used to quantise the result: the output of the ReLU that follows, or the
+            result itself if no ReLU follows.
     """
 
     name: str
@@ -49,254 +55,189 @@ class Layer:
 
     @property
     def weighted(self) -> bool:
-        """Whether it has weights."""
+        """Whether the layer has weights."""
         return self.kind in WEIGHTED
 
 
-def find_layers(proto: Any) -> list[Layer]:
-    """The layers of a graph that int8 makes faster, in the order of computation."""
-    constants = _constants(proto)
-    readers: dict[str, list[Any]] = {}
-    for node in proto.graph.node:
-        for tensor in node.input:
-            readers.setdefault(tensor, []).append(node)
+def find_layers(model: ModelProto) -> list[Layer]:
+    """Return the layers that int8 makes faster, in the order of computation."""
+    graph = Graph(model)
     found: dict[str, Layer] = {}  # by the tensors that they make
-    for node in proto.graph.node:
-        if node.op_type in WEIGHTED and node.input[0] not in constants and _is_weight(node, constants):
+    for node in model.graph.node:
+        if node.op_type in WEIGHTED and node.input[0] not in graph.constants and _has_weights(graph, node):
             name, sources = node.input[1].removeprefix("network.").removesuffix(".weight"), node.input[:1]
-        elif node.op_type == "Add" and found.keys() & node.input and not constants.keys() & node.input:
-            name, sources = " + ".join(_layer_name(tensor, found) for tensor in node.input), node.input
+        elif node.op_type == "Add" and found.keys() & node.input and not graph.constants.keys() & node.input:
+            name, sources = " + ".join(_addend_name(tensor, found) for tensor in node.input), node.input
         else:
             continue
         result = node.output[0]
-        kept = _activated(readers.get(result, []), constants) or result
+        kept = _activation_of(graph, result) or result
         found[result] = found[kept] = Layer(name, node.name, node.op_type, tuple(sources), result, kept)
     return list(dict.fromkeys(found.values()))
 
 
-def _layer_name(tensor: str, found: Mapping[str, Layer]) -> str:
-    """Of what a sum adds; a sum of sums names only the last, or names would grow without end."""
+def _has_weights(graph: Graph, node: NodeProto) -> bool:
+    """Return whether a node's second input is constant, and not an averaging matrix of `average_over_cells`."""
+    weights = graph.value(node.input[1])
+    if weights is None or node.op_type != "MatMul":
+        return weights is not None
+    return weights.ndim == 2 and not (np.all(weights >= 0) and np.allclose(weights.sum(0), 1))
+
+
+def _addend_name(tensor: str, found: Mapping[str, Layer]) -> str:
+    """Return the name of the layer that makes a tensor; of a sum the tensor's own, or names would grow without end."""
     layer = found.get(tensor)
     return layer.name if layer is not None and layer.weighted else tensor
 
 
-def without_ends(layers: Sequence[Layer]) -> list[Layer]:
-    """The layers between the first and the last that have weights."""
+def _activation_of(graph: Graph, tensor: str) -> str | None:
+    """Return the output of a ReLU or ReLU6 that is the only reader of a tensor; None if there is no such reader."""
+    if len(graph.readers[tensor]) != 1:
+        return None
+    (node,) = graph.readers[tensor]
+    is_clip_at_zero = node.op_type == "Clip" and len(node.input) > 1 and graph.value(node.input[1]) == 0
+    return str(node.output[0]) if node.op_type == "Relu" or is_clip_at_zero else None
+
+
+def inner_layers(layers: Sequence[Layer]) -> list[Layer]:
+    """Return the layers between the first and the last layer that have weights, both excluded."""
     weighted = [index for index, layer in enumerate(layers) if layer.weighted]
     return list(layers[weighted[0] + 1 : weighted[-1]])
 
 
-def _is_weight(node: Any, constants: Mapping[str, Any]) -> bool:
-    """Whether a node's second input is constant, and not one of the averaging matrices that stand for pooling."""
-    from onnx import numpy_helper
-
-    if node.input[1] not in constants:
-        return False
-    if node.op_type != "MatMul":
-        return True
-    weights = numpy_helper.to_array(constants[node.input[1]])
-    return weights.ndim == 2 and not (np.all(weights >= 0) and np.allclose(weights.sum(0), 1))
-
-
-def _constants(proto: Any) -> dict[str, Any]:
-    return {tensor.name: tensor for tensor in proto.graph.initializer}
-
-
-def _activated(readers: Sequence[Any], constants: Mapping[str, Any]) -> str | None:
-    """The output of a ReLU or ReLU6 that is all that follows."""
-    if len(readers) != 1:
-        return None
-    (node,) = readers
-    if node.op_type == "Relu" or (node.op_type == "Clip" and _value(node, 1, constants) == 0):
-        return str(node.output[0])
-    return None
-
-
-def _value(node: Any, position: int, constants: Mapping[str, Any]) -> float | None:
-    from onnx import numpy_helper
-
-    name = node.input[position] if len(node.input) > position else ""
-    return float(numpy_helper.to_array(constants[name])) if name in constants else None
-
-
-def measured_ranges(layers: Iterable[Layer]) -> list[str]:
-    """The tensors whose range `with_ranges` has to measure."""
+def range_tensors(layers: Iterable[Layer]) -> list[str]:
+    """Return the names of the tensors whose ranges `insert_qdq` needs to quantise these layers."""
     return sorted({tensor for layer in layers for tensor in (*layer.sources, layer.kept)})
 
 
-def with_ranges(proto: Any, tensors: Sequence[str]) -> Any:
-    """A copy of a graph that returns the largest absolute value of each of the tensors, and nothing else.
+def with_range_outputs(model: ModelProto, tensors: Sequence[str]) -> ModelProto:
+    """Return a copy of a model whose outputs are the largest absolute values of these tensors, and nothing else.
 
-    The maximum is taken inside, so that no more activations are alive at once than in a normal run.
+    The model itself takes the maximum, so a run needs no more memory for activations than a normal run.
     """
     from onnx import TensorProto, helper
 
-    copy = _copy(proto)
-    del copy.graph.output[:]
+    changed = copy.deepcopy(model)
+    del changed.graph.output[:]
     for index, tensor in enumerate(tensors):
-        copy.graph.node.append(helper.make_node("Abs", [tensor], [f"abs_{index}"]))
-        copy.graph.node.append(helper.make_node("ReduceMax", [f"abs_{index}"], [f"range_{index}"], keepdims=0))
-        copy.graph.output.append(helper.make_tensor_value_info(f"range_{index}", TensorProto.FLOAT, []))
-    return copy
+        changed.graph.node.append(helper.make_node("Abs", [tensor], [f"abs_{index}"]))
+        changed.graph.node.append(helper.make_node("ReduceMax", [f"abs_{index}"], [f"range_{index}"], keepdims=0))
+        changed.graph.output.append(helper.make_tensor_value_info(f"range_{index}", TensorProto.FLOAT, []))
+    return changed
 
 
-def quantized(proto: Any, layers: Sequence[Layer], ranges: Mapping[str, float]) -> Any:
-    """A copy of a graph in which some layers compute in int8.
+def insert_qdq(model: ModelProto, layers: Sequence[Layer], ranges: Mapping[str, float]) -> ModelProto:
+    """Return a copy of a model in which some layers compute in int8.
 
     Args:
-        proto: The graph, in float32; it is not changed.
-        layers: Of `find_layers`.
-        ranges: Largest absolute value of each of `measured_ranges(layers)`.
+        model: Model in float32; it is not changed.
+        layers: Layers of `find_layers` to put into int8.
+        ranges: Largest absolute value of each of `range_tensors(layers)`, by the tensor's name.
     """
-    outputs = {output.name for output in proto.graph.output}
-    behind = {layer.result: layer.kept for layer in layers if layer.result not in outputs}
-    writer = _Writer(proto, ranges, behind)
+    graph = _QuantizedGraph(copy.deepcopy(model), layers, ranges)
     chosen = {layer.node: layer for layer in layers}
-    for node in proto.graph.node:
+    for node in graph.take_nodes():
         if node.name in chosen:
-            writer.layer(node, chosen[node.name])
+            graph.keep_quantized(node, chosen[node.name])
         else:
-            writer.node(node)
-    return writer.finish()
+            graph.keep(node)
+    graph.finish()
+    return graph.model
 
 
-class _Writer:
-    """Writes a graph's nodes anew, with pairs between them."""
+class _QuantizedGraph(Graph):
+    """A graph that gets Q/DQ pairs.
 
-    def __init__(self, proto: Any, ranges: Mapping[str, float], behind: Mapping[str, str]) -> None:
-        self.proto = _copy(proto)
-        self.ranges = ranges
-        self.behind = behind
-        self.constants = _constants(proto)
-        self.readers = Counter(tensor for node in proto.graph.node for tensor in node.input)
-        self.scales: dict[str, np.float32] = {}
-        self.nodes: list[Any] = []
-        self.written: set[str] = set()
+    Args:
+        model: Model in float32; it is changed.
+        layers: Layers that are put into int8.
+        ranges: Largest absolute value of each tensor of `range_tensors(layers)`.
+    """
 
-    def node(self, node: Any) -> Any:
-        """Write a node that stays as it is, but reads results of layers behind their pairs."""
-        copy = _copy(node)
-        copy.input[:] = [self._read(tensor) for tensor in node.input]
-        self.nodes.append(copy)
-        return copy
+    def __init__(self, model: ModelProto, layers: Sequence[Layer], ranges: Mapping[str, float]) -> None:
+        super().__init__(model)
+        self._ranges = ranges
+        self._paired_results = {layer.result for layer in layers} - self.outputs
+        self._scales: dict[str, np.float32] = {}
+        self._dequantized_weights: dict[str, str] = {}
 
-    def layer(self, node: Any, layer: Layer) -> None:
-        """Write a layer between pairs."""
-        inputs = [self._source(layer, source) for source in layer.sources]
+    def keep_quantized(self, node: NodeProto, layer: Layer) -> None:
+        """Keep a layer's node, with pairs before and behind it and with int8 weights."""
+        pairs = {source: self._pair_before(layer, source) for source in dict.fromkeys(layer.sources)}
+        inputs = [pairs[source] for source in layer.sources]
         if layer.weighted:
-            inputs.append(self._weights(node))
-        copy = self.node(node)
-        copy.input[: len(inputs)] = inputs
-        if layer.result in self.behind:
-            self._pair(layer.result, layer.result, layer.kept)
+            inputs.append(self._dequantize_weights(node, layer))
+        node.input[: len(inputs)] = inputs
+        self.keep(node)
+        if layer.result in self._paired_results:
+            self.replace(layer.result, self._add_pair(layer.result, layer.result, layer.kept))
 
-    def _read(self, tensor: str) -> str:
-        return _dequantized(tensor) if tensor in self.behind else tensor
+    def _pair_before(self, layer: Layer, source: str) -> str:
+        """Return the output of the pair that a layer reads: the one behind the layer before, or a new one."""
+        behind = f"{source}/dequantized"
+        if source not in self._paired_results:
+            return self._add_pair(source, f"{layer.node}/{source}", source)
+        if len(self.readers[source]) > 1:
+            return self._add_pair(behind, f"{layer.node}/{source}", source)
+        return behind
 
-    def _source(self, layer: Layer, source: str) -> str:
-        """The pair before a layer: the one behind the layer before, or one of its own."""
-        if source in self.behind and self.readers[source] == 1:
-            return _dequantized(source)
-        name = f"{layer.node}/{source}"
-        if _dequantized(name) not in self.written:  # a tensor that is added to itself
-            self._pair(self._read(source), name, source)
-        return _dequantized(name)
-
-    def _pair(self, tensor: str, name: str, measured: str) -> None:
-        """Write a pair that reads `tensor`, with the range of the tensor `measured`."""
+    def _add_pair(self, tensor: str, name: str, measured: str) -> str:
+        """Add a pair that reads `tensor`, with the range of the tensor `measured`, and return its output."""
         from onnx import helper
 
-        parameters = [self._constant(f"{name}/scale", self._scale(measured)), self._constant("int8/zero", np.int8(0))]
-        inner = f"{name}/quantized"
-        self.written.add(_dequantized(name))
-        self.nodes.append(helper.make_node("QuantizeLinear", [tensor, *parameters], [inner], name=f"{name}/Q"))
-        self.nodes.append(
-            helper.make_node("DequantizeLinear", [inner, *parameters], [_dequantized(name)], name=f"{name}/DQ")
-        )
+        parameters = [self.constant(f"{name}/scale", self._scale(measured)), self.constant("int8/zero", np.int8(0))]
+        codes, result = f"{name}/quantized", f"{name}/dequantized"
+        self.keep(helper.make_node("QuantizeLinear", [tensor, *parameters], [codes], name=f"{name}/Q"))
+        self.keep(helper.make_node("DequantizeLinear", [codes, *parameters], [result], name=f"{name}/DQ"))
+        return result
 
     def _scale(self, measured: str) -> np.float32:
-        """The scale of a pair, for each pair of one tensor another by the smallest possible step.
+        """Return the scale of a new pair; each pair of one tensor has a scale larger by the smallest possible step.
 
-        ONNX Runtime turns int8 activations into uint8 where that is faster, but only in pairs with one reader, and a
-        layer between an int8 and a uint8 pair stays in float32. So layers share no pair; and equal pairs it would merge
-        into a shared one. The step changes no rounded value.
+        ONNX Runtime turns int8 activations into uint8 where that is faster, but only in pairs with one reader, and it
+        computes a layer between an int8 and a uint8 pair in float32. So layers share no pair, and different scales keep
+        ONNX Runtime from merging equal pairs into a shared one. The step changes no rounded value.
         """
-        # A tensor that is always zero has no range; any scale will do.
-        scale = self.scales.get(measured, np.float32(self.ranges[measured] / _LIMIT or 1))
-        self.scales[measured] = np.nextafter(scale, np.float32(np.inf))
+        # A tensor that is always zero has no range; any scale is correct.
+        scale = self._scales.get(measured, np.float32(self._ranges[measured] / _LIMIT or 1))
+        self._scales[measured] = np.nextafter(scale, np.float32(np.inf))
         return scale
 
-    def _weights(self, node: Any) -> str:
-        """int8 weights and their dequantisation, once for all layers that share them."""
-        from onnx import helper, numpy_helper
+    def _dequantize_weights(self, node: NodeProto, layer: Layer) -> str:
+        """Add int8 weights and their dequantisation, once for all layers that share them; return the output."""
+        from onnx import helper
 
         name = node.input[1]
-        if _dequantized(name) in self.written:
-            return _dequantized(name)
-        self.written.add(_dequantized(name))
-        weights = numpy_helper.to_array(self.constants[name])
-        axis = _channel_axis(node)
-        has_bias = len(node.input) > 2 and node.input[2] in self.constants
-        bias = numpy_helper.to_array(self.constants[node.input[2]]) if has_bias else np.zeros(1, np.float32)
-        scale = _weight_scale(weights, axis, bias, self.ranges[node.input[0]] / _LIMIT or 1)
+        if name in self._dequantized_weights:
+            return self._dequantized_weights[name]
+        weights, axis = self.value(name), _channel_axis(node)
+        bias = self.value(node.input[2]) if len(node.input) > 2 else None
+        scale = _weight_scale(weights, axis, bias, self._ranges[layer.sources[0]] / _LIMIT or 1)
         shape = [-1 if dimension == axis else 1 for dimension in range(weights.ndim)]
-        rounded = np.clip(np.rint(weights / scale.reshape(shape)), -_LIMIT, _LIMIT).astype(np.int8)
+        codes = np.clip(np.rint(weights / scale.reshape(shape)), -_LIMIT, _LIMIT).astype(np.int8)
         inputs = [
-            self._constant(f"{name}/quantized", rounded),
-            self._constant(f"{name}/scale", scale),
-            self._constant(f"{name}/zero", np.zeros(scale.shape, np.int8)),
+            self.constant(f"{name}/quantized", codes),
+            self.constant(f"{name}/scale", scale),
+            self.constant(f"{name}/zero", np.zeros(scale.shape, np.int8)),
         ]
-        self.nodes.append(
-            helper.make_node("DequantizeLinear", inputs, [_dequantized(name)], name=f"{name}/DQ", axis=axis)
-        )
-        return _dequantized(name)
-
-    def _constant(self, name: str, value: Any) -> str:
-        from onnx import numpy_helper
-
-        if name not in self.written:
-            self.written.add(name)
-            self.proto.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def finish(self) -> Any:
-        """The graph, without the weights that nothing reads any more."""
-        graph = self.proto.graph
-        del graph.node[:]
-        graph.node.extend(self.nodes)
-        read = {tensor for node in graph.node for tensor in node.input}
-        kept = [tensor for tensor in graph.initializer if tensor.name in read]
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
-        return self.proto
+        result = self._dequantized_weights[name] = f"{name}/dequantized"
+        self.keep(helper.make_node("DequantizeLinear", inputs, [result], name=f"{name}/DQ", axis=axis))
+        return result
 
 
-def _channel_axis(node: Any) -> int:
-    """The axis of the weights that runs over output channels."""
-    if node.op_type == "Conv":
-        return 0
-    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-    return 0 if transposed else 1
+def _channel_axis(node: NodeProto) -> int:
+    """Return the axis of a layer's weights that counts output channels."""
+    return 0 if node.op_type == "Conv" or attributes_of(node).get("transB") else 1
 
 
 def _weight_scale(
-    weights: NDArray[np.float32], axis: int, bias: NDArray[np.float32], source_scale: float
+    weights: NDArray[np.float32], axis: int, bias: NDArray[np.float32] | None, source_scale: float
 ) -> NDArray[np.float32]:
-    """One scale per output channel (C,)."""
+    """Return one scale per output channel, (C,) float32."""
     others = tuple(dimension for dimension in range(weights.ndim) if dimension != axis)
     scale = np.abs(weights).max(others) / _LIMIT
-    # ONNX Runtime keeps the bias as int32 in steps of source_scale * scale; a channel with next to no weights would
-    # make it overflow, and such a channel can as well be rounded to nothing.
-    least = 2 * np.abs(bias) / (source_scale * _INT32_LIMIT)
+    # ONNX Runtime keeps the bias as int32 in steps of source_scale * scale. A channel with very small weights would
+    # make it overflow, and may be rounded to zero as well.
+    least = 2 * np.abs(0 if bias is None else bias) / (source_scale * _INT32_LIMIT)
     result: NDArray[np.float32] = np.maximum(np.maximum(scale, least), np.finfo(np.float32).tiny).astype(np.float32)
     return result
-
-
-def _dequantized(tensor: str) -> str:
-    return f"{tensor}/dequantized"
-
-
-def _copy(message: Any) -> Any:
-    copy = type(message)()
-    copy.CopyFrom(message)
-    return copy

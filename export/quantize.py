@@ -1,7 +1,8 @@
-"""INT8 that says what it costs: every layer's damage to edges and bodies is measured, and the worst stay in float32.
+"""Writes an INT8 file: measures how much each layer harms edges and bodies, and leaves the worst layers in float32.
 
-Boundaries are where a pixel's two best logits lie closest, so rounding shows there first, and mIoU hardly sees it. The
-limit is therefore stated in boundary IoU.
+`bpkd_sdk.export.qdq` inserts INT8 into the graph; this file chooses the layers. Boundaries are where a pixel's two
+largest logits are closest, so rounding changes classes there first, and mIoU hardly shows it. The limit is therefore a
+loss of boundary IoU.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,31 +26,34 @@ from bpkd_sdk.data.integrity import image_problem
 from bpkd_sdk.errors import import_optional
 from bpkd_sdk.evaluation.agreement import mask_agreement
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
-from bpkd_sdk.export.onnx import sealed
-from bpkd_sdk.export.qdq import Layer, find_layers, measured_ranges, quantized, with_ranges, without_ends
+from bpkd_sdk.export.qdq import Layer, find_layers, inner_layers, insert_qdq, range_tensors, with_range_outputs
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.progress import track
-from bpkd_sdk.runtime.onnx import OnnxRuntime, for_cpu, open_session
+from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session, read_onnx, seal_onnx
 
-# One image in four is held out to judge by; so many of those are enough to rank layers.
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from onnxruntime import InferenceSession
+
+# One image in HELD_OUT is not used for calibration but to measure the loss; RANKING_IMAGES of these rank the layers.
 HELD_OUT = 4
 RANKING_IMAGES = 4
 
-# Against a network's own masks every pixel that moves counts, also where the network was wrong: far stricter.
-LIMIT_WITH_LABELS, LIMIT_WITHOUT = 0.01, 0.1
+# Without labels every pixel that changes counts, also where the float32 network was wrong, which is far stricter.
+LIMIT_WITH_LABELS, LIMIT_WITHOUT_LABELS = 0.01, 0.1
 
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """One layer, and what it does to the masks when it alone is in int8.
+    """One layer, and the pixels that change if this layer alone is in int8.
 
     Attributes:
-        name: The module's path in the network, for files of `to_onnx`; of a sum, what it adds.
-        kind: The ONNX operator: "Conv", "MatMul", "Gemm" or "Add".
-        quantized: Whether it is int8 in the file.
-        edge_damage: Share of the pixels in the edge band (7 pixels wide) that change their class; None where the masks
-            of the images that it was measured on have no edge.
-        body_damage: The same outside the band; None where the band covers all.
+        name: Path of the module in the network, for files of `to_onnx`; for a sum the names of its addends.
+        kind: ONNX operator: "Conv", "MatMul", "Gemm" or "Add".
+        quantized: Whether the layer is int8 in the file.
+        edge_damage: Share (0..1) of the pixels in the edge band (7 pixels wide) that change their class; None if the
+            masks of the images that it was measured on have no edge.
+        body_damage: Share (0..1) of the pixels outside the band that change their class; None if the band covers all.
     """
 
     name: str
@@ -58,25 +62,30 @@ class QuantizedLayer:
     edge_damage: float | None
     body_damage: float | None
 
+    @property
+    def damage(self) -> tuple[float, float]:
+        """Damage to edges, then to bodies; layers are ranked by this pair."""
+        return self.edge_damage or 0.0, self.body_damage or 0.0
+
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """What `quantize` wrote, and what int8 does to edges.
+    """Result of `quantize`.
 
     Attributes:
         path: The file.
-        size: In bytes.
-        layers: In the order of computation.
-        boundary_loss: Boundary IoU lost on the images held out: against their labels, or where there are none against
-            the masks of the file that was quantised.
-        boundary_loss_of_all: The same with every layer between the first and the last in int8.
-        labelled: Whether there were labels.
-        edge_agreement: Share of edge-band pixels with the same class as before, on the images held out; None where the
-            masks have no edge.
-        body_agreement: The same outside the band; None where the band covers all.
-        agreement: The same for all pixels.
-        calibration_images: Number of images that the ranges come from.
-        held_out_images: Number of images that the rest was measured on.
+        size: Size of the file in bytes.
+        layers: All layers, in the order of computation.
+        boundary_loss: Boundary IoU (0..1) lost on the held-out images: against their labels, or without labels against
+            the masks of the float32 file.
+        boundary_loss_of_all: Boundary IoU lost with every layer between the first and the last in int8.
+        labelled: Whether the images have labels.
+        edge_agreement: Share (0..1) of the pixels in the edge band with the same class as in float32, on the held-out
+            images; None if the masks have no edge.
+        body_agreement: Share of the pixels outside the band with the same class; None if the band covers all.
+        agreement: Share of all pixels with the same class.
+        calibration_images: Number of images that the ranges were measured on.
+        held_out_images: Number of images that all other figures were measured on.
     """
 
     path: Path
@@ -93,16 +102,16 @@ class QuantizationReport:
 
     @property
     def worst(self) -> tuple[QuantizedLayer, ...]:
-        """The layers by the damage that they do, to edges first."""
-        return tuple(sorted(self.layers, key=_damage, reverse=True))
+        """The layers by their damage, the most damaging first; damage to edges counts first."""
+        return tuple(sorted(self.layers, key=lambda layer: layer.damage, reverse=True))
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the report as plain JSON values."""
         return {**dataclasses.asdict(self), "path": str(self.path)}
 
 
 def quantize(
-    onnx_path: str | Path,
+    source: str | Path,
     path: str | Path,
     calibration_data: SegmentationDataset,
     *,
@@ -110,242 +119,251 @@ def quantize(
     max_boundary_loss: float | None = None,
     match_classes: bool = True,
 ) -> QuantizationReport:
-    """Put the convolutions, matrix products and sums of a file of `to_onnx` into int8, as many as the edges bear.
+    """Put as many convolutions, matrix products and sums of an ONNX file into int8 as a limit on boundary loss allows.
 
-    Activations get the range of all values seen in three quarters of the images, which are taken evenly from the data
-    set; the rest judges. (Ranges that cut off rare values did no better, and those of least entropy far worse.) Every
-    layer is put into int8 alone and its damage measured. The first and the last with weights stay in float32. If all
-    between them together lose more boundary IoU than allowed, the most damaging ones are left out, as few as it takes.
+    Three quarters of the images, taken evenly from the data set, are used for calibration: the range of an activation
+    is the range of all its values in them. (Ranges that cut off rare values gave no better results, and ranges of least
+    entropy far worse ones.) The other images are held out to measure the loss. Each layer's damage is measured with
+    that layer alone in int8. The first and the last layer with weights stay in float32. If all layers between them
+    together lose more boundary IoU than allowed, the most damaging ones stay in float32 too, as few as possible.
 
-    The time is about that of running four images through the float32 file, for every layer: a minute of one core for
-    75 convolutions at 360x480.
+    The run time is about that of four images through the float32 file for each layer: one minute on one core for 75
+    convolutions at 360x480.
 
     Args:
-        onnx_path: Written by `to_onnx` with precision="fp32", preprocess=True and argmax=True; not one that disagrees
-            with torch and was kept by force.
-        path: Ends in ``.onnx``. The metadata is that of the other file but for what was found of it: precision "int8",
-            and under "quantization" what the report says.
-        calibration_data: Images like those the network will see, of the size that the file takes. Labels are used if
-            there are any; without, the classes need not be the network's.
-        images: How many of them, at most.
-        max_boundary_loss: Most boundary IoU (0..1) that may be lost. None: 0.01; or 0.1 without labels, where the
-            float32 file's own masks stand in, so that every pixel that moves counts.
-        match_classes: Hold the file's class names against those of labelled data, and read the labels in the file's
-            order; False takes them by position.
+        source: ONNX file of `to_onnx` with precision="fp32", preprocess=True and argmax=True, that agrees with torch.
+        path: File to write; it ends in ``.onnx``. Its metadata is that of `source`, without the agreement with torch,
+            with precision "int8", and with the report under "quantization".
+        calibration_data: Images like those that the network will segment, of a size that the file accepts. Labels are
+            used if there are any; without labels, the classes may differ from the network's.
+        images: Largest number of images to use.
+        max_boundary_loss: Largest loss of boundary IoU (0..1). None: 0.01 with labels; 0.1 without labels, because
+            every pixel that changes counts against the float32 file's own masks.
+        match_classes: Whether the file's class names are compared with those of labelled data, and labels are put in
+            the file's order; False takes classes by position.
 
     Raises:
-        FileNotFoundError: If there is no such ONNX file.
+        FileNotFoundError: If the ONNX file does not exist.
         ImportError: If onnx or onnxruntime is missing.
-        ValueError: For an argument out of its range, a file or data that do not fit, or images without edges, by which
-            nothing can be judged.
-        RuntimeError: If no layer can be quantised within the limit; no file is written then.
+        ValueError: If an argument is out of range, the file or the data are not suitable, or the held-out images have
+            no edges, so that the loss cannot be measured.
+        RuntimeError: If no layer can be int8 within the limit; no file is written then.
     """
-    onnx = import_optional("onnx", "export")
-    target = Path(path)
-    source = _open(Path(onnx_path), target)
-    samples = _samples(calibration_data, images, source, match_classes)
-    proto = onnx.load(onnx_path)
-    layers = find_layers(proto)
+    import_optional("onnx", "export")
+    target, runtime = Path(path), _open_float_file(Path(source))
+    if target.suffix != ".onnx":
+        raise ValueError(f"Expected a path that ends in '.onnx', but got {str(target)!r}.")
+    samples = _read_samples(calibration_data, images, runtime, match_classes)
+    calibration_images = len(samples) - max(1, len(samples) // HELD_OUT)
+    if max_boundary_loss is None:
+        max_boundary_loss = LIMIT_WITH_LABELS if calibration_data.has_labels else LIMIT_WITHOUT_LABELS
+    model, _ = read_onnx(Path(source))
+    layers = find_layers(model)
     if (weighted := sum(layer.weighted for layer in layers)) < 3:
-        raise ValueError(f"{onnx_path} has {weighted} layers; with the first and the last left out, none remains.")
-    split = len(samples) - max(1, len(samples) // HELD_OUT)
-    ranges = find_ranges(proto, layers, [image for image, _ in samples[:split]])
-    judge = _Judge(source, calibration_data, samples[split:])
+        raise ValueError(
+            f"{source} has {weighted} layers with weights; the first and the last stay in float32, so none remains."
+        )
+    ranges = measure_ranges(model, layers, [image for image, _ in samples[:calibration_images]])
+    held_out = _HeldOutImages(runtime, calibration_data, samples[calibration_images:])
     alone = {
-        layer: judge.layer(layer, quantized(proto, [layer], ranges))
+        layer: held_out.measure_layer(layer, insert_qdq(model, [layer], ranges))
         for layer in track(layers, total=len(layers), description="Measuring layers")
     }
-    ranked = sorted(without_ends(layers), key=lambda layer: _damage(alone[layer]), reverse=True)
+    ranked = sorted(inner_layers(layers), key=lambda layer: alone[layer].damage, reverse=True)
 
     @cache
     def boundary_loss(left_out: int) -> float:
-        return judge.boundary_loss(judge.masks(quantized(proto, ranked[left_out:], ranges)))
+        return held_out.boundary_loss(held_out.segment(insert_qdq(model, ranked[left_out:], ranges)))
 
-    if max_boundary_loss is None:
-        max_boundary_loss = LIMIT_WITH_LABELS if calibration_data.has_labels else LIMIT_WITHOUT
-    left_out = _fewest(boundary_loss, len(ranked), max_boundary_loss)
+    left_out = _fewest_left_out(boundary_loss, len(ranked), max_boundary_loss)
     chosen = set(ranked[left_out:])
-    result = quantized(proto, ranked[left_out:], ranges)
-    agreement = mask_agreement(judge.masks(result), judge.own_masks)
-    found: dict[str, Any] = {
+    quantized = insert_qdq(model, ranked[left_out:], ranges)
+    agreement = mask_agreement(held_out.segment(quantized), held_out.float_masks)
+    summary: dict[str, Any] = {
         "boundary_loss": boundary_loss(left_out),
         "boundary_loss_of_all": boundary_loss(0),
         "labelled": calibration_data.has_labels,
         "edge_agreement": agreement.edge,
         "body_agreement": agreement.body,
         "agreement": agreement.whole,
-        "calibration_images": split,
-        "held_out_images": len(samples) - split,
+        "calibration_images": calibration_images,
+        "held_out_images": len(samples) - calibration_images,
     }
-    described = tuple(dataclasses.replace(alone[layer], quantized=layer in chosen) for layer in layers)
-    onnx.checker.check_model(result)
-    facts = int8_facts(
-        source.metadata,
+    measured = tuple(dataclasses.replace(alone[layer], quantized=layer in chosen) for layer in layers)
+    metadata = int8_metadata(
+        runtime.metadata,
         quantized=sum(layer.weighted for layer in chosen),
-        layers=[dataclasses.asdict(layer) for layer in described],
+        layers=[dataclasses.asdict(layer) for layer in measured],
         data=calibration_data.name,
         max_boundary_loss=max_boundary_loss,
-        agreement_before=source.metadata["parity"]["agreement"],
-        **found,
+        agreement_before=runtime.metadata["parity"]["agreement"],
+        **summary,
     )
-    content = sealed(result, facts)
-    write_atomically(target, content)
-    return QuantizationReport(target, len(content), described, **found)
+    return QuantizationReport(target, write_int8(quantized, target, metadata), measured, **summary)
 
 
-def find_ranges(proto: Any, layers: Sequence[Layer], images: Sequence[Tensor]) -> dict[str, float]:
-    """Largest absolute value over all images, uint8 (3, H, W), of every tensor of a graph that may be quantised."""
-    tensors = measured_ranges(layers)
-    session = _session(with_ranges(proto, tensors))
-    name = session.get_inputs()[0].name
-    found = [
-        session.run(None, {name: _batch(image)})
-        for image in track(images, total=len(images), description="Calibrating")
-    ]
-    return dict(zip(tensors, np.max(np.array(found), axis=0).tolist(), strict=True))
+def write_int8(model: ModelProto, path: Path, metadata: Mapping[str, Any]) -> int:
+    """Check a model with Q/DQ pairs, write it to a sealed ONNX file, and return the file's size in bytes."""
+    import onnx
+
+    onnx.checker.check_model(model)
+    content = seal_onnx(model, metadata)
+    write_atomically(path, content)
+    return len(content)
 
 
-def int8_facts(facts: Mapping[str, Any], **quantization: Any) -> dict[str, Any]:
-    """The metadata of a file in int8: that of the float32 file, but not how far that one agreed with torch."""
-    kept = {key: value for key, value in facts.items() if key not in ("parity", "verified")}
+def int8_metadata(metadata: Mapping[str, Any], **quantization: Any) -> dict[str, Any]:
+    """Return the metadata of an int8 file: that of the float32 file, without its agreement with torch."""
+    kept = {key: value for key, value in metadata.items() if key not in ("parity", "verified")}
     return kept | {"precision": "int8", "quantization": quantization}
 
 
-def _damage(layer: QuantizedLayer) -> tuple[float, float]:
-    """What to rank a layer by."""
-    return layer.edge_damage or 0.0, layer.body_damage or 0.0
+def measure_ranges(model: ModelProto, layers: Sequence[Layer], images: Sequence[Tensor]) -> dict[str, float]:
+    """Measure the largest absolute value of each of `range_tensors(layers)` over images, uint8 (3, H, W)."""
+    tensors = range_tensors(layers)
+    session = open_session(with_range_outputs(model, tensors), torch.device("cpu"))
+    name = session.get_inputs()[0].name
+    ranges = [
+        session.run(None, {name: _to_batch(image)})
+        for image in track(images, total=len(images), description="Calibrating")
+    ]
+    return dict(zip(tensors, np.max(np.array(ranges), axis=0).tolist(), strict=True))
 
 
-def _open(path: Path, target: Path) -> OnnxRuntime:
-    if target.suffix != ".onnx":
-        raise ValueError(f"Expected a path that ends in '.onnx', but got {str(target)!r}.")
-    source = OnnxRuntime(path, "cpu")
-    if not (source.metadata["preprocess"] and source.metadata["argmax"]):
+def _open_float_file(path: Path) -> OnnxRuntime:
+    """Open an ONNX file on the CPU; raise ValueError unless it is a verified float32 file from image to mask."""
+    runtime = OnnxRuntime(path, "cpu")
+    metadata = runtime.metadata
+    if not (metadata["preprocess"] and metadata["argmax"]):
         raise ValueError(
-            f"{path} maps no uint8 image to a mask, which is what int8 is judged by; "
+            f"{path} does not map uint8 images to masks, by which the loss of int8 is measured; "
             "export the network with preprocess=True and argmax=True."
         )
-    if source.metadata["precision"] != "fp32":
+    if metadata["precision"] != "fp32":
         raise ValueError(
-            f"{path} is {source.metadata['precision']} already; quantize the float32 file: to_onnx(precision='fp32')."
+            f"{path} is {metadata['precision']} already; quantize the float32 file: to_onnx(precision='fp32')."
         )
-    if not source.metadata["verified"]:
+    if not metadata["verified"]:
         raise ValueError(
             f"{path} disagrees with torch and was kept by force; an int8 file of it would hide that. "
             "Quantize a file that to_onnx wrote without force=True."
         )
-    return source
+    return runtime
 
 
-def _classes(source: OnnxRuntime) -> int:
-    """How many classes its masks tell apart; 0 if that is not known."""
-    return source.spec.num_classes and max(source.spec.num_classes, 2)
+def _mask_classes(runtime: OnnxRuntime) -> int:
+    """Return the number of classes in a runtime's masks; 0 if it is not known."""
+    return runtime.spec.num_classes and max(runtime.spec.num_classes, 2)
 
 
-def _samples(
-    data: SegmentationDataset, most: int, source: OnnxRuntime, match_classes: bool
+def _read_samples(
+    data: SegmentationDataset, most: int, runtime: OnnxRuntime, match_classes: bool
 ) -> list[tuple[Tensor, Tensor]]:
-    """Images (3, H, W) and labels (H, W) in the file's own order of classes, spread evenly over the data set."""
+    """Read images (3, H, W) and labels (H, W) in the file's order of classes, spread evenly over the data set."""
     if most < HELD_OUT or len(data) < HELD_OUT:
         raise ValueError(
-            f"Expected at least {HELD_OUT} images, {HELD_OUT - 1} to calibrate with and one to judge by, "
+            f"Expected at least {HELD_OUT} images, {HELD_OUT - 1} to calibrate with and one to measure the loss on, "
             f"but got images={most} of {data.name}, which has {len(data)}."
         )
     order = None
     if data.has_labels:
         data.check_classes()
-        classes = _classes(source) or data.num_classes
-        check_class_count(classes, data.num_classes, network_name=str(source.path), data_name=data.name)
-        order = class_order(
-            source.spec,
-            data,
-            network_name=str(source.path),
-            data_name=data.name,
-            match_classes=match_classes,
-        )
-    indices = np.linspace(0, len(data) - 1, min(most, len(data))).round().astype(int)
+        name, classes = str(runtime.path), _mask_classes(runtime) or data.num_classes
+        check_class_count(classes, data.num_classes, network_name=name, data_name=data.name)
+        order = class_order(runtime.spec, data, network_name=name, data_name=data.name, match_classes=match_classes)
     samples = []
-    for index in indices.tolist():
+    for index in np.linspace(0, len(data) - 1, min(most, len(data))).round().astype(int).tolist():
         image, label = data[index]
+        height, width = image.shape[1:]
         if problem := image_problem(image):
             raise ValueError(f"{data.sample_name(index)}: {problem}.")
-        samples.append((image, reorder_labels(label, order, data.ignore_index)))
-    for index, (image, _) in zip(indices, samples, strict=True):
-        if not source.accepts.takes_size(*image.shape[1:]):
+        if not runtime.accepts.takes_size(height, width):
             raise ValueError(
-                f"{source.path} takes images of {source.metadata['input_size']}, but {data.sample_name(int(index))} is "
-                f"{list(image.shape[1:])}. Resize the images, or export with input_size={tuple(image.shape[1:])}."
+                f"{runtime.path} takes images of {runtime.metadata['input_size']}, but {data.sample_name(index)} is "
+                f"{[height, width]}. Resize the images, or export with input_size={(height, width)}."
             )
+        samples.append((image, reorder_labels(label, order, data.ignore_index)))
     return samples
 
 
-def _session(proto: Any) -> Any:
-    return open_session(for_cpu(proto, "int8"), torch.device("cpu"))
-
-
-def _batch(image: Tensor) -> Any:
-    """uint8 (3, H, W) -> uint8 (1, H, W, 3)."""
+def _to_batch(image: Tensor) -> Any:
+    """uint8 (3, H, W) -> uint8 array (1, H, W, 3)."""
     return image.permute(1, 2, 0)[None].contiguous().numpy()
 
 
-class _Judge:
-    """Compares quantised graphs with the file that they come from, on images that they were not calibrated with."""
+class _HeldOutImages:
+    """Images that were not used for calibration, on which quantised models are compared with the float32 file.
+
+    Args:
+        runtime: The float32 file.
+        data: Data set that the images are from.
+        samples: Images (3, H, W) and labels (H, W).
+    """
 
     def __init__(
-        self, source: OnnxRuntime, data: SegmentationDataset, samples: Sequence[tuple[Tensor, Tensor]]
+        self, runtime: OnnxRuntime, data: SegmentationDataset, samples: Sequence[tuple[Tensor, Tensor]]
     ) -> None:
         self.images = [image for image, _ in samples]
-        self.own_masks = self._run(source.session, self.images)
-        self.references = [label for _, label in samples] if data.has_labels else self.own_masks
+        self.float_masks = self._run(runtime.session, self.images)
+        self.references = [label for _, label in samples] if data.has_labels else self.float_masks
         self.class_names, self.ignore_index = data.class_names, data.ignore_index
-        if not data.has_labels:  # then its classes may be others than the network's
-            self.class_names, self.ignore_index = tuple(map(str, range(_classes(source) or 256))), -1
-        before = self._score(self.own_masks, self.references)
-        self.boundary_iou = before.boundary_iou
-        if math.isnan(before.edge_accuracy):
+        if not data.has_labels:  # then the data's classes may differ from the network's
+            self.class_names, self.ignore_index = tuple(map(str, range(_mask_classes(runtime) or 256))), -1
+        scores = self._score(self.float_masks)
+        self.boundary_iou = scores.boundary_iou
+        if math.isnan(scores.edge_accuracy):
             raise ValueError(
-                f"The {len(samples)} image(s) of {data.name} that were held out to judge by have no edges, in the "
-                f"{'labels' if data.has_labels else 'masks'}. Pass images that show several classes, or more of them."
+                f"The {len(samples)} image(s) of {data.name} that were held out to measure the loss have no edges, in "
+                f"the {'labels' if data.has_labels else 'masks'}. Pass images that show several classes, or more of "
+                "them."
             )
 
-    def masks(self, proto: Any, most: int | None = None) -> list[Tensor]:
-        """The masks (H, W) that a graph makes of the first images."""
-        return self._run(_session(proto), self.images[:most])
+    def segment(self, model: ModelProto, most: int | None = None) -> list[Tensor]:
+        """Return the masks (H, W) of a model for the first `most` images; None: for all."""
+        return self._run(open_session(model, torch.device("cpu")), self.images[:most])
 
-    def layer(self, layer: Layer, proto: Any) -> QuantizedLayer:
-        """What a layer does, by a graph in which it alone is in int8."""
-        agreement = mask_agreement(self.masks(proto, RANKING_IMAGES), self.own_masks[:RANKING_IMAGES])
+    def measure_layer(self, layer: Layer, model: ModelProto) -> QuantizedLayer:
+        """Measure the damage of a layer by a model in which this layer alone is in int8."""
+        agreement = mask_agreement(self.segment(model, RANKING_IMAGES), self.float_masks[:RANKING_IMAGES])
         edge, body = (None if share is None else 1 - share for share in (agreement.edge, agreement.body))
         return QuantizedLayer(layer.name, layer.kind, False, edge, body)
 
     def boundary_loss(self, masks: Sequence[Tensor]) -> float:
-        """Boundary IoU lost against the labels, or against the file's own masks."""
-        return self.boundary_iou - self._score(masks, self.references).boundary_iou
+        """Return the boundary IoU that masks lose against the labels, or without labels against the float32 masks."""
+        return self.boundary_iou - self._score(masks).boundary_iou
 
-    def _run(self, session: Any, images: Sequence[Tensor]) -> list[Tensor]:
+    def _run(self, session: InferenceSession, images: Sequence[Tensor]) -> list[Tensor]:
         name = session.get_inputs()[0].name
-        return [torch.from_numpy(session.run(None, {name: _batch(image)})[0])[0] for image in images]
+        return [torch.from_numpy(session.run(None, {name: _to_batch(image)})[0])[0] for image in images]
 
-    def _score(self, masks: Sequence[Tensor], references: Sequence[Tensor]) -> Metrics:
+    def _score(self, masks: Sequence[Tensor]) -> Metrics:
         counts = MetricCounts(self.class_names, ignore_index=self.ignore_index)
-        for mask, reference in zip(masks, references, strict=False):
+        for mask, reference in zip(masks, self.references, strict=True):
             counts.update(mask[None], reference[None])
         return counts.compute()
 
 
-def _fewest(boundary_loss: Callable[[int], float], most: int, limit: float) -> int:
-    """The smallest number of left-out layers whose loss was measured to be within the limit.
+def _fewest_left_out(boundary_loss: Callable[[int], float], most: int, limit: float) -> int:
+    """Return the smallest number of layers left out of int8 whose loss is within the limit, found by bisection.
 
-    Bisection takes it that leaving out more never hurts; where it does hurt, the result holds the limit all the same,
-    but a smaller number might have done so too.
+    Assumes that the loss falls with the number of layers left out. If it does not, the result is within the limit too,
+    but a smaller number may exist.
+
+    Args:
+        boundary_loss: Loss of boundary IoU by the number of most damaging layers left out.
+        most: Number of layers that may be left out.
+        limit: Largest loss allowed.
+
+    Raises:
+        RuntimeError: If the loss is above the limit even with one layer in int8.
     """
     if boundary_loss(0) <= limit:
         return 0
     count = bisect_left(range(most), True, key=lambda left_out: boundary_loss(left_out) <= limit)
     if count == most:
         raise RuntimeError(
-            f"No layer can be int8 within max_boundary_loss={limit}: all together lose {boundary_loss(0):.4f} boundary "
-            f"IoU, the least damaging one alone {boundary_loss(most - 1):.4f}. No file was written. Allow more, "
-            "calibrate with more images, or stay with fp16."
+            f"No layer can be int8 within max_boundary_loss={limit}: all layers together lose {boundary_loss(0):.4f} "
+            f"boundary IoU, the least damaging layer alone {boundary_loss(most - 1):.4f}. No file was written. Allow a "
+            "larger loss, calibrate with more images, or use fp16."
         )
     return count

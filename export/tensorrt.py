@@ -22,7 +22,7 @@ from bpkd_sdk.export.compilation import Compilation, Size
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.manifest import Backend, EngineManifest, capability, covers, manifest_path, open_backend, supports
-from bpkd_sdk.runtime.onnx import read_file
+from bpkd_sdk.runtime.onnx import read_onnx
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def to_tensorrt(
 
 def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
     """The bytes of an ONNX file and what it says about itself."""
-    _, facts = read_file(path)
+    _, facts = read_onnx(path)
     if facts.get("verified") is False:
         raise ValueError(
             f"{path} does not agree with torch and was kept by force=True, so no engine is made of it. Export the "

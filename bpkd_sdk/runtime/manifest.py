@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from bpkd_sdk.errors import check_choice, import_optional, listed
-from bpkd_sdk.runtime.onnx import check_facts
+from bpkd_sdk.runtime.onnx import check_metadata
 
 FORMAT = "bpkd-engine/1"
 
@@ -79,7 +79,7 @@ class EngineManifest:
             raise ValueError(f"missing keys {sorted(names - values.keys())}, unknown {sorted(values.keys() - names)}")
         manifest = cls(**{**values, "targets": tuple(values["targets"])})
         check_choice("backend", manifest.backend, EXTRAS)  # it is imported by this name
-        check_facts(manifest.facts)
+        check_metadata(manifest.facts)
         if not re.match(r"\d+\.", manifest.build):
             raise ValueError(f"its build is {manifest.build!r}, not a version such as '11.4.0.1'")
         if not all(re.fullmatch(r"sm\d+\+?", target) for target in manifest.targets):

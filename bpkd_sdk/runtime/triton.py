@@ -18,7 +18,7 @@ from torch import Tensor
 from bpkd_sdk.errors import check_choice, did_you_mean, import_optional
 from bpkd_sdk.models.spec import NetworkSpec
 from bpkd_sdk.runtime.base import Accepts, Range, Runtime
-from bpkd_sdk.runtime.onnx import METADATA_KEY, parse_facts
+from bpkd_sdk.runtime.onnx import METADATA_KEY, parse_metadata
 
 _PORT = 8000  # of Triton's HTTP, unless it is told otherwise
 _HEADER = "Inference-Header-Content-Length"
@@ -54,7 +54,7 @@ class TritonRuntime(Runtime):
         self._pool = _open_pool(timeout)
         config = self._config()
         raw = config.get("parameters", {}).get(METADATA_KEY, {}).get("string_value")
-        facts = parse_facts(raw, url)
+        facts = parse_metadata(raw, url)
         self._output = config["output"][0]["name"]
         self._input = config["input"][0]["name"]
         accepts = _accepted(config, facts["preprocess"])

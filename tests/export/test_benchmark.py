@@ -29,8 +29,8 @@ from bpkd_sdk.export.benchmark.environment import describe_machine
 from bpkd_sdk.export.benchmark.facts import layer_precisions, profile_onnx_nodes
 from bpkd_sdk.export.benchmark.process import ArtifactError, RemoteSubject
 from bpkd_sdk.export.benchmark.table import format_number
-from bpkd_sdk.export.onnx import sealed
 from bpkd_sdk.runtime import Accepts, Runtime, TorchRuntime, open_runtime
+from bpkd_sdk.runtime.onnx import seal_onnx
 from tests.networks import tiny
 
 NETWORK = "smp/FPN/tu-resnet10t"
@@ -259,7 +259,7 @@ def test_precision_as_found_in_a_file(precisions, precision):
 def test_metadata_that_contradicts_the_layers_is_noted(precisions):
     proto = onnx.load(precisions / "fp32.onnx")
     facts = json.loads(proto.metadata_props[0].value) | {"precision": "int8", "quantization": {}}
-    (precisions / "claimed.onnx").write_bytes(sealed(proto, facts))
+    (precisions / "claimed.onnx").write_bytes(seal_onnx(proto, facts))
     (row,) = benchmark(open_runtime(precisions / "claimed.onnx", "cpu"), duration=0.1).rows
     assert row.claim == "int8"
     assert "its metadata states int8, but its layers are fp32" in row.notes
@@ -277,7 +277,7 @@ def graph(nodes, weights):
     facts = {"network": network, "input_size": [8, 8], "precision": "fp32"}
     facts |= dict.fromkeys(("dynamic_batch", "preprocess", "argmax"), False)
     proto.ir_version = 9
-    return sealed(proto, facts)
+    return seal_onnx(proto, facts)
 
 
 def test_precision_of_weights_behind_other_nodes(tmp_path):

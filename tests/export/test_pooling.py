@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bpkd_sdk.export.onnx import average_over_cells, exact_pooling
+from bpkd_sdk.export.trace import average_over_cells, exact_pooling
 
 
 @pytest.mark.parametrize("cells", [1, 2, 6, (3, 5), (1, 4), (None, 2), (3, None), [2, 2]], ids=str)
@@ -29,7 +29,7 @@ def test_stands_in_for_the_module_and_for_area_interpolation(monkeypatch):
         sizes.append(output_size)
         return average_over_cells(input, output_size)
 
-    monkeypatch.setattr("bpkd_sdk.export.onnx.average_over_cells", spy)
+    monkeypatch.setattr("bpkd_sdk.export.trace.average_over_cells", spy)
     x = torch.randn(1, 2, 5, 7)
     expected = nn.AdaptiveAvgPool2d(3)(x)
     with exact_pooling():

@@ -16,9 +16,8 @@ from torch import nn
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import qdq, to_onnx
-from bpkd_sdk.export.onnx import sealed
 from bpkd_sdk.export.quantize import quantize
-from bpkd_sdk.runtime.onnx import OnnxRuntime
+from bpkd_sdk.runtime.onnx import OnnxRuntime, seal_onnx
 
 SIZE = (64, 64)
 
@@ -264,7 +263,7 @@ def test_products_with_constant_weights_are_layers():
         ("w", "MatMul", "r"),
         ("v", "Gemm", "y"),
     ]
-    changed = qdq.quantized(proto, layers, {"x": 1.0, "r": 60.0, "y": 3000.0})
+    changed = qdq.insert_qdq(proto, layers, {"x": 1.0, "r": 60.0, "y": 3000.0})
     onnx.checker.check_model(changed, full_check=True)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in changed.graph.initializer}
     assert constants["w/scale"] == pytest.approx(np.arange(16, 21) / 127)
@@ -293,10 +292,12 @@ def test_sums_are_layers_where_they_add_up_layers():
         ("last", "w", "z"),
         ("late", "w + f", "y"),
     ]
-    assert [layer.node for layer in qdq.without_ends(layers)] == ["twice", "sum"]
+    assert [layer.node for layer in qdq.inner_layers(layers)] == ["twice", "sum"]
     x = np.random.default_rng(0).uniform(-1, 1, (2, 2)).astype(np.float32)
-    tensors = qdq.measured_ranges(layers)
-    changed = qdq.quantized(proto, layers, dict(zip(tensors, run(qdq.with_ranges(proto, tensors), x), strict=True)))
+    tensors = qdq.range_tensors(layers)
+    changed = qdq.insert_qdq(
+        proto, layers, dict(zip(tensors, run(qdq.with_range_outputs(proto, tensors), x), strict=True))
+    )
     onnx.checker.check_model(changed, full_check=True)
     readers = {tensor for node in changed.graph.node if node.op_type == "Add" for tensor in node.input}
     assert {"twice/a/dequantized", "sum/r/dequantized", "sum/c/dequantized"} <= readers
@@ -337,7 +338,7 @@ def test_bad_input(path, report, trained, data, tmp_path):
         ({"argmax": False}, "preprocess=True and argmax=True"),
         ({"verified": False}, "disagrees with torch and was kept by force.*without force=True"),
     ):
-        (tmp_path / "changed.onnx").write_bytes(sealed(proto, facts | change))
+        (tmp_path / "changed.onnx").write_bytes(seal_onnx(proto, facts | change))
         with pytest.raises(ValueError, match=problem):
             quantize(tmp_path / "changed.onnx", tmp_path / "q.onnx", data)
     with pytest.raises(

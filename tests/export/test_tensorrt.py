@@ -14,10 +14,10 @@ import bpkd_sdk
 from benchmarks.networks import fitted, to_int8
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import compilation, tensorrt, to_onnx
-from bpkd_sdk.export.onnx import sealed
 from bpkd_sdk.export.quantize import quantize
 from bpkd_sdk.export.tensorrt import to_tensorrt
 from bpkd_sdk.runtime.manifest import load_manifest, manifest_path
+from bpkd_sdk.runtime.onnx import seal_onnx
 from tests.networks import tiny
 from tests.runtime.test_manifest import FACTS, claim_gpu
 
@@ -51,7 +51,7 @@ def small_file(path, *, sides=("height", "width"), batch="batch", operator="Relu
     ]
     graph = helper.make_graph(nodes, "g", *ends, [weights])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    path.write_bytes(sealed(proto, facts))
+    path.write_bytes(seal_onnx(proto, facts))
     return path
 
 
@@ -114,7 +114,7 @@ def test_a_file_that_is_not_what_it_says_is_refused(compiler, files, tmp_path):
     facts = json.loads(next(entry.value for entry in proto.metadata_props if entry.key == "bpkd"))
     for precision in ("fp16", "int8"):
         claim = {"precision": precision, "quantization": {"quantized": 2}}
-        (tmp_path / "m.onnx").write_bytes(sealed(proto, facts | claim))
+        (tmp_path / "m.onnx").write_bytes(seal_onnx(proto, facts | claim))
         with pytest.raises(RuntimeError, match=f"says that it is {precision}.*but they are 3 FLOAT. No engine was"):
             to_tensorrt(tmp_path / "m.onnx", tmp_path / "m.engine")
     assert list(tmp_path.iterdir()) == [tmp_path / "m.onnx"]

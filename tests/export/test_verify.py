@@ -53,7 +53,7 @@ def test_a_file_of_any_size_is_run_at_others_than_the_traced(model, tmp_path):
     report = to_onnx(model, tmp_path / "m.onnx", input_size=(48, 64), dynamic_size=True).verification
     assert len(report.runs) == 4
     assert all(run.size[0] != 48 and run.size[1] != 64 for run in report.runs)
-    asked = verify(tmp_path / "m.onnx", model, sizes=[(33, 90)], batches=[2])
+    asked = verify(tmp_path / "m.onnx", model, input_sizes=[(33, 90)], batches=[2])
     assert [(run.size, run.batch) for run in asked.runs] == [((33, 90), 2)]
     assert asked.agreement >= 0.9999
 
@@ -65,7 +65,7 @@ def test_an_artifact_that_takes_several_images_only(model):
 
 
 def test_agreement_is_counted_whole_in_the_band_and_outside(model):
-    report = verify(TopRowsWrong(model, 10), model, sizes=[(40, 50)], batches=[1])
+    report = verify(TopRowsWrong(model, 10), model, input_sizes=[(40, 50)], batches=[1])
     edge = edge_band(TorchRuntime(model).segment(photo(0, (40, 50))[None]), 7, ignore_index=-1)
     right = torch.ones(1, 40, 50, dtype=torch.bool)
     right[:, :10] = False
@@ -79,7 +79,7 @@ def test_agreement_is_counted_whole_in_the_band_and_outside(model):
 def test_a_mask_without_edges_has_no_edge_agreement(model):
     flat = tiny(9, width=16).eval()
     torch.nn.init.zeros_(flat[-1].weight)
-    report = verify(TorchRuntime(flat), flat, sizes=[(40, 40)], batches=[1])
+    report = verify(TorchRuntime(flat), flat, input_sizes=[(40, 40)], batches=[1])
     assert (report.agreement, report.edge_agreement, report.body_agreement) == (1, None, 1)
 
 
@@ -100,7 +100,7 @@ def test_both_are_scored_on_labelled_data(model, path):
     assert [run.size for run in report.runs[2:]] == [(48, 64)] * 3
     assert report.network == bpkd_sdk.evaluate(model, data)
     assert report.miou_change == pytest.approx(0, abs=1e-4)
-    wrong = verify(TopRowsWrong(model, 24), model, sizes=[(48, 64)], data=data)
+    wrong = verify(TopRowsWrong(model, 24), model, input_sizes=[(48, 64)], data=data)
     assert wrong.miou_change == wrong.artifact.miou - wrong.network.miou != 0
     assert wrong.boundary_iou_change == wrong.artifact.boundary_iou - wrong.network.boundary_iou != 0
 
@@ -147,11 +147,11 @@ def test_a_checkpoint_stands_for_its_network(tmp_path):
     network = bpkd_sdk.create_model("smp/FPN/tu-mobilenetv3_small_050", 4).eval()
     bpkd_sdk.save_model(network, tmp_path / "m.safetensors")
     artifact = TorchRuntime(network)
-    assert verify(artifact, tmp_path / "m.safetensors", sizes=[(64, 64)], batches=[1]).agreement == 1
+    assert verify(artifact, tmp_path / "m.safetensors", input_sizes=[(64, 64)], batches=[1]).agreement == 1
 
 
 def test_sizes_must_be_given_where_nobody_knows_them(model):
-    with pytest.raises(ValueError, match="Sequential does not say which images it takes. Pass `sizes`"):
+    with pytest.raises(ValueError, match="Sequential does not state which images it accepts. Pass `input_sizes`"):
         verify(TorchRuntime(model), model)
 
 
@@ -180,4 +180,4 @@ def test_files_that_are_no_artifact(model, path, tmp_path):
 
 def test_a_size_that_the_file_does_not_take(model, path):
     with pytest.raises(ValueError, match=r"takes images of 48 x 64 .*, but got 64 x 64.*dynamic_size=True"):
-        verify(path, model, sizes=[(64, 64)])
+        verify(path, model, input_sizes=[(64, 64)])
