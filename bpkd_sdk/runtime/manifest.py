@@ -1,14 +1,14 @@
-"""What an engine says about itself: a JSON file beside the plan, read before the plan is.
+"""The manifest of a TensorRT engine: a JSON file beside the plan, which states where the engine can run.
 
-A plan is opaque and runs only with the build and on the GPUs it was made for; the runtime says "deserialization failed"
-whatever is wrong. So the facts lie beside it, and `check_engine` says which of them does not hold here and what to do.
-The plan itself stays as the builder wrote it, because trtexec and Triton load nothing else.
+A plan is opaque and runs only with the build and on the GPUs that it was made for. TensorRT reports "deserialization
+failed" for every reason. `check_engine` therefore reads the manifest before the plan, and reports each condition that
+does not hold on this machine, and what to do. The plan stays as the builder wrote it, because trtexec and Triton load
+nothing else.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import json
 import re
@@ -17,11 +17,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
 from bpkd_sdk.errors import check_choice, import_optional, listed
+from bpkd_sdk.files import file_sha256, parse_record
 from bpkd_sdk.runtime.onnx import check_metadata
 
 FORMAT = "bpkd-engine/1"
@@ -29,25 +30,29 @@ FORMAT = "bpkd-engine/1"
 
 @dataclass(frozen=True)
 class EngineManifest:
-    """The facts of one engine.
+    """Facts of one engine.
 
     Attributes:
-        backend: The package that built it and must run it.
+        backend: Name of the package that built the engine and must run it.
         build: Version of that package.
-        version_compatible: Whether later builds of the same major version may run it; such a plan carries host code.
-        targets: GPUs it runs on: compute capabilities such as "sm86", or "sm80+" for that one and later.
-        device: The GPU it was built on (name, capability, driver), or None if it was built without one.
-        inputs: For each input its type, and the least, best and largest shape that it takes.
-        outputs: For each output its type and shape, -1 where it follows the input's.
-        precision: As asked for by the ONNX file, and found.
+        version_compatible: Whether later builds of the same major version can run the plan; such a plan contains host
+            code.
+        targets: GPUs that the engine runs on: compute capabilities such as "sm86", or "sm80+" for that one and all
+            later ones.
+        device: GPU that the engine was built on (name, capability, driver); None if it was built without a GPU.
+        inputs: Type of each input, and the smallest, the best and the largest shape that it accepts.
+        outputs: Type and shape of each output; -1 for lengths that depend on the input.
+        precision: Precision that the ONNX file states and that was found in the engine.
         layers: Number of layers with weights by kind and type, in the network that was compiled.
-        inspected: The same layers by type, in the finished engine, as far as its inspector names them; empty where no
-            GPU could load it.
+        inspected: Number of these layers by type in the finished engine, as far as its inspector names them; empty if
+            no GPU of this machine could load the engine.
         plan_bytes: Size of the plan.
-        plan_sha256: Hash of the plan.
-        onnx_sha256: Hash of the ONNX file.
-        facts: The ONNX file's metadata: network, classes, palette, normalisation, agreement, versions.
+        plan_sha256: SHA-256 of the plan.
+        onnx_sha256: SHA-256 of the ONNX file.
+        facts: Metadata of the ONNX file: network, classes, palette, normalisation, agreement, versions.
     """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     backend: str
     build: str
@@ -65,20 +70,17 @@ class EngineManifest:
     facts: Mapping[str, Any]
 
     def to_json(self) -> str:
-        """The manifest as it lies beside the plan."""
+        """Return the content of the manifest's file."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> EngineManifest:
-        """The inverse of `to_json`; ValueError or TypeError for anything else."""
+        """Parse the content of a manifest's file; raise ValueError for any other text."""
         values = json.loads(text)
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise ValueError(f"it is not of format {FORMAT!r}")
-        names = {field.name for field in dataclasses.fields(cls)}
-        if values.keys() != names:
-            raise ValueError(f"missing keys {sorted(names - values.keys())}, unknown {sorted(values.keys() - names)}")
-        manifest = cls(**{**values, "targets": tuple(values["targets"])})
-        check_choice("backend", manifest.backend, EXTRAS)  # it is imported by this name
+        manifest = parse_record(cls, values, "The file")
+        check_choice("backend", manifest.backend, EXTRAS)  # the package of this name is imported
         check_metadata(manifest.facts)
         if not re.match(r"\d+\.", manifest.build):
             raise ValueError(f"its build is {manifest.build!r}, not a version such as '11.4.0.1'")
@@ -89,11 +91,13 @@ class EngineManifest:
         return manifest
 
 
-def _check_tensors(what: str, tensors: Any, shapes: tuple[str, ...], axes: set[int]) -> None:
-    """Raise ValueError or TypeError unless there is one tensor, with a type and those shapes."""
-    (described,) = tensors.values() if isinstance(tensors, dict) and len(tensors) == 1 else ({},)
-    if set(described) != {"dtype", *shapes} or not all(_is_shape(described[name], axes) for name in shapes):
-        raise ValueError(f"its {what} are {tensors!r:.80}, not one tensor with dtype, {', '.join(shapes)}")
+def _check_tensors(
+    name: str, tensors: Mapping[str, Mapping[str, Any]], shapes: tuple[str, ...], axes: set[int]
+) -> None:
+    """Raise ValueError unless there is exactly one tensor, with a type and these shapes of so many axes."""
+    (described,) = tensors.values() if len(tensors) == 1 else ({},)
+    if set(described) != {"dtype", *shapes} or not all(_is_shape(described[shape], axes) for shape in shapes):
+        raise ValueError(f"its {name} are {tensors!r:.80}, not one tensor with dtype, {', '.join(shapes)}")
 
 
 def _is_shape(lengths: Any, axes: set[int]) -> bool:
@@ -101,31 +105,31 @@ def _is_shape(lengths: Any, axes: set[int]) -> bool:
 
 
 def manifest_path(path: str | Path) -> Path:
-    """Where the manifest of an engine lies: its own path and ``.json``."""
+    """Return the path of an engine's manifest: the engine's path with ``.json`` appended."""
     return Path(f"{path}.json")
 
 
 def load_manifest(path: str | Path) -> EngineManifest:
-    """Read what lies beside an engine.
+    """Read the manifest of an engine.
 
     Args:
-        path: The engine's.
+        path: Path of the engine.
 
     Raises:
-        FileNotFoundError: If there is no such engine.
-        ValueError: If there is no manifest beside it, or one that cannot be read.
+        FileNotFoundError: If the engine does not exist.
+        ValueError: If the engine has no manifest beside it, or one that cannot be read.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no engine at {path}.")
     file = manifest_path(path)
     if not file.is_file():
         raise ValueError(
-            f"{path} has no manifest beside it ({file.name}), so nothing says what it needs. "
+            f"{path} has no manifest beside it ({file.name}), which states what the engine requires. "
             "Copy that file too, or build the engine with bpkd_sdk.export.to_tensorrt."
         )
     try:
         return EngineManifest.from_json(file.read_text("utf-8"))
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(
             f"{file} is not a manifest that this version of bpkd-sdk can read ({error}). "
             "Copy it again together with the engine, or build both again with bpkd_sdk.export.to_tensorrt."
@@ -133,21 +137,18 @@ def load_manifest(path: str | Path) -> EngineManifest:
 
 
 def check_engine(path: str | Path, *, trusted: bool = False, device: torch.device | None = None) -> EngineManifest:
-    """Decide whether an engine can run here, before any runtime sees it.
+    """Check whether an engine can run on this machine, before TensorRT loads it, and return its manifest.
 
     Args:
-        path: The engine's.
-        trusted: Allow a version-compatible plan, which carries code that runs on this machine's processor. The manifest
-            can be forged: whoever loads the plan should let the runtime run host code only if this was set.
-        device: The GPU that shall run it; None: the current one.
-
-    Returns:
-        Its manifest.
+        path: Path of the engine.
+        trusted: Whether a version-compatible plan is allowed, which contains code that runs on this machine's
+            processor. The manifest can be forged: let TensorRT run host code only if this is set.
+        device: GPU that is to run the engine; None: the current one.
 
     Raises:
-        FileNotFoundError: If there is no such engine.
-        ValueError: If there is no readable manifest, or the plan is not the one that it describes.
-        RuntimeError: If the engine cannot run here; every reason is listed, with what to do.
+        FileNotFoundError: If the engine does not exist.
+        ValueError: If there is no readable manifest, or the plan is not the one that the manifest describes.
+        RuntimeError: If the engine cannot run on this machine; the message lists every reason and what to do.
     """
     manifest = load_manifest(path)
     check_plan(Path(path), manifest)
@@ -157,18 +158,18 @@ def check_engine(path: str | Path, *, trusted: bool = False, device: torch.devic
 
 
 def check_plan(path: Path, manifest: EngineManifest) -> None:
-    """Raise ValueError if a plan is not, to the byte, the one that its manifest describes."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != manifest.plan_sha256:
+    """Raise ValueError unless the bytes of a plan are those that its manifest describes."""
+    digest = file_sha256(path)
+    if digest != manifest.plan_sha256:
         raise ValueError(
             f"{path} is not the plan that its manifest describes: it has {path.stat().st_size} bytes and SHA-256 "
-            f"{found[:12]}..., the manifest says {manifest.plan_bytes} and {manifest.plan_sha256[:12]}.... "
+            f"{digest[:12]}..., the manifest states {manifest.plan_bytes} and {manifest.plan_sha256[:12]}.... "
             "It was cut short, altered or replaced: copy both files again, or build it again."
         )
 
 
 def _obstacles(manifest: EngineManifest, trusted: bool, here: str | None) -> Iterator[str]:
+    """Yield the reasons why an engine cannot run on a GPU of compute capability `here` (None: no GPU)."""
     trt: Any = None
     try:
         trt = importlib.import_module(manifest.backend)
@@ -182,20 +183,23 @@ def _obstacles(manifest: EngineManifest, trusted: bool, here: str | None) -> Ite
     yield from _device_obstacle(manifest, trt, here)
     if manifest.version_compatible and not trusted:
         yield (
-            "It is version compatible, so it carries code for this machine's processor. If it comes from a place that "
-            "you trust, open it with bpkd_sdk.runtime.engine.EngineRuntime(path, trusted=True), which Predictor, "
-            "evaluate and benchmark take in the path's place; otherwise build it here from the ONNX file."
+            "It is version compatible, so it contains code for this machine's processor. If you trust its source, open "
+            "it with bpkd_sdk.runtime.engine.EngineRuntime(path, trusted=True), which Predictor, evaluate and "
+            "benchmark accept instead of the path; otherwise build it here from the ONNX file."
         )
 
 
 def _build_obstacle(manifest: EngineManifest, installed: str) -> Iterator[str]:
     if installed == manifest.build:
         return
-    ours, theirs = _numbers(installed), _numbers(manifest.build)
-    if manifest.version_compatible and ours[0] == theirs[0] and ours >= theirs:
+    installed_numbers, built_numbers = _numbers(installed), _numbers(manifest.build)
+    same_major = installed_numbers[0] == built_numbers[0]
+    if manifest.version_compatible and same_major and installed_numbers >= built_numbers:
         return
     allowed = (
-        f"that build or a later one of version {theirs[0]}" if manifest.version_compatible else "exactly that build"
+        f"that build or a later one of version {built_numbers[0]}"
+        if manifest.version_compatible
+        else "exactly that build"
     )
     yield (
         f"It was built by {manifest.backend} {manifest.build} and runs with {allowed}, but {installed} is installed. "
@@ -226,7 +230,7 @@ EXTRAS: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"
 
 
 def capability(device: torch.device | None = None) -> str | None:
-    """The compute capability of a GPU (None: the current one) as "sm86", or None without one."""
+    """Return the compute capability of a GPU (None: the current one), such as "sm86"; None without a GPU."""
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability(device)
@@ -234,14 +238,14 @@ def capability(device: torch.device | None = None) -> str | None:
 
 
 def covers(targets: Iterable[str], here: str) -> bool:
-    """Whether an engine for these compute capabilities ("sm86", or "sm80+" for that one and later) is for this one."""
+    """Return whether one of the targets ("sm86", or "sm80+" for that one and all later ones) includes a capability."""
     return any(target == here or (target.endswith("+") and _number(here) >= _number(target)) for target in targets)
 
 
 def supports(trt: Any, here: str) -> bool:
-    """Whether a compiler's engines run on GPUs of a compute capability at all.
+    """Return whether a compiler's engines run on GPUs of a compute capability.
 
-    TensorRT for RTX names those it knows: sm90, of data centres, is none of them.
+    TensorRT for RTX names the capabilities that it supports; sm90, of data-centre GPUs, is not one of them.
     """
     known = getattr(trt, "ComputeCapability", None)
     return known is None or here.upper() in known.__members__
@@ -252,14 +256,14 @@ def _number(capability: str) -> int:
 
 
 def open_backend(name: str | None) -> tuple[str, Any]:
-    """Import a compiler: the one named, or `tensorrt` if it is there, otherwise `tensorrt_rtx`.
+    """Import a compiler and return its name and module.
 
-    Returns:
-        Its name and its module.
+    Args:
+        name: Name of the compiler; None: `tensorrt` if it is installed, otherwise `tensorrt_rtx`.
 
     Raises:
-        ImportError: Naming the extras that install them.
-        ValueError: For another name.
+        ImportError: If the compiler is not installed; the message names the extras that install it.
+        ValueError: If the name is not a `Backend`.
     """
     if name is not None:
         check_choice("backend", name, get_args(Backend))
@@ -277,7 +281,7 @@ def open_backend(name: str | None) -> tuple[str, Any]:
 
 @cache
 def trt_log(trt: Any) -> Any:
-    """A log that keeps the last warnings and errors; one for all, because TensorRT keeps the first that it is given."""
+    """Return the log that keeps the last 50 warnings and errors; one per process, as TensorRT keeps the first log."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
