@@ -1,4 +1,4 @@
-"""From a checkpoint or an ONNX file to any format of the table that is written here, by the steps that lead there."""
+"""Converts a checkpoint or an ONNX file to a file of another format, through all the steps between them."""
 
 from __future__ import annotations
 
@@ -12,65 +12,62 @@ from typing import Any
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.export.onnx import to_onnx
 from bpkd_sdk.export.quantize import quantize
-from bpkd_sdk.models import load_model
 from bpkd_sdk.runtime.formats import FORMATS, Format, find_format
 
 Step = Callable[..., Any]
 
 
-def convert(source: str | Path, target: str | Path, *, precision: str | None = None, **options: Any) -> list[Any]:
-    """Write a file of the format that the target's suffix says, with the files between in a temporary folder.
+def convert(source: str | Path, path: str | Path, *, precision: str | None = None, **options: Any) -> list[Any]:
+    """Write a file in the format of the path's suffix; intermediate files go to a temporary folder.
 
-    A checkpoint goes through `to_onnx`; for "int8" the ONNX file goes through `quantize`; then, if the target is no
-    ONNX file, through the exporter that the table of formats names.
+    `to_onnx` exports a checkpoint. For precision "int8", `quantize` converts the ONNX file. If the path is not an ONNX
+    file, the exporter that the table of formats names writes it.
 
     Args:
-        source: A checkpoint, or an ONNX file of `to_onnx` (or `quantize`, for an engine).
-        target: The file to write.
-        precision: One of the format's; None: that of an ONNX file given, otherwise "fp32".
-        options: Keyword arguments of those steps.
+        source: A checkpoint, an ONNX file of `to_onnx`, or for an engine an ONNX file of `quantize`.
+        path: File to write.
+        precision: One of the format's precisions; None: that of an ONNX file, or "fp32" for a checkpoint.
+        options: Keyword arguments of the steps.
 
     Returns:
         The report of each step.
 
     Raises:
-        FileNotFoundError: If there is no such source.
-        ValueError: For a format that is not written here, an option that no step takes, or one that a step lacks;
-            and as the steps.
-        RuntimeError: As the steps.
+        FileNotFoundError: If the source does not exist.
+        ValueError: If export does not write the format, no step uses an option, a step lacks an option, or as the steps
+            raise it.
+        RuntimeError: As the steps raise it.
     """
-    source = Path(source)
+    source, target = Path(source), Path(path)
     if not source.is_file():
         raise FileNotFoundError(f"There is no file {source} to export.")
-    steps = plan(source, str(target), precision)
+    steps = plan_steps(source, str(path), precision)
     if precision in ("fp32", "fp16"):
         options["precision"] = precision
-    target = Path(target)
-    _check(steps, options, f"from {source.name} to {target.name}")
+    _check_options(steps, options, f"from {source.name} to {target.name}")
     reports: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
-        reached: Any = source if source.suffix == ".onnx" else load_model(source)
         for index, step in enumerate(steps):
-            path = target if step is steps[-1] else Path(folder) / f"{index}.onnx"
-            own = {name: value for name, value in options.items() if name in inspect.signature(step).parameters}
-            reports.append(step(reached, path, **own))
-            reached = reports[-1].path
+            step_path = target if step is steps[-1] else Path(folder) / f"{index}.onnx"
+            step_options = {name: options[name] for name in inspect.signature(step).parameters if name in options}
+            reports.append(step(source, step_path, **step_options))
+            source = reports[-1].path
     return reports
 
 
 def written_formats() -> list[Format]:
-    """The formats whose files are written here; a checkpoint is `save_model`'s, a server's repository `to_triton`'s."""
+    """Return the formats of which `convert` writes files; `save_model` writes checkpoints, `to_triton` repositories."""
     return [format_ for format_ in FORMATS if format_.exporter and not format_.suffixes[0].endswith("://")]
 
 
-def plan(source: Path, target: str, precision: str | None) -> list[Step]:
-    """The functions that lead from a source to a target."""
-    wanted = find_format(target)
+def plan_steps(source: Path, path: str, precision: str | None) -> list[Step]:
+    """Return the export functions that lead from a source to a path, in their order."""
+    wanted = find_format(path)
     if wanted not in written_formats() or wanted.exporter is None:
         suffixes = [suffix for format_ in written_formats() for suffix in format_.suffixes]
         raise ValueError(
-            f"{target} is of the format {wanted.name}, which export does not write; it writes {', '.join(suffixes)}. "
-            "A checkpoint comes from train, distill or import, a Triton model repository from `bpkd triton`."
+            f"{path} is of the format {wanted.name}, which export does not write; it writes {', '.join(suffixes)}. "
+            "train, distill and import write checkpoints, `bpkd triton` writes a Triton model repository."
         )
     if precision is not None:
         check_choice("precision", precision, wanted.precisions)
@@ -79,8 +76,8 @@ def plan(source: Path, target: str, precision: str | None) -> list[Step]:
     is_onnx = source.suffix == ".onnx"
     if is_onnx and precision in ("fp32", "fp16"):
         raise ValueError(
-            f"{source} is an ONNX file and keeps its own precision. Leave `precision` out (or pass 'int8' to quantize "
-            "it), or export from the checkpoint."
+            f"{source} is an ONNX file and keeps its own precision. Omit `precision` (or pass 'int8' to quantize it), "
+            "or export from the checkpoint."
         )
     steps = ([] if is_onnx else [to_onnx]) + ([quantize] if precision == "int8" else [])
     steps += [] if last is to_onnx else [last]
@@ -89,19 +86,32 @@ def plan(source: Path, target: str, precision: str | None) -> list[Step]:
     return steps
 
 
-def _check(steps: list[Step], options: dict[str, Any], what: str) -> None:
-    """Raise ValueError for an option that no step takes, or that helps none, or one that is needed and not there."""
+def _check_options(steps: list[Step], options: dict[str, Any], conversion: str) -> None:
+    """Raise ValueError for an option that no step uses, a required option that is missing, and a useless `force`.
+
+    Args:
+        steps: Functions of `plan_steps`.
+        options: Keyword arguments for the steps.
+        conversion: Description of the conversion in error messages.
+    """
     names = ", then ".join(step.__name__ for step in steps)
-    taken: dict[str, inspect.Parameter] = {}
+    accepted: dict[str, inspect.Parameter] = {}
     for step in steps:
-        taken |= {name: p for name, p in inspect.signature(step).parameters.items() if name not in ("path", "model")}
-    if unknown := sorted(options.keys() - taken.keys()):
-        raise ValueError(f"The way {what} is {names}, which takes no {', '.join(f'`{name}`' for name in unknown)}.")
-    needed = [name for name, p in taken.items() if p.default is p.empty and name != "onnx_path"]
-    if missing := [name for name in needed if name not in options]:
-        raise ValueError(f"The way {what} is {names}, which needs {', '.join(f'`{name}`' for name in missing)}.")
+        accepted |= inspect.signature(step).parameters
+    accepted = {name: parameter for name, parameter in accepted.items() if name not in ("source", "path")}
+    if unknown := sorted(options.keys() - accepted.keys()):
+        raise ValueError(f"{_format_options(unknown)} not used by the export steps {conversion}: {names}.")
+    required = [name for name, parameter in accepted.items() if parameter.default is parameter.empty]
+    if missing := [name for name in required if name not in options]:
+        raise ValueError(f"{_format_options(missing)} required by the export steps {conversion}: {names}.")
     if options.get("force") and len(steps) > 1:
         raise ValueError(
-            f"The way {what} is {names}. force=True keeps an ONNX file that disagrees with torch, of which nothing "
-            "more is made. Leave `force` out, or export to an ONNX file in fp32 or fp16."
+            f"The export steps {conversion} are {names}. force=True keeps an ONNX file that disagrees with torch, from "
+            "which no further file is made. Omit `force`, or export to an ONNX file in fp32 or fp16."
         )
+
+
+def _format_options(names: list[str]) -> str:
+    """Return "Option `a` is" for one name, "Options `a`, `b` are" for more."""
+    quoted = ", ".join(f"`{name}`" for name in names)
+    return f"Option {quoted} is" if len(names) == 1 else f"Options {quoted} are"

@@ -1,6 +1,8 @@
-"""ONNX to a TensorRT engine: one strongly typed build for TensorRT 10, 11 and TensorRT for RTX, audited, then kept.
+"""Writes a TensorRT engine from an ONNX file, if the compiled network has the precision of the file.
 
-TensorRT builds on the GPU that will run the engine. TensorRT for RTX compiles anywhere, for the GPUs that are named.
+One strongly typed build serves TensorRT 10, TensorRT 11 and TensorRT for RTX. TensorRT builds on the GPU that will run
+the engine; TensorRT for RTX compiles on any machine, for the GPUs that are named. Engines have been compiled and
+audited, but not yet executed on a GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from bpkd_sdk.doctor import driver_version
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.export.audit import check_network, network_layers
 from bpkd_sdk.export.compilation import Compilation, Size
-from bpkd_sdk.files import write_atomically
+from bpkd_sdk.files import file_sha256, write_atomically
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.manifest import Backend, EngineManifest, capability, covers, manifest_path, open_backend, supports
 from bpkd_sdk.runtime.onnx import read_onnx
@@ -27,13 +29,13 @@ from bpkd_sdk.runtime.onnx import read_onnx
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What `to_tensorrt` wrote.
+    """Result of `to_tensorrt`.
 
     Attributes:
         path: The plan.
-        size: In bytes.
-        seconds: That the compiler took.
-        manifest: What lies beside the plan.
+        size: Size of the plan in bytes.
+        seconds: Time that the compiler took.
+        manifest: Manifest beside the plan.
     """
 
     path: Path
@@ -43,112 +45,113 @@ class EngineReport:
 
 
 def to_tensorrt(
-    onnx_path: str | Path,
+    source: str | Path,
     path: str | Path,
     *,
     batch: tuple[int, int, int] | None = None,
-    size: tuple[Size, Size, Size] | None = None,
+    input_sizes: tuple[Size, Size, Size] | None = None,
     workspace_mb: int | None = None,
     version_compatible: bool = False,
     hardware: str | Sequence[str] | None = None,
     timing_cache: str | Path | None = None,
     backend: Backend | None = None,
 ) -> EngineReport:
-    """Compile an ONNX file of `to_onnx` or `quantize`, and keep the engine only if its precision is the file's.
+    """Compile an ONNX file into an engine, and keep the engine only if its precision is that of the file.
 
-    Two files are written: the plan, as the builder made it, and its manifest with ``.json`` appended to the name, which
-    `bpkd_sdk.runtime.manifest.check_engine` reads before the plan is loaded.
+    Two files are written: the plan, as the builder made it, and its manifest, whose name is the plan's with ``.json``
+    appended. `bpkd_sdk.runtime.manifest.check_engine` reads the manifest before the plan is loaded.
 
     Args:
-        onnx_path: The file; its precision is the engine's.
-        path: Ends in ``.engine`` or ``.plan``.
-        batch: Least, best and largest number of images; None: (1, 1, 8), or what the file fixes.
-        size: Least, best and largest (height, width); only for a file that takes any size, which needs it.
-        workspace_mb: Most device memory for scratch, in MiB; None: all there is.
-        version_compatible: Let later builds of the same major version run the plan. It then carries host code.
-            TensorRT only.
-        hardware: TensorRT for RTX: the GPUs to compile for, such as ``["sm86", "sm89"]``, or "current" for the one
-            here; None: every one from Ampere (sm80) on.
-            TensorRT: None for GPUs like this one, "same_compute_capability" or "ampere_plus".
-        timing_cache: A file of kernel timings, used and updated; makes later builds faster. TensorRT only.
-        backend: "tensorrt" or "tensorrt_rtx"; None: "tensorrt_rtx" if `hardware` names GPUs, otherwise the first of
-            them that is installed.
+        source: ONNX file of `to_onnx` or `quantize`; its precision is the engine's.
+        path: Plan to write; it ends in ``.engine`` or ``.plan``.
+        batch: Smallest, best and largest number of images per batch; None: (1, 1, 8), or the number that the file
+            fixes.
+        input_sizes: Smallest, best and largest (height, width); required for a file that accepts any size, and only
+            allowed for such a file.
+        workspace_mb: Largest device memory for scratch, in MiB; None: no limit.
+        version_compatible: Whether later builds of the same major version can run the plan, which then contains host
+            code. TensorRT only.
+        hardware: For TensorRT for RTX: GPUs to compile for, such as ``["sm86", "sm89"]``, or "current" for the GPU of
+            this machine; None: all from Ampere (sm80) on. For TensorRT: None for GPUs like this machine's,
+            "same_compute_capability" or "ampere_plus".
+        timing_cache: File of kernel timings, which is used and updated to make later builds faster. TensorRT only.
+        backend: "tensorrt" or "tensorrt_rtx"; None: "tensorrt_rtx" if `hardware` names GPUs, otherwise the first of the
+            two that is installed.
 
     Raises:
-        FileNotFoundError: If there is no such ONNX file.
+        FileNotFoundError: If the ONNX file does not exist.
         ImportError: If no compiler is installed.
-        ValueError: For an argument out of its range, or a file that is not one of ours or does not agree with torch.
-        RuntimeError: If the compiler refuses the file (all its errors, with their nodes, are listed), or the engine is
-            not of the precision asked for. What lay at `path` before stays.
+        ValueError: If an argument is out of range, or the file is not one of bpkd-sdk or does not agree with torch.
+        RuntimeError: If the compiler refuses the file (the message lists all its errors, with their nodes), or the
+            engine has another precision. Files at `path` are then unchanged.
     """
     target = Path(path)
     check_choice("the engine's suffix", target.suffix, ENGINE_SUFFIXES)
-    raw, facts = _read(Path(onnx_path))
-    named = [hardware] if isinstance(hardware, str) else list(hardware or ())
-    if backend is None and any(name == "current" or re.fullmatch(r"sm\d+", name) for name in named):
+    content, metadata = _read_verified(Path(source))
+    names = [hardware] if isinstance(hardware, str) else list(hardware or ())
+    if backend is None and any(name == "current" or re.fullmatch(r"sm\d+", name) for name in names):
         backend = "tensorrt_rtx"
     job = Compilation(*open_backend(backend))
-    job.parse(raw, str(onnx_path))
+    job.parse(content, str(source))
     layers = network_layers(job.network)
-    check_network(layers, facts)
-    inputs = job.add_profile(1 if facts["preprocess"] else 2, batch, size)
-    targets = job.select_hardware(named)
+    check_network(layers, metadata)
+    inputs = job.add_profile(1 if metadata["preprocess"] else 2, batch, input_sizes)
+    targets = job.select_hardware(names)
     job.configure(workspace_mb, version_compatible, timing_cache)
-    plan, seconds = job.build(str(onnx_path))
+    plan, seconds = job.build(str(source))
     here = capability()
     runs_here = here is not None and covers(targets, here) and supports(job.trt, here)
-    inspected = job.inspect(plan, facts["precision"]) if runs_here else {}
+    inspected = job.inspect(plan, metadata["precision"]) if runs_here else {}
     manifest = EngineManifest(
         backend=job.name,
         build=str(job.trt.__version__),
         version_compatible=version_compatible,
         targets=targets,
-        device=_device(),
+        device=_describe_gpu(),
         inputs=inputs,
-        outputs={tensor.name: _described(tensor) for tensor in job.outputs()},
-        precision=facts["precision"],
+        outputs={
+            tensor.name: {"dtype": tensor.dtype.name, "shape": list(tensor.shape)} for tensor in job.output_tensors()
+        },
+        precision=metadata["precision"],
         layers=layers,
         inspected=dict(Counter(inspected.values())),
         plan_bytes=len(plan),
         plan_sha256=hashlib.sha256(plan).hexdigest(),
-        onnx_sha256=hashlib.sha256(raw).hexdigest(),
-        facts=facts,
+        onnx_sha256=file_sha256(source),
+        facts=metadata,
     )
     if timing_cache is not None:
         write_atomically(Path(timing_cache), job.timings())
-    _write(target, plan, manifest)
+    _write_engine(target, plan, manifest)
     return EngineReport(target, len(plan), seconds, manifest)
 
 
-def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """The bytes of an ONNX file and what it says about itself."""
-    _, facts = read_onnx(path)
-    if facts.get("verified") is False:
+def _read_verified(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """Return the bytes and the metadata of an ONNX file; raise ValueError if it disagrees with torch."""
+    _, metadata = read_onnx(path)
+    if metadata.get("verified") is False:
         raise ValueError(
             f"{path} does not agree with torch and was kept by force=True, so no engine is made of it. Export the "
             "network so that it agrees, for example with another opset or in fp32."
         )
-    return path.read_bytes(), facts
+    return path.read_bytes(), metadata
 
 
-def _described(tensor: Any) -> dict[str, Any]:
-    return {"dtype": tensor.dtype.name, "shape": list(tensor.shape)}
-
-
-def _device() -> dict[str, str] | None:
+def _describe_gpu() -> dict[str, str] | None:
+    """Return name, compute capability and driver of this machine's GPU; None without a GPU."""
     here = capability()
     if here is None:
         return None
     return {"name": torch.cuda.get_device_name(), "capability": here, "driver": driver_version()}
 
 
-def _write(path: Path, plan: bytes, manifest: EngineManifest) -> None:
-    """Both files or none. Should it be killed between them, the manifest's hash tells that the plan is another."""
-    beside = manifest_path(path)
-    before = beside.read_bytes() if beside.is_file() else None
-    write_atomically(beside, manifest.to_json().encode())
+def _write_engine(path: Path, plan: bytes, manifest: EngineManifest) -> None:
+    """Write plan and manifest, or none of them; if the process is killed between them, the manifest's hash differs."""
+    manifest_file = manifest_path(path)
+    before = manifest_file.read_bytes() if manifest_file.is_file() else None
+    write_atomically(manifest_file, manifest.to_json().encode())
     try:
         write_atomically(path, plan)
     except BaseException:
-        beside.unlink() if before is None else write_atomically(beside, before)
+        manifest_file.unlink() if before is None else write_atomically(manifest_file, before)
         raise

@@ -1,7 +1,7 @@
-"""An artifact as a model of the Triton Inference Server: the road past one machine.
+"""Writes an artifact as a model of the Triton Inference Server, into the server's model repository.
 
-The configuration is built as Triton's own protobuf message, so that it cannot leave Triton's schema. It carries the
-artifact's metadata: a client needs nothing but the URL.
+The configuration is built as Triton's protobuf message, so it always follows Triton's schema. It contains the
+artifact's metadata, so a client needs only the URL.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.models import NetworkSpec
 from bpkd_sdk.runtime.base import Accepts
-from bpkd_sdk.runtime.engine import accepted
+from bpkd_sdk.runtime.engine import accepted_images
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.manifest import check_plan, load_manifest, manifest_path
 from bpkd_sdk.runtime.onnx import METADATA_KEY, OnnxRuntime
@@ -30,95 +30,21 @@ from bpkd_sdk.runtime.onnx import METADATA_KEY, OnnxRuntime
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-
-CONFIG, LABELS, IMAGE = "config.pbtxt", "labels.txt", "image"
-
-
-def next_version(model: Path, config: ModelConfig) -> int:
-    """1, or the number after the newest of a model that takes and returns the same.
-
-    Raises:
-        ValueError: If the folder holds something else.
-    """
-    if not model.exists():
-        return 1
-    earlier = _read(model / CONFIG)
-    for field in ("backend", "input", "output"):
-        before, now = getattr(earlier, field), getattr(config, field)
-        if before != now:
-            raise ValueError(
-                f"The versions of {model} have another {field} than this artifact:\n{before}\ninstead of\n{now}\n"
-                "Clients rely on it: choose another `name`, or remove that folder."
-            )
-    return 1 + max((int(folder.name) for folder in model.iterdir() if folder.name.isdigit()), default=0)
-
-
-def _read(path: Path) -> ModelConfig:
-    from google.protobuf import text_format
-    from tritonclient.grpc.model_config_pb2 import ModelConfig
-
-    try:
-        config: ModelConfig = text_format.Parse(path.read_text("utf-8"), ModelConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise ValueError(
-            f"{path.parent} is there and holds no model that can be read ({error}). "
-            "Choose another `name`, or remove that folder."
-        ) from error
-    return config
-
-
-def write_version(
-    model: Path, version: int, files: Mapping[str, bytes], config: ModelConfig, labels: Sequence[str], image: bytes
-) -> None:
-    """Write a version of a model, and what lies around the versions.
-
-    All is written beside its place first, where the disk may be full. A new model then appears by one rename. For a
-    further version the configuration is replaced, which fits the earlier versions as well, and what belongs to it; the
-    version itself appears last, so that none is served by a configuration that was not made for it.
-
-    Args:
-        model: The model's folder.
-        version: Its number, from 1.
-        files: What the version's folder holds.
-        config: Triton's message.
-        labels: Class names; none where they are not known.
-        image: The input to warm up with.
-    """
-    from google.protobuf import text_format
-
-    around = {CONFIG: text_format.MessageToString(config).encode(), f"warmup/{IMAGE}": image}
-    if labels:
-        around[LABELS] = "".join(f"{name}\n" for name in labels).encode()
-    own = {f"{version}/{name}": content for name, content in files.items()}
-    draft = model.with_name(f".{model.name}.{os.getpid()}.tmp")
-    try:
-        for name, content in (around | own).items():
-            write_atomically(draft / name, content)
-        if not model.exists():
-            draft.rename(model)
-            return
-        (model / "warmup").mkdir(exist_ok=True)
-        for name in around:
-            (draft / name).replace(model / name)
-        (draft / str(version)).rename(model / str(version))
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
 TritonBackend = Literal["onnxruntime", "tensorrt", "python"]
 TritonDevice = Literal["auto", "cpu", "gpu"]
 
-MAX_BATCH_SIZE = 8  # for an artifact that takes any number of images
+DEFAULT_BATCH_SIZE = 8  # largest batch of an artifact that accepts any number of images
+CONFIG, LABELS, IMAGE = "config.pbtxt", "labels.txt", "image"
 
 
 @dataclass(frozen=True)
 class TritonReport:
-    """What `to_triton` wrote.
+    """Result of `to_triton`.
 
     Attributes:
-        path: The model's folder; its name is the model's.
-        version: Of the model; the server serves the newest.
-        config: Triton's protobuf message, as it lies in ``config.pbtxt``.
+        path: Folder of the model; its name is the model's.
+        version: Version of the model that was written; the server serves the newest.
+        config: Triton's protobuf message, the content of ``config.pbtxt``.
     """
 
     path: Path
@@ -128,20 +54,20 @@ class TritonReport:
 
 @dataclass(frozen=True)
 class _Artifact:
-    """What has to be known of an artifact, whatever its format.
+    """Facts of an artifact of any format that the configuration depends on.
 
     Attributes:
-        files: What a version's folder holds.
-        facts: The artifact's metadata.
-        accepts: The images that it takes.
-        input: Its name.
-        output: Its name.
-        batch: The number of images that it is fastest with; 1 if that is not known.
+        files: Content of each file in a version's folder, by name.
+        metadata: Metadata of the artifact.
+        accepts: Images that the artifact accepts.
+        input: Name of the input.
+        output: Name of the output.
+        batch: Number of images that the artifact is fastest with; 1 if it is not known.
         size: (height, width) of the image to warm up with.
     """
 
     files: Mapping[str, bytes]
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     accepts: Accepts
     input: str
     output: str
@@ -150,21 +76,22 @@ class _Artifact:
 
     @property
     def spec(self) -> NetworkSpec:
-        return NetworkSpec.from_dict(self.facts["network"])
+        return NetworkSpec.from_dict(self.metadata["network"])
 
     def input_dims(self, height: int, width: int) -> list[int]:
-        """As Triton counts them: a batch that can change is no part of the shape, one that cannot is."""
-        batch = [] if self.facts["dynamic_batch"] else [1]
-        return [*batch, *([height, width, 3] if self.facts["preprocess"] else [3, height, width])]
+        """Return the input's shape in Triton's terms, which include the batch only if its size is fixed."""
+        batch = [] if self.metadata["dynamic_batch"] else [1]
+        return [*batch, *([height, width, 3] if self.metadata["preprocess"] else [3, height, width])]
 
     def output_dims(self, height: int, width: int) -> list[int]:
-        batch = [] if self.facts["dynamic_batch"] else [1]
-        return [*batch, *([] if self.facts["argmax"] else [self.spec.num_classes or -1]), height, width]
+        """Return the output's shape in Triton's terms."""
+        batch = [] if self.metadata["dynamic_batch"] else [1]
+        return [*batch, *([] if self.metadata["argmax"] else [self.spec.num_classes or -1]), height, width]
 
 
 def to_triton(
-    artifact: str | Path,
-    repository: str | Path,
+    source: str | Path,
+    path: str | Path,
     *,
     name: str | None = None,
     backend: TritonBackend | None = None,
@@ -174,60 +101,64 @@ def to_triton(
     instances: int = 1,
     device: TritonDevice = "auto",
 ) -> TritonReport:
-    """Write an artifact into a Triton model repository, as a new model or as the next version of one.
+    """Write an artifact into a Triton model repository, as a new model or as the next version of a model.
 
-    The server finds the whole version or nothing of it: it is written beside its place, then renamed.
+    The server finds either the complete version or no part of it: the version is written to a temporary folder and then
+    renamed.
 
     Args:
-        artifact: An ONNX file of `to_onnx` or `quantize`; or an engine of `to_tensorrt` for TensorRT itself, which the
-            server loads if it has the very TensorRT that built it (a version-compatible plan needs the server option
-            ``--backend-config=tensorrt,version-compatible=true``).
-        repository: The folder of all models; made if it is not there.
-        name: Of the model; None: the file's, without suffix.
-        backend: What runs it in the server. None: "onnxruntime" for an ONNX file, "tensorrt" for an engine. "python"
-            runs an ONNX file in any server whose Python has numpy and onnxruntime.
-        max_batch_size: Most images that the server puts together; None: 8, or what the engine takes.
-        preferred_batch_sizes: Batches of these sizes are not held back for more; None: the size that the
-            engine was built to be best at, and the largest; of an ONNX file none.
-        max_queue_delay_us: How long an image waits for others to be batched with, in microseconds.
-        instances: How many copies of the model run at the same time, on each device.
-        device: "auto": the server's GPUs if it has any, otherwise its CPU. For "cpu" an ONNX file is written as
-            `bpkd_sdk.runtime.onnx.for_cpu` changes it, with the same values.
+        source: ONNX file of `to_onnx` or `quantize`, or engine of `to_tensorrt` for TensorRT. The server loads an
+            engine only with exactly the TensorRT that built it; a version-compatible plan needs the server option
+            ``--backend-config=tensorrt,version-compatible=true``. Engines have not yet been executed.
+        path: Model repository, the folder of all models; it is created if it does not exist.
+        name: Name of the model; None: the name of the source without its suffix.
+        backend: Backend of the server that runs the model. None: "onnxruntime" for an ONNX file, "tensorrt" for an
+            engine. "python" runs an ONNX file in any server whose Python has numpy and onnxruntime.
+        max_batch_size: Largest batch that the server forms; None: 8, or the largest that the engine accepts.
+        preferred_batch_sizes: Sizes of batches that the server runs without waiting for more images. None: for an
+            engine the size that it was optimised for and the largest one, for an ONNX file no sizes.
+        max_queue_delay_us: Time that an image waits to be batched with others, in microseconds.
+        instances: Number of copies of the model that run at the same time on each device.
+        device: "auto" (the server's GPUs if it has any, otherwise its CPU), "cpu" or "gpu". For "cpu" the repository
+            contains the graph that `OnnxRuntime` runs on a CPU, with the same values as the file.
 
     Raises:
-        FileNotFoundError: If there is no such artifact.
+        FileNotFoundError: If the source does not exist.
         ImportError: If tritonclient is missing, or for an ONNX file onnxruntime.
-        ValueError: For an argument out of its range, an artifact that is not one of ours or that Triton cannot run, or
-            a name whose earlier versions take or return something else.
+        ValueError: If an argument is out of range, the source is not an artifact of bpkd-sdk that Triton can run, or
+            the model's earlier versions have another input or output.
     """
     import_optional("tritonclient.grpc", "triton")
-    source = Path(artifact)
-    backend = _choose_backend(source, backend)
-    found = _read_onnx(source, backend, device) if source.suffix == ".onnx" else _read_engine(source)
-    model = Path(repository) / _check_name(name or source.stem)
-    config = _describe(model.name, backend, found)
-    _place(config, instances, device)
-    _batch(config, found, max_batch_size, preferred_batch_sizes, max_queue_delay_us)
-    _warm_up(config, found)
-    version = next_version(model, config)
-    write_version(model, version, found.files, config, found.spec.class_names, _image(found))
+    artifact_path = Path(source)
+    backend = _choose_backend(artifact_path, backend)
+    if artifact_path.suffix == ".onnx":
+        artifact = _read_onnx_artifact(artifact_path, backend, device)
+    else:
+        artifact = _read_engine_artifact(artifact_path)
+    model = Path(path) / _check_name(name or artifact_path.stem)
+    config = _describe_model(model.name, backend, artifact)
+    _set_instances(config, instances, device)
+    _set_batching(config, artifact, max_batch_size, preferred_batch_sizes, max_queue_delay_us)
+    _add_warm_up(config, artifact)
+    version = _next_version(model, config)
+    _write_version(model, version, config, artifact)
     return TritonReport(model, version, config)
 
 
 def _choose_backend(source: Path, backend: TritonBackend | None) -> TritonBackend:
-    kinds: dict[str, tuple[TritonBackend, ...]] = {".onnx": ("onnxruntime", "python")}
-    kinds |= dict.fromkeys(ENGINE_SUFFIXES, ("tensorrt",))
-    if source.suffix not in kinds:
+    backends: dict[str, tuple[TritonBackend, ...]] = {".onnx": ("onnxruntime", "python")}
+    backends |= dict.fromkeys(ENGINE_SUFFIXES, ("tensorrt",))
+    if source.suffix not in backends:
         raise ValueError(
-            f"Triton is given an ONNX file (.onnx) or an engine ({', '.join(ENGINE_SUFFIXES)}), but got "
+            f"Expected an ONNX file (.onnx) or an engine ({', '.join(ENGINE_SUFFIXES)}) for Triton, but got "
             f"{str(source)!r}. Export a checkpoint with bpkd_sdk.export.to_onnx first."
         )
     if backend is None:
-        return kinds[source.suffix][0]
+        return backends[source.suffix][0]
     check_choice("backend", backend, get_args(TritonBackend))
-    if backend not in kinds[source.suffix]:
-        needed = "an engine of bpkd_sdk.export.to_tensorrt" if backend == "tensorrt" else "the ONNX file"
-        raise ValueError(f"Triton's {backend} backend runs no {source.suffix} file such as {source}; pass {needed}.")
+    if backend not in backends[source.suffix]:
+        required = "an engine of bpkd_sdk.export.to_tensorrt" if backend == "tensorrt" else "the ONNX file"
+        raise ValueError(f"Triton's {backend} backend runs no {source.suffix} file such as {source}; pass {required}.")
     return backend
 
 
@@ -239,17 +170,17 @@ def _check_name(name: str) -> str:
     return name
 
 
-def _read_onnx(path: Path, backend: TritonBackend, device: TritonDevice) -> _Artifact:
+def _read_onnx_artifact(path: Path, backend: TritonBackend, device: TritonDevice) -> _Artifact:
     runtime = OnnxRuntime(path, "cpu")
     files = {"model.onnx": runtime.model() if device == "cpu" else path.read_bytes()}
     if backend == "python":
         files["model.py"] = Path(__file__).with_name("triton_model.py").read_bytes()
-    (taken,), (returned,) = runtime.session.get_inputs(), runtime.session.get_outputs()
+    (input_,), (output,) = runtime.session.get_inputs(), runtime.session.get_outputs()
     size = tuple(runtime.metadata["input_size"])
-    return _Artifact(files, runtime.metadata, runtime.accepts, taken.name, returned.name, 1, size)
+    return _Artifact(files, runtime.metadata, runtime.accepts, input_.name, output.name, 1, size)
 
 
-def _read_engine(path: Path) -> _Artifact:
+def _read_engine_artifact(path: Path) -> _Artifact:
     manifest = load_manifest(path)
     check_plan(path, manifest)
     if manifest.backend != "tensorrt":
@@ -257,43 +188,43 @@ def _read_engine(path: Path) -> _Artifact:
             f"{path} was compiled by {manifest.backend}, and Triton's tensorrt backend loads plans of TensorRT only. "
             "Build it with to_tensorrt(..., backend='tensorrt') on the server's GPU, or pass the ONNX file."
         )
-    ((taken, shapes),) = manifest.inputs.items()
-    (returned,) = manifest.outputs
+    ((input_name, shapes),) = manifest.inputs.items()
+    (output_name,) = manifest.outputs
     if shapes["min"][0] > 1:
         raise ValueError(
-            f"{path} takes at least {shapes['min'][0]} images at a time, and Triton passes on single ones. "
+            f"{path} takes at least {shapes['min'][0]} images at a time, and Triton also runs single images. "
             "Build it with batch=(1, ...)."
         )
     batch, *sides = shapes["opt"]
     size = tuple(sides[:2] if manifest.facts["preprocess"] else sides[1:])
     files = {"model.plan": path.read_bytes(), manifest_path("model.plan").name: manifest.to_json().encode()}
-    return _Artifact(files, manifest.facts, accepted(manifest), taken, returned, batch, size)
+    return _Artifact(files, manifest.facts, accepted_images(manifest), input_name, output_name, batch, size)
 
 
-def _describe(name: str, backend: TritonBackend, artifact: _Artifact) -> ModelConfig:
-    """Name, backend, input, output, labels and metadata."""
+def _describe_model(name: str, backend: TritonBackend, artifact: _Artifact) -> ModelConfig:
+    """Return a configuration with name, backend, input, output, labels and metadata."""
     from tritonclient.grpc import model_config_pb2 as schema
 
     limits = artifact.accepts.height, artifact.accepts.width
     height, width = (least if least == most else -1 for least, most in limits)
-    taken = schema.ModelInput(
+    input_ = schema.ModelInput(
         name=artifact.input,
-        data_type=schema.TYPE_UINT8 if artifact.facts["preprocess"] else schema.TYPE_FP32,
+        data_type=schema.TYPE_UINT8 if artifact.metadata["preprocess"] else schema.TYPE_FP32,
         dims=artifact.input_dims(height, width),
     )
-    returned = schema.ModelOutput(
+    output = schema.ModelOutput(
         name=artifact.output,
-        data_type=schema.TYPE_UINT8 if artifact.facts["argmax"] else schema.TYPE_FP32,
+        data_type=schema.TYPE_UINT8 if artifact.metadata["argmax"] else schema.TYPE_FP32,
         dims=artifact.output_dims(height, width),
         label_filename=LABELS if artifact.spec.class_names else "",
     )
-    metadata = schema.ModelParameter(string_value=json.dumps(dict(artifact.facts)))
+    metadata = schema.ModelParameter(string_value=json.dumps(dict(artifact.metadata)))
     return schema.ModelConfig(
-        name=name, backend=backend, input=[taken], output=[returned], parameters={METADATA_KEY: metadata}
+        name=name, backend=backend, input=[input_], output=[output], parameters={METADATA_KEY: metadata}
     )
 
 
-def _place(config: ModelConfig, instances: int, device: TritonDevice) -> None:
+def _set_instances(config: ModelConfig, instances: int, device: TritonDevice) -> None:
     check_choice("device", device, get_args(TritonDevice))
     if instances < 1:
         raise ValueError(f"Expected `instances` to be at least 1, but got {instances}.")
@@ -303,11 +234,11 @@ def _place(config: ModelConfig, instances: int, device: TritonDevice) -> None:
     config.instance_group.add(count=instances, kind=f"KIND_{kind.upper()}")
 
 
-def _batch(
+def _set_batching(
     config: ModelConfig, artifact: _Artifact, most: int | None, preferred: Sequence[int] | None, delay_us: int
 ) -> None:
-    """The largest batch, and how batches are put together."""
-    if not artifact.facts["dynamic_batch"]:
+    """Set the largest batch and the dynamic batcher; `most`, `preferred` and `delay_us` as in `to_triton`."""
+    if not artifact.metadata["dynamic_batch"]:
         if (most or 1) != 1 or preferred:
             raise ValueError(
                 f"The artifact takes one image at a time, but got max_batch_size={most} and "
@@ -315,13 +246,13 @@ def _batch(
             )
         return
     limit = artifact.accepts.batch[1]
-    most = (limit or MAX_BATCH_SIZE) if most is None else most
+    most = (limit or DEFAULT_BATCH_SIZE) if most is None else most
     if most < 1 or (limit is not None and most > limit):
         allowed = "at least 1" if limit is None else f"1 to {limit}, which the engine takes"
         raise ValueError(f"Expected `max_batch_size` to be {allowed}, but got {most}.")
     config.max_batch_size = most
     if preferred is None:
-        # With 1 among them every image would be sent on alone.
+        # A preferred size of 1 would make the server run every image alone.
         preferred = (min(artifact.batch, most), most) if artifact.batch > 1 else ()
     sizes = sorted({*preferred})
     if any(not 1 <= size <= most for size in sizes):
@@ -333,18 +264,80 @@ def _batch(
         config.dynamic_batching.preferred_batch_size.extend(sizes)
 
 
-def _warm_up(config: ModelConfig, artifact: _Artifact) -> None:
-    """A request of each batch size that the server will often meet; the first one is always slow."""
+def _add_warm_up(config: ModelConfig, artifact: _Artifact) -> None:
+    """Add a warm-up request for each frequent batch size, because the first run of a size is slow."""
     from tritonclient.grpc import model_config_pb2 as schema
 
-    (taken,) = config.input
+    (input_,) = config.input
     dims = artifact.input_dims(*artifact.size)
-    image = schema.ModelWarmup.Input(data_type=taken.data_type, dims=dims, input_data_file=IMAGE)
+    image = schema.ModelWarmup.Input(data_type=input_.data_type, dims=dims, input_data_file=IMAGE)
     for size in sorted({1, *config.dynamic_batching.preferred_batch_size, config.max_batch_size or 1}):
-        config.model_warmup.add(name=f"batch of {size}", batch_size=size, inputs={taken.name: image})
+        config.model_warmup.add(name=f"batch of {size}", batch_size=size, inputs={input_.name: image})
 
 
-def _image(artifact: _Artifact) -> bytes:
+def _warm_up_image(artifact: _Artifact) -> bytes:
+    """Return the bytes of the input to warm up with."""
     scene = torch.from_numpy(render(0, "warmup", 0, artifact.size)[0])
-    image = scene if artifact.facts["preprocess"] else artifact.spec.normalize(scene.permute(2, 0, 1)[None])
+    image = scene if artifact.metadata["preprocess"] else artifact.spec.normalize(scene.permute(2, 0, 1)[None])
     return image.contiguous().numpy().tobytes()
+
+
+def _next_version(model: Path, config: ModelConfig) -> int:
+    """Return 1 for a new model, or the number after the newest version of a model with the same input and output.
+
+    Raises:
+        ValueError: If the model's folder contains something else.
+    """
+    if not model.exists():
+        return 1
+    earlier = _read_config(model / CONFIG)
+    for field in ("backend", "input", "output"):
+        before, now = getattr(earlier, field), getattr(config, field)
+        if before != now:
+            raise ValueError(
+                f"The versions of {model} have another {field} than this artifact:\n{before}\ninstead of\n{now}\n"
+                "Clients depend on it: choose another `name`, or remove that folder."
+            )
+    return 1 + max((int(folder.name) for folder in model.iterdir() if folder.name.isdigit()), default=0)
+
+
+def _read_config(path: Path) -> ModelConfig:
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+    try:
+        config: ModelConfig = text_format.Parse(path.read_text("utf-8"), ModelConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise ValueError(
+            f"{path.parent} exists and contains no model that can be read ({error}). "
+            "Choose another `name`, or remove that folder."
+        ) from error
+    return config
+
+
+def _write_version(model: Path, version: int, config: ModelConfig, artifact: _Artifact) -> None:
+    """Write a version of a model, and the files that all versions share.
+
+    All files are first written to a temporary folder, which fails if the disk is full. A new model then appears by one
+    rename. For a further version, the shared files are replaced first (they are valid for earlier versions too) and the
+    version's folder appears last, so that the server never serves a version with an older configuration.
+    """
+    from google.protobuf import text_format
+
+    shared = {CONFIG: text_format.MessageToString(config).encode(), f"warmup/{IMAGE}": _warm_up_image(artifact)}
+    if artifact.spec.class_names:
+        shared[LABELS] = "".join(f"{name}\n" for name in artifact.spec.class_names).encode()
+    files = {f"{version}/{name}": content for name, content in artifact.files.items()}
+    draft = model.with_name(f".{model.name}.{os.getpid()}.tmp")
+    try:
+        for name, content in (shared | files).items():
+            write_atomically(draft / name, content)
+        if not model.exists():
+            draft.rename(model)
+            return
+        (model / "warmup").mkdir(exist_ok=True)
+        for name in shared:
+            (draft / name).replace(model / name)
+        (draft / str(version)).rename(model / str(version))
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

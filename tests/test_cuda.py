@@ -133,7 +133,7 @@ def test_every_runtime_segments_as_torch_on_the_cpu(network, kind, precision, tm
     artifacts = [path]
     for backend in usable_backends():
         engine = tmp_path / f"{backend}.engine"
-        artifacts.append(to_tensorrt(path, engine, size=sizes, backend=backend, hardware=HARDWARE[backend]).path)
+        artifacts.append(to_tensorrt(path, engine, input_sizes=sizes, backend=backend, hardware=HARDWARE[backend]).path)
     for artifact in artifacts:
         runtime = open_runtime(artifact, "cuda")
         assert runtime.device.type == "cuda"

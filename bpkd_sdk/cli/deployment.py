@@ -86,7 +86,7 @@ def export(
         "images": images,
         "max_boundary_loss": max_boundary_loss,
         "batch": parse_batch(batch),
-        "size": parse_sizes(sizes),
+        "input_sizes": parse_sizes(sizes),
         "workspace_mb": workspace_mb,
         "version_compatible": version_compatible,
         "hardware": hardware or None,

@@ -1,12 +1,12 @@
-"""One interface for all that segments images: a torch module, an ONNX file, a TensorRT engine, a Triton server.
+"""The interface `Runtime` of everything that segments images: torch modules, ONNX files, engines, Triton servers.
 
-A call goes through three stages, which can be called (and timed) one by one:
+A call has three stages, which can be called and timed one by one:
 
-    prepare   uint8 images (N, H, W, 3)   -> what the artifact takes, on its device
-    infer     that                        -> what the artifact returns, on its device
-    masks     that                        -> class ids (N, H, W) uint8, on its device
+    prepare   uint8 images (N, H, W, 3)   -> inputs of the artifact, on its device
+    infer     inputs of the artifact      -> outputs of the artifact, on its device
+    masks     outputs of the artifact     -> class ids (N, H, W) uint8, on its device
 
-What an artifact leaves out, normalisation or argmax, is done around it, on its device.
+If an artifact does not contain the normalisation or the argmax, the runtime does it, on the artifact's device.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Range = tuple[int, int | None]
 
 @dataclass(frozen=True)
 class Accepts:
-    """The images that an artifact takes: least and largest of each, None for no bound.
+    """The images that an artifact accepts; each attribute is a smallest and a largest number, None for no limit.
 
     Attributes:
-        batch: Images at once.
-        height: Of every image, in pixels.
-        width: Of every image, in pixels.
+        batch: Number of images per batch.
+        height: Height of every image in pixels.
+        width: Width of every image in pixels.
     """
 
     batch: Range = (1, None)
@@ -43,34 +43,39 @@ class Accepts:
 
     @property
     def fixed_size(self) -> tuple[int, int] | None:
-        """(height, width) if that is the only one; None otherwise."""
+        """The only (height, width) that is accepted; None if there are several."""
         (height, tallest), (width, widest) = self.height, self.width
         return (height, width) if (height, width) == (tallest, widest) else None
 
     @property
     def is_static(self) -> bool:
-        """Whether there is only one shape."""
+        """Whether only one shape is accepted."""
         return self.fixed_size is not None and self.batch[0] == self.batch[1]
 
     def takes_size(self, height: int, width: int) -> bool:
-        """Whether images of this size are taken."""
+        """Return whether images of this size are accepted."""
         return _within(height, self.height) and _within(width, self.width)
 
     def check(self, images: Tensor, name: str) -> None:
-        """Raise ValueError for a batch (N, H, W, 3) that is not taken."""
+        """Raise ValueError unless a batch (N, H, W, 3) is accepted.
+
+        Args:
+            images: The batch.
+            name: Name of the artifact in the error message.
+        """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
             kind = str(images.dtype).removeprefix("torch.")
             raise ValueError(f"Expected images uint8 (N, H, W, 3), but got {kind} {tuple(images.shape)}.")
         count, height, width = images.shape[:3]
         if not self.takes_size(height, width):
             raise ValueError(
-                f"{name} takes images of {_told(self.height)} x {_told(self.width)} (height x width), but got "
-                f"{height} x {width}. Resize the images, or export with input_size=({height}, {width}) or "
+                f"{name} takes images of {_format_range(self.height)} x {_format_range(self.width)} (height x width), "
+                f"but got {height} x {width}. Resize the images, or export with input_size=({height}, {width}) or "
                 "dynamic_size=True."
             )
         if not _within(count, self.batch):
             advice = "Export with dynamic_batch=True." if self.batch[1] == 1 else "Split the batch."
-            raise ValueError(f"{name} takes {_told(self.batch)} image(s) at a time, but got {count}. {advice}")
+            raise ValueError(f"{name} takes {_format_range(self.batch)} image(s) at a time, but got {count}. {advice}")
 
 
 def _within(value: int, allowed: Range) -> bool:
@@ -78,7 +83,7 @@ def _within(value: int, allowed: Range) -> bool:
     return least <= value and (most is None or value <= most)
 
 
-def _told(allowed: Range) -> str:
+def _format_range(allowed: Range) -> str:
     least, most = allowed
     if most is None:
         return f"at least {least}"
@@ -86,60 +91,58 @@ def _told(allowed: Range) -> str:
 
 
 class Runtime(ABC):
-    """Something that segments images. Calls from several threads at once are safe.
+    """A network that segments images. Several threads may call it at the same time.
 
     Args:
-        name: What errors call it: a path, a URL, a class.
-        spec: The network's facts.
-        facts: What the artifact says of itself; see `metadata`.
-        device: Where it runs, and where `prepare`, `infer` and `masks` leave their results.
-        accepts: The images that it takes.
-
-    Attributes:
-        metadata: "preprocess": whether it takes uint8 (N, H, W, 3) and normalises inside, otherwise normalised
-            float32 (N, 3, H, W); "argmax": whether it returns uint8 masks (N, H, W), otherwise float32 logits
-            (N, C, H, W); "precision"; and of files all that lies in their metadata.
+        name: Name in error messages: a path, a URL or a class.
+        spec: Facts of the network.
+        metadata: Facts of the artifact. "preprocess": whether it accepts uint8 (N, H, W, 3) and normalises it,
+            otherwise it accepts normalised float32 (N, 3, H, W). "argmax": whether it returns uint8 masks (N, H, W),
+            otherwise it returns float32 logits (N, C, H, W). "precision": fp32, fp16 or int8. For a file, all other
+            metadata of the file.
+        device: Device that it runs on, and that has the results of `prepare`, `infer` and `masks`.
+        accepts: Images that it accepts.
     """
 
     def __init__(
-        self, name: str, spec: NetworkSpec, facts: Mapping[str, Any], device: torch.device, accepts: Accepts
+        self, name: str, spec: NetworkSpec, metadata: Mapping[str, Any], device: torch.device, accepts: Accepts
     ) -> None:
         self.name = name
         self.spec = spec
-        self.metadata = facts
+        self.metadata = metadata
         self.device = device
         self.accepts = accepts
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """From host to host: uint8 RGB (N, H, W, 3) -> uint8 masks (N, H, W).
+        """Segment uint8 RGB images (N, H, W, 3) in host memory into uint8 masks (N, H, W) in host memory.
 
         Raises:
-            ValueError: For images of another type or size than it takes.
-            RuntimeError: If the runtime below fails.
+            ValueError: If the artifact does not accept the images' type or size.
+            RuntimeError: If the library that runs the artifact fails.
         """
         masks = self.masks(self.infer(self.prepare(torch.from_numpy(images))))
         return np.asarray(masks.cpu().numpy())
 
     def segment(self, images: Tensor) -> Tensor:
-        """uint8 RGB (N, 3, H, W) on any device -> class ids (N, H, W) uint8 on this one's; errors as `__call__`."""
+        """Segment uint8 RGB (N, 3, H, W) on any device into class ids (N, H, W) uint8 on the runtime's device."""
         return self.masks(self.infer(self.prepare(images.permute(0, 2, 3, 1))))
 
     def logits(self, images: Tensor) -> Tensor:
-        """uint8 RGB (N, 3, H, W) on any device -> float32 logits (N, C, H, W) on this one's.
+        """Compute float32 logits (N, C, H, W) on the runtime's device from uint8 RGB (N, 3, H, W) on any device.
 
         Raises:
-            ValueError: As `__call__`, and if the artifact returns masks.
+            ValueError: If the artifact returns masks, or does not accept the images' type or size.
         """
         if self.metadata["argmax"]:
             raise ValueError(f"{self.name} returns masks, not logits; export the network with argmax=False.")
         return self.infer(self.prepare(images.permute(0, 2, 3, 1)))
 
     def logits_at_stride(self, images: Tensor) -> Tensor:
-        """uint8 RGB (N, 3, H, W) -> float32 logits (N, C, h, w), at the network's stride where the artifact has it."""
+        """Compute float32 logits (N, C, h, w), at the network's stride if the artifact can return them at that size."""
         return self.logits(images)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """First stage: check the images, bring them to the device and into the form that the artifact takes."""
+        """Check images uint8 (N, H, W, 3) and return the artifact's inputs, on its device: the first stage."""
         self.accepts.check(images, self.name)
         images = images.to(self.device, non_blocking=True)
         if self.metadata["preprocess"]:
@@ -148,16 +151,16 @@ class Runtime(ABC):
 
     @abstractmethod
     def infer(self, inputs: Tensor) -> Tensor:
-        """Second stage: run the artifact on what `prepare` returned."""
+        """Run the artifact on the inputs of `prepare`, and return its outputs: the second stage."""
 
     def masks(self, outputs: Tensor) -> Tensor:
-        """Third stage: class ids from what `infer` returned."""
+        """Return class ids for the outputs of `infer`: the third stage."""
         return outputs if self.metadata["argmax"] else to_mask(outputs).to(torch.uint8)
 
     def synchronize(self) -> None:
-        """Wait until the device has done what this thread asked of it: the results of all stages are on its stream.
+        """Wait for the work that this thread has queued on the device; all stages use the thread's current stream.
 
-        Waiting for the whole device would break the CUDA graph that another thread may be recording.
+        A wait for the whole device would break a CUDA graph that another thread records at the same time.
         """
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
@@ -203,24 +206,24 @@ def _parse_device(device: str, types: Sequence[str]) -> torch.device:
 
 
 class TorchRuntime(Runtime):
-    """A network in torch, in its own precision; logits are brought to the images' size.
+    """A torch module, run in its own precision; its logits are resized to the images' size.
 
     Args:
-        module: In eval mode; also one that was given to `torch.compile`. It is moved to the device.
-        device: "auto": a CUDA GPU if there is one. None: where the module is.
-        name: What errors call it; None: the network's name.
+        module: Network in eval mode, which is moved to the device; the result of `torch.compile` is allowed.
+        device: Device name of `choose_device`; None: the module's device.
+        name: Name in error messages; None: the network's name.
     """
 
     def __init__(self, module: nn.Module, device: str | torch.device | None = None, *, name: str | None = None) -> None:
         parameter = next(module.parameters(), None)
-        where = choose_device(device or (parameter.device if parameter is not None else "cpu"))
+        chosen = choose_device(device or (parameter.device if parameter is not None else "cpu"))
         precision = parameter.dtype if parameter is not None else torch.float32
-        self.module = module.to(where)
+        self.module = module.to(chosen)
         spec = get_spec(module)
-        facts = {"preprocess": False, "argmax": False, "precision": str(precision).removeprefix("torch.")}
-        super().__init__(name or spec.name or type(module).__name__, spec, facts, where, Accepts())
+        metadata = {"preprocess": False, "argmax": False, "precision": str(precision).removeprefix("torch.")}
+        super().__init__(name or spec.name or type(module).__name__, spec, metadata, chosen, Accepts())
 
     @torch.inference_mode()
     def infer(self, inputs: Tensor) -> Tensor:
-        """Normalised (N, 3, H, W) -> float32 logits (N, C, H, W) of the images' size."""
+        """Compute float32 logits (N, C, H, W) of the images' size from normalised images (N, 3, H, W)."""
         return full_size_logits(self.module, inputs, self.spec.size_divisor)

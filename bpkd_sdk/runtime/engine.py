@@ -1,7 +1,8 @@
-"""A TensorRT or TensorRT for RTX engine as a `Runtime`, in torch's device buffers.
+"""The `Runtime` of engines of TensorRT and TensorRT for RTX, with inputs and outputs in torch's device memory.
 
-Each thread has an execution context and a stream of its own. Where the engine takes one shape only, the launch of all
-its kernels is recorded once as a CUDA graph and then replayed.
+Each thread has its own execution context and stream. If the engine accepts one shape only, the launch of all its
+kernels is recorded once as a CUDA graph and then replayed. The tests run this file with stand-ins for CUDA and
+TensorRT; engines have not yet been executed on a GPU.
 """
 
 from __future__ import annotations
@@ -20,27 +21,29 @@ from bpkd_sdk.runtime.recording import SETTING_UP, Recording, run_on
 
 
 class EngineRuntime(Runtime):
-    """An engine of `bpkd_sdk.export.to_tensorrt`, checked against its manifest before it is loaded.
+    """An engine of `bpkd_sdk.export.to_tensorrt`; its manifest is checked before the engine is loaded.
 
     Args:
-        path: The plan; its manifest lies beside it.
+        path: The plan, with its manifest beside it.
         device: "auto" or a CUDA device.
-        trusted: Allow a version-compatible plan, which carries code that runs on this machine's processor.
+        trusted: Whether a version-compatible plan is allowed, which contains code that runs on this machine's
+            processor.
 
     Raises:
-        FileNotFoundError: If there is no such engine.
-        ValueError: If there is no readable manifest, the plan is not the one it describes, or the device is no GPU.
-        RuntimeError: If the engine cannot run here; every reason is listed, with what to do.
+        FileNotFoundError: If the engine does not exist.
+        ValueError: If there is no readable manifest, the plan is not the one that the manifest describes, or the device
+            is not a GPU.
+        RuntimeError: If the engine cannot run on this machine; the message lists every reason and what to do.
     """
 
     def __init__(self, path: str | Path, device: str | torch.device = "auto", *, trusted: bool = False) -> None:
-        where = choose_device(device, ("cpu", "cuda"))
-        self.manifest = check_engine(path, trusted=trusted, device=where if where.type == "cuda" else None)
-        if where.type != "cuda":
+        chosen = choose_device(device, ("cpu", "cuda"))
+        self.manifest = check_engine(path, trusted=trusted, device=chosen if chosen.type == "cuda" else None)
+        if chosen.type != "cuda":
             raise ValueError(f"{path} is an engine and runs on an NVIDIA GPU only, but got device={str(device)!r}.")
         _, self._trt = open_backend(self.manifest.backend)
-        facts, accepts = self.manifest.facts, accepted(self.manifest)
-        super().__init__(str(path), NetworkSpec.from_dict(facts["network"]), facts, where, accepts)
+        metadata, accepts = self.manifest.facts, accepted_images(self.manifest)
+        super().__init__(str(path), NetworkSpec.from_dict(metadata["network"]), metadata, chosen, accepts)
         self._engine = self._load(Path(path), trusted)
         self._threads = threading.local()
 
@@ -50,22 +53,24 @@ class EngineRuntime(Runtime):
             self._runtime.engine_host_code_allowed = trusted and self.manifest.version_compatible
             engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
-            told = "; ".join(trt_log(self._trt).messages)
-            raise RuntimeError(f"{self.manifest.backend} cannot load {path} on {self.device}: {told}")
+            messages = "; ".join(trt_log(self._trt).messages)
+            raise RuntimeError(f"{self.manifest.backend} cannot load {path} on {self.device}: {messages}")
         return engine
 
     def infer(self, inputs: Tensor) -> Tensor:
-        """What the engine returns: uint8 masks (N, H, W), or float32 logits (N, C, H, W)."""
+        """Return the engine's output: uint8 masks (N, H, W), or float32 logits (N, C, H, W)."""
         with torch.cuda.device(self.device):
-            if not hasattr(self._threads, "lane"):
+            if not hasattr(self._threads, "context"):
                 with SETTING_UP:
-                    self._threads.lane = _Lane(self._trt, self._engine, self.manifest, static=self.accepts.is_static)
-            lane: _Lane = self._threads.lane
-            return lane.run(inputs)
+                    self._threads.context = _ThreadContext(
+                        self._trt, self._engine, self.manifest, static=self.accepts.is_static
+                    )
+            context: _ThreadContext = self._threads.context
+            return context.run(inputs)
 
 
-class _Lane:
-    """One thread's context, stream and buffers."""
+class _ThreadContext:
+    """Execution context, stream and CUDA graph of one thread."""
 
     def __init__(self, trt: Any, engine: Any, manifest: EngineManifest, *, static: bool) -> None:
         self.trt = trt
@@ -96,9 +101,9 @@ class _Lane:
 _DTYPES = {"UINT8": torch.uint8, "FLOAT": torch.float32}
 
 
-def accepted(manifest: EngineManifest) -> Accepts:
-    """The images that an engine takes."""
+def accepted_images(manifest: EngineManifest) -> Accepts:
+    """Return the images that an engine accepts."""
     (shapes,) = manifest.inputs.values()
     ranges = list(zip(shapes["min"], shapes["max"], strict=True))
-    row = 1 if manifest.facts["preprocess"] else 2
-    return Accepts(ranges[0], ranges[row], ranges[row + 1])
+    height = 1 if manifest.facts["preprocess"] else 2  # axis
+    return Accepts(ranges[0], ranges[height], ranges[height + 1])

@@ -1,4 +1,7 @@
-"""The table of formats: what a network can be kept as, what makes and opens it. Everything that asks goes by it."""
+"""The table of formats: the kinds of artifacts, and the functions that write and open them.
+
+Export, runtimes, the benchmark, the command line and the documentation all use this one table.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,16 @@ ENGINE_SUFFIXES = (".engine", ".plan")
 
 @dataclass(frozen=True)
 class Format:
-    """One format.
+    """One format of artifacts.
 
     Attributes:
-        name: As tables show it.
-        suffixes: Of its files; for a server the scheme of its URLs.
-        precisions: That it can be written in; empty where it keeps what it is given.
-        devices: That it runs on.
-        extras: Of this package; one of them has to be installed for it, if there are any.
-        exporter: "module:function" that writes it; None where `save_model`, or nobody here, does.
-        loader: "module:name" of what opens it: called with its path and a device.
+        name: Name in tables and messages.
+        suffixes: Suffixes of files of the format; for a server the scheme of its URLs.
+        precisions: Precisions that export writes; empty if the format keeps the precision of the network.
+        devices: Types of device that artifacts of the format run on.
+        extras: Extras of this package, one of which must be installed; empty if none is needed.
+        exporter: "module:function" that writes the format; None if no function of `bpkd_sdk.export` does.
+        loader: "module:name" of the class or function that opens an artifact; it is called with a path and a device.
     """
 
     name: str
@@ -37,7 +40,7 @@ class Format:
     loader: str
 
     def open(self, source: str, device: Any) -> Any:
-        """Open a file of this format as a `Runtime`; ValueError for a device that it does not run on."""
+        """Open an artifact as a `Runtime`; raise ValueError if the format does not support the device."""
         if str(device).partition(":")[0] not in ("auto", *self.devices):
             raise ValueError(
                 f"{source} is of the format {self.name}, which runs on {' or '.join(self.devices)}, but "
@@ -48,8 +51,8 @@ class Format:
 
 
 FORMATS = (
-    Format("checkpoint", (SUFFIX,), (), ("cpu", "cuda", "mps"), (), None, "bpkd_sdk.runtime:open_module"),
-    Format("OpenMMLab", OPENMMLAB_SUFFIXES, (), ("cpu", "cuda", "mps"), (), None, "bpkd_sdk.runtime:open_module"),
+    Format("checkpoint", (SUFFIX,), (), ("cpu", "cuda", "mps"), (), None, "bpkd_sdk.runtime:open_checkpoint"),
+    Format("OpenMMLab", OPENMMLAB_SUFFIXES, (), ("cpu", "cuda", "mps"), (), None, "bpkd_sdk.runtime:open_checkpoint"),
     Format(
         "ONNX",
         (".onnx",),
@@ -81,18 +84,18 @@ FORMATS = (
 
 
 def find_format(source: str) -> Format:
-    """The format of a path or URL, by its suffix or scheme.
+    """Return the format of a path or URL, by its suffix or scheme.
 
     Raises:
-        ValueError: If there is none; the message lists all.
+        ValueError: If no format has the suffix; the message lists all suffixes.
     """
     for format_ in FORMATS:
         if any(source.startswith(key) if key.endswith("://") else source.endswith(key) for key in format_.suffixes):
             return format_
-    known = [suffix for format_ in FORMATS for suffix in format_.suffixes]
+    suffixes = [suffix for format_ in FORMATS for suffix in format_.suffixes]
     name = source.rpartition("/")[2]
     suffix = name[name.rfind(".") :] if "." in name else ""
     raise ValueError(
-        f"Expected a file that ends in one of {', '.join(known)} (triton:// begins a URL), but got {source!r}."
-        f"{did_you_mean(suffix, known)}"
+        f"Expected a file that ends in one of {', '.join(suffixes)} (triton:// begins a URL), but got {source!r}."
+        f"{did_you_mean(suffix, suffixes)}"
     )

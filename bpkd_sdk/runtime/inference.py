@@ -1,4 +1,4 @@
-"""From images to logits and masks at the images' own size: whole, or by a sliding window."""
+"""Inference on images of any size: whole images, or windows that slide over an image; logits and masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bpkd_sdk.output import as_output
 
 
 def whole_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Logits of whole images, at the images' size.
+    """Compute the logits of whole images, at the images' size.
 
     Args:
         model: A segmentation network in eval mode.
@@ -30,15 +30,15 @@ def whole_logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def full_size_logits(model: nn.Module, inputs: Tensor, divisor: int) -> Tensor:
-    """Run a network on normalised images of any size, and bring its logits to that size.
+    """Run a network on normalised images of any size, and resize its logits to that size.
 
-    The images are padded at the right and bottom to multiples of `divisor`, given to the network in its own precision,
-    and the logits are resized bilinearly (align_corners False) and cropped back.
+    The images are padded at the right and bottom to multiples of `divisor` and converted to the network's precision.
+    The logits are resized bilinearly (align_corners False) to the padded size and then cropped.
 
     Args:
         model: A segmentation network in eval mode.
         inputs: (N, 3, H, W) float32, normalised.
-        divisor: What both sides must be multiples of.
+        divisor: Number that both sides of the network's input must be multiples of.
 
     Returns:
         (N, C, H, W) float32.
@@ -67,87 +67,86 @@ def sliding_bands(
     stride: tuple[int, int] | None,
     batch_size: int = 1,
 ) -> Iterator[Tensor]:
-    """Logits averaged over overlapping windows, in bands of rows from the top to the bottom of the images.
+    """Average logits over overlapping windows, and yield them in bands of rows from top to bottom.
 
-    Windows start at multiples of the stride; the last of a row or column is shifted back inside the image, and where
-    the image is smaller than the window, the window is the image. A band is put out as soon as no further window
-    touches it, so no more is held at a time than some bands as high as a window, and one batch of windows, however tall
-    the images.
+    Windows start at multiples of the stride. The last window of a row or column is shifted back into the image; if the
+    image is smaller than the window, the window is the image. A band is yielded as soon as no further window overlaps
+    it. So memory holds only a few bands of a window's height and one batch of windows, for images of any height.
 
     Args:
-        logits_of: Maps the images of some windows to their logits, (n, C, h, w) at the windows' size.
+        logits_of: Function from the images of some windows to their logits, (n, C, h, w) at the windows' size.
         images: (N, 3, H, W).
         crop_size: (height, width) of the window.
-        stride: (vertical, horizontal) step; None: two thirds of the window.
-        batch_size: Most windows at once.
+        stride: (vertical, horizontal) step in pixels; None: two thirds of the window.
+        batch_size: Largest number of windows per batch.
 
     Yields:
-        (N, C, rows, W) float32; the rows of all bands together are H.
+        (N, C, rows, W) float32; the sum of the rows of all bands is H.
     """
     stride = stride or _two_thirds(crop_size)
     height, width = images.shape[2:]
     window_height, window_width = min(crop_size[0], height), min(crop_size[1], width)
     tops = _window_starts(height, window_height, stride[0])
     lefts = _window_starts(width, window_width, stride[1])
-    visits = _visits(height, window_height, tops)[:, None] * _visits(width, window_width, lefts)
-    places = list(product(lefts, range(len(images))))
+    overlaps = _count_windows(height, window_height, tops)[:, None] * _count_windows(width, window_width, lefts)
+    windows = list(product(lefts, range(len(images))))
     carried: Tensor | None = None
     for top, following in zip(tops, [*tops[1:], height], strict=True):
         row = images[:, :, top : top + window_height]
         band: Tensor | None = None
-        for some in (places[i : i + batch_size] for i in range(0, len(places), batch_size)):
-            logits = logits_of(torch.stack([row[index, :, :, left : left + window_width] for left, index in some]))
+        for batch in (windows[i : i + batch_size] for i in range(0, len(windows), batch_size)):
+            logits = logits_of(torch.stack([row[index, :, :, left : left + window_width] for left, index in batch]))
             if band is None:
                 band = logits.new_zeros(len(images), logits.shape[1], window_height, width)
-            for (left, index), window in zip(some, logits, strict=True):
+            for (left, index), window in zip(batch, logits, strict=True):
                 band[index, :, :, left : left + window_width] += window
-        assert band is not None  # noqa: S101  (there is a window)
+        assert band is not None  # noqa: S101  (an image has at least one window)
         if carried is not None:
             band[:, :, : carried.shape[2]] += carried
         done = following - top
         carried = band[:, :, done:].clone()
-        yield band[:, :, :done].div_(visits[top:following].to(band.device))
+        yield band[:, :, :done].div_(overlaps[top:following].to(band.device))
 
 
 def resized_bands(bands: Iterable[Tensor], height: int, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Resize what comes in bands of rows, bilinearly (align_corners False), without putting it together.
+    """Resize images that come in bands of rows, bilinearly (align_corners False), without joining the bands.
 
     Args:
-        bands: (N, C, rows, W) from the top to the bottom.
-        height: Rows of all bands together.
+        bands: (N, C, rows, W) from top to bottom.
+        height: Number of rows of all bands together.
         size: (height, width) to resize to.
 
     Yields:
-        (N, C, rows, width), as soon as the bands that they depend on are there.
+        (N, C, rows, width), as soon as all bands that the rows depend on have come.
     """
-    places = ((torch.arange(size[0]) + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)
-    above = places.long()
+    positions = ((torch.arange(size[0]) + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)
+    above = positions.long()
     below = (above + 1).clamp(max=height - 1)
-    known: Tensor | None = None  # rows from `first` on, already of the new width
+    buffer: Tensor | None = None  # rows from `first` on, already of the new width
     first = done = 0
     for band in bands:
         wide = F.interpolate(band, (band.shape[2], size[1]), mode="bilinear", align_corners=False)
-        known = wide if known is None else torch.cat([known, wide], dim=2)
-        end = first + known.shape[2]
+        buffer = wide if buffer is None else torch.cat([buffer, wide], dim=2)
+        end = first + buffer.shape[2]
         ready = int((below < end).sum())
         if ready > done:
-            rows, weights = slice(done, ready), (places - above)[done:ready, None].to(known.device)
-            yield torch.lerp(known[:, :, above[rows] - first], known[:, :, below[rows] - first], weights)
+            rows, weights = slice(done, ready), (positions - above)[done:ready, None].to(buffer.device)
+            yield torch.lerp(buffer[:, :, above[rows] - first], buffer[:, :, below[rows] - first], weights)
             done = ready
         needed = min(end, int(above[done])) if done < size[0] else end
-        known, first = known[:, :, needed - first :].clone(), needed
+        buffer, first = buffer[:, :, needed - first :].clone(), needed
 
 
 def sliding_masks(
     masks_of: Callable[[Tensor], Tensor], images: Tensor, crop_size: tuple[int, int], stride: tuple[int, int] | None
 ) -> Tensor:
-    """Masks from overlapping windows: each pixel from the window whose middle is nearest.
+    """Compute masks from overlapping windows: each pixel comes from the window whose centre is nearest.
 
     Args:
-        masks_of: Maps the images of a window to their masks, (N, h, w).
+        masks_of: Function from the images of a window to their masks, (N, h, w).
         images: (N, 3, H, W).
         crop_size: (height, width) of the window.
-        stride: (vertical, horizontal) step; None: two thirds of the window.
+        stride: (vertical, horizontal) step in pixels; None: two thirds of the window.
 
     Returns:
         (N, H, W) of the masks' type.
@@ -167,7 +166,7 @@ def sliding_masks(
 
 
 def _window_shares(length: int, window: int, stride: int) -> list[tuple[int, slice]]:
-    """Where each window starts, and the part of the whole that is taken from it."""
+    """Return the start of each window along one axis, and the part of the axis that is taken from it."""
     starts = _window_starts(length, window, stride)
     cuts = [0, *((first + window + second) // 2 for first, second in pairwise(starts)), length]
     return [(start, slice(*cut)) for start, cut in zip(starts, pairwise(cuts), strict=True)]
@@ -182,35 +181,40 @@ def _window_starts(length: int, window: int, stride: int) -> list[int]:
     return [max(min(i * stride, length - window), 0) for i in range(count)]
 
 
-def _visits(length: int, window: int, starts: list[int]) -> Tensor:
-    """(length,) how many of the windows lie over each position."""
-    visits = torch.zeros(length)
+def _count_windows(length: int, window: int, starts: list[int]) -> Tensor:
+    """Return the number of windows that overlap each position of an axis, (length,)."""
+    counts = torch.zeros(length)
     for start in starts:
-        visits[start : start + window] += 1
-    return visits
+        counts[start : start + window] += 1
+    return counts
 
 
 def check_logits(logits: Tensor, name: str) -> None:
-    """Warn of logits that are not finite, and of one channel that does not fall below 0."""
+    """Warn about logits that are not finite, and about a single channel that is never below 0.
+
+    Args:
+        logits: (N, C, H, W).
+        name: Name of the network in the warning.
+    """
     if not torch.isfinite(logits).all():
         warnings.warn(
-            f"The logits of {name} are not finite (NaN or infinity), so its masks mean nothing. Check its weights and "
-            "normalisation.",
+            f"The logits of {name} are not finite (NaN or infinity), so its masks have no meaning. Check its weights "
+            "and normalisation.",
             stacklevel=2,
         )
     if logits.shape[1] == 1 and logits.min() >= 0 and logits.max() <= 1:
         warnings.warn(
-            f"The one channel of {name} lies in 0..1, so that every pixel is of its class: masks are where it is above "
-            "0. If it has a sigmoid inside, return the logit before it.",
+            f"The one channel of {name} lies in 0..1, so every pixel gets its class: the class is where the channel is "
+            "above 0. If the network ends with a sigmoid, return the logit before it.",
             stacklevel=2,
         )
 
 
 def to_mask(logits: Tensor) -> Tensor:
-    """Turn logits (N, C, H, W) into class ids (N, H, W) int64: the highest logit; of one class, whether it is above 0.
+    """Turn logits (N, C, H, W) into class ids (N, H, W) int64: the largest logit, or for one channel, logit > 0.
 
     Raises:
-        ValueError: For more classes than a uint8 mask can tell apart.
+        ValueError: If there are more classes than a uint8 mask can hold.
     """
     check_mask_classes(logits.shape[1])
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)

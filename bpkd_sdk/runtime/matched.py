@@ -1,4 +1,4 @@
-"""A runtime whose classes are those of the data, in the data's order."""
+"""Runtimes whose classes are put in the order of a data set's classes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from bpkd_sdk.runtime.inference import check_logits
 
 
 def match_runtime(runtime: Runtime, data: ClassFacts, data_name: str, *, match_classes: bool = True) -> MatchedRuntime:
-    """Hold the classes of a runtime against those of data, and put them in the data's order.
+    """Compare the classes of a runtime with those of data, and put them in the data's order.
 
     Args:
-        runtime: Any runtime; it stays as it is.
+        runtime: Any runtime; it is not changed.
         data: Class names and palette of a data set, or of another network.
-        data_name: What errors call the data.
-        match_classes: False takes the runtime's classes by position, whatever their names are.
+        data_name: Name of the data in error messages.
+        match_classes: Whether class names are compared; False takes the runtime's classes by position.
 
     Raises:
-        ValueError: If the number of classes or their names differ. Of a module, and of a file that does not know its
+        ValueError: If the number of classes or their names differ. For a module, and for a file that does not state its
             number of classes, the first call raises it.
     """
-    # The spec of a module may be older than its classifier; its first call tells.
+    # The spec of a module may be older than its classifier, so the first call checks the number of classes.
     if runtime.spec.num_classes and not isinstance(runtime, TorchRuntime):
         check_class_count(
             runtime.spec.num_classes, len(data.class_names), network_name=runtime.name, data_name=data_name
@@ -35,13 +35,13 @@ def match_runtime(runtime: Runtime, data: ClassFacts, data_name: str, *, match_c
 
 
 class MatchedRuntime(Runtime):
-    """A runtime whose outputs are in the data's order.
+    """A runtime whose outputs are in the order of the data's classes.
 
     Args:
-        runtime: The wrapped runtime.
+        runtime: Runtime that is wrapped.
         data: Class names and palette of the data.
-        data_name: What errors call the data.
-        order: For each class of the data the runtime's column; None for the same order.
+        data_name: Name of the data in error messages.
+        order: The runtime's class for each class of the data; None for the same order.
     """
 
     def __init__(self, runtime: Runtime, data: ClassFacts, data_name: str, order: Order | None) -> None:
@@ -56,15 +56,15 @@ class MatchedRuntime(Runtime):
         self.columns = None if order is None else torch.tensor(order, device=runtime.device)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Prepare images as the runtime does."""
+        """Prepare images as the wrapped runtime does."""
         return self.runtime.prepare(images)
 
     def infer(self, inputs: Tensor) -> Tensor:
-        """Run the runtime, and put logits or masks in the data's order."""
+        """Run the wrapped runtime, and put its logits or masks in the data's order."""
         return self._reordered(self.runtime.infer(inputs))
 
     def logits_at_stride(self, images: Tensor) -> Tensor:
-        """Return logits as the runtime does, in the data's order."""
+        """Return logits as the wrapped runtime does, in the data's order."""
         return self._reordered(self.runtime.logits_at_stride(images))
 
     def _reordered(self, outputs: Tensor) -> Tensor:
@@ -73,10 +73,10 @@ class MatchedRuntime(Runtime):
         check_class_count(
             outputs.shape[1], len(self.spec.class_names), network_name=self.name, data_name=self.data_name
         )
-        if not self.is_checked:  # once, as it waits for the device
+        if not self.is_checked:  # only once, because the check waits for the device
             check_logits(outputs, self.name)
             self.is_checked = True
         if self.columns is None:
             return outputs
-        # With one logit, the other class is the negative.
+        # A network with one logit: the logit of the other class is its negative.
         return -outputs if outputs.shape[1] == 1 else outputs.index_select(1, self.columns)

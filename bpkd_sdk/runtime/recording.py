@@ -1,4 +1,4 @@
-"""Work on a CUDA stream of its own, and all its kernels launched at once: recorded as a CUDA graph, then replayed."""
+"""Work on a separate CUDA stream, and CUDA graphs that launch all kernels of such work at once."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Held while an engine is loaded, a context is made or a graph is recorded: the first two may, and the last does, wait
-# for the whole device, which breaks a recording that is under way; and torch records one graph at a time.
+# Held while an engine is loaded, an execution context is made or a graph is recorded. The first two may wait for the
+# whole device, and the last does, which breaks a recording in progress; and torch records one graph at a time.
 SETTING_UP = threading.Lock()
-_RUNS_BEFORE = 3  # what sets up handles, picks kernels or grows a memory pool must not do so while it is recorded
+_RUNS_BEFORE = 3  # libraries must create handles, choose kernels and grow memory pools before the recording
 
 Work = Callable[[Tensor], Tensor]
 
 
 def run_on(stream: torch.cuda.Stream, work: Work, inputs: Tensor) -> Tensor:
-    """Queue work behind the caller's stream; what the caller queues next waits for the result."""
+    """Run work on a stream, after all work on the caller's stream and before any work that the caller queues next.
+
+    Args:
+        stream: Stream to run on.
+        work: Function from inputs to output, which uses the current stream.
+        inputs: Argument of the function.
+    """
     caller = torch.cuda.current_stream(stream.device)
     stream.wait_stream(caller)
     with torch.cuda.stream(stream):
@@ -29,22 +35,22 @@ def run_on(stream: torch.cuda.Stream, work: Work, inputs: Tensor) -> Tensor:
 
 
 class Recording:
-    """Work for inputs of one shape, recorded once and replayed from then on; threads take turns.
+    """A CUDA graph of work for inputs of one shape, recorded once and then replayed; threads replay one at a time.
 
     Args:
-        stream: To record and to replay on.
-        work: From inputs to output, on the current stream, without waiting for it.
-        inputs: Of the shape and type of all that will come.
+        stream: Stream to record and to replay on.
+        work: Function from inputs to output, which uses the current stream and does not wait for it.
+        inputs: Example with the shape and type of all later inputs.
 
     Raises:
-        RuntimeError: If the work does what cannot be recorded, such as waiting for the device.
+        RuntimeError: If the work cannot be recorded, for example because it waits for the device.
     """
 
     def __init__(self, stream: torch.cuda.Stream, work: Work, inputs: Tensor) -> None:
         self._stream = stream
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         caller = torch.cuda.current_stream(stream.device)
-        # Tensors made in inference mode could not be written to by calls outside of it.
+        # Calls outside inference mode cannot write to tensors that were made in it.
         with SETTING_UP, torch.inference_mode(False), torch.cuda.stream(stream):
             stream.wait_stream(caller)
             self._inputs = inputs.clone()
@@ -52,13 +58,13 @@ class Recording:
                 work(self._inputs)
             stream.synchronize()
             self._graph = torch.cuda.CUDAGraph()
-            # Other threads may go on using the device meanwhile.
+            # Thread-local mode lets other threads use the device during the recording.
             with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 self._output = work(self._inputs)
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """As `run_on`."""
-        with self._turn:
+        """Replay the work for new inputs, in the order of the caller's stream, and return the output."""
+        with self._lock:
             return run_on(self._stream, self._replay, inputs)
 
     def _replay(self, inputs: Tensor) -> Tensor:

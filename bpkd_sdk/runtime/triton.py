@@ -1,8 +1,8 @@
-"""A model of a Triton Inference Server as a `Runtime`, over HTTP.
+"""The `Runtime` of models on a Triton Inference Server, over HTTP.
 
-The server's configuration of the model, as `bpkd_sdk.export.to_triton` writes it, says all that has to be known.
-tritonclient makes and reads the messages; urllib3 carries them, because its pool of connections may be used from any
-thread, and tritonclient's own clients may not.
+The model's configuration on the server, written by `bpkd_sdk.export.to_triton`, contains all facts about the model.
+tritonclient encodes and decodes the messages; urllib3 sends them, because any thread may use its pool of connections,
+whereas tritonclient's own clients are bound to one thread.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from bpkd_sdk.models.spec import NetworkSpec
 from bpkd_sdk.runtime.base import Accepts, Range, Runtime
 from bpkd_sdk.runtime.onnx import METADATA_KEY, parse_metadata
 
-_PORT = 8000  # of Triton's HTTP, unless it is told otherwise
+_PORT = 8000  # default port of Triton's HTTP service
 _HEADER = "Inference-Header-Content-Length"
 
 
 class UnreachableError(RuntimeError):
-    """The server cannot be reached, or does not answer in time."""
+    """Error for a server that cannot be reached or does not respond in time."""
 
 
 class TritonRuntime(Runtime):
-    """A model that `bpkd_sdk.export.to_triton` wrote, on a server that answers.
+    """A model that `bpkd_sdk.export.to_triton` wrote, on a running server.
 
-    Batching is the server's: call from as many threads as there are images at hand.
+    The server forms batches, so several threads should call the runtime at the same time, one for each image.
 
     Args:
-        url: "triton://host:port/model"; without a port, 8000.
-        device: "auto" or "cpu": where the masks come to. The server chooses where the network runs.
-        timeout: How long the server may take for an answer, in seconds.
+        url: "triton://host:port/model"; the default port is 8000.
+        device: "auto" or "cpu": device of the masks. The server chooses the device of the network.
+        timeout: Largest time for a response of the server, in seconds.
 
     Raises:
         ImportError: If tritonclient is missing.
-        ValueError: If the URL is of another form, or the server has no such model, or not one of ours.
-        UnreachableError: If the server cannot be reached, or does not answer in time.
-        RuntimeError: If it has not loaded the model.
+        ValueError: If the URL has another form, or the server has no model of this name that bpkd-sdk wrote.
+        UnreachableError: If the server cannot be reached or does not respond in time.
+        RuntimeError: If the server has not loaded the model.
     """
 
     def __init__(self, url: str, device: str | torch.device = "auto", *, timeout: float = 30.0) -> None:
@@ -52,84 +52,85 @@ class TritonRuntime(Runtime):
         self._address = f"http://{host}:{port}/v2"
         self._timeout = timeout
         self._pool = _open_pool(timeout)
-        config = self._config()
-        raw = config.get("parameters", {}).get(METADATA_KEY, {}).get("string_value")
-        facts = parse_metadata(raw, url)
+        config = self._read_config()
+        text = config.get("parameters", {}).get(METADATA_KEY, {}).get("string_value")
+        metadata = parse_metadata(text, url)
         self._output = config["output"][0]["name"]
         self._input = config["input"][0]["name"]
-        accepts = _accepted(config, facts["preprocess"])
-        super().__init__(url, NetworkSpec.from_dict(facts["network"]), facts, torch.device("cpu"), accepts)
+        accepts = _accepted_images(config, metadata["preprocess"])
+        super().__init__(url, NetworkSpec.from_dict(metadata["network"]), metadata, torch.device("cpu"), accepts)
 
     def infer(self, inputs: Tensor) -> Tensor:
-        """What the model returns: uint8 masks (N, H, W), or float32 logits (N, C, H, W)."""
+        """Return the model's output: uint8 masks (N, H, W), or float32 logits (N, C, H, W)."""
         from tritonclient.http import InferenceServerClient, InferInput
 
         tensor = InferInput(self._input, list(inputs.shape), "UINT8" if inputs.dtype == torch.uint8 else "FP32")
         tensor.set_data_from_numpy(inputs.numpy())
         body, length = InferenceServerClient.generate_request_body([tensor])
-        status, answer, headers = self._ask("POST", f"models/{self.model}/infer", body, {_HEADER: str(length)})
+        status, content, headers = self._request("POST", f"models/{self.model}/infer", body, {_HEADER: str(length)})
         if status != 200:
-            raise RuntimeError(f"{self.name} failed on images of shape {tuple(inputs.shape)}: {_problem(answer)}")
-        result = InferenceServerClient.parse_response_body(answer, header_length=int(headers[_HEADER]))
+            raise RuntimeError(f"{self.name} failed on images of shape {tuple(inputs.shape)}: {_error_text(content)}")
+        result = InferenceServerClient.parse_response_body(content, header_length=int(headers[_HEADER]))
         return torch.from_numpy(np.array(result.as_numpy(self._output)))
 
-    def _config(self) -> dict[str, Any]:
-        """The model's configuration, or the reason why the server has none."""
-        status, config = self._ask_json("GET", f"models/{self.model}/config")
+    def _read_config(self) -> dict[str, Any]:
+        """Return the model's configuration; raise ValueError or RuntimeError with the reason if there is none."""
+        status, config = self._request_json("GET", f"models/{self.model}/config")
         if status == 200:
             return dict(config)
-        models = {model["name"]: model for model in self._ask_json("POST", "repository/index", b"{}")[1]}
+        models = {model["name"]: model for model in self._request_json("POST", "repository/index", b"{}")[1]}
         if self.model not in models:
             names = ", ".join(models) or "none"
             raise ValueError(
                 f"The Triton server at {self._address} has no model {self.model!r}; it has {names}."
                 f"{did_you_mean(self.model, models)}"
             )
-        found = models[self.model]
-        state, reason = found.get("state", "not loaded"), found.get("reason", "no reason given")
+        entry = models[self.model]
+        state, reason = entry.get("state", "not loaded"), entry.get("reason", "no reason given")
         raise RuntimeError(f"The Triton server at {self._address} cannot run {self.model!r}: {state}, {reason}.")
 
-    def _ask_json(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
-        status, answer, _ = self._ask(method, path, body)
+    def _request_json(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
+        """Return status and parsed body of the server's response."""
+        status, content, _ = self._request(method, path, body)
         try:
-            return status, json.loads(answer)
+            return status, json.loads(content)
         except ValueError as error:
             raise RuntimeError(
-                f"What answers at {self._address} is not Triton's HTTP service. Is this its port?"
+                f"The service at {self._address} is not Triton's HTTP service. Check the port in the URL."
             ) from error
 
-    def _ask(
+    def _request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, bytes, Any]:
-        """Status, body and headers of the server's answer; UnreachableError if there is none."""
+        """Return status, body and headers of the server's response; raise UnreachableError if there is none."""
         import urllib3
 
         try:
-            answer = self._pool.request(method, f"{self._address}/{path}", body=body, headers=headers)
+            response = self._pool.request(method, f"{self._address}/{path}", body=body, headers=headers)
         except urllib3.exceptions.ReadTimeoutError as error:
             raise UnreachableError(
                 f"The Triton server at {self._address} did not answer within {self._timeout} s. It may be overloaded: "
-                "look at its queue in its metrics, give it more `instances`, or wait longer with `timeout`."
+                "check the queue in its metrics, give the model more `instances`, or wait longer with `timeout`."
             ) from error
         except urllib3.exceptions.HTTPError as error:
             raise UnreachableError(
-                f"The Triton server at {self._address} cannot be reached ({error}). Is it running, and is this the "
-                "port of its HTTP service?"
+                f"The Triton server at {self._address} cannot be reached ({error}). Check that it is running, "
+                "and that the port in the URL is that of its HTTP service."
             ) from error
-        return answer.status, answer.data, answer.headers
+        return response.status, response.data, response.headers
 
 
 def _open_pool(timeout: float) -> Any:
     import urllib3
 
-    # As many connections are kept open as there may be threads; more are opened and closed again.
+    # Up to 64 threads keep a connection open each; further connections are opened and closed again.
     return urllib3.PoolManager(
         maxsize=64, timeout=urllib3.Timeout(connect=min(5.0, timeout), read=timeout), retries=False
     )
 
 
 def split_url(url: str) -> tuple[str, int, str]:
-    """Host, port and model of triton://host:port/model; ValueError for anything else."""
+    """Return host, port and model of triton://host:port/model; raise ValueError for any other URL."""
     parts = urlsplit(url)
     model = parts.path.strip("/")
     try:
@@ -142,8 +143,8 @@ def split_url(url: str) -> tuple[str, int, str]:
     return host, port, model
 
 
-def _accepted(config: dict[str, Any], preprocess: bool) -> Accepts:
-    """The images that a model with this configuration takes."""
+def _accepted_images(config: dict[str, Any], preprocess: bool) -> Accepts:
+    """Return the images that a model with this configuration accepts."""
     dims = [int(length) for length in config["input"][0]["dims"]]
     height, width = dims[-3:-1] if preprocess else dims[-2:]
     return Accepts((1, max(1, int(config["max_batch_size"]))), _range(height), _range(width))
@@ -153,9 +154,9 @@ def _range(length: int) -> Range:
     return (1, None) if length == -1 else (length, length)
 
 
-def _problem(answer: bytes) -> str:
-    """The text of an error of the server's."""
+def _error_text(content: bytes) -> str:
+    """Return the text of an error response of the server."""
     try:
-        return str(json.loads(answer)["error"])
+        return str(json.loads(content)["error"])
     except (ValueError, KeyError, TypeError):
-        return answer[:200].decode(errors="replace")
+        return content[:200].decode(errors="replace")

@@ -122,7 +122,9 @@ def test_an_engine_that_was_seen_to_be_what_was_asked_for(on_a_gpu, tmp_path):
     [
         pytest.param(None, "cannot load the engine that it has built for this GPU.*no engine was written", id="load"),
         pytest.param({}, "inspector names no FLOAT layer among 1 .*no engine was written", id="nothing told"),
-        pytest.param({"Weights": {"Type": "Half"}}, "is not fp32 as asked for(.|\n)*net/conv: HALF", id="another type"),
+        pytest.param(
+            {"Weights": {"Type": "Half"}}, "is not fp32 as the ONNX file states(.|\n)*net/conv: HALF", id="another type"
+        ),
     ],
 )
 def test_an_engine_that_was_not_seen_to_be_what_was_asked_for(on_a_gpu, tmp_path, kernel, reason):

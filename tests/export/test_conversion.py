@@ -10,7 +10,7 @@ import bpkd_sdk
 from bpkd_sdk.cli.deployment import parse_batch, parse_sizes
 from bpkd_sdk.export import to_onnx
 from bpkd_sdk.export.benchmark import BenchmarkReport
-from bpkd_sdk.export.conversion import convert, plan
+from bpkd_sdk.export.conversion import convert, plan_steps
 from bpkd_sdk.runtime import FORMATS, find_format
 from bpkd_sdk.runtime.manifest import load_manifest
 from tests.networks import tiny
@@ -87,15 +87,27 @@ def test_a_file_is_verified_on_ones_own_images(bpkd, folder, tmp_path):
         ("triton://host/m", {}, "format Triton, which export does not write.*`bpkd triton`"),
         ("m.tflite", {}, "ends in one of .safetensors.*but got '.*m.tflite'"),
         ("m.onnx", {"precision": "fp8"}, "`precision` to be one of {'fp32', 'fp16', 'int8'}, but got 'fp8'"),
-        ("m.onnx", {}, "to_onnx, which needs `input_size`"),
-        ("m.onnx", {"input_size": SIZE, "workspace_mb": 8}, "to_onnx, which takes no `workspace_mb`"),
-        ("m.onnx", {"input_size": SIZE, "precision": "int8"}, "to_onnx, then quantize, which needs `calibration_data`"),
+        ("m.onnx", {}, "Option `input_size` is required by the export steps from m.safetensors to m.onnx: to_onnx."),
+        (
+            "m.onnx",
+            {"input_size": SIZE, "workspace_mb": 8},
+            "Option `workspace_mb` is not used by the export steps .*: to_onnx.",
+        ),
+        (
+            "m.onnx",
+            {"input_size": SIZE, "precision": "int8"},
+            "Option `calibration_data` is required by the export steps .*: to_onnx, then quantize.",
+        ),
         (
             "m.plan",
             {"input_size": SIZE, "force": True},
-            "force=True keeps an ONNX file .* of which nothing more is made",
+            "force=True keeps an ONNX file .* from which no further file is made",
         ),
-        ("m.plan", {"input_size": SIZE, "images": 8}, "to_onnx, then to_tensorrt, which takes no `images`"),
+        (
+            "m.plan",
+            {"input_size": SIZE, "images": 8},
+            "Option `images` is not used by the export steps .*: to_onnx, then to_tensorrt.",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
@@ -107,9 +119,9 @@ def test_what_does_not_fit_together(folder, tmp_path, target, options, message):
 
 def test_an_onnx_file_keeps_what_it_is():
     with pytest.raises(ValueError, match=r"m.onnx is an ONNX file already. Pass precision='int8', or an engine"):
-        plan(Path("m.onnx"), "n.onnx", None)
+        plan_steps(Path("m.onnx"), "n.onnx", None)
     with pytest.raises(ValueError, match="is an ONNX file and keeps its own precision"):
-        plan(Path("m.onnx"), "m.engine", "fp16")
+        plan_steps(Path("m.onnx"), "m.engine", "fp16")
     with pytest.raises(FileNotFoundError, match="no file none.onnx to export"):
         convert("none.onnx", "m.engine")
 

@@ -96,14 +96,14 @@ def test_a_network_of_another_library_compiles_in_every_precision(compiler, tmp_
 
 def test_a_range_of_sizes(compiler, tmp_path):
     path = small_file(tmp_path / "m.onnx")
-    with pytest.raises(ValueError, match="images of any size, but an engine needs a range: pass `size`"):
+    with pytest.raises(ValueError, match="images of any size, but an engine needs a range: pass `input_sizes`"):
         to_tensorrt(path, tmp_path / "m.engine")
     sizes = ((32, 64), (64, 128), (128, 256))
-    report = to_tensorrt(path, tmp_path / "m.engine", size=sizes, batch=(2, 2, 2))
+    report = to_tensorrt(path, tmp_path / "m.engine", input_sizes=sizes, batch=(2, 2, 2))
     assert report.manifest.inputs["images"]["max"] == [2, 3, 128, 256]
     assert report.manifest.targets == ("sm80+",)
-    with pytest.raises(ValueError, match=r"height of 1 <= least <= best <= largest, but got \(64, 32, 128\)"):
-        to_tensorrt(path, tmp_path / "m.engine", size=(sizes[1], sizes[0], sizes[2]))
+    with pytest.raises(ValueError, match=r"height of 1 <= smallest <= best <= largest, but got \(64, 32, 128\)"):
+        to_tensorrt(path, tmp_path / "m.engine", input_sizes=(sizes[1], sizes[0], sizes[2]))
     fixed = small_file(tmp_path / "fixed.onnx", sides=(32, 32), batch=1)
     with pytest.raises(ValueError, match=r"takes a batch of 1 only, but got \(1, 2, 4\)"):
         to_tensorrt(fixed, tmp_path / "m.engine", batch=(1, 2, 4))
@@ -115,7 +115,7 @@ def test_a_file_that_is_not_what_it_says_is_refused(compiler, files, tmp_path):
     for precision in ("fp16", "int8"):
         claim = {"precision": precision, "quantization": {"quantized": 2}}
         (tmp_path / "m.onnx").write_bytes(seal_onnx(proto, facts | claim))
-        with pytest.raises(RuntimeError, match=f"says that it is {precision}.*but they are 3 FLOAT. No engine was"):
+        with pytest.raises(RuntimeError, match=f"states that it is {precision}.*but they are 3 FLOAT. No engine was"):
             to_tensorrt(tmp_path / "m.onnx", tmp_path / "m.engine")
     assert list(tmp_path.iterdir()) == [tmp_path / "m.onnx"]
 
@@ -146,13 +146,13 @@ def test_parser_errors_name_the_node(compiler, tmp_path):
 
 def test_compiler_errors_come_back(compiler, tmp_path, monkeypatch):
     path = small_file(tmp_path / "m.onnx", sides=(8, 8))
-    monkeypatch.setattr(compilation.Compilation, "_aim_rtx", aim_at_this_machine)
+    monkeypatch.setattr(compilation.Compilation, "_select_capabilities", select_this_machine)
     with pytest.raises(RuntimeError, match="could not compile.*m.onnx:\n.*CUDA driver"):
         to_tensorrt(path, tmp_path / "m.engine")
     assert list(tmp_path.iterdir()) == [path]
 
 
-def aim_at_this_machine(self, hardware):
+def select_this_machine(self, hardware):
     self.config.num_compute_capabilities = 1
     self.config.set_compute_capability(self.trt.ComputeCapability.CURRENT, 0)
     return ("sm80+",)
@@ -163,7 +163,7 @@ def test_this_gpu_may_be_one_that_has_no_engines(compiler, tmp_path, monkeypatch
     path = small_file(tmp_path / "m.onnx", sides=(8, 8))
     for module in (compilation, tensorrt):
         monkeypatch.setattr(module, "capability", lambda: "sm90")
-    monkeypatch.setattr(tensorrt, "_device", lambda: None)
+    monkeypatch.setattr(tensorrt, "_describe_gpu", lambda: None)
     with pytest.raises(ValueError, match="hardware='current' is sm90 here.*only for sm75.*backend='tensorrt'"):
         to_tensorrt(path, tmp_path / "m.engine", hardware="current")
     for hardware in (None, ["sm86"]):

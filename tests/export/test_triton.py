@@ -330,7 +330,7 @@ def test_a_name_that_is_taken(tiny_onnx, tmp_path):
     shutil.rmtree(report.path / "1")
     assert to_triton(tiny_onnx["batch"], tmp_path, name="m").version == 1
     (tmp_path / "foreign").mkdir()
-    with pytest.raises(ValueError, match="foreign is there and holds no model.*Choose another `name`"):
+    with pytest.raises(ValueError, match="foreign exists and contains no model.*Choose another `name`"):
         to_triton(tiny_onnx["batch"], tmp_path, name="foreign")
     assert list((tmp_path / "foreign").iterdir()) == []
 

@@ -55,7 +55,7 @@ def test_files_of_any_size(name, shallow, compiler, tmp_path):
     assert json.loads(entry.value)["network"]["name"] == name
     largest = (2 * size[0], 2 * size[1])
     for precision, path in files.items():
-        shapes = check_engine(path, precision, network, batch=(1, 2, 4), size=(size, size, largest))
+        shapes = check_engine(path, precision, network, batch=(1, 2, 4), input_sizes=(size, size, largest))
         assert (shapes["min"], shapes["max"]) == ([1, *size, 3], [4, *largest, 3])
 
 

@@ -157,7 +157,9 @@ def test_engines_that_are_not_whole(here, tmp_path):
         pytest.param({"inputs": {"images": {"dtype": "FLOAT"}}}, "its inputs are", id="shapes"),
         pytest.param({"outputs": {"m": {"dtype": "UINT8", "shape": [8, "x", 8]}}}, "its outputs are", id="lengths"),
         pytest.param({"targets": ("any+",)}, r"its targets are \('any\+',\)", id="targets"),
-        pytest.param({"targets": 86}, r"targets: Input should be a valid tuple \(got 86\)", id="targets of another type"),
+        pytest.param(
+            {"targets": 86}, r"targets: Input should be a valid tuple \(got 86\)", id="targets of another type"
+        ),
         pytest.param({"build": 11}, r"build: Input should be a valid string \(got 11\)", id="build"),
     ],
 )

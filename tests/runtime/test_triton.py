@@ -123,7 +123,7 @@ def test_nobody_listens():
         port = listener.getsockname()[1]
     with pytest.raises(UnreachableError, match=rf"server at http://127.0.0.1:{port}/v2 cannot be reached.*refused"):
         open_runtime(f"triton://127.0.0.1:{port}/m")
-    with pytest.raises(UnreachableError, match="cannot be reached.*Is it running"):
+    with pytest.raises(UnreachableError, match="cannot be reached.*Check that it is running"):
         open_runtime("triton://no-such-host.invalid/m")
 
 
