@@ -1,4 +1,4 @@
-"""From a trained network to files that run without it."""
+"""Export of trained networks: ONNX files, INT8, TensorRT engines, Triton repositories, verification, benchmark."""
 
 from bpkd_sdk.export.benchmark import BenchmarkReport, BenchmarkRow, benchmark
 from bpkd_sdk.export.onnx import ExportReport, to_onnx

@@ -1,4 +1,4 @@
-"""bpkd export, formats, doctor."""
+"""Commands `bpkd export`, `formats`, `doctor`, `benchmark` and `triton`."""
 
 from __future__ import annotations
 
@@ -23,56 +23,59 @@ SHOWN_LAYERS = 12
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(help="A checkpoint, or an ONNX file to quantise or compile.")],
-    output: Annotated[Path, typer.Argument(help="The file to write; its suffix says the format (see bpkd formats).")],
+    model: Annotated[Path, typer.Argument(help="Checkpoint, or ONNX file to quantise or compile.")],
+    output: Annotated[Path, typer.Argument(help="File to write; its suffix selects the format (see `bpkd formats`).")],
     precision: Annotated[
-        str | None, typer.Option(help="'fp32', 'fp16' or 'int8'; by default that of an ONNX file, otherwise fp32.")
+        str | None,
+        typer.Option(help="'fp32', 'fp16' or 'int8'. Default: that of an ONNX file; otherwise fp32."),
     ] = None,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the images. Needed for a checkpoint.")] = None,
-    dynamic_batch: Annotated[bool | None, typer.Option(help="ONNX: take any number of images at once.")] = None,
-    dynamic_size: Annotated[bool | None, typer.Option(help="ONNX: take images of any size.")] = None,
-    preprocess: Annotated[bool | None, typer.Option(help="ONNX: take uint8 RGB images and normalise inside.")] = None,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the images. Required for a checkpoint.")] = None,
+    dynamic_batch: Annotated[bool | None, typer.Option(help="ONNX: accept any number of images per batch.")] = None,
+    dynamic_size: Annotated[bool | None, typer.Option(help="ONNX: accept images of any size.")] = None,
+    preprocess: Annotated[bool | None, typer.Option(help="ONNX: accept uint8 RGB images and normalise inside.")] = None,
     argmax: Annotated[bool | None, typer.Option(help="ONNX: return masks instead of logits.")] = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX: operator set.")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX: operator set, 18 to 23.")] = None,
     force: Annotated[bool | None, typer.Option("--force", help="ONNX: keep a file that disagrees with torch.")] = None,
     verify_on: Annotated[
-        str | None, typer.Option(help="ONNX: agree with torch on the validation images of this data set or folder too.")
+        str | None,
+        typer.Option(help="ONNX: also verify on the validation images of this data set or folder."),
     ] = None,
     match_classes: Annotated[
         bool | None,
         typer.Option(
             "--match-classes/--no-match-classes",
-            help="Put classes in the data's order by name, and refuse other names; or take them by position.",
+            help="Match classes with the data's by name and refuse other names, or take classes by position.",
         ),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="int8: the images to calibrate with; a data set or folder.")] = None,
+    data: Annotated[str | None, typer.Option(help="int8: data set or folder of calibration images.")] = None,
     root: Root = None,
-    images: Annotated[int | None, typer.Option(help="int8: how many of them, at most.")] = None,
-    max_boundary_loss: Annotated[float | None, typer.Option(help="int8: most boundary IoU to lose, 0 to 1.")] = None,
-    batch: Annotated[str | None, typer.Option(help="Engine: LEAST,BEST,MOST images at a time.")] = None,
+    images: Annotated[int | None, typer.Option(help="int8: largest number of calibration images.")] = None,
+    max_boundary_loss: Annotated[float | None, typer.Option(help="int8: largest loss of boundary IoU, 0 to 1.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Engine: SMALLEST,BEST,LARGEST number of images per batch.")] = None,
     sizes: Annotated[
-        str | None, typer.Option(help="Engine of a file of any size: LEAST,BEST,LARGEST, each HEIGHTxWIDTH.")
+        str | None,
+        typer.Option(help="Engine of a file of any size: SMALLEST,BEST,LARGEST, each HEIGHTxWIDTH."),
     ] = None,
-    workspace_mb: Annotated[int | None, typer.Option(help="Engine: most device memory for scratch.")] = None,
+    workspace_mb: Annotated[int | None, typer.Option(help="Engine: largest device memory for scratch, in MiB.")] = None,
     version_compatible: Annotated[
-        bool | None, typer.Option("--version-compatible", help="Engine: later builds of TensorRT may run it.")
+        bool | None, typer.Option("--version-compatible", help="Engine: later builds of TensorRT can run it.")
     ] = None,
     hardware: Annotated[
-        list[str] | None, typer.Option(help="Engine: a GPU to compile for, such as sm86; may be given several times.")
+        list[str] | None, typer.Option(help="Engine: GPU to compile for, such as sm86; the option can be repeated.")
     ] = None,
-    timing_cache: Annotated[Path | None, typer.Option(help="Engine: a file of kernel timings, used and kept.")] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="Engine: file of kernel timings to use and update.")] = None,
     backend: Annotated[str | None, typer.Option(help="Engine: 'tensorrt' or 'tensorrt_rtx'.")] = None,
 ) -> None:
-    """Write an ONNX file or a TensorRT engine, and keep it only if it is what was asked for.
+    """Write an ONNX file or a TensorRT engine, and keep the file only if it passes its check.
 
-    An ONNX file must agree with torch, an int8 file must keep its boundaries, an engine must have the precision asked
-    for. On the way from a checkpoint to an engine all of these are checked.
+    An ONNX file must agree with torch. An int8 file must keep boundary IoU within a limit. An engine must have the
+    precision of its ONNX file; engines have not yet been executed. Every step of a conversion is checked.
     """
     import bpkd_sdk
     from bpkd_sdk.export import QuantizationReport
     from bpkd_sdk.export.conversion import convert
 
-    given = {
+    arguments = {
         "input_size": parse_size(size),
         "dynamic_batch": dynamic_batch,
         "dynamic_size": dynamic_size,
@@ -93,28 +96,28 @@ def export(
         "timing_cache": timing_cache,
         "backend": backend,
     }
-    options = {name: value for name, value in given.items() if value is not None}
-    with errors.status("Exporting, and checking what came out"):
+    options = {name: value for name, value in arguments.items() if value is not None}
+    with errors.status("Exporting and checking"):
         reports = convert(model, output, precision=precision, **options)
     for report in reports:
-        console.print(f"{_found(report)}", soft_wrap=True)
+        console.print(_format_report(report), soft_wrap=True)
         if isinstance(report, QuantizationReport):
-            console.print(_layers(report))
+            console.print(_layers_table(report))
     console.print(f"{reports[-1].path}: {reports[-1].size / 1e6:.2f} MB", soft_wrap=True)
 
 
 def parse_batch(text: str | None) -> tuple[int, ...] | None:
-    """(least, best, most) of a text like 1,4,8; None stays None, anything else is a ValueError."""
+    """Parse (smallest, best, largest) from a text like 1,4,8; None stays None, other texts raise ValueError."""
     if text is None:
         return None
     parts = text.split(",")
     if len(parts) != 3 or not all(part.isdigit() for part in parts):
-        raise ValueError(f"Expected a range like 1,4,8 (least, best, most), but got {text!r}.")
+        raise ValueError(f"Expected a range like 1,4,8 (smallest, best, largest), but got {text!r}.")
     return tuple(map(int, parts))
 
 
 def parse_sizes(text: str | None) -> Sizes | None:
-    """Three sizes of a text like 256x512,512x1024,1024x2048; None stays None, anything else is a ValueError."""
+    """Parse three sizes from a text like 256x512,512x1024,1024x2048; None stays None, other texts raise ValueError."""
     if text is None:
         return None
     sizes = tuple(size for part in text.split(",") if (size := parse_size(part)) is not None)
@@ -123,8 +126,8 @@ def parse_sizes(text: str | None) -> Sizes | None:
     return sizes
 
 
-def _found(report: Any) -> str:
-    """What a step has checked, in a line."""
+def _format_report(report: Any) -> str:
+    """Describe the result of a step in one line."""
     from bpkd_sdk.export import ExportReport, QuantizationReport
 
     if isinstance(report, ExportReport):
@@ -140,13 +143,13 @@ def _found(report: Any) -> str:
     return f"Engine: layers {layers}; for {', '.join(report.manifest.targets)}; compiled in {report.seconds:.1f} s"
 
 
-def _layers(report: QuantizationReport) -> Table:
-    """The layers that change most when each alone is in int8, edges first."""
+def _layers_table(report: QuantizationReport) -> Table:
+    """Return a table of the layers that change most pixels when each alone is in int8."""
     table = Table("layer", "kind", "edges changed", "bodies changed", "kept in", box=SIMPLE_HEAD, padding=(0, 1))
     for layer in report.worst[:SHOWN_LAYERS]:
         damages = _percent(layer.edge_damage), _percent(layer.body_damage)
         table.add_row(escape(layer.name), layer.kind, *damages, "int8" if layer.quantized else "fp32")
-    table.caption = f"The worst of {len(report.layers)}; the file's metadata lists all."
+    table.caption = f"The worst of {len(report.layers)} layers; the file's metadata lists all of them."
     return table
 
 
@@ -158,7 +161,7 @@ def _percent(share: float | None) -> str:
 def formats(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as in docs/formats.md.")] = False,
 ) -> None:
-    """Show the table of formats: what a network can be kept as, what writes it, and where it runs."""
+    """Show the table of formats: suffixes, precisions, devices, and the function that writes each format."""
     from bpkd_sdk.runtime import FORMATS
 
     headings = ("format", "suffix", "precision", "runs on", "written by", "extra")
@@ -166,7 +169,7 @@ def formats(
         (
             format_.name,
             ", ".join(format_.suffixes),
-            ", ".join(format_.precisions) or "as it comes",
+            ", ".join(format_.precisions) or "unchanged",
             ", ".join(format_.devices),
             format_.exporter.rpartition(":")[2] if format_.exporter else "-",
             " or ".join(format_.extras) or "-",
@@ -187,7 +190,7 @@ def formats(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine has: torch, CUDA, ONNX Runtime, TensorRT; and what to install for what is missing."""
+    """Show what is installed (torch, CUDA, ONNX Runtime, TensorRT), and how to install what is missing."""
     from bpkd_sdk.doctor import examine
 
     table = Table("part", "found", "what to do")
@@ -198,24 +201,25 @@ def doctor() -> None:
 
 @app.command()
 def benchmark(
-    artifacts: Annotated[list[str], typer.Argument(help="Checkpoints, ONNX files, engines, triton:// URLs.")],
+    artifacts: Annotated[list[str], typer.Argument(help="Checkpoints, ONNX files, engines and triton:// URLs.")],
     data: Annotated[
-        str | None, typer.Option(help="Score them on this data set or folder, and time them on its images.")
+        str | None, typer.Option(help="Data set or folder to score on, whose images are also used for timing.")
     ] = None,
     root: Root = None,
-    split: Annotated[str, typer.Option(help="Of the data set.")] = "val",
-    batch: Annotated[int, typer.Option(help="Images at a time.")] = 1,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "val",
+    batch: Annotated[int, typer.Option(help="Number of images per batch.")] = 1,
     size: Annotated[
-        str | None, typer.Option(help="HEIGHTxWIDTH of the images; by default the data's, or the first artifact's.")
+        str | None,
+        typer.Option(help="HEIGHTxWIDTH of the images. Default: that of the data or the first artifact."),
     ] = None,
     duration: Annotated[float, typer.Option(help="Seconds of timed calls for each artifact.")] = 10.0,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")] = "auto",
     match_classes: MatchClasses = True,
-    json: Annotated[Path | None, typer.Option(help="Also write all figures to this file.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Also write a page with a plot to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="File to write all figures to, as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="File to write the table to, as Markdown.")] = None,
+    html: Annotated[Path | None, typer.Option(help="File to write a page with a plot to.")] = None,
 ) -> None:
-    """Measure artifacts of all formats side by side: cost, latency, memory, precision as found, accuracy."""
+    """Measure artifacts of all formats side by side: cost, latency, memory, inspected precision, accuracy."""
     import bpkd_sdk
     from bpkd_sdk.export import benchmark as run
 
@@ -239,18 +243,19 @@ def benchmark(
 
 @app.command()
 def triton(
-    artifact: Annotated[Path, typer.Argument(help="An ONNX file of export, or a TensorRT engine.")],
-    repository: Annotated[Path, typer.Argument(help="The folder of all models of the server.")],
-    name: Annotated[str | None, typer.Option(help="Of the model; by default the file's.")] = None,
+    artifact: Annotated[Path, typer.Argument(help="ONNX file of `bpkd export`, or TensorRT engine.")],
+    repository: Annotated[Path, typer.Argument(help="Model repository: the folder of all models of the server.")],
+    name: Annotated[str | None, typer.Option(help="Name of the model. Default: that of the file.")] = None,
     backend: Annotated[
-        str | None, typer.Option(help="'onnxruntime', 'tensorrt' or 'python'; by default what the file needs.")
+        str | None, typer.Option(help="'onnxruntime', 'tensorrt' or 'python'. Default: the first that runs the file.")
     ] = None,
-    max_batch_size: Annotated[int | None, typer.Option(help="Most images that are put together.")] = None,
+    max_batch_size: Annotated[int | None, typer.Option(help="Largest batch that the server forms.")] = None,
     preferred_batch_size: Annotated[
-        list[int] | None, typer.Option(help="A batch that is not held back for more; may be given several times.")
+        list[int] | None,
+        typer.Option(help="Size of a batch that waits for no more images; the option can be repeated."),
     ] = None,
-    max_queue_delay: Annotated[int, typer.Option(help="How long an image waits for others, in microseconds.")] = 1000,
-    instances: Annotated[int, typer.Option(help="Copies of the model that run at the same time.")] = 1,
+    max_queue_delay: Annotated[int, typer.Option(help="Time that an image waits for others, in microseconds.")] = 1000,
+    instances: Annotated[int, typer.Option(help="Number of copies of the model that run at the same time.")] = 1,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'gpu'.")] = "auto",
 ) -> None:
     """Write a model repository for the Triton Inference Server, or the next version of a model in one."""
