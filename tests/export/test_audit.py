@@ -1,4 +1,4 @@
-"""Whether a finished engine is what was asked for, as its inspector tells; a stand-in tells it here."""
+"""The precision of finished engines, as their inspector states it; the inspector is a stand-in."""
 
 import json
 import sys
@@ -44,7 +44,7 @@ INSPECTED = {
 }
 
 
-def test_what_the_inspector_says_is_believed():
+def test_types_are_read_from_the_inspector():
     names = [f"/{name}/Conv" for name in ("a", "b", "c", "image", "mask", "any", "last", "none")]
     assert audit.engine_layers(json.dumps(INSPECTED), names) == {
         "/a/Conv": "HALF",
@@ -72,7 +72,7 @@ def test_what_the_inspector_says_is_believed():
         pytest.param("int8", {"a": "FLOAT", "b": "INT8"}, {"a": "HALF", "b": "INT8"}, "a: HALF", id="half beside int8"),
     ],
 )  # fmt: skip
-def test_what_the_engine_must_be(precision, parsed, found, problem):
+def test_an_engine_must_have_the_types_of_its_precision(precision, parsed, found, problem):
     if problem is None:
         audit.check_engine_layers(found, parsed, precision)
     else:
@@ -81,7 +81,7 @@ def test_what_the_engine_must_be(precision, parsed, found, problem):
 
 
 class Inspected:
-    """Stands in for TensorRT's runtime, engine and inspector; of the convolution in `small_file` it says `kernel`."""
+    """Stand-in for TensorRT's runtime, engine and inspector, which describes the convolution of `small_file` as `kernel`."""
 
     def __init__(self, kernel):
         self.kernel = kernel
@@ -91,7 +91,7 @@ class Inspected:
         return self
 
     def deserialize_cuda_engine(self, plan):
-        # A version-compatible plan is refused where host code is not allowed.
+        # TensorRT refuses a version-compatible plan unless host code is allowed.
         return self if self.engine_host_code_allowed and self.kernel is not None else None
 
     def create_engine_inspector(self):
@@ -103,13 +103,13 @@ class Inspected:
 
 @pytest.fixture
 def on_a_gpu(compiler, monkeypatch):
-    """A machine with a GPU and TensorRT, whose inspector says of a kernel what is given."""
+    """Claim a GPU and TensorRT; return a function that sets the inspector's description of the kernel."""
     claim_gpu(monkeypatch, (8, 6))
     monkeypatch.setitem(sys.modules, "tensorrt", compiler)
     return lambda kernel: monkeypatch.setattr(compiler, "Runtime", Inspected(kernel))
 
 
-def test_an_engine_that_was_seen_to_be_what_was_asked_for(on_a_gpu, tmp_path):
+def test_an_engine_of_the_right_precision_is_written(on_a_gpu, tmp_path):
     on_a_gpu({"Weights": {"Type": "Float"}})
     path = small_file(tmp_path / "m.onnx", sides=(8, 8))
     for hardware in (None, "ampere_plus"):
@@ -121,13 +121,13 @@ def test_an_engine_that_was_seen_to_be_what_was_asked_for(on_a_gpu, tmp_path):
     ("kernel", "reason"),
     [
         pytest.param(None, "cannot load the engine that it has built for this GPU.*no engine was written", id="load"),
-        pytest.param({}, "inspector names no FLOAT layer among 1 .*no engine was written", id="nothing told"),
+        pytest.param({}, "inspector names no FLOAT layer among 1 .*no engine was written", id="nothing stated"),
         pytest.param(
             {"Weights": {"Type": "Half"}}, "is not fp32 as the ONNX file states(.|\n)*net/conv: HALF", id="another type"
         ),
     ],
 )
-def test_an_engine_that_was_not_seen_to_be_what_was_asked_for(on_a_gpu, tmp_path, kernel, reason):
+def test_an_engine_without_proof_of_its_precision_is_not_written(on_a_gpu, tmp_path, kernel, reason):
     on_a_gpu(kernel)
     path = small_file(tmp_path / "m.onnx", sides=(8, 8))
     with pytest.raises(RuntimeError, match=reason):

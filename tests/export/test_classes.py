@@ -18,7 +18,7 @@ FOREIGN = Scenes(names=("one", "two", "three"))
 
 
 class ByColor(nn.Module):
-    """The class whose colour is nearest: right on every scene."""
+    """A network that predicts the class with the nearest colour, which is right on every scene."""
 
     def __init__(self):
         super().__init__()
@@ -31,7 +31,7 @@ class ByColor(nn.Module):
                 layer.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
                 layer.bias.zero_()
             self.last.weight.copy_(2 * centers.view(3, 3, 1, 1))
-            # Without the small offsets some pixels of the photographs are exactly as near to two colours.
+            # The small offsets break ties: some pixels of the photographs have the same distance to two colours.
             self.last.bias.copy_(torch.tensor([0.0, 1e-3, 2e-3]) - centers.square().sum(1))
 
     def forward(self, images):
@@ -65,7 +65,7 @@ def test_verify_on_other_classes_is_refused_before_the_export(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_int8_is_judged_in_the_files_order(path, tmp_path):
+def test_int8_is_scored_in_the_files_order(path, tmp_path):
     reports = [quantize(path, tmp_path / f"{i}.onnx", data) for i, data in enumerate((SAME, OTHER))]
     assert reports[0].boundary_loss == reports[1].boundary_loss
     assert reports[0].layers == reports[1].layers
@@ -83,7 +83,7 @@ def test_the_benchmark_scores_in_the_datas_order(model, path):
     assert [row.miou for row in rows] == [1, 1]
 
 
-def test_the_benchmarks_agreement_is_of_classes_not_of_positions(model, path):
+def test_the_benchmark_compares_classes_not_positions(model, path):
     other = ByColor().eval()
     with torch.no_grad():
         reorder_classifier(other, ORDER, torch.rand(1, 3, 48, 48))

@@ -1,4 +1,4 @@
-"""bpkd export, benchmark and formats: whatever goes in, what comes out is what the suffix and the precision say."""
+"""The commands export, benchmark and formats: the suffix and the precision determine what is written."""
 
 import re
 from pathlib import Path
@@ -70,8 +70,8 @@ def test_an_onnx_file_becomes_an_engine_of_int8(bpkd, compiler, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "m.plan", "m.plan.json"}
 
 
-def test_a_file_is_verified_on_ones_own_images(bpkd, folder, tmp_path):
-    """Which have to be of the size that it takes: scenes of `shapes` are not."""
+def test_a_file_is_verified_on_further_images(bpkd, folder, tmp_path):
+    """The images must have a size that the file accepts; scenes of `shapes` do not."""
     code, _, err = bpkd(
         "export", folder / "m.safetensors", tmp_path / "m.onnx", "--size", "64x96", "--verify-on", "shapes"
     )
@@ -111,13 +111,13 @@ def test_a_file_is_verified_on_ones_own_images(bpkd, folder, tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
-def test_what_does_not_fit_together(folder, tmp_path, target, options, message):
+def test_options_that_do_not_fit_the_steps_are_refused(folder, tmp_path, target, options, message):
     with pytest.raises(ValueError, match=message):
         convert(folder / "m.safetensors", target if "://" in target else tmp_path / target, **options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_onnx_file_keeps_what_it_is():
+def test_an_onnx_file_keeps_its_precision():
     with pytest.raises(ValueError, match=r"m.onnx is an ONNX file already. Pass precision='int8', or an engine"):
         plan_steps(Path("m.onnx"), "n.onnx", None)
     with pytest.raises(ValueError, match="is an ONNX file and keeps its own precision"):

@@ -1,4 +1,4 @@
-"""Every architecture of segmentation-models-pytorch, from torch to a verified file."""
+"""Every architecture of segmentation-models-pytorch is exported to a verified file."""
 
 import json
 
@@ -14,7 +14,7 @@ DPT = "smp/DPT/tu-vit_tiny_patch16_224"
 FROM_SMP = [
     f"smp/{name}/{'mit_b0' if name == 'Segformer' else 'tu-resnet10t'}" for name in ARCHITECTURES if name != "DPT"
 ]
-# PAN pools its features thrice; DPT's position embeddings are for one size.
+# PAN pools its features three times; DPT's position embeddings are for one size.
 SIZES = {"smp/PAN/tu-resnet10t": (176, 192), DPT: (224, 224)}
 
 

@@ -36,7 +36,7 @@ def path(model, tmp_path_factory):
 
 
 class Pooled(nn.Module):
-    """Features beside their averages over 9, 20 and 1 cells; every kind of pooling that exporters bake."""
+    """A network with every kind of pooling that exporters fix to the traced size: over 9, 20 and 1 cells."""
 
     def __init__(self):
         super().__init__()
@@ -62,20 +62,20 @@ def facts_of(path):
 
 
 @pytest.fixture
-def lying(monkeypatch):
-    """The exporter writes another network than it was given."""
-    honest = onnx_export.trace
+def wrong_export(monkeypatch):
+    """Make the exporter trace another network than the one it was given."""
+    original = onnx_export.trace
 
     def trace(network, *args, **options):
         with torch.no_grad():
             network.network[-1].bias += torch.arange(9.0)
-        return honest(network, *args, **options)
+        return original(network, *args, **options)
 
     monkeypatch.setattr(onnx_export, "trace", trace)
 
 
 def by_hand(model, images):
-    """uint8 (N, H, W, 3) to logits at the images' size, written out."""
+    """Compute logits at the images' size from uint8 (N, H, W, 3), step by step."""
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     x = (x - torch.tensor(model.spec.mean).view(1, 3, 1, 1)) / torch.tensor(model.spec.std).view(1, 3, 1, 1)
     height, width = x.shape[2:]
@@ -131,7 +131,7 @@ def test_the_file_describes_itself(model, path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_evaluate_takes_the_file(model, tmp_path):
+def test_evaluate_accepts_the_file(model, tmp_path):
     data = ShapesDataset("val", length=3, size=(64, 64))
     to_onnx(model, tmp_path / "m.onnx", input_size=(64, 64))
     in_torch, in_onnx = bpkd_sdk.evaluate(model, data), bpkd_sdk.evaluate(tmp_path / "m.onnx", data)
@@ -153,7 +153,7 @@ def any_size_path(tmp_path_factory):
     return to_onnx(Pooled().eval(), target, input_size=(48, 48), dynamic_size=True, argmax=False).path
 
 
-def test_an_any_size_file_says_so(any_size_path):
+def test_an_any_size_file_states_so(any_size_path):
     session = session_of(any_size_path)
     assert session.get_inputs()[0].shape == ["batch", "height", "width", 3]
     assert session.get_outputs()[0].shape == ["batch", 3, "height", "width"]
@@ -172,7 +172,7 @@ def test_any_size_in_half_precision_and_one_image_at_a_time(model, tmp_path):
         segmenter(np.zeros((2, 64, 64, 3), np.uint8))
 
 
-def test_the_networks_own_refusal_is_passed_on(tmp_path):
+def test_the_networks_own_error_is_passed_on(tmp_path):
     class Picky(Pooled):
         def forward(self, images):
             if images.shape[-1] != 64:
@@ -203,7 +203,7 @@ def test_the_files_history_is_in_it(model, path, tmp_path):
     assert {entry.version for entry in onnx.load(exported.path).opset_import if entry.domain == ""} == {20}
 
 
-@pytest.mark.usefixtures("lying")
+@pytest.mark.usefixtures("wrong_export")
 def test_disagreement_leaves_no_file(model, tmp_path):
     with pytest.raises(
         RuntimeError,
@@ -213,7 +213,7 @@ def test_disagreement_leaves_no_file(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("lying")
+@pytest.mark.usefixtures("wrong_export")
 def test_disagreement_kept_by_force_is_marked(model, tmp_path):
     with pytest.warns(UserWarning, match=r"disagrees with torch.*kept as .*m\.UNVERIFIED\.onnx"):
         report = to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48), force=True)
@@ -222,15 +222,15 @@ def test_disagreement_kept_by_force_is_marked(model, tmp_path):
     assert (report.verified, facts_of(report.path)["verified"]) == (False, False)
 
 
-@pytest.mark.parametrize(("part", "told"), [("edge", "at edges"), ("body", "in bodies")])
-def test_disagreement_in_one_part_is_disagreement(model, tmp_path, monkeypatch, part, told):
+@pytest.mark.parametrize(("part", "region"), [("edge", "at edges"), ("body", "in bodies")])
+def test_disagreement_in_one_part_is_disagreement(model, tmp_path, monkeypatch, part, region):
     monkeypatch.setitem(onnx_export.LEAST_AGREEMENT["fp16"], part, 1.01)
-    with pytest.raises(RuntimeError, match=rf"with torch: on 1 .* of the pixels {told} have .*101.00% are required"):
+    with pytest.raises(RuntimeError, match=rf"with torch: on 1 .* of the pixels {region} have .*101.00% are required"):
         to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48), precision="fp16")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_of_ones_own_verify_too(model, tmp_path):
+def test_further_images_are_verified_too(model, tmp_path):
     data = ShapesDataset("val", length=2, size=(40, 48))
     report = to_onnx(model, tmp_path / "m.onnx", input_size=(40, 48), verify_on=data)
     assert len(report.verification.runs) == 2 + 2
@@ -244,8 +244,8 @@ def test_images_of_ones_own_verify_too(model, tmp_path):
 
 
 @pytest.mark.parametrize(("dynamic", "count"), [(False, 2), (True, 3)])
-def test_resizes_to_the_size_that_is_there_are_left_out(tmp_path, dynamic, count):
-    """Where sizes are dynamic, nobody knows that 2 * ceil(height / 2) is the height."""
+def test_resizes_to_the_same_size_are_removed(tmp_path, dynamic, count):
+    """With dynamic sizes it is not known whether 2 * ceil(height / 2) is the height."""
 
     class Network(nn.Module):
         def __init__(self):
@@ -265,7 +265,7 @@ def test_resizes_to_the_size_that_is_there_are_left_out(tmp_path, dynamic, count
 
 
 @pytest.mark.parametrize("step", ["pathlib.Path.write_bytes", "os.fsync"])
-def test_a_full_disk_leaves_nothing_and_the_old_file_whole(model, tmp_path, monkeypatch, step):
+def test_a_full_disk_leaves_no_new_file_and_keeps_the_old_one(model, tmp_path, monkeypatch, step):
     (tmp_path / "m.onnx").write_text("old")
 
     def full(*_):
@@ -338,7 +338,7 @@ def test_an_altered_file_is_refused(path, tmp_path):
             OnnxRuntime(tmp_path / "altered.onnx")
 
 
-def test_what_a_file_leaves_out_is_done_around_it(model, path, tmp_path):
+def test_the_runtime_normalises_and_takes_the_argmax_if_the_file_does_not(model, path, tmp_path):
     bare = to_onnx(model, tmp_path / "m.onnx", input_size=(44, 61), preprocess=False, argmax=False).path
     images = np.random.default_rng(0).integers(0, 256, (2, 44, 61, 3), np.uint8)
     masks = OnnxRuntime(bare)(images)
@@ -346,7 +346,7 @@ def test_what_a_file_leaves_out_is_done_around_it(model, path, tmp_path):
     assert (masks == OnnxRuntime(path)(images)).mean() > 0.999
 
 
-def test_images_that_the_segmenter_does_not_take(path):
+def test_images_of_another_type_or_shape_are_refused(path):
     for images in (
         np.zeros((1, 44, 61, 3), np.float32),
         np.zeros((1, 3, 44, 61), np.uint8),
@@ -358,7 +358,7 @@ def test_images_that_the_segmenter_does_not_take(path):
 
 @pytest.mark.parametrize("dynamic_size", [False, True])
 def test_masks_of_a_file_lie_on_the_edges_of_images(tmp_path, dynamic_size):
-    """The logits have a quarter of the padded images' size; the file resizes them, and cuts off what was padded."""
+    """The logits have a quarter of the padded images' size; the file resizes them and crops the padding."""
     size = (46, 61)
     path = to_onnx(Brightness(4, 8), tmp_path / "m.onnx", input_size=size, dynamic_size=dynamic_size).path
     for axis in (0, 1):

@@ -1,4 +1,4 @@
-"""Averaging matrices against torch's adaptive pooling."""
+"""Averaging matrices compared with torch's adaptive pooling."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_half_precision_stays_half():
     torch.testing.assert_close(pooled.float(), F.adaptive_avg_pool2d(x.float(), 6), rtol=0, atol=2e-3)
 
 
-def test_stands_in_for_the_module_and_for_area_interpolation(monkeypatch):
+def test_replaces_the_module_and_area_interpolation(monkeypatch):
     sizes = []
 
     def spy(input, output_size):
@@ -39,7 +39,7 @@ def test_stands_in_for_the_module_and_for_area_interpolation(monkeypatch):
     assert [tuple(torch.broadcast_to(torch.tensor(size), (2,)).tolist()) for size in sizes] == [(3, 3), (3, 3)]
 
 
-def test_put_back_after_an_error():
+def test_the_original_is_restored_after_an_error():
     original = F.adaptive_avg_pool2d
     with pytest.raises(TypeError), exact_pooling():
         F.adaptive_avg_pool2d()

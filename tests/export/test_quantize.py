@@ -1,4 +1,4 @@
-"""INT8 as explicit Q/DQ: where it is, what it costs, and that what it would destroy is left alone."""
+"""INT8 as explicit Q/DQ: the layers that get it, their measured damage, and layers that stay in float32."""
 
 import copy
 import dataclasses
@@ -27,7 +27,7 @@ class Unlabelled(ShapesDataset):
 
 
 class Flat(Unlabelled):
-    """Images of one colour, but for the one at number 19."""
+    """Images of one colour, except number 19."""
 
     def __getitem__(self, index):
         image, label = super().__getitem__(index)
@@ -35,7 +35,7 @@ class Flat(Unlabelled):
 
 
 def network(width=16):
-    """Six convolutions and three sums, with a ReLU6 and a depthwise convolution among them."""
+    """Return a network of six convolutions and three sums, with a ReLU6 and a depthwise convolution."""
     torch.manual_seed(0)
 
     def block(channels, *, stride=1, groups=1, activation=nn.ReLU):
@@ -121,7 +121,7 @@ def test_the_layers_are_int8_and_symmetric(report):
 
 
 def test_onnx_runtime_computes_in_int8(report, tmp_path):
-    """With all between the first and the last convolution in integers; from the file as it is, the convolutions."""
+    """On a CPU all layers between the first and the last are integer; in the file's own graph the convolutions are."""
     operators = fused(OnnxRuntime(report.path, "cpu").model(), tmp_path)
     assert (operators.count("QLinearConv"), operators.count("QLinearAdd")) == (4, 3)
     assert (operators.count("QuantizeLinear"), operators.count("DequantizeLinear")) == (1, 1)
@@ -129,7 +129,7 @@ def test_onnx_runtime_computes_in_int8(report, tmp_path):
 
 
 def fused(model, folder):
-    """The operators that ONNX Runtime makes of a graph."""
+    """Return the operators of a graph after ONNX Runtime's optimisation."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     options.log_severity_level = 3
@@ -137,7 +137,7 @@ def fused(model, folder):
     return [node.op_type for node in onnx.load(folder / "optimized.onnx", load_external_data=False).graph.node]
 
 
-def test_masks_stay_what_they_were(path, report, data):
+def test_masks_hardly_change(path, report, data):
     before, after = OnnxRuntime(path), OnnxRuntime(report.path)
     images = torch.stack([image for image, _ in data])
     agreement = (before.segment(images) == after.segment(images)).double().mean().item()
@@ -165,7 +165,7 @@ def test_the_report_adds_up(path, report, data):
 
 
 def shifted(data, start, length):
-    """Scenes `start` to `start + length` of a data set."""
+    """Return the scenes `start` to `start + length` of a data set."""
 
     class Part(type(data)):
         def __getitem__(self, index):
@@ -181,7 +181,7 @@ def test_the_file_describes_itself(path, report):
     facts = after.metadata
     assert after.spec == before.spec
     assert facts["precision"] == "int8"
-    assert not {"verified", "parity"} & facts.keys()  # those of the float32 file
+    assert not {"verified", "parity"} & facts.keys()  # they describe the float32 file
     assert facts["weights_sha256"] == before.metadata["weights_sha256"]
     summary = facts["quantization"]
     assert (summary["quantized"], summary["data"]) == (4, "shapes/val")
@@ -197,8 +197,8 @@ def test_the_worst_layers_come_first(report):
     assert set(report.worst) == set(report.layers)
 
 
-def test_a_layer_that_int8_destroys_is_left_out(trained, data, tmp_path):
-    """One channel a thousand times larger than the others, undone by the weights that read it: the same function."""
+def test_a_layer_that_int8_destroys_stays_in_float32(trained, data, tmp_path):
+    """One channel is a thousand times larger, and the weights that read it a thousand times smaller."""
     model = copy.deepcopy(trained)
     with torch.no_grad():
         model.mix.weight[3] *= 1000
@@ -215,7 +215,7 @@ def test_a_layer_that_int8_destroys_is_left_out(trained, data, tmp_path):
     assert not (tmp_path / "r.onnx").exists()
 
 
-def test_without_labels_the_networks_own_masks_judge(path, tmp_path):
+def test_without_labels_the_float32_masks_are_the_reference(path, tmp_path):
     data = Unlabelled("val", length=8, size=SIZE)
     report = quantize(path, tmp_path / "q.onnx", data, images=4, max_boundary_loss=1)
     assert not report.labelled
@@ -223,14 +223,14 @@ def test_without_labels_the_networks_own_masks_judge(path, tmp_path):
     assert 0 < report.boundary_loss < 0.5
 
 
-def test_without_labels_the_classes_may_be_others(path, tmp_path):
+def test_without_labels_the_classes_may_differ(path, tmp_path):
     data = Unlabelled("val", length=4, size=SIZE)
     data.class_names = ("thing", "other")
     assert quantize(path, tmp_path / "q.onnx", data, max_boundary_loss=1).agreement > 0.9
 
 
 def test_images_without_edges_to_rank_by(path, tmp_path):
-    """The first four of the five that judge, by which layers are ranked, are flat."""
+    """The layers are ranked by the first four of the five held-out images, which have one colour."""
     report = quantize(path, tmp_path / "q.onnx", Flat("val", length=20, size=SIZE), max_boundary_loss=1)
     assert report.held_out_images == 5
     assert {layer.edge_damage for layer in report.layers} == {None}
@@ -239,8 +239,8 @@ def test_images_without_edges_to_rank_by(path, tmp_path):
     json.dumps(OnnxRuntime(report.path).metadata, allow_nan=False)
 
 
-def test_a_dead_channel_does_no_harm(trained, data, tmp_path):
-    """Next to no weights and a bias: as int32 in steps of the scales, that bias would overflow."""
+def test_a_dead_channel_does_not_overflow(trained, data, tmp_path):
+    """With tiny weights and a bias, the bias would overflow as int32 in steps of the scales."""
     model = copy.deepcopy(trained)
     with torch.no_grad():
         model.mix.weight[0] *= 1e-12
@@ -273,8 +273,8 @@ def test_products_with_constant_weights_are_layers():
     np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
 
 
-def test_sums_are_layers_where_they_add_up_layers():
-    """Not with a constant, not of what no layer made, and not behind the last layer; also of a tensor with itself."""
+def test_sums_are_layers_if_they_add_layers():
+    """Sums with a constant, of tensors that no layer makes, and behind the last layer are left out."""
     proto = onnx.parser.parse_model("""
         <ir_version: 9, opset_import: ["": 18]>
         g (float[2, 2] x) => (float[2, 2] z, float[2, 2] y)

@@ -1,4 +1,4 @@
-"""Engines: compiled for real by TensorRT for RTX, which needs no GPU; audited, described, checked before use."""
+"""Engines compiled by TensorRT for RTX, which needs no GPU; they are audited and described, but never executed."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ SIZE = (64, 96)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A tiny network as ONNX, in each precision."""
+    """Export a tiny network to ONNX in each precision."""
     folder = tmp_path_factory.mktemp("onnx")
     network = tiny(9, width=16).eval()
     network.spec = bpkd_sdk.NetworkSpec(name=None, num_classes=9, class_names=ShapesDataset().class_names)
@@ -39,7 +39,7 @@ def files(tmp_path_factory):
 
 
 def small_file(path, *, sides=("height", "width"), batch="batch", operator="Relu", facts=FACTS):
-    """An ONNX file with metadata of ours: one convolution and one other operator."""
+    """Write an ONNX file with metadata of bpkd-sdk: one convolution and one other operator."""
     weights = numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")
     nodes = [
         helper.make_node("Conv", ["images", "w"], ["a"], name="net/conv", pads=[1, 1, 1, 1]),
@@ -65,7 +65,7 @@ def test_an_engine_of_each_precision(compiler, files, tmp_path, precision):
     assert sorted(tmp_path.iterdir()) == [report.path, manifest_path(report.path)]
 
 
-def test_the_manifest_says_what_the_engine_is(compiler, files, tmp_path):
+def test_the_manifest_describes_the_engine(compiler, files, tmp_path):
     path = to_tensorrt(files["fp16"], tmp_path / "m.plan", batch=(1, 2, 4), hardware=["sm86", "sm89"]).path
     found = load_manifest(path)
     assert (found.backend, found.build) == ("tensorrt_rtx", compiler.__version__)
@@ -109,7 +109,7 @@ def test_a_range_of_sizes(compiler, tmp_path):
         to_tensorrt(fixed, tmp_path / "m.engine", batch=(1, 2, 4))
 
 
-def test_a_file_that_is_not_what_it_says_is_refused(compiler, files, tmp_path):
+def test_a_file_of_another_precision_than_stated_is_refused(compiler, files, tmp_path):
     proto = onnx.load(files["fp32"])
     facts = json.loads(next(entry.value for entry in proto.metadata_props if entry.key == "bpkd"))
     for precision in ("fp16", "int8"):
@@ -130,7 +130,7 @@ def test_a_file_that_is_not_what_it_says_is_refused(compiler, files, tmp_path):
         pytest.param([], r"it is \[\], not an object", id="list"),
     ],
 )
-def test_a_file_whose_metadata_does_not_do_is_refused(tmp_path, facts, reason):
+def test_a_file_with_unsuitable_metadata_is_refused(tmp_path, facts, reason):
     path = small_file(tmp_path / "m.onnx", facts=facts)
     with pytest.raises(ValueError, match=f"m.onnx.*{reason}"):
         to_tensorrt(path, tmp_path / "m.engine")
@@ -144,7 +144,7 @@ def test_parser_errors_name_the_node(compiler, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_compiler_errors_come_back(compiler, tmp_path, monkeypatch):
+def test_compiler_errors_are_reported(compiler, tmp_path, monkeypatch):
     path = small_file(tmp_path / "m.onnx", sides=(8, 8))
     monkeypatch.setattr(compilation.Compilation, "_select_capabilities", select_this_machine)
     with pytest.raises(RuntimeError, match="could not compile.*m.onnx:\n.*CUDA driver"):
@@ -158,8 +158,8 @@ def select_this_machine(self, hardware):
     return ("sm80+",)
 
 
-def test_this_gpu_may_be_one_that_has_no_engines(compiler, tmp_path, monkeypatch):
-    """On a machine with a GPU of a data centre (sm90) engines are compiled for others, but not loaded."""
+def test_a_gpu_without_engines_is_not_selected(compiler, tmp_path, monkeypatch):
+    """On a machine with a data-centre GPU (sm90), engines for other GPUs are compiled but not loaded."""
     path = small_file(tmp_path / "m.onnx", sides=(8, 8))
     for module in (compilation, tensorrt):
         monkeypatch.setattr(module, "capability", lambda: "sm90")
@@ -172,7 +172,7 @@ def test_this_gpu_may_be_one_that_has_no_engines(compiler, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("fails", ["m.engine.json", "m.engine"])
 @pytest.mark.parametrize("before", [False, True], ids=["first", "over another"])
-def test_a_file_that_cannot_be_written_leaves_what_was_there(compiler, tmp_path, monkeypatch, fails, before):
+def test_a_file_that_cannot_be_written_leaves_the_old_files(compiler, tmp_path, monkeypatch, fails, before):
     path, target = small_file(tmp_path / "m.onnx", sides=(8, 8)), tmp_path / "m.engine"
     if before:
         to_tensorrt(path, target, batch=(1, 1, 2))
@@ -186,7 +186,7 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(compiler, tmp_path,
 
 
 class Full:
-    """Writes, but for the first file of a name: the disk is full then."""
+    """Function that writes files, except the first file of one name, for which the disk is full."""
 
     def __init__(self, name):
         self.name, self.failed, self.write = name, False, tensorrt.write_atomically
@@ -223,7 +223,7 @@ def test_bad_arguments(compiler, files, tmp_path):
     assert {file.suffix for file in tmp_path.iterdir()} == {".onnx"}
 
 
-def test_gpus_by_name_are_for_the_compiler_that_knows_them(compiler, tmp_path, monkeypatch):
+def test_named_gpus_select_tensorrt_for_rtx(compiler, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", compiler)
     path = small_file(tmp_path / "m.onnx", sides=(8, 8))
     report = to_tensorrt(path, tmp_path / "m.engine", hardware=["sm86", "sm89"])
@@ -235,8 +235,8 @@ def test_gpus_by_name_are_for_the_compiler_that_knows_them(compiler, tmp_path, m
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache:DeprecationWarning")
-def test_tensorrt_proper_takes_the_same_path(compiler, tmp_path, monkeypatch):
-    """The bindings of TensorRT for RTX stand in for TensorRT's, which they equal, and a GPU is claimed."""
+def test_tensorrt_follows_the_same_steps(compiler, tmp_path, monkeypatch):
+    """The bindings of TensorRT for RTX, which equal TensorRT's, replace them, and a GPU is claimed."""
     path = small_file(tmp_path / "m.onnx", sides=(8, 8))
     monkeypatch.setitem(sys.modules, "tensorrt", compiler)
     with pytest.raises(RuntimeError, match="builds on the GPU that will run.*backend='tensorrt_rtx'"):

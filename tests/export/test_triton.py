@@ -1,4 +1,4 @@
-"""Model repositories, and a real Triton server that reads them."""
+"""Model repositories, and a real Triton server that serves them."""
 
 import errno
 import hashlib
@@ -24,7 +24,7 @@ from tests.tritonserver import SIZE, export, scenes
 
 @pytest.fixture(scope="module")
 def served(tiny_onnx, triton):
-    """The server with all three tiny_onnx, run by its python backend."""
+    """Load all three files of `tiny_onnx` into the server, with its python backend."""
     for name, path in tiny_onnx.items():
         delay = {} if name == "bare" else {"max_queue_delay_us": 50_000}
         to_triton(path, triton.repository, name=f"export_{name}", backend="python", **delay)
@@ -32,8 +32,8 @@ def served(tiny_onnx, triton):
     return triton
 
 
-def ask(server, model, images):
-    """One request, by a client of its own."""
+def request(server, model, images):
+    """Send one request by a new client."""
     import tritonclient.http as http
 
     tensor = http.InferInput("images", list(images.shape), "UINT8" if images.dtype == np.uint8 else "FP32")
@@ -59,9 +59,9 @@ def contents_below(folder):
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
-def test_the_server_answers_as_onnx_runtime_does_here(served, tiny_onnx, count):
+def test_the_server_returns_the_masks_of_onnx_runtime(served, tiny_onnx, count):
     images = scenes(count)
-    masks = ask(served, "export_batch", images)
+    masks = request(served, "export_batch", images)
     assert (masks.dtype, masks.shape) == (np.uint8, (count, *SIZE))
     assert np.array_equal(masks, open_runtime(tiny_onnx["batch"], "cpu")(images))
     assert len(np.unique(masks)) > 1
@@ -77,7 +77,7 @@ def test_int8_is_uint8_for_a_server_on_a_cpu(served, tiny_onnx, tmp_path, device
     zeros = {tensor.name: onnx.numpy_helper.to_array(tensor).dtype for tensor in proto.graph.initializer}
     assert {zeros[node.input[2]] for node in proto.graph.node if node.op_type == "QuantizeLinear"} == {np.dtype(type_)}
     images = scenes(2)
-    found, expected = ask(served, name, images), open_runtime(tmp_path / "int8.onnx", "cpu")(images)
+    found, expected = request(served, name, images), open_runtime(tmp_path / "int8.onnx", "cpu")(images)
     assert (found == expected).mean() > 0.99
 
 
@@ -86,7 +86,7 @@ def test_requests_of_sixteen_clients_are_batched(served, tiny_onnx):
     expected = open_runtime(tiny_onnx["batch"], "cpu")(images)
     before = served.statistics("export_batch")
     with ThreadPoolExecutor(16) as threads:
-        masks = list(threads.map(lambda image: ask(served, "export_batch", image[None])[0], images))
+        masks = list(threads.map(lambda image: request(served, "export_batch", image[None])[0], images))
     after = served.statistics("export_batch")
     assert np.array_equal(masks, expected)
     inferences, executions = (after[key] - before[key] for key in ("inference_count", "execution_count"))
@@ -94,40 +94,42 @@ def test_requests_of_sixteen_clients_are_batched(served, tiny_onnx):
     assert executions < inferences
 
 
-def test_a_wrong_request_hurts_no_other(served, tiny_onnx):
+def test_a_wrong_request_does_not_affect_others(served, tiny_onnx):
     from tritonclient.utils import InferenceServerException
 
     local = open_runtime(tiny_onnx["any"], "cpu")
     small = (8, 80)
     sizes = [SIZE, small, (48, 80), SIZE] * 8
 
-    def answer(size):
+    def send(size):
         images = np.zeros((1, *size, 3), np.uint8) if size == small else scenes(1, size)
         try:
-            return ask(served, "export_any", images), images
+            return request(served, "export_any", images), images
         except InferenceServerException as error:
             return error, images
 
     with ThreadPoolExecutor(16) as threads:
-        answers = list(threads.map(answer, sizes))
+        answers = list(threads.map(send, sizes))
     for size, (found, images) in zip(sizes, answers, strict=True):
         if size == small:
             assert "ONNX Runtime failed on images of shape (1, 8, 80, 3)" in str(found)
         else:
             assert np.array_equal(found, local(images))
     with pytest.raises(InferenceServerException, match=r"unexpected shape.*\[-1,64,96,3\]"):
-        ask(served, "export_batch", scenes(1, (48, 80)))
+        request(served, "export_batch", scenes(1, (48, 80)))
     with pytest.raises(InferenceServerException, match=r"must be <= 8"):
-        ask(served, "export_batch", scenes(9))
+        request(served, "export_batch", scenes(9))
 
 
 def test_logits_of_one_image_at_a_time(served, tiny_onnx):
     local = open_runtime(tiny_onnx["bare"], "cpu")
     inputs = local.prepare(torch.from_numpy(scenes(1)))
-    np.testing.assert_allclose(ask(served, "export_bare", inputs.numpy()), local.infer(inputs), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        request(served, "export_bare", inputs.numpy()), local.infer(inputs), rtol=1e-5, atol=1e-5
+    )
 
 
-def test_the_server_is_warm_before_it_is_asked(tiny_onnx, triton):
+def test_the_server_is_warm_before_the_first_request(tiny_onnx, triton):
     to_triton(tiny_onnx["batch"], triton.repository, name="warm", backend="python", preferred_batch_sizes=[4])
     triton.load("warm")
     ran = {entry["batch_size"]: entry["compute_infer"]["count"] for entry in triton.statistics("warm")["batch_stats"]}
@@ -135,21 +137,21 @@ def test_the_server_is_warm_before_it_is_asked(tiny_onnx, triton):
     assert (triton.repository / "warm/warmup/image").read_bytes() == scenes(1, split="warmup").tobytes()
 
 
-def test_the_next_version_takes_over(tiny_onnx, triton, tmp_path):
+def test_the_next_version_replaces_the_first(tiny_onnx, triton, tmp_path):
     images = scenes(2)
     first = to_triton(tiny_onnx["batch"], triton.repository, name="versions", backend="python")
     triton.load("versions")
-    assert np.array_equal(ask(triton, "versions", images), open_runtime(tiny_onnx["batch"], "cpu")(images))
+    assert np.array_equal(request(triton, "versions", images), open_runtime(tiny_onnx["batch"], "cpu")(images))
     other = export(tiny(9, seed=1), tmp_path / "other.onnx")
     second = to_triton(other, triton.repository, name="versions", backend="python", max_batch_size=2)
     triton.load("versions")
     assert (first.version, second.version) == (1, 2)
-    assert np.array_equal(ask(triton, "versions", images), open_runtime(other, "cpu")(images))
+    assert np.array_equal(request(triton, "versions", images), open_runtime(other, "cpu")(images))
     assert config_of(second.path).max_batch_size == 2
 
 
 def engine(folder, onnx_path, **changes):
-    """A plan of four bytes and its manifest, as to_tensorrt writes them for any batch up to 4."""
+    """Write a plan of four bytes and a manifest for batches of up to 4 images."""
     facts = {
         "backend": "tensorrt",
         "build": "10.9.0.34",
@@ -210,7 +212,7 @@ def test_an_engine_in_a_repository(tiny_onnx, tmp_path):
     assert config.instance_group[0].kind == config.instance_group[0].KIND_GPU
 
 
-def test_an_engine_that_is_best_with_one_image_waits_for_others(tiny_onnx, tmp_path):
+def test_an_engine_that_is_best_with_one_image_batches_all_sizes(tiny_onnx, tmp_path):
     shapes = {"dtype": "UINT8", "min": [1, *SIZE, 3], "opt": [1, *SIZE, 3], "max": [8, *SIZE, 3]}
     config = to_triton(engine(tmp_path, tiny_onnx["batch"], inputs={"images": shapes}), tmp_path / "models").config
     assert (config.max_batch_size, list(config.dynamic_batching.preferred_batch_size)) == (8, [])
@@ -225,7 +227,7 @@ def test_an_engine_for_one_width_and_many_heights(tiny_onnx, tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
-def test_the_server_understands_configurations_for_backends_it_lacks(tiny_onnx, triton, tmp_path, backend):
+def test_the_server_reads_configurations_for_missing_backends(tiny_onnx, triton, tmp_path, backend):
     from tritonclient.utils import InferenceServerException
 
     artifact = engine(tmp_path, tiny_onnx["batch"]) if backend == "tensorrt" else tiny_onnx["batch"]

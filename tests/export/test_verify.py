@@ -1,4 +1,4 @@
-"""The report of `verify`, against agreement counted by hand, and the artifacts it refuses."""
+"""The report of `verify` compared with agreement counted in the test, and the artifacts that it refuses."""
 
 import json
 
@@ -28,7 +28,7 @@ def path(model, tmp_path_factory):
 
 
 class TopRowsWrong(TorchRuntime):
-    """The network, with another class in the top rows."""
+    """The network with another class in the top rows."""
 
     def __init__(self, model, rows):
         super().__init__(model)
@@ -49,7 +49,7 @@ def test_a_faithful_file_at_batches_that_were_not_traced(model, path):
     assert report.miou_change is None
 
 
-def test_a_file_of_any_size_is_run_at_others_than_the_traced(model, tmp_path):
+def test_a_file_of_any_size_is_run_at_sizes_that_were_not_traced(model, tmp_path):
     report = to_onnx(model, tmp_path / "m.onnx", input_size=(48, 64), dynamic_size=True).verification
     assert len(report.runs) == 4
     assert all(run.size[0] != 48 and run.size[1] != 64 for run in report.runs)
@@ -58,13 +58,13 @@ def test_a_file_of_any_size_is_run_at_others_than_the_traced(model, tmp_path):
     assert asked.agreement >= 0.9999
 
 
-def test_an_artifact_that_takes_several_images_only(model):
+def test_an_artifact_that_accepts_only_several_images(model):
     artifact = TorchRuntime(model)
     artifact.accepts = Accepts((2, 3), (40, 40), (48, 48))
     assert [run.batch for run in verify(artifact, model).runs] == [2, 3]
 
 
-def test_agreement_is_counted_whole_in_the_band_and_outside(model):
+def test_agreement_is_counted_for_all_pixels_in_the_band_and_outside(model):
     report = verify(TopRowsWrong(model, 10), model, input_sizes=[(40, 50)], batches=[1])
     edge = edge_band(TorchRuntime(model).segment(photo(0, (40, 50))[None]), 7, ignore_index=-1)
     right = torch.ones(1, 40, 50, dtype=torch.bool)
@@ -107,7 +107,7 @@ def test_both_are_scored_on_labelled_data(model, path):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_camvid_at_a_size_that_was_not_traced(camvid, precision, tmp_path):
-    """Street scenes, as a user would pass them: the file agrees there, and scores as the network does."""
+    """On street scenes the file agrees with the network and has the same scores."""
     val = open_dataset("camvid", root=camvid, split="val")
     data = FileDataset(val.name, val.pairs[::40], val.class_names, val.palette)
     network, path = tiny(11, width=16).eval(), tmp_path / "m.onnx"
@@ -136,26 +136,26 @@ def test_the_report_is_plain_json(model, path):
     assert facts["network"]["miou"] == facts["artifact"]["miou"]
 
 
-def test_the_network_is_left_as_it_was(model, path):
+def test_the_network_is_not_changed(model, path):
     network = tiny(9, width=16).double().train()
     verify(path, network)
     assert network.training
     assert next(network.parameters()).dtype is torch.float64
 
 
-def test_a_checkpoint_stands_for_its_network(tmp_path):
+def test_a_checkpoint_is_loaded_as_the_network(tmp_path):
     network = bpkd_sdk.create_model("smp/FPN/tu-mobilenetv3_small_050", 4).eval()
     bpkd_sdk.save_model(network, tmp_path / "m.safetensors")
     artifact = TorchRuntime(network)
     assert verify(artifact, tmp_path / "m.safetensors", input_sizes=[(64, 64)], batches=[1]).agreement == 1
 
 
-def test_sizes_must_be_given_where_nobody_knows_them(model):
+def test_sizes_must_be_passed_if_the_artifact_states_none(model):
     with pytest.raises(ValueError, match="Sequential does not state which images it accepts. Pass `input_sizes`"):
         verify(TorchRuntime(model), model)
 
 
-def test_files_that_are_no_artifact(model, path, tmp_path):
+def test_files_that_are_not_artifacts(model, path, tmp_path):
     with pytest.raises(FileNotFoundError, match="no ONNX file"):
         verify(tmp_path / "none.onnx", model)
     (tmp_path / "cut.onnx").write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -178,6 +178,6 @@ def test_files_that_are_no_artifact(model, path, tmp_path):
         verify(tmp_path / "foreign.onnx", model)
 
 
-def test_a_size_that_the_file_does_not_take(model, path):
+def test_a_size_that_the_file_does_not_accept(model, path):
     with pytest.raises(ValueError, match=r"takes images of 48 x 64 .*, but got 64 x 64.*dynamic_size=True"):
         verify(path, model, input_sizes=[(64, 64)])

@@ -15,7 +15,7 @@ from bpkd_sdk.export import to_onnx, to_tensorrt
 from bpkd_sdk.models import ZOO
 
 TYPES = {"fp32": "FLOAT", "fp16": "HALF", "int8": "INT8"}
-# (height, width) of the smallest images by which fp16 can be judged: that have edges enough.
+# (height, width) of the smallest images with enough edges to verify fp16.
 SIZES = dict.fromkeys(ZOO, (96, 128)) | {
     "deeplabv3plus_mv2": (128, 192),
     "deeplabv3plus_r101": (80, 96),
@@ -24,7 +24,7 @@ SIZES = dict.fromkeys(ZOO, (96, 128)) | {
 
 
 def export(network, size, folder, **options):
-    """The network's files by precision, and the reports of those that were compared with torch."""
+    """Return the network's files by precision, and the reports of the files that were compared with torch."""
     files = {precision: folder / f"{precision}.onnx" for precision in TYPES}
     reports = [
         to_onnx(network, files[precision], input_size=size, precision=precision, **options)
@@ -35,7 +35,7 @@ def export(network, size, folder, **options):
 
 
 def check_engine(path, precision, network, **shapes):
-    """Compile, and find every convolution in the precision asked for; the shapes the engine takes."""
+    """Compile, check that every convolution has the file's precision, and return the shapes that the engine accepts."""
     engine = to_tensorrt(path, path.with_suffix(".engine"), backend="tensorrt_rtx", hardware="sm89", **shapes)
     convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules())
     assert engine.manifest.layers["CONVOLUTION"] == {TYPES[precision]: convolutions}

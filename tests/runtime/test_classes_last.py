@@ -1,4 +1,4 @@
-"""Resizing and argmax over (N, H, W, C): the same classes, by the same ONNX Runtime."""
+"""Resizing and argmax over (N, H, W, C) give the same classes in ONNX Runtime."""
 
 import numpy as np
 import onnx
@@ -24,7 +24,7 @@ def graph(body):
 
 
 def outputs(proto):
-    """By ONNX Runtime, node by node as the graph says."""
+    """Run a graph in ONNX Runtime without optimisations."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -64,7 +64,7 @@ def test_the_same_classes(name):
     ],
     ids=["nearest", "argmax of rows", "read twice", "no resize"],
 )
-def test_other_graphs_stay_what_they_are(body):
+def test_other_graphs_are_not_changed(body):
     proto = graph(body)
     before = proto.SerializeToString()
     put_classes_last(proto)
@@ -72,7 +72,7 @@ def test_other_graphs_stay_what_they_are(body):
 
 
 @pytest.mark.parametrize("options", [{"dynamic_batch": False}, {"dynamic_size": True}], ids=["one shape", "any size"])
-def test_the_masks_of_a_file_are_those_of_the_file_as_written(tmp_path, options):
+def test_the_masks_equal_those_of_the_file_as_written(tmp_path, options):
     path = to_onnx(tiny(5).eval(), tmp_path / "m.onnx", input_size=(48, 64), **options).path
     changed, written = OnnxRuntime(path, "cpu"), OnnxRuntime(path, "cpu", as_written=True)
     assert written.model() == path.read_bytes()

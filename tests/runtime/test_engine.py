@@ -1,4 +1,4 @@
-"""Engines on many threads; CUDA and TensorRT are stand-ins that work on the CPU."""
+"""Engines on many threads, with stand-ins for CUDA and TensorRT that run on the CPU; no engine is executed."""
 
 import ctypes
 import sys
@@ -20,7 +20,7 @@ THREADS = 4
 
 
 class Machine:
-    """A GPU and TensorRT: its engine's masks are the images' red channel."""
+    """Stand-in for a GPU and TensorRT, whose engine returns the images' red channel as masks."""
 
     def __init__(self):
         self._waiting = threading.Lock()
@@ -29,11 +29,11 @@ class Machine:
 
     @contextmanager
     def alone(self):
-        """What waits for the whole device; it is noted if two threads do so at a time."""
+        """Wait for the whole device, and record whether two threads do so at the same time."""
         if not self._waiting.acquire(blocking=False):
             self.disturbed = True
             self._waiting.acquire()
-        time.sleep(0.01)  # for the other threads to come
+        time.sleep(0.01)  # so that other threads arrive
         yield
         self._waiting.release()
 
@@ -95,7 +95,7 @@ def machine(monkeypatch):
 
 @pytest.fixture
 def path(tmp_path):
-    """An engine for one shape, from image to mask."""
+    """Write an engine for one shape, from image to mask."""
     shapes = {key: list(SHAPE) for key in ("min", "opt", "max")}
     return engine(
         tmp_path,
@@ -109,7 +109,7 @@ def images(value):
     return torch.full(SHAPE, value, dtype=torch.uint8)
 
 
-def test_threads_set_up_one_after_another(machine, path):
+def test_threads_set_up_one_at_a_time(machine, path):
     first = EngineRuntime(path)
     start = threading.Barrier(THREADS)
 
@@ -135,7 +135,7 @@ def test_calls_in_and_out_of_inference_mode(machine, path, modes):
     assert masks.is_inference() == modes[-1]
 
 
-def test_the_gpu_that_is_asked_for_is_checked(machine, path, monkeypatch):
+def test_the_named_gpu_is_checked(machine, path, monkeypatch):
     claim_gpu(monkeypatch, (8, 6), (8, 9))
     assert EngineRuntime(path, "cuda").device == torch.device("cuda", 0)
     with pytest.raises(RuntimeError, match="built for sm86 .*the GPU here is sm89"):

@@ -1,4 +1,4 @@
-"""What lies beside an engine says whether it can run here, and why not."""
+"""Manifests of engines, and the reasons why an engine cannot run on a machine."""
 
 import dataclasses
 import hashlib
@@ -29,7 +29,7 @@ FACTS = {
 
 
 def claim_gpu(monkeypatch, *versions):
-    """GPUs of these compute capabilities; the first is torch's current one."""
+    """Claim GPUs of these compute capabilities; the first is torch's current one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(versions))
@@ -40,7 +40,7 @@ def claim_gpu(monkeypatch, *versions):
 
 
 def engine(folder, **changes):
-    """A plan of four bytes and its manifest."""
+    """Write a plan of four bytes and its manifest."""
     path = folder / "m.engine"
     path.write_bytes(b"plan")
     facts = EngineManifest(
@@ -65,7 +65,7 @@ def engine(folder, **changes):
 
 @pytest.fixture
 def here(monkeypatch):
-    """A machine with TensorRT 11.4, without TensorRT for RTX, and with a GPU of compute capability 8.6."""
+    """Claim TensorRT 11.4, no TensorRT for RTX, and a GPU of compute capability 8.6."""
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.4.0.1"))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     claim_gpu(monkeypatch, (8, 6))
@@ -101,12 +101,12 @@ def test_an_engine_that_can_run_here(here, tmp_path):
         pytest.param({"backend": "tensorrt_rtx"}, r"needs the package.*bpkd-sdk\[tensorrt-rtx\]", id="package"),
     ],
 )
-def test_an_engine_that_cannot_run_here_says_why(here, tmp_path, changes, reason):
+def test_the_reason_why_an_engine_cannot_run_is_stated(here, tmp_path, changes, reason):
     with pytest.raises(RuntimeError, match=f"m.engine cannot run here:\n(.|\n)*{reason}"):
         check_engine(engine(tmp_path, **changes))
 
 
-def test_the_gpu_that_is_asked_for_counts(here, tmp_path):
+def test_the_named_gpu_is_checked(here, tmp_path):
     claim_gpu(here, (8, 6), (8, 9))
     path = engine(tmp_path)
     assert check_engine(path, device=torch.device("cuda", 0))
@@ -114,7 +114,7 @@ def test_the_gpu_that_is_asked_for_counts(here, tmp_path):
         check_engine(path, device=torch.device("cuda", 1))
 
 
-def test_a_gpu_that_the_backend_does_not_know(here, tmp_path):
+def test_a_gpu_that_the_backend_does_not_support(here, tmp_path):
     known = SimpleNamespace(__members__={"SM86": 3})
     here.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.7", ComputeCapability=known))
     path = engine(tmp_path, backend="tensorrt_rtx", build="1.7", targets=("sm80+",))
@@ -124,13 +124,13 @@ def test_a_gpu_that_the_backend_does_not_know(here, tmp_path):
         check_engine(path)
 
 
-def test_every_reason_is_given(here, tmp_path):
+def test_every_reason_is_stated(here, tmp_path):
     here.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="exactly that build(.|\n)*sees no NVIDIA GPU here. Use the ONNX file"):
         check_engine(engine(tmp_path, build="10.1"))
 
 
-def test_engines_that_are_not_whole(here, tmp_path):
+def test_engines_that_are_incomplete(here, tmp_path):
     with pytest.raises(FileNotFoundError, match="no engine at"):
         load_manifest(tmp_path / "none.engine")
     path = engine(tmp_path)
@@ -163,7 +163,7 @@ def test_engines_that_are_not_whole(here, tmp_path):
         pytest.param({"build": 11}, r"build: Input should be a valid string \(got 11\)", id="build"),
     ],
 )
-def test_a_manifest_that_is_not_whole(tmp_path, changes, reason):
+def test_a_manifest_that_is_not_valid(tmp_path, changes, reason):
     with pytest.raises(ValueError, match=f"(?s)m.engine.json is not a manifest.*{reason}.*Copy it again"):
         load_manifest(engine(tmp_path, **changes))
 
@@ -173,7 +173,7 @@ def test_capability_of_this_machine(monkeypatch):
     assert capability() == "sm120"
 
 
-def test_which_compiler(monkeypatch):
+def test_the_choice_of_the_compiler(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.4.0.1"))
     assert open_backend(None)[0] == "tensorrt"
     monkeypatch.setitem(sys.modules, "tensorrt", None)

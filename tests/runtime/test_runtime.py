@@ -1,4 +1,4 @@
-"""Whatever the format: the same images, the same masks."""
+"""All formats give the same masks for the same images."""
 
 import hashlib
 import tomllib
@@ -44,7 +44,7 @@ def scenes(count):
 
 @pytest.fixture(scope="module")
 def expected(network):
-    """Class ids in float64, written out."""
+    """Compute class ids in float64, step by step."""
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     inputs = torch.from_numpy(((scenes(4) / 255 - mean) / std).transpose(0, 3, 1, 2))
     twin = bpkd_sdk.create_model(NETWORK, 9).double().eval()
@@ -71,8 +71,8 @@ def test_every_format_gives_the_same_masks(files, expected, name):
         np.testing.assert_allclose(runtime.logits(turned).numpy(), expected, atol=2e-5 * np.abs(expected).max())
 
 
-def test_results_stay_what_they_were(files):
-    """Outputs share memory with ONNX Runtime; a later call must not write into an earlier one's."""
+def test_results_are_not_overwritten(files):
+    """Outputs share memory with ONNX Runtime; a later call must not write into an earlier output."""
     runtime = open_runtime(files / "m.onnx", "cpu")
     first = runtime(scenes(1))
     kept = first.copy()
@@ -92,7 +92,7 @@ def test_threads_do_not_disturb_each_other(files, name):
         np.testing.assert_array_equal(masks, alone[index % 4])
 
 
-def test_images_that_an_artifact_does_not_take(files):
+def test_images_that_an_artifact_does_not_accept(files):
     fixed = open_runtime(files / "one.onnx", "cpu")
     assert fixed.accepts == Accepts((1, 1), (64, 64), (96, 96))
     assert fixed.accepts.is_static
@@ -113,7 +113,7 @@ def test_images_that_an_artifact_does_not_take(files):
         engine.check(torch.zeros(9, 256, 256, 3, dtype=torch.uint8), "m.engine")
 
 
-def test_a_module_stays_where_it_is(network):
+def test_a_module_stays_on_its_device(network):
     runtime = TorchRuntime(network.double())
     assert runtime.metadata["precision"] == "float64"
     assert runtime.device == torch.device("cpu")
@@ -134,7 +134,7 @@ def test_a_module_stays_where_it_is(network):
         ),
     ],
 )
-def test_devices_that_are_not_there(device, error, message):
+def test_devices_that_are_not_present(device, error, message):
     with pytest.raises(error, match=message):
         choose_device(device)
 
@@ -157,7 +157,7 @@ def test_auto_is_the_accelerator_where_the_runtime_supports_it(monkeypatch):
 
 
 def test_one_thread_does_not_wait_for_the_others(monkeypatch, network):
-    """The stream of this thread alone: a wait for the whole device breaks a CUDA graph that another thread records."""
+    """Only this thread's stream is waited for; a wait for the device breaks a CUDA graph that another thread records."""
     stream = Mock()
     monkeypatch.setattr(torch.cuda, "current_stream", {torch.device("cuda", 1): stream}.get)
     monkeypatch.setattr(torch.cuda, "synchronize", None)
@@ -170,7 +170,7 @@ def test_one_thread_does_not_wait_for_the_others(monkeypatch, network):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_an_engine_says_why_it_cannot_run_here(tmp_path, files):
+def test_the_reason_why_an_engine_cannot_run_is_stated(tmp_path, files):
     plan = b"plan"
     facts = OnnxRuntime(files / "m.onnx", "cpu").metadata
     described = {"dtype": "UINT8", "min": [1, 64, 96, 3], "opt": [1, 64, 96, 3], "max": [8, 64, 96, 3]}
@@ -189,15 +189,15 @@ def test_an_engine_says_why_it_cannot_run_here(tmp_path, files):
 
 
 @pytest.mark.parametrize(
-    ("source", "device", "told"),
+    ("source", "device", "supported"),
     [
         pytest.param("m.engine", "cpu", "TensorRT, which runs on cuda", id="engine"),
         pytest.param("m.onnx", "mps", "ONNX, which runs on cpu or cuda", id="ONNX"),
         pytest.param("m.safetensors", "gpu", "checkpoint, which runs on cpu or cuda or mps", id="no device"),
     ],
 )
-def test_devices_that_a_format_lacks(source, device, told):
-    with pytest.raises(ValueError, match=f"{source} is of the format {told}, but got device='{device}'"):
+def test_devices_that_a_format_does_not_support(source, device, supported):
+    with pytest.raises(ValueError, match=f"{source} is of the format {supported}, but got device='{device}'"):
         open_runtime(source, device)
 
 

@@ -1,4 +1,4 @@
-"""The client's side of a real Triton server: the same masks as here, from any thread, and errors that say why."""
+"""The client of a real Triton server: the masks of the local file, from any thread, and errors with their reason."""
 
 import http.server
 import socket
@@ -44,7 +44,7 @@ def test_stages_and_logits(served, tiny_onnx):
     torch.testing.assert_close(remote.logits(images), local.logits(images))
     assert torch.equal(remote.segment(images), local.segment(images))
     masks = open_runtime(served.url("runtime_batch")).segment(images)
-    masks += 1  # the caller's own
+    masks += 1  # the caller owns the result
     assert masks.dtype == torch.uint8
 
 
@@ -74,7 +74,7 @@ def test_the_predictor_moves_to_a_server_without_change(served, tiny_onnx, name)
         np.testing.assert_allclose(confident, local(images[0], confidence=True).confidence, atol=1e-5)
 
 
-def test_images_that_the_model_does_not_take_are_not_sent(served):
+def test_images_that_the_model_does_not_accept_are_not_sent(served):
     fixed, single = (open_runtime(served.url(f"runtime_{name}")) for name in ("batch", "bare"))
     before = served.statistics("runtime_batch")["inference_stats"]["fail"]["count"]
     with pytest.raises(ValueError, match=r"runtime_batch takes images of 64 x 96 .*but got 48 x 80"):
@@ -94,7 +94,7 @@ def test_the_servers_own_error_is_passed_on_and_the_next_image_served(served, ti
     assert np.array_equal(remote(images), open_runtime(tiny_onnx["any"], "cpu")(images))
 
 
-def test_models_that_are_not_there(served, tiny_onnx):
+def test_models_that_do_not_exist(served, tiny_onnx):
     with pytest.raises(ValueError, match=r"has no model 'runtime_bach'; it has .*Did you mean 'runtime_batch'"):
         open_runtime(served.url("runtime_bach"))
     to_triton(tiny_onnx["batch"], served.repository, name="not_loaded")
@@ -106,7 +106,7 @@ def test_models_that_are_not_there(served, tiny_onnx):
         open_runtime(served.url("not_loaded"))
 
 
-def test_a_model_of_somebody_else(served):
+def test_a_model_of_another_program(served):
     folder = served.repository / "foreign" / "1"
     folder.mkdir(parents=True)
     (folder / "model.py").write_text("class TritonPythonModel: pass")
@@ -117,7 +117,7 @@ def test_a_model_of_somebody_else(served):
         open_runtime(served.url("foreign"))
 
 
-def test_nobody_listens():
+def test_a_port_without_a_server():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -127,7 +127,7 @@ def test_nobody_listens():
         open_runtime("triton://no-such-host.invalid/m")
 
 
-def test_nobody_answers():
+def test_a_server_that_does_not_respond():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -135,7 +135,7 @@ def test_nobody_answers():
             TritonRuntime(f"triton://127.0.0.1:{listener.getsockname()[1]}/m", timeout=0.2)
 
 
-def test_somebody_else_answers():
+def test_another_service_on_the_port():
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(RuntimeError, match="is not Triton's HTTP service"):
@@ -149,7 +149,7 @@ def test_urls_of_another_form(url):
         open_runtime(url)
 
 
-def test_the_device_is_the_servers(monkeypatch):
+def test_the_server_chooses_the_device(monkeypatch):
     with pytest.raises(ValueError, match="`device`.*'auto', 'cpu'.*'cuda'"):
         open_runtime("triton://host/m", "cuda")
     monkeypatch.setitem(sys.modules, "tritonclient.http", None)

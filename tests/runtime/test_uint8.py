@@ -1,4 +1,4 @@
-"""Graphs in int8 and the same in uint8: the same values, and fewer of them rounded twice."""
+"""Graphs in int8 have the same values in uint8, and fewer tensors are rounded twice."""
 
 import copy
 
@@ -11,7 +11,7 @@ from bpkd_sdk.runtime.onnx_cpu import optimize_for_cpu, use_uint8
 
 
 def graph(body, *, scale="0.05", other="0.05", top="6.0"):
-    """x (2, 4) to y, with two scales s and o and a pair `p` of x in steps of s."""
+    """Return a graph from x (2, 4) to y, with two scales s and o and a pair `p` of x in steps of s."""
     return onnx.parser.parse_model(f"""
         <ir_version: 9, opset_import: ["": 18]>
         g (float[2, 4] x) => (float[2, N] y)
@@ -23,7 +23,7 @@ def graph(body, *, scale="0.05", other="0.05", top="6.0"):
 
 
 def outputs(proto, x):
-    """By ONNX Runtime, node by node as the graph says."""
+    """Run a graph in ONNX Runtime without optimisations."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -92,7 +92,7 @@ def test_the_same_values(name):
     changed = as_uint8(proto)
     onnx.checker.check_model(changed, full_check=True)
     assert operators(changed) == expected
-    # Ties, both ends of int8 and what lies beyond them among the values.
+    # The values include ties, both ends of int8, and values beyond them.
     x = np.array([[0, 0.025, -0.025, 100], [-100, 6.351, -6.4, 2.43]], np.float32)
     np.testing.assert_allclose(outputs(changed, x), outputs(proto, x), rtol=1e-6, atol=0)
 
@@ -104,7 +104,7 @@ def test_codes_are_uint8():
     assert types["qp"] == onnx.TensorProto.UINT8
 
 
-def test_a_graph_in_float32_stays_what_it_is():
+def test_a_graph_in_float32_is_not_changed():
     proto = onnx.parser.parse_model("""
         <ir_version: 9, opset_import: ["": 18]>
         g (float[2, 4] x) => (float[2, 4] y) <float a = {2}>
