@@ -1,43 +1,31 @@
 """Writes an INT8 file: measures how much each layer harms edges and bodies, and leaves the worst layers in float32.
 
-`bpkd_sdk.export.qdq` inserts INT8 into the graph; this file chooses the layers. Boundaries are where a pixel's two
-largest logits are closest, so rounding changes classes there first, and mIoU hardly shows it. The limit is therefore a
-loss of boundary IoU.
+This file chooses the layers, `bpkd_sdk.export.calibration` measures ranges and damage, and `bpkd_sdk.export.qdq` writes
+INT8 into the graph. Boundaries are where a pixel's two largest logits are closest, so rounding changes classes there
+first, and mIoU hardly shows it. The limit is therefore a loss of boundary IoU.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from bpkd_sdk.classes import check_class_count, class_order, reorder_labels
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.integrity import image_problem
 from bpkd_sdk.errors import import_optional
-from bpkd_sdk.evaluation.agreement import mask_agreement
-from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
-from bpkd_sdk.export.qdq import Layer, find_layers, inner_layers, insert_qdq, range_tensors, with_range_outputs
+from bpkd_sdk.evaluation.agreement import MaskAgreement
+from bpkd_sdk.export.calibration import HELD_OUT, RANKING_IMAGES, HeldOutImages, measure_ranges, read_samples
+from bpkd_sdk.export.qdq import Layer, find_layers, inner_layers, insert_qdq
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.progress import track
-from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session, read_onnx, seal_onnx
+from bpkd_sdk.runtime.onnx import OnnxRuntime, read_onnx, seal_onnx
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-    from onnxruntime import InferenceSession
-
-# One image in HELD_OUT is not used for calibration but to measure the loss; RANKING_IMAGES of these rank the layers.
-HELD_OUT = 4
-RANKING_IMAGES = 4
 
 # Without labels every pixel that changes counts, also where the float32 network was wrong, which is far stricter.
 LIMIT_WITH_LABELS, LIMIT_WITHOUT_LABELS = 0.01, 0.1
@@ -153,7 +141,7 @@ def quantize(
     target, runtime = Path(path), _open_float_file(Path(source))
     if target.suffix != ".onnx":
         raise ValueError(f"Expected a path that ends in '.onnx', but got {str(target)!r}.")
-    samples = _read_samples(calibration_data, images, runtime, match_classes)
+    samples = read_samples(calibration_data, images, runtime, match_classes)
     calibration_images = len(samples) - max(1, len(samples) // HELD_OUT)
     if max_boundary_loss is None:
         max_boundary_loss = LIMIT_WITH_LABELS if calibration_data.has_labels else LIMIT_WITHOUT_LABELS
@@ -164,21 +152,21 @@ def quantize(
             f"{source} has {weighted} layers with weights; the first and the last stay in float32, so none remains."
         )
     ranges = measure_ranges(model, layers, [image for image, _ in samples[:calibration_images]])
-    held_out = _HeldOutImages(runtime, calibration_data, samples[calibration_images:])
+    held_out = HeldOutImages(runtime, calibration_data, samples[calibration_images:])
     alone = {
-        layer: held_out.measure_layer(layer, insert_qdq(model, [layer], ranges))
+        layer: _measure_layer(layer, held_out.agreement(insert_qdq(model, [layer], ranges), RANKING_IMAGES))
         for layer in track(layers, total=len(layers), description="Measuring layers")
     }
     ranked = sorted(inner_layers(layers), key=lambda layer: alone[layer].damage, reverse=True)
 
     @cache
     def boundary_loss(left_out: int) -> float:
-        return held_out.boundary_loss(held_out.segment(insert_qdq(model, ranked[left_out:], ranges)))
+        return held_out.boundary_loss(insert_qdq(model, ranked[left_out:], ranges))
 
     left_out = _fewest_left_out(boundary_loss, len(ranked), max_boundary_loss)
     chosen = set(ranked[left_out:])
     quantized = insert_qdq(model, ranked[left_out:], ranges)
-    agreement = mask_agreement(held_out.segment(quantized), held_out.float_masks)
+    agreement = held_out.agreement(quantized)
     summary: dict[str, Any] = {
         "boundary_loss": boundary_loss(left_out),
         "boundary_loss_of_all": boundary_loss(0),
@@ -218,18 +206,6 @@ def int8_metadata(metadata: Mapping[str, Any], **quantization: Any) -> dict[str,
     return kept | {"precision": "int8", "quantization": quantization}
 
 
-def measure_ranges(model: ModelProto, layers: Sequence[Layer], images: Sequence[Tensor]) -> dict[str, float]:
-    """Measure the largest absolute value of each of `range_tensors(layers)` over images, uint8 (3, H, W)."""
-    tensors = range_tensors(layers)
-    session = open_session(with_range_outputs(model, tensors), torch.device("cpu"))
-    name = session.get_inputs()[0].name
-    ranges = [
-        session.run(None, {name: _to_batch(image)})
-        for image in track(images, total=len(images), description="Calibrating")
-    ]
-    return dict(zip(tensors, np.max(np.array(ranges), axis=0).tolist(), strict=True))
-
-
 def _open_float_file(path: Path) -> OnnxRuntime:
     """Open an ONNX file on the CPU; raise ValueError unless it is a verified float32 file from image to mask."""
     runtime = OnnxRuntime(path, "cpu")
@@ -251,96 +227,10 @@ def _open_float_file(path: Path) -> OnnxRuntime:
     return runtime
 
 
-def _mask_classes(runtime: OnnxRuntime) -> int:
-    """Return the number of classes in a runtime's masks; 0 if it is not known."""
-    return runtime.spec.num_classes and max(runtime.spec.num_classes, 2)
-
-
-def _read_samples(
-    data: SegmentationDataset, most: int, runtime: OnnxRuntime, match_classes: bool
-) -> list[tuple[Tensor, Tensor]]:
-    """Read images (3, H, W) and labels (H, W) in the file's order of classes, spread evenly over the data set."""
-    if most < HELD_OUT or len(data) < HELD_OUT:
-        raise ValueError(
-            f"Expected at least {HELD_OUT} images, {HELD_OUT - 1} to calibrate with and one to measure the loss on, "
-            f"but got images={most} of {data.name}, which has {len(data)}."
-        )
-    order = None
-    if data.has_labels:
-        data.check_classes()
-        name, classes = str(runtime.path), _mask_classes(runtime) or data.num_classes
-        check_class_count(classes, data.num_classes, network_name=name, data_name=data.name)
-        order = class_order(runtime.spec, data, network_name=name, data_name=data.name, match_classes=match_classes)
-    samples = []
-    for index in np.linspace(0, len(data) - 1, min(most, len(data))).round().astype(int).tolist():
-        image, label = data[index]
-        height, width = image.shape[1:]
-        if problem := image_problem(image):
-            raise ValueError(f"{data.sample_name(index)}: {problem}.")
-        if not runtime.accepts.takes_size(height, width):
-            raise ValueError(
-                f"{runtime.path} takes images of {runtime.metadata['input_size']}, but {data.sample_name(index)} is "
-                f"{[height, width]}. Resize the images, or export with input_size={(height, width)}."
-            )
-        samples.append((image, reorder_labels(label, order, data.ignore_index)))
-    return samples
-
-
-def _to_batch(image: Tensor) -> Any:
-    """uint8 (3, H, W) -> uint8 array (1, H, W, 3)."""
-    return image.permute(1, 2, 0)[None].contiguous().numpy()
-
-
-class _HeldOutImages:
-    """Images that were not used for calibration, on which quantised models are compared with the float32 file.
-
-    Args:
-        runtime: The float32 file.
-        data: Data set that the images are from.
-        samples: Images (3, H, W) and labels (H, W).
-    """
-
-    def __init__(
-        self, runtime: OnnxRuntime, data: SegmentationDataset, samples: Sequence[tuple[Tensor, Tensor]]
-    ) -> None:
-        self.images = [image for image, _ in samples]
-        self.float_masks = self._run(runtime.session, self.images)
-        self.references = [label for _, label in samples] if data.has_labels else self.float_masks
-        self.class_names, self.ignore_index = data.class_names, data.ignore_index
-        if not data.has_labels:  # then the data's classes may differ from the network's
-            self.class_names, self.ignore_index = tuple(map(str, range(_mask_classes(runtime) or 256))), -1
-        scores = self._score(self.float_masks)
-        self.boundary_iou = scores.boundary_iou
-        if math.isnan(scores.edge_accuracy):
-            raise ValueError(
-                f"The {len(samples)} image(s) of {data.name} that were held out to measure the loss have no edges, in "
-                f"the {'labels' if data.has_labels else 'masks'}. Pass images that show several classes, or more of "
-                "them."
-            )
-
-    def segment(self, model: ModelProto, most: int | None = None) -> list[Tensor]:
-        """Return the masks (H, W) of a model for the first `most` images; None: for all."""
-        return self._run(open_session(model, torch.device("cpu")), self.images[:most])
-
-    def measure_layer(self, layer: Layer, model: ModelProto) -> QuantizedLayer:
-        """Measure the damage of a layer by a model in which this layer alone is in int8."""
-        agreement = mask_agreement(self.segment(model, RANKING_IMAGES), self.float_masks[:RANKING_IMAGES])
-        edge, body = (None if share is None else 1 - share for share in (agreement.edge, agreement.body))
-        return QuantizedLayer(layer.name, layer.kind, False, edge, body)
-
-    def boundary_loss(self, masks: Sequence[Tensor]) -> float:
-        """Return the boundary IoU that masks lose against the labels, or without labels against the float32 masks."""
-        return self.boundary_iou - self._score(masks).boundary_iou
-
-    def _run(self, session: InferenceSession, images: Sequence[Tensor]) -> list[Tensor]:
-        name = session.get_inputs()[0].name
-        return [torch.from_numpy(session.run(None, {name: _to_batch(image)})[0])[0] for image in images]
-
-    def _score(self, masks: Sequence[Tensor]) -> Metrics:
-        counts = MetricCounts(self.class_names, ignore_index=self.ignore_index)
-        for mask, reference in zip(masks, self.references, strict=True):
-            counts.update(mask[None], reference[None])
-        return counts.compute()
+def _measure_layer(layer: Layer, agreement: MaskAgreement) -> QuantizedLayer:
+    """Describe a layer by the agreement of a model in which this layer alone is in int8."""
+    edge, body = (None if share is None else 1 - share for share in (agreement.edge, agreement.body))
+    return QuantizedLayer(layer.name, layer.kind, False, edge, body)
 
 
 def _fewest_left_out(boundary_loss: Callable[[int], float], most: int, limit: float) -> int:

@@ -1,0 +1,130 @@
+"""Images for `quantize`: most calibrate the ranges of activations; the held-out ones measure the damage of int8."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bpkd_sdk.classes import check_class_count, class_order, reorder_labels
+from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data.integrity import image_problem
+from bpkd_sdk.evaluation.agreement import MaskAgreement, mask_agreement
+from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
+from bpkd_sdk.export.qdq import Layer, range_tensors, with_range_outputs
+from bpkd_sdk.progress import track
+from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from onnxruntime import InferenceSession
+
+# One image in HELD_OUT is not used for calibration but to measure the loss; RANKING_IMAGES of these rank the layers.
+HELD_OUT = 4
+RANKING_IMAGES = 4
+
+
+def read_samples(
+    data: SegmentationDataset, most: int, runtime: OnnxRuntime, match_classes: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """Read images (3, H, W) and labels (H, W) in the file's order of classes, spread evenly over the data set."""
+    if most < HELD_OUT or len(data) < HELD_OUT:
+        raise ValueError(
+            f"Expected at least {HELD_OUT} images, {HELD_OUT - 1} to calibrate with and one to measure the loss on, "
+            f"but got images={most} of {data.name}, which has {len(data)}."
+        )
+    order = None
+    if data.has_labels:
+        data.check_classes()
+        name, classes = str(runtime.path), _mask_classes(runtime) or data.num_classes
+        check_class_count(classes, data.num_classes, network_name=name, data_name=data.name)
+        order = class_order(runtime.spec, data, network_name=name, data_name=data.name, match_classes=match_classes)
+    samples = []
+    for index in np.linspace(0, len(data) - 1, min(most, len(data))).round().astype(int).tolist():
+        image, label = data[index]
+        height, width = image.shape[1:]
+        if problem := image_problem(image):
+            raise ValueError(f"{data.sample_name(index)}: {problem}.")
+        if not runtime.accepts.takes_size(height, width):
+            raise ValueError(
+                f"{runtime.path} takes images of {runtime.metadata['input_size']}, but {data.sample_name(index)} is "
+                f"{[height, width]}. Resize the images, or export with input_size={(height, width)}."
+            )
+        samples.append((image, reorder_labels(label, order, data.ignore_index)))
+    return samples
+
+
+def measure_ranges(model: ModelProto, layers: Sequence[Layer], images: Sequence[Tensor]) -> dict[str, float]:
+    """Measure the largest absolute value of each of `range_tensors(layers)` over images, uint8 (3, H, W)."""
+    tensors = range_tensors(layers)
+    session = open_session(with_range_outputs(model, tensors), torch.device("cpu"))
+    name = session.get_inputs()[0].name
+    ranges = [
+        session.run(None, {name: _to_batch(image)})
+        for image in track(images, total=len(images), description="Calibrating")
+    ]
+    return dict(zip(tensors, np.max(np.array(ranges), axis=0).tolist(), strict=True))
+
+
+class HeldOutImages:
+    """Images that were not used for calibration, on which quantised models are compared with the float32 file.
+
+    Args:
+        runtime: The float32 file.
+        data: Data set that the images are from.
+        samples: Images (3, H, W) and labels (H, W).
+    """
+
+    def __init__(
+        self, runtime: OnnxRuntime, data: SegmentationDataset, samples: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
+        self.images = [image for image, _ in samples]
+        self.float_masks = self._run(runtime.session, self.images)
+        self.references = [label for _, label in samples] if data.has_labels else self.float_masks
+        self.class_names, self.ignore_index = data.class_names, data.ignore_index
+        if not data.has_labels:  # then the data's classes may differ from the network's
+            self.class_names, self.ignore_index = tuple(map(str, range(_mask_classes(runtime) or 256))), -1
+        scores = self._score(self.float_masks)
+        self.boundary_iou = scores.boundary_iou
+        if math.isnan(scores.edge_accuracy):
+            raise ValueError(
+                f"The {len(samples)} image(s) of {data.name} that were held out to measure the loss have no edges, in "
+                f"the {'labels' if data.has_labels else 'masks'}. Pass images that show several classes, or more of "
+                "them."
+            )
+
+    def agreement(self, model: ModelProto, most: int | None = None) -> MaskAgreement:
+        """Compare the masks of a model with the float32 masks, for the first `most` images; None: for all."""
+        return mask_agreement(self._segment(model, most), self.float_masks[:most])
+
+    def boundary_loss(self, model: ModelProto) -> float:
+        """Return the boundary IoU that a model loses, against the labels, or without labels the float32 masks."""
+        return self.boundary_iou - self._score(self._segment(model)).boundary_iou
+
+    def _segment(self, model: ModelProto, most: int | None = None) -> list[Tensor]:
+        """Return the masks (H, W) of a model for the first `most` images; None: for all."""
+        return self._run(open_session(model, torch.device("cpu")), self.images[:most])
+
+    def _run(self, session: InferenceSession, images: Sequence[Tensor]) -> list[Tensor]:
+        name = session.get_inputs()[0].name
+        return [torch.from_numpy(session.run(None, {name: _to_batch(image)})[0])[0] for image in images]
+
+    def _score(self, masks: Sequence[Tensor]) -> Metrics:
+        counts = MetricCounts(self.class_names, ignore_index=self.ignore_index)
+        for mask, reference in zip(masks, self.references, strict=True):
+            counts.update(mask[None], reference[None])
+        return counts.compute()
+
+
+def _mask_classes(runtime: OnnxRuntime) -> int:
+    """Return the number of classes in a runtime's masks; 0 if it is not known."""
+    return runtime.spec.num_classes and max(runtime.spec.num_classes, 2)
+
+
+def _to_batch(image: Tensor) -> Any:
+    """Turn an image, uint8 (3, H, W), into a batch, uint8 array (1, H, W, 3)."""
+    return image.permute(1, 2, 0)[None].contiguous().numpy()
