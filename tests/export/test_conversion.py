@@ -148,7 +148,7 @@ def test_benchmark_of_the_command_line(bpkd, folder, tmp_path):
     assert code == 0, err
     assert "m.safetensors" in out
     report = BenchmarkReport.from_json(outputs["json"].read_text())
-    assert report.size == SIZE
+    assert report.input_size == SIZE
     assert [row.problem is None for row in report.rows] == [True, False]
     assert report.to_markdown() == outputs["markdown"].read_text()
     assert report.to_html() == outputs["html"].read_text()
