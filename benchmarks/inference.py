@@ -34,7 +34,7 @@ from bpkd_sdk.export import benchmark, to_onnx
 from bpkd_sdk.export.benchmark import BenchmarkReport, Environment
 from bpkd_sdk.files import parse_record
 from bpkd_sdk.models import get_spec
-from bpkd_sdk.runtime import Accepts, Runtime, TorchRuntime
+from bpkd_sdk.runtime import AcceptedImages, Runtime, TorchRuntime
 from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session
 
 NETWORKS = (
@@ -63,7 +63,7 @@ class UsualRuntime(Runtime):
 
     def __init__(self, path: Path, network: nn.Module) -> None:
         facts = {"preprocess": False, "argmax": False}
-        super().__init__("usual", get_spec(network), facts, torch.device("cpu"), Accepts((1, 1)))
+        super().__init__("usual", get_spec(network), facts, torch.device("cpu"), AcceptedImages((1, 1)))
         self.session = open_session(path, self.device)
         self.mean, self.std = (np.array(values, np.float32) for values in (self.spec.mean, self.spec.std))
 

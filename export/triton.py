@@ -21,7 +21,7 @@ from bpkd_sdk.data.shapes import render
 from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.models import NetworkSpec
-from bpkd_sdk.runtime.base import Accepts
+from bpkd_sdk.runtime.base import AcceptedImages
 from bpkd_sdk.runtime.engine import accepted_images
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.manifest import check_plan, load_manifest, manifest_path
@@ -68,7 +68,7 @@ class _Artifact:
 
     files: Mapping[str, bytes]
     metadata: Mapping[str, Any]
-    accepts: Accepts
+    accepts: AcceptedImages
     input: str
     output: str
     batch: int

@@ -44,7 +44,7 @@ def export(
         bool | None,
         typer.Option(
             "--match-classes/--no-match-classes",
-            help="Match classes with the data's by name and refuse other names, or take classes by position.",
+            help="Match the classes of network and data by name and refuse other names, or match by position.",
         ),
     ] = None,
     data: Annotated[str | None, typer.Option(help="int8: data set or folder of calibration images.")] = None,

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from bpkd_sdk.models import load_model
-from bpkd_sdk.runtime.base import Accepts, Runtime, TorchRuntime
+from bpkd_sdk.runtime.base import AcceptedImages, Runtime, TorchRuntime
 from bpkd_sdk.runtime.formats import FORMATS, Format, find_format
 from bpkd_sdk.runtime.matched import MatchedRuntime, match_runtime
 
 __all__ = [
     "FORMATS",
-    "Accepts",
+    "AcceptedImages",
     "Format",
     "MatchedRuntime",
     "Runtime",

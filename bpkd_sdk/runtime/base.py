@@ -28,7 +28,7 @@ Range = tuple[int, int | None]
 
 
 @dataclass(frozen=True)
-class Accepts:
+class AcceptedImages:
     """The images that an artifact accepts; each attribute is a smallest and a largest number, None for no limit.
 
     Attributes:
@@ -105,7 +105,7 @@ class Runtime(ABC):
     """
 
     def __init__(
-        self, name: str, spec: NetworkSpec, metadata: Mapping[str, Any], device: torch.device, accepts: Accepts
+        self, name: str, spec: NetworkSpec, metadata: Mapping[str, Any], device: torch.device, accepts: AcceptedImages
     ) -> None:
         self.name = name
         self.spec = spec
@@ -221,7 +221,7 @@ class TorchRuntime(Runtime):
         self.module = module.to(chosen)
         spec = get_spec(module)
         metadata = {"preprocess": False, "argmax": False, "precision": str(precision).removeprefix("torch.")}
-        super().__init__(name or spec.name or type(module).__name__, spec, metadata, chosen, Accepts())
+        super().__init__(name or spec.name or type(module).__name__, spec, metadata, chosen, AcceptedImages())
 
     @torch.inference_mode()
     def infer(self, inputs: Tensor) -> Tensor:

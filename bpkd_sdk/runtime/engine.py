@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bpkd_sdk.models.spec import NetworkSpec
-from bpkd_sdk.runtime.base import Accepts, Runtime, choose_device
+from bpkd_sdk.runtime.base import AcceptedImages, Runtime, choose_device
 from bpkd_sdk.runtime.manifest import EngineManifest, check_engine, open_backend, trt_log
 from bpkd_sdk.runtime.recording import SETTING_UP, Recording, run_on
 
@@ -101,9 +101,9 @@ class _ThreadContext:
 _DTYPES = {"UINT8": torch.uint8, "FLOAT": torch.float32}
 
 
-def accepted_images(manifest: EngineManifest) -> Accepts:
+def accepted_images(manifest: EngineManifest) -> AcceptedImages:
     """Return the images that an engine accepts."""
     (shapes,) = manifest.inputs.values()
     ranges = list(zip(shapes["min"], shapes["max"], strict=True))
     height = 1 if manifest.facts["preprocess"] else 2  # axis
-    return Accepts(ranges[0], ranges[height], ranges[height + 1])
+    return AcceptedImages(ranges[0], ranges[height], ranges[height + 1])

@@ -21,7 +21,7 @@ from torch.utils.dlpack import from_dlpack
 
 from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.models.spec import NetworkSpec
-from bpkd_sdk.runtime.base import Accepts, Runtime, choose_device
+from bpkd_sdk.runtime.base import AcceptedImages, Runtime, choose_device
 from bpkd_sdk.runtime.onnx_cpu import optimize_for_cpu
 from bpkd_sdk.runtime.recording import Recording
 
@@ -107,11 +107,13 @@ def check_metadata(metadata: Any) -> dict[str, Any]:
     return metadata
 
 
-def accepted_images(metadata: Mapping[str, Any]) -> Accepts:
+def accepted_images(metadata: Mapping[str, Any]) -> AcceptedImages:
     """Return the images that an ONNX file with this metadata accepts."""
-    height, width = metadata["input_size"]
     batch = (1, None) if metadata["dynamic_batch"] else (1, 1)
-    return Accepts(batch) if metadata.get("dynamic_size", False) else Accepts(batch, (height, height), (width, width))
+    if metadata.get("dynamic_size", False):
+        return AcceptedImages(batch)
+    height, width = metadata["input_size"]
+    return AcceptedImages(batch, (height, height), (width, width))
 
 
 class OnnxRuntime(Runtime):

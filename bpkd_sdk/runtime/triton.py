@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bpkd_sdk.errors import check_choice, did_you_mean, import_optional
 from bpkd_sdk.models.spec import NetworkSpec
-from bpkd_sdk.runtime.base import Accepts, Range, Runtime
+from bpkd_sdk.runtime.base import AcceptedImages, Range, Runtime
 from bpkd_sdk.runtime.onnx import METADATA_KEY, parse_metadata
 
 _PORT = 8000  # default port of Triton's HTTP service
@@ -143,11 +143,11 @@ def split_url(url: str) -> tuple[str, int, str]:
     return host, port, model
 
 
-def _accepted_images(config: dict[str, Any], preprocess: bool) -> Accepts:
+def _accepted_images(config: dict[str, Any], preprocess: bool) -> AcceptedImages:
     """Return the images that a model with this configuration accepts."""
     dims = [int(length) for length in config["input"][0]["dims"]]
     height, width = dims[-3:-1] if preprocess else dims[-2:]
-    return Accepts((1, max(1, int(config["max_batch_size"]))), _range(height), _range(width))
+    return AcceptedImages((1, max(1, int(config["max_batch_size"]))), _range(height), _range(width))
 
 
 def _range(length: int) -> Range:

@@ -16,7 +16,7 @@ from bpkd_sdk.features import Capture
 from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, load_model
 from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec
 from bpkd_sdk.output import SegmentationOutput, as_output
-from bpkd_sdk.runtime import Accepts, Runtime, open_runtime
+from bpkd_sdk.runtime import AcceptedImages, Runtime, open_runtime
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.onnx import METADATA_KEY, OnnxRuntime, open_session, run_session
 from bpkd_sdk.training.config import TrainingConfig
@@ -194,7 +194,7 @@ class ExternalOnnxRuntime(Runtime):
         facts = {"preprocess": False, "argmax": False, "precision": str(self.dtype).removeprefix("torch.")}
         batch, _, height, width = (side if isinstance(side, int) else None for side in image.shape)
         super().__init__(
-            str(path), spec, facts, device, Accepts(*((side or 1, side) for side in (batch, height, width)))
+            str(path), spec, facts, device, AcceptedImages(*((side or 1, side) for side in (batch, height, width)))
         )
 
     def infer(self, inputs: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from bpkd_sdk.export.benchmark.facts import Facts, find_facts
 from bpkd_sdk.memory import GpuMemoryMeter, MemoryMeter, combined_peak
 from bpkd_sdk.models import NetworkSpec
-from bpkd_sdk.runtime import Accepts, Runtime, TorchRuntime, open_runtime
+from bpkd_sdk.runtime import AcceptedImages, Runtime, TorchRuntime, open_runtime
 from bpkd_sdk.runtime.base import choose_device
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class Description:
 
     name: str
     spec: NetworkSpec
-    accepts: Accepts
+    accepts: AcceptedImages
     device: str
     input_size: tuple[int, int] | None
     claim: str | None

@@ -29,7 +29,7 @@ from bpkd_sdk.export.benchmark.environment import describe_machine
 from bpkd_sdk.export.benchmark.facts import layer_precisions, profile_onnx_nodes
 from bpkd_sdk.export.benchmark.process import ArtifactError, RemoteSubject
 from bpkd_sdk.export.benchmark.table import format_number
-from bpkd_sdk.runtime import Accepts, Runtime, TorchRuntime, open_runtime
+from bpkd_sdk.runtime import AcceptedImages, Runtime, TorchRuntime, open_runtime
 from bpkd_sdk.runtime.onnx import seal_onnx
 from tests.networks import tiny
 
@@ -326,7 +326,7 @@ class MemoryUser(Runtime):
 
     def __init__(self, gpu, weights, scratch):
         spec, facts = bpkd_sdk.NetworkSpec(name=None, num_classes=9), {"preprocess": True, "argmax": True}
-        super().__init__("memory user", spec, facts, torch.device("cuda"), Accepts())
+        super().__init__("memory user", spec, facts, torch.device("cuda"), AcceptedImages())
         gpu.bytes += weights
         self.gpu, self.scratch = gpu, scratch
 

@@ -11,7 +11,7 @@ from bpkd_sdk.boundary import edge_band
 from bpkd_sdk.data import FileDataset, ShapesDataset, open_dataset
 from bpkd_sdk.data.photos import photo
 from bpkd_sdk.export import to_onnx, verify
-from bpkd_sdk.runtime import Accepts, TorchRuntime
+from bpkd_sdk.runtime import AcceptedImages, TorchRuntime
 from tests.networks import tiny
 
 
@@ -60,7 +60,7 @@ def test_a_file_of_any_size_is_run_at_sizes_that_were_not_traced(model, tmp_path
 
 def test_an_artifact_that_accepts_only_several_images(model):
     artifact = TorchRuntime(model)
-    artifact.accepts = Accepts((2, 3), (40, 40), (48, 48))
+    artifact.accepts = AcceptedImages((2, 3), (40, 40), (48, 48))
     assert [run.batch for run in verify(artifact, model).runs] == [2, 3]
 
 

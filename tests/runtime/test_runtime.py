@@ -13,7 +13,7 @@ import torch
 import bpkd_sdk
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.export import to_onnx
-from bpkd_sdk.runtime import FORMATS, Accepts, TorchRuntime, find_format, open_runtime
+from bpkd_sdk.runtime import FORMATS, AcceptedImages, TorchRuntime, find_format, open_runtime
 from bpkd_sdk.runtime.base import choose_device
 from bpkd_sdk.runtime.manifest import EngineManifest, manifest_path
 from bpkd_sdk.runtime.onnx import OnnxRuntime
@@ -94,7 +94,7 @@ def test_threads_do_not_disturb_each_other(files, name):
 
 def test_images_that_an_artifact_does_not_accept(files):
     fixed = open_runtime(files / "one.onnx", "cpu")
-    assert fixed.accepts == Accepts((1, 1), (64, 64), (96, 96))
+    assert fixed.accepts == AcceptedImages((1, 1), (64, 64), (96, 96))
     assert fixed.accepts.is_static
     assert not open_runtime(files / "m.onnx", "cpu").accepts.is_static
     with pytest.raises(
@@ -105,7 +105,7 @@ def test_images_that_an_artifact_does_not_accept(files):
         ValueError, match="takes images of 64 x 96 .height x width., but got 96 x 64. .*input_size=.96, 64"
     ):
         fixed(scenes(1).transpose(0, 2, 1, 3))
-    engine = Accepts((1, 8), (256, 512), (256, 1024))
+    engine = AcceptedImages((1, 8), (256, 512), (256, 1024))
     assert engine.takes_size(256, 1024)
     with pytest.raises(ValueError, match="m.engine takes images of 256 to 512 x 256 to 1024 .*, but got 64 x 96"):
         engine.check(torch.from_numpy(scenes(1)), "m.engine")

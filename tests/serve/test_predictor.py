@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bpkd_sdk.models.spec import distinct_colors
-from bpkd_sdk.runtime import Accepts, TorchRuntime
+from bpkd_sdk.runtime import AcceptedImages, TorchRuntime
 from bpkd_sdk.serve import Prediction, Predictor, Timings, draw_overlay
 from tests.networks import tiny
 from tests.serve.cases import CLASSES, NAMES, PALETTE, SIZE, exact_logits, network, scene
@@ -190,7 +190,7 @@ def test_large_images_are_segmented_in_windows_of_1024(model):
 
 def test_batches_are_padded_to_the_batch_size_of_the_runtime(model):
     runtime = TorchRuntime(model, "cpu")
-    runtime.accepts = Accepts((4, 4), *((side, side) for side in SIZE))
+    runtime.accepts = AcceptedImages((4, 4), *((side, side) for side in SIZE))
     images = [scene(*SIZE, index) for index in range(6)]
     for prediction, image in zip(Predictor(runtime)(images), images, strict=True):
         np.testing.assert_array_equal(prediction.mask, Predictor(model, "cpu")(image).mask)

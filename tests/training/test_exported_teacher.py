@@ -11,7 +11,7 @@ import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import to_onnx
 from bpkd_sdk.models import NetworkSpec
-from bpkd_sdk.runtime import Accepts, TorchRuntime
+from bpkd_sdk.runtime import AcceptedImages, TorchRuntime
 from tests.networks import tiny
 from tests.runtime.test_manifest import engine
 
@@ -91,7 +91,7 @@ class OneShape(TorchRuntime):
 
     def __init__(self, module):
         super().__init__(module, "cpu")
-        self.accepts = Accepts((1, 1), (32, 32), (32, 32))
+        self.accepts = AcceptedImages((1, 1), (32, 32), (32, 32))
         self.calls = 0
 
     def infer(self, inputs):

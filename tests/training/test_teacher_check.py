@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.models import NetworkSpec
 from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD
-from bpkd_sdk.runtime import Accepts, MatchedRuntime, TorchRuntime
+from bpkd_sdk.runtime import AcceptedImages, MatchedRuntime, TorchRuntime
 from bpkd_sdk.training.teacher import open_onnx_teacher
 from bpkd_sdk.training.teacher_check import TeacherWarning, check_teacher, warn_about_teacher
 from bpkd_sdk.training.teacher_check.crops import MAX_PIXELS, MAX_READ
@@ -346,7 +346,7 @@ class OneShape(TorchRuntime):
 
     def __init__(self, module, size):
         super().__init__(module, "cpu")
-        self.accepts = Accepts((2, 2), (size[0], size[0]), (size[1], size[1]))
+        self.accepts = AcceptedImages((2, 2), (size[0], size[0]), (size[1], size[1]))
 
     def infer(self, inputs):
         assert inputs.shape[0] == 2

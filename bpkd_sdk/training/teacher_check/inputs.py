@@ -14,7 +14,7 @@ from bpkd_sdk.features import eval_mode
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD
 from bpkd_sdk.output import as_output
-from bpkd_sdk.runtime import Accepts, Runtime
+from bpkd_sdk.runtime import AcceptedImages, Runtime
 from bpkd_sdk.training.teacher import TeacherModel
 from bpkd_sdk.training.teacher_check.crops import MAX_CROPS, MAX_PIXELS, Sample, Size
 
@@ -68,7 +68,7 @@ class CheckedTeacher:
         else:
             # The module inside of torch.compile is used, because each size of the crops would compile it again.
             self.module: nn.Module = getattr(model, "_orig_mod", model).to(device)
-            self.device, self.spec, self.accepts = device, get_spec(model), Accepts()
+            self.device, self.spec, self.accepts = device, get_spec(model), AcceptedImages()
             self.normalizes_inside = False
         self.own_format = InputFormat("", self.spec.mean, self.spec.std)
 
