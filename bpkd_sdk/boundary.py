@@ -1,8 +1,8 @@
-"""Trimaps: where the boundary of each class runs, and how much of it every cell of a logit map sees.
+"""Trimaps and boundaries of label maps. `edge_masks` makes the soft trimap that BPKD and the metrics use.
 
-A window's set of classes is kept as a bit set, so that dilation minus erosion of *all* classes is a dozen integer
-passes over the label map, and averaging them down to the logits' grid is bit-sliced addition: no tensor with a class
-axis exists before the small grid is reached. The result is exact.
+The set of classes in a window is stored as a bit set, so that dilation minus erosion of all classes takes a dozen
+integer passes over the label map. The average over the logits' grid is bit-sliced addition, so that no tensor with an
+axis of classes exists before the small grid is reached. The result is exact.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bpkd_sdk.errors import check_choice
 
 Void = Literal["clear", "keep", "guard"]
 
-_WORD_BITS = 32  # int32 words: half the memory traffic of int64, and 19 or 21 classes fit in one
+_WORD_BITS = 32  # int32 needs half the memory traffic of int64, and 19 or 21 classes fit into one word
 
 
 def edge_masks(
@@ -31,32 +31,32 @@ def edge_masks(
     *,
     void: Void = "clear",
 ) -> Tensor:
-    """The soft trimap of every class, at the resolution of the logits (BPKD, Liu et al., WACV 2024, section 3).
+    """Compute the soft trimap of each class at the resolution of the logits (BPKD, Liu et al., WACV 2024, section 3).
 
-    The edge of class c is its dilation minus its erosion by a square of `width`: the pixels whose window holds class c
-    and something else. The mean of that binary map over the pixels of a logit cell is the mask. Edges of different
-    classes overlap; the mask is not renormalised.
+    The edge of class c is its dilation minus its erosion by a square of side `width`: the pixels whose window contains
+    class c and another class. The mask is the mean of this binary map over the pixels of a logit cell. Edges of
+    different classes overlap; the mask is not renormalised.
 
-    Void pixels (`ignore_index`) belong to no class, but count as "something else" to their neighbours. What lies
-    outside the image counts as nothing, so the frame of an image is not an edge.
+    A void pixel (`ignore_index`) belongs to no class, but counts as another class for its neighbours. Pixels outside
+    the image do not count, so that the border of the image is not an edge.
 
     Args:
         labels: (N, H, W) integers in [0, num_classes) or `ignore_index`.
         num_classes: C, 1 to 256.
-        output_size: (h, w) of the logits. Where it does not divide (H, W), cell i covers the rows
+        output_size: (h, w) of the logits. If it does not divide (H, W), cell i covers the rows
             floor(i H / h) to ceil((i + 1) H / h) - 1, as in adaptive average pooling.
         width: Side of the window in pixels, odd; 7 in the paper.
-        ignore_index: The void label, outside [0, num_classes).
-        void: What becomes of edges near void. "clear": void pixels carry no edge. "keep": the transition from a class
-            to void is an edge on both sides. "guard": no edge wherever the window touches void.
+        ignore_index: Label of void pixels, outside [0, num_classes).
+        void: Treatment of edges near void. "clear": void pixels have no edge. "keep": the transition from a class
+            to void is an edge on both sides. "guard": pixels whose window touches void have no edge.
 
     Returns:
         (N, C, h, w) float32 in [0, 1].
 
     Raises:
         TypeError: If `labels` is not an integer tensor.
-        ValueError: For a shape, width, class count or label out of range. (Labels are checked on the CPU only: on an
-            accelerator the check would stall the stream, and cross_entropy's own assertion reports them there.)
+        ValueError: If a shape, width, number of classes or label is out of range. Labels are checked on the CPU only:
+            on an accelerator the check would stall the stream, and the assertion of cross_entropy reports them there.
 
     Example:
         >>> labels = torch.tensor([[[0, 0, 0, 1]]])
@@ -68,7 +68,7 @@ def edge_masks(
     if min(output_size) < 1:
         raise ValueError(f"Expected `output_size` to be two positive numbers, but got {tuple(output_size)}.")
     is_void = labels == ignore_index
-    allowed = holds_transition(labels.to(torch.int16).masked_fill(is_void, -1), width)
+    allowed = contains_transition(labels.to(torch.int16).masked_fill(is_void, -1), width)
     if void == "clear":
         allowed &= ~is_void
     elif void == "guard":
@@ -81,35 +81,44 @@ def edge_masks(
 
 
 def edge_band(labels: Tensor, width: int = 7, ignore_index: int = 255) -> Tensor:
-    """The pixels near any boundary: True where the window around a pixel holds more than one label.
+    """Find the pixels near any boundary: the window around them contains more than one label.
 
-    Void counts as a label of its own in the window, and void pixels themselves are never in the band.
+    Void counts as a separate label in the window. Void pixels themselves are never in the band.
 
     Args:
         labels: (N, H, W) integers.
         width: Side of the window in pixels, odd.
-        ignore_index: The void label.
+        ignore_index: Label of void pixels.
 
     Returns:
         (N, H, W) bool.
+
+    Example:
+        >>> edge_band(torch.tensor([[[0, 0, 0, 1]]]), width=3).tolist()
+        [[[False, False, True, True]]]
     """
-    return holds_transition(labels, width) & (labels != ignore_index)
+    return contains_transition(labels, width) & (labels != ignore_index)
 
 
 def inner_boundary(labels: Tensor, distance: int) -> Tensor:
-    """Each label's mask minus its erosion (Cheng et al., Boundary IoU, CVPR 2021), for all labels at once.
+    """Compute each label's mask minus its erosion (Cheng et al., Boundary IoU, CVPR 2021), for all labels at once.
 
-    A pixel is on the inner boundary of the mask it belongs to if a pixel of another label, or the outside of the image,
-    is within `distance` (a square of side 2 distance + 1); so a mask ends at the frame, as in the authors' code.
+    A pixel is on the inner boundary of its mask if a pixel of another label, or the outside of the image, is within
+    `distance` (a square of side 2 distance + 1). A mask therefore ends at the border of the image, as in the authors'
+    code.
 
     Args:
-        labels: (N, H, W) integers; void is a label like any other.
-        distance: In pixels, at least 1.
+        labels: (N, H, W) integers; void is treated as every other label.
+        distance: Distance in pixels, at least 1.
 
     Returns:
         (N, H, W) bool.
+
+    Example:
+        >>> inner_boundary(torch.zeros(1, 3, 3, dtype=torch.uint8), distance=1).int().tolist()
+        [[[1, 1, 1], [1, 0, 1], [1, 1, 1]]]
     """
-    inner = holds_transition(labels, 2 * distance + 1)
+    inner = contains_transition(labels, 2 * distance + 1)
     for axis in (1, 2):
         length = labels.shape[axis]
         inner.narrow(axis, 0, min(distance, length)).fill_(True)
@@ -118,16 +127,20 @@ def inner_boundary(labels: Tensor, distance: int) -> Tensor:
 
 
 def class_contours(labels: Tensor, ignore_index: int = 255) -> Tensor:
-    """The label map on pixels that touch another class (8 neighbours), and void elsewhere.
+    """Keep the labels of pixels that touch another class (8 neighbours), and set all other pixels to void.
 
-    Neither void nor the frame of the image makes a contour.
+    Void and the border of the image do not make a contour.
 
     Args:
         labels: (N, H, W) integers.
-        ignore_index: The void label.
+        ignore_index: Label of void pixels.
 
     Returns:
         (N, H, W) int64.
+
+    Example:
+        >>> class_contours(torch.tensor([[[0, 0, 0, 1]]])).tolist()
+        [[[255, 255, 0, 1]]]
     """
     labels = labels.long()
     is_void = labels == ignore_index
@@ -138,17 +151,17 @@ def class_contours(labels: Tensor, ignore_index: int = 255) -> Tensor:
 
 
 def has_same_class_within(labels: Tensor, others: Tensor, distance: int, num_classes: int, ignore_index: int) -> Tensor:
-    """Whether a pixel of the same class exists in `others` within `distance` (a square of side 2 distance + 1).
+    """Find the pixels of which `others` has a pixel of the same class nearby.
 
     Args:
-        labels: (N, H, W) integers; the answer for void pixels is False.
+        labels: (N, H, W) integers.
         others: (N, H, W) integers.
-        distance: In pixels.
+        distance: Half the side of the search window, in pixels; its side is 2 distance + 1.
         num_classes: C, 1 to 256.
-        ignore_index: The void label.
+        ignore_index: Label of void pixels.
 
     Returns:
-        (N, H, W) bool.
+        (N, H, W) bool; False for void pixels.
     """
     own = class_sets(labels, num_classes, ignore_index)
     near = (
@@ -157,16 +170,21 @@ def has_same_class_within(labels: Tensor, others: Tensor, distance: int, num_cla
     return torch.stack([(a & b) != 0 for a, b in zip(own, near, strict=True)]).any(0)
 
 
-def holds_transition(labels: Tensor, width: int) -> Tensor:
-    """(N, H, W) integers -> bool: whether the window around each pixel holds two different values."""
+def contains_transition(labels: Tensor, width: int) -> Tensor:
+    """Find the pixels whose window contains two different values: (N, H, W) integers to (N, H, W) bool."""
     return over_window(labels, width, torch.maximum) != over_window(labels, width, torch.minimum)
 
 
 def class_sets(labels: Tensor, num_classes: int, ignore_index: int) -> list[Tensor]:
-    """The label map as bit sets: word k has bit b set where the label is 32 k + b; void pixels are empty sets.
+    """Convert a label map to bit sets: in word k, bit b is set where the label is 32 k + b.
+
+    Args:
+        labels: (N, H, W) integers in [0, num_classes) or `ignore_index`.
+        num_classes: C, 1 to 256.
+        ignore_index: Label of void pixels, whose sets are empty.
 
     Returns:
-        ceil(num_classes / 32) tensors (N, H, W) int32.
+        ceil(C / 32) tensors (N, H, W) int32.
     """
     labels = labels.to(torch.int32)
     bits = torch.where(
@@ -179,15 +197,18 @@ def class_sets(labels: Tensor, num_classes: int, ignore_index: int) -> list[Tens
 
 
 def over_window(x: Tensor, width: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Combine all values in the width x width window around each pixel; the window is clipped at the frame.
+    """Combine all values in the window around each pixel; the window is clipped at the border of the image.
 
-    `combine` must be idempotent (maximum, minimum, or), because windows are doubled with overlap: log2(width) passes
-    per axis instead of width.
+    The window is made by doubling with overlap, which takes log2(width) passes per axis instead of width. `combine`
+    must therefore be idempotent (maximum, minimum, or).
 
     Args:
-        x: (N, H, W).
-        width: Odd, at least 1.
-        combine: Binary, associative, commutative, idempotent.
+        x: (N, H, W) tensor of any dtype.
+        width: Side of the window in pixels, odd, at least 1.
+        combine: Associative, commutative and idempotent function of two tensors.
+
+    Returns:
+        (N, H, W), in the dtype of `x`.
     """
     if width < 1 or width % 2 == 0:
         raise ValueError(f"Expected `width` to be an odd number of pixels, at least 1, but got {width}.")
@@ -198,7 +219,7 @@ def over_window(x: Tensor, width: int, combine: Callable[[Tensor, Tensor], Tenso
 
 def _over_line(x: Tensor, width: int, axis: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     length, radius = x.shape[axis], width // 2
-    # Repeating the border pixel equals clipping the window: the border pixel is in it already.
+    # Repeating the border pixel equals clipping the window, because the window already contains that pixel.
     positions = torch.arange(-radius, length + radius, device=x.device).clamp_(0, length - 1)
     x, reach = x.index_select(x.ndim + axis, positions), 1
     while reach < width:
@@ -209,7 +230,7 @@ def _over_line(x: Tensor, width: int, axis: int, combine: Callable[[Tensor, Tens
 
 
 def _mean_over_cells(words: list[Tensor], num_classes: int, output_size: tuple[int, int]) -> Tensor:
-    """Bit sets (N, H, W) -> share of each cell's pixels that hold each class, (N, C, h, w) float32."""
+    """Compute, from bit sets (N, H, W), the share of each cell's pixels that have each class, (N, C, h, w) float32."""
     (rows, heights), (columns, widths) = (
         _cells(length, cells, words[0].device) for length, cells in zip(words[0].shape[-2:], output_size, strict=True)
     )
@@ -222,11 +243,16 @@ def _mean_over_cells(words: list[Tensor], num_classes: int, output_size: tuple[i
 
 @lru_cache(maxsize=64)
 def _cells(length: int, cells: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which positions of a line each cell averages.
+    """Compute the positions of a line that each cell averages.
+
+    Args:
+        length: Number of positions of the line.
+        cells: Number of cells.
+        device: Device of the result.
 
     Returns:
-        Positions (k, cells) with k a power of two, where a cell of fewer than k is filled up with `length`, one past
-        the end; and the number of positions of each cell, (cells,).
+        Positions (k, cells), where k is a power of two and a cell of fewer positions is padded with `length`, which is
+        one past the end; and the number of positions of each cell, (cells,).
     """
     cell = torch.arange(cells)
     first = cell * length // cells
@@ -236,9 +262,9 @@ def _cells(length: int, cells: int, device: torch.device) -> tuple[Tensor, Tenso
 
 
 def _sum_within_cells(planes: list[Tensor], axis: int, positions: Tensor) -> list[Tensor]:
-    """Add up, per class, the numbers at all positions of a cell along one axis of (N, H, W).
+    """Sum, for each class, the numbers at all positions of a cell along one axis of (N, H, W).
 
-    A number per pixel and class is held bit-sliced: bit c of plane k is bit k of the number of class c.
+    Numbers are bit-sliced: bit c of plane k is bit k of the number of class c.
     """
     end = (0, 1) if axis == 2 else (0, 0, 0, 1)
     flat = positions.flatten()
@@ -250,7 +276,7 @@ def _sum_within_cells(planes: list[Tensor], axis: int, positions: Tensor) -> lis
 
 
 def _add(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
-    """A ripple-carry adder of bitwise operations: all classes of a word at once."""
+    """Add two bit-sliced numbers by a ripple-carry adder of bitwise operations, for all classes of a word at once."""
     total, carry = [a[0] ^ b[0]], a[0] & b[0]
     for x, y in zip(a[1:], b[1:], strict=True):
         half = x ^ y
@@ -260,7 +286,7 @@ def _add(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _unpack(planes: list[Tensor], num_classes: int) -> Tensor:
-    """Bit-sliced numbers (N, h, w) -> (N, num_classes, h, w) int32."""
+    """Convert bit-sliced numbers (N, h, w) to (N, num_classes, h, w) int32."""
     bit = torch.arange(num_classes, device=planes[0].device, dtype=torch.int32).view(1, -1, 1, 1)
     count = torch.zeros((), device=planes[0].device, dtype=torch.int32)
     for k, plane in enumerate(planes):
@@ -269,7 +295,7 @@ def _unpack(planes: list[Tensor], num_classes: int) -> Tensor:
 
 
 def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Raise TypeError or ValueError unless `labels` is (N, H, W), integer, within the classes or void."""
+    """Raise TypeError or ValueError unless `labels` are (N, H, W) integers in [0, num_classes) or `ignore_index`."""
     if labels.dtype.is_floating_point or labels.dtype is torch.bool:
         raise TypeError(f"Expected integer labels, but got {labels.dtype}.")
     if labels.ndim != 3:
@@ -278,12 +304,13 @@ def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
         raise ValueError(f"Expected `num_classes` to be 1 to 256, but got {num_classes}.")
     if 0 <= ignore_index < num_classes:
         raise ValueError(
-            f"ignore_index={ignore_index} is one of the {num_classes} classes. Pass a label outside them, such as -1."
+            f"Expected `ignore_index` to be outside the {num_classes} classes, but got {ignore_index}. Pass another "
+            "label, such as -1."
         )
     if labels.device.type == "cpu" and labels.numel():
-        wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= num_classes))]
-        if wrong.numel():
+        invalid = labels[(labels != ignore_index) & ((labels < 0) | (labels >= num_classes))]
+        if invalid.numel():
             raise ValueError(
                 f"Expected labels in [0, {num_classes}) or ignore_index={ignore_index}, but got "
-                f"{sorted(set(wrong.tolist()))[:10]}. Map them to classes, or to ignore_index."
+                f"{sorted(set(invalid.tolist()))[:10]}. Map them to classes, or to ignore_index."
             )

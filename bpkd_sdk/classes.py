@@ -1,6 +1,7 @@
-"""The classes of a network, held against those of the data: equal names in another order are put in order.
+"""Comparison of a network's classes with those of the data; equal names in another order are reordered.
 
-An *order* names, for each class of the data, the network's column that predicts it; None stands for the same order.
+An `Order` contains, for each class of the data, the column of the network's logits that predicts it. None means that
+the order is the same.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from bpkd_sdk.output import SegmentationOutput, as_output
 
-MOST_CLASSES = 256  # masks are uint8
+MAX_CLASSES = 256  # masks are uint8
 
 Order = tuple[int, ...]
 
@@ -24,7 +25,7 @@ _UNNAMED = re.compile(r"((class|label)[ _-]?)?\d+", re.IGNORECASE)  # placeholde
 
 
 class ClassFacts(Protocol):
-    """Class names and palette of a network or of a data set; each is empty where it is not known."""
+    """Class names and palette of a network or data set; each is empty where it is unknown."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -40,21 +41,21 @@ def class_order(
 ) -> Order | None:
     """Find the network's column of each class of the data, by name.
 
-    Names that differ only in case, spaces, hyphens and underscores count as equal. Where the network or the data do not
-    name the classes, their order is taken to be the same, unless both have the same colours in another order.
+    Names that differ only in case, spaces, hyphens and underscores count as equal. If the network or the data have no
+    class names, the order is assumed to be the same, unless both have the same colours in another order.
 
     Args:
         network: Class names and palette of the network.
         data: Class names and palette of the data, or of another network.
-        network_name: What errors call the network.
-        data_name: What errors call the data.
-        match_classes: False takes the network's columns by position, whatever their names are.
+        network_name: Name of the network in error messages.
+        data_name: Name of the data in error messages.
+        match_classes: Whether to compare the names; False assumes the same order for any names.
 
     Returns:
-        The order, or None where it is the same.
+        The order, or None if it is the same.
 
     Raises:
-        ValueError: If the names are not the same names; both lists are in the message.
+        ValueError: If the names differ; the error lists both.
 
     Example:
         >>> from bpkd_sdk import NetworkSpec
@@ -65,57 +66,63 @@ def class_order(
     """
     if not match_classes:
         return None
-    own, wanted = list(network.class_names), list(data.class_names)
-    if len(own) == 1 and len(wanted) == 2:  # one logit, whose class is the data's second
-        own = [wanted[0], *own]
-    plain = list(map(_plain, own)), list(map(_plain, wanted))
-    if order := _permutation(own, wanted) or _permutation(*plain):
+    ours, theirs = list(network.class_names), list(data.class_names)
+    if len(ours) == 1 and len(theirs) == 2:  # a single logit predicts the second class of the data
+        ours = [theirs[0], *ours]
+    plain = list(map(_plain, ours)), list(map(_plain, theirs))
+    if order := _permutation(ours, theirs) or _permutation(*plain):
         return order
-    if own == wanted or plain[0] == plain[1]:
+    if ours == theirs or plain[0] == plain[1]:
         return None
-    if any(all(_UNNAMED.fullmatch(name) for name in names) for names in (own, wanted)):
+    if any(all(_UNNAMED.fullmatch(name) for name in names) for names in (ours, theirs)):
         return _permutation(list(network.palette), list(data.palette))
     raise ValueError(
         f"{network_name} and {data_name} do not have the same classes.\n"
         f"  {network_name} has {len(network.class_names)}: {', '.join(network.class_names)}\n"
-        f"  {data_name} has {len(wanted)}: {', '.join(wanted)}\n"
-        "Use a network and data of the same classes (in any order). If the classes are the same and in the same order "
-        "under other names, pass match_classes=False (--no-match-classes)."
+        f"  {data_name} has {len(theirs)}: {', '.join(theirs)}\n"
+        "Use a network and data of the same classes (in any order). If only the names differ, and the order is the "
+        "same, pass match_classes=False (--no-match-classes)."
     )
 
 
-def _permutation(own: Sequence[object], wanted: Sequence[object]) -> Order | None:
-    """Positions in `own` of the items in `wanted`; None unless both hold the same items, once each, in other orders."""
-    if own == wanted or len(set(own)) < len(own) or len(own) != len(wanted) or set(own) != set(wanted):
+def _permutation(ours: Sequence[object], theirs: Sequence[object]) -> Order | None:
+    """Return the positions of `theirs` in `ours`; None unless both have the same items in another order."""
+    if ours == theirs or len(set(ours)) < len(ours) or len(ours) != len(theirs) or set(ours) != set(theirs):
         return None
-    return tuple(map(own.index, wanted))
+    return tuple(map(ours.index, theirs))
 
 
 def _plain(name: str) -> str:
+    """Return a name without case, spaces, hyphens and underscores."""
     return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name)).casefold()
 
 
 def check_class_count(channels: int, num_classes: int, *, network_name: str, data_name: str) -> None:
-    """Raise ValueError if the number of logits does not fit the data; one logit predicts two classes."""
+    """Raise ValueError if the number of logits does not fit the number of classes; one logit predicts two classes."""
     if max(channels, 2) == max(num_classes, 2):
         return
     raise ValueError(
         f"{network_name} predicts {max(channels, 2)} classes, but {data_name} has {num_classes}. "
-        "Pass the data that the network was trained for, or a network of as many classes."
+        "Pass the data that the network was trained for, or a network with the same number of classes."
     )
 
 
 def check_mask_classes(num_classes: int) -> None:
-    """Raise ValueError for more classes than a uint8 mask can hold."""
-    if num_classes > MOST_CLASSES:
+    """Raise ValueError for more classes than the 256 values of a uint8 mask."""
+    if num_classes > MAX_CLASSES:
         raise ValueError(
-            f"Masks are uint8, for at most {MOST_CLASSES} classes, but this network has {num_classes}. Train a network "
-            "of fewer classes, or merge classes."
+            f"Expected at most {MAX_CLASSES} classes, because masks are uint8, but this network has {num_classes}. "
+            "Train a network with fewer classes, or merge classes."
         )
 
 
 def reorder_masks(masks: Tensor, order: Order | None) -> Tensor:
-    """Turn the network's class ids, of any shape and integer type, into the data's."""
+    """Convert the network's class ids to the data's.
+
+    Args:
+        masks: Class ids of any shape and integer dtype.
+        order: Order of the classes, or None for the same order.
+    """
     if order is None:
         return masks
     classes = torch.empty(len(order), dtype=masks.dtype, device=masks.device)
@@ -124,7 +131,13 @@ def reorder_masks(masks: Tensor, order: Order | None) -> Tensor:
 
 
 def reorder_labels(labels: Tensor, order: Order | None, ignore_index: int) -> Tensor:
-    """Turn the data's class ids into the network's columns; void stays void."""
+    """Convert the data's class ids to the network's columns; void stays void.
+
+    Args:
+        labels: Class ids of any shape and integer dtype.
+        order: Order of the classes, or None for the same order.
+        ignore_index: Label of void pixels.
+    """
     if order is None:
         return labels
     columns = torch.tensor(order, device=labels.device)
@@ -133,11 +146,11 @@ def reorder_labels(labels: Tensor, order: Order | None, ignore_index: int) -> Te
 
 
 class ReorderedNetwork(nn.Module):
-    """A network whose logits are put in the data's order; the network itself stays as it is.
+    """Wrapper that returns a network's logits in the data's order; the network itself is not changed.
 
     Args:
-        network: Any segmentation network.
-        order: For each class of the data the network's column.
+        network: Segmentation network.
+        order: Column of the network's logits for each class of the data.
     """
 
     def __init__(self, network: nn.Module, order: Order) -> None:
@@ -148,7 +161,7 @@ class ReorderedNetwork(nn.Module):
         self.train(network.training)
 
     def forward(self, images: Tensor) -> SegmentationOutput:
-        """Run the network on normalised images (N, 3, H, W)."""
+        """Run the network on normalised images (N, 3, H, W) and reorder its logits."""
         output = as_output(self.network(images))
         aux = None if output.aux_logits is None else output.aux_logits.index_select(1, self.columns)
         return replace(output, logits=output.logits.index_select(1, self.columns), aux_logits=aux)
@@ -156,19 +169,19 @@ class ReorderedNetwork(nn.Module):
 
 @torch.no_grad()
 def reorder_classifier(network: nn.Module, order: Order, images: Tensor) -> None:
-    """Put the classifier's weights in the data's order, in place.
+    """Reorder the weights of the classifier to the data's order, in place.
 
-    The classifier is found by trial: reordering its output channels must reorder the logits and change nothing else.
-    The auxiliary classifier is the last layer of as many channels whose path begins with "aux".
+    The classifier is found by trial: if its output channels are reordered, the logits must be reordered and otherwise
+    unchanged. The auxiliary classifier is the last layer with that number of channels whose path starts with "aux".
 
     Args:
-        network: In eval mode; without wrappers, which would change the paths of its layers.
-        order: For each class of the data the network's column.
-        images: Any input (N, 3, H, W) that the network takes, on its device.
+        network: Network in eval mode, without wrappers, which would change the paths of its layers.
+        order: Column of the network's logits for each class of the data.
+        images: Any input (N, 3, H, W) that the network accepts, on its device.
 
     Raises:
-        ValueError: If neither one layer nor all layers of that width together prove to be the classifier. The network
-            is then unchanged.
+        ValueError: If neither a single layer nor all layers of that width together are the classifier. The network is
+            then unchanged.
     """
     layers = {
         name: module
@@ -177,22 +190,22 @@ def reorder_classifier(network: nn.Module, order: Order, images: Tensor) -> None
     }
     main = [module for name, module in layers.items() if not name.startswith("aux")]
     logits = as_output(network(images)).logits
-    wanted = logits[:, list(order)]
-    if torch.equal(logits, wanted):
+    expected = logits[:, list(order)]
+    if torch.equal(logits, expected):
         raise ValueError(
-            f"{type(network).__name__} has the data's classes in another order, and its classes have equal logits, so "
-            "that its classifier cannot be found. Load its weights, or order the classes of the data as it has them."
+            f"{type(network).__name__} has the data's classes in another order, and the logits of its classes are "
+            "equal, so that its classifier cannot be found. Load its weights, or reorder the classes of the data."
         )
     for candidate in (*([module] for module in reversed(main)), main):
         _permute(candidate, order)
-        found = as_output(network(images)).logits
-        if torch.allclose(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())):
+        reordered = as_output(network(images)).logits
+        if torch.allclose(reordered, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())):
             _permute([module for name, module in layers.items() if name.startswith("aux")][-1:], order)
             return
         _permute(candidate, tuple(order.index(column) for column in range(len(order))))
     raise ValueError(
-        f"{type(network).__name__} has the data's classes in another order, and no layer of {len(order)} channels was "
-        "found in it whose channels could be put in order. Order the classes of the data as the network has them."
+        f"{type(network).__name__} has the data's classes in another order, and none of its layers with {len(order)} "
+        "channels could be reordered to correct this. Change the order of the data's classes to the network's."
     )
 
 

@@ -1,7 +1,8 @@
 """Feature maps inside a network, by module path.
 
-A path is a module's name in `named_modules`, and means that module's output; with ``:input`` behind it, what goes into
-the module. So "decode_head.dropout:input" is the last feature map of a zoo network before dropout and classifier.
+A path is the name of a module in `named_modules`. It refers to the output of the module, or with the suffix ``:input``
+to its first input. For example, "decode_head.dropout:input" is the last feature map of a zoo network before dropout
+and classifier.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from bpkd_sdk.classes import ReorderedNetwork
-from bpkd_sdk.errors import did_you_mean, listed
+from bpkd_sdk.errors import did_you_mean, format_list
 
 INPUT = ":input"
 
@@ -25,16 +26,16 @@ _DROPOUT = (nn.Dropout, nn.Dropout2d)
 
 
 class Capture:
-    """Records feature maps of every forward pass, until `remove` or the end of a ``with`` block.
+    """Recorder of feature maps: it records every forward pass until `remove` or the end of a ``with`` block.
 
-    Make it before the first forward pass of a compiled network: torch.compile ignores hooks that come later.
+    For a compiled network, create it before the first forward pass: torch.compile ignores hooks that are added later.
 
     Args:
-        module: A network; one wrapped by torch.compile or DistributedDataParallel is looked into.
-        paths: Module paths, see the file's docstring.
+        module: Network; wrappers such as torch.compile and DistributedDataParallel are allowed.
+        paths: Module paths, see the docstring of this file.
 
     Raises:
-        ValueError: For a path that does not exist; the error lists those that do.
+        ValueError: If a path does not exist; the error lists the existing ones.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
@@ -47,20 +48,20 @@ class Capture:
     def __init__(self, module: nn.Module, paths: Iterable[str]) -> None:
         self.paths = tuple(paths)
         self._recorded: dict[str, Any] = {}
-        found = [(path, find_module(module, path)) for path in self.paths]
-        self._handles = [_hook(part, path, self._recorded.__setitem__) for path, part in found]
+        parts = [(path, find_module(module, path)) for path in self.paths]
+        self._handles = [_hook(part, path, self._recorded.__setitem__) for path, part in parts]
 
     def take(self) -> dict[str, Tensor]:
-        """The feature maps (N, D, h, w) of the last forward pass, by path; they are kept here no longer.
+        """Return the feature maps (N, D, h, w) of the last forward pass by path, and forget them.
 
         Raises:
             RuntimeError: If a module did not run.
-            TypeError: If what was recorded is not one feature map.
+            TypeError: If a recorded value is not a feature map.
         """
         recorded = {path: self._recorded.pop(path, None) for path in self.paths}
         for path, value in recorded.items():
             if value is None:
-                raise RuntimeError(f"The module at {path!r} did not run in this forward pass; choose another path.")
+                raise RuntimeError(f"The module at {path!r} did not run in this forward pass. Choose another path.")
             if not _is_map(value):
                 got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(
@@ -70,7 +71,7 @@ class Capture:
         return recorded
 
     def remove(self) -> None:
-        """Take the hooks off the network."""
+        """Remove the hooks from the network."""
         for handle in self._handles:
             handle.remove()
         self._recorded.clear()
@@ -95,10 +96,10 @@ def _hook(module: nn.Module, path: str, record: Callable[[str, Any], None]) -> t
 
 
 def find_module(module: nn.Module, path: str) -> nn.Module:
-    """The module that a path names, below whatever wraps the network.
+    """Return the module at a path inside a network; wrappers around the network are not part of the path.
 
     Raises:
-        ValueError: For a path that does not exist; the nearest is named and those on the same level are listed.
+        ValueError: If the path does not exist; the error states the nearest path and lists those on the same level.
     """
     modules: dict[str, nn.Module] = dict(unwrapped(module).named_modules())
     name = path.removesuffix(INPUT)
@@ -111,12 +112,12 @@ def find_module(module: nn.Module, path: str) -> nn.Module:
     below = [f"{parent}.{child}" if parent else child for child, _ in modules[parent].named_children()]
     raise ValueError(
         f"The network has no module at {path!r}.{did_you_mean(name, existing)} "
-        f"There are, in {repr(parent) if parent else 'the network'}:\n{listed(below, limit=30)}"
+        f"The modules in {repr(parent) if parent else 'the network'} are:\n{format_list(below, limit=30)}"
     )
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The network inside wrappers of torch.compile, DistributedDataParallel, DataParallel and `ReorderedNetwork`."""
+    """Return the network inside wrappers: torch.compile, DistributedDataParallel, DataParallel, `ReorderedNetwork`."""
     while True:
         if isinstance(module, (DistributedDataParallel, DataParallel)):
             module = module.module
@@ -129,13 +130,14 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def feature_path(module: nn.Module) -> str:
-    """The path of the last feature map before the classifier, and before the classifier's dropout if it has one.
+    """Return the path of the last feature map before the classifier, and before the classifier's dropout.
 
-    Known are the zoo (and whoever has a `decode_head.dropout`), segmentation-models-pytorch and torchvision; of any
-    other network it is the input of the last convolution that was registered outside an auxiliary head.
+    The heads of the zoo (every network with a `decode_head.dropout`), of segmentation-models-pytorch and of torchvision
+    are found by name. For any other network the path is the input of the last convolution that was registered outside
+    an auxiliary head.
 
     Raises:
-        ValueError: If there is no such convolution.
+        ValueError: If no such convolution exists.
 
     Example:
         >>> feature_path(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 2, 1)))
@@ -154,12 +156,13 @@ def feature_path(module: nn.Module) -> str:
         if convolutions:
             return _before_dropout(modules, convolutions[-1]) + INPUT
     raise ValueError(
-        f"Found no convolution in {type(network).__name__} that could make its logits, so its last feature map is not "
-        f"known. Name it by a path. There are:\n{listed((name for name in modules if name), limit=30)}"
+        f"Found no convolution in {type(network).__name__} that could compute its logits, so that its last feature map "
+        f"is unknown. Pass its path. The modules are:\n{format_list((name for name in modules if name), limit=30)}"
     )
 
 
 def _before_dropout(modules: dict[str, nn.Module], name: str) -> str:
+    """Return the path of the dropout directly before a module of an nn.Sequential, or the module's own path."""
     parent, _, last = name.rpartition(".")
     if not isinstance(modules[parent], nn.Sequential):
         return name
@@ -171,7 +174,13 @@ def _before_dropout(modules: dict[str, nn.Module], name: str) -> str:
 
 
 class FeatureRow(NamedTuple):
-    """One line of `list_features`: whether methods take it unless told otherwise is `is_default`."""
+    """One row of `list_features`.
+
+    Attributes:
+        path: Module path.
+        shape: Shape of the feature map for one image, (1, D, h, w).
+        is_default: Whether methods use this feature map if no path is specified.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -179,13 +188,13 @@ class FeatureRow(NamedTuple):
 
 
 def list_features(module: nn.Module, input_size: tuple[int, int] = (512, 512)) -> list[FeatureRow]:
-    """Every module whose output is a feature map, in the order of their first run, with the shape for one image.
+    """List the modules whose output is a feature map, in the order of their first run, with shapes for one image.
 
-    The path that `feature_path` finds is among them, also where it is a module's input.
+    The list also contains the path that `feature_path` returns, which may be the input of a module.
 
     Args:
-        module: Any network on any device; it runs once, in eval mode, and is left as it was.
-        input_size: Height and width of the image.
+        module: Network on any device. It runs once in eval mode; afterwards its modules have their previous modes.
+        input_size: Height and width of the image in pixels.
     """
     network = unwrapped(module)
     default = _default_path(network)
@@ -199,10 +208,10 @@ def list_features(module: nn.Module, input_size: tuple[int, int] = (512, 512)) -
     if default is not None:
         paths.insert(0, default)
     handles = [_hook(find_module(network, path), path, record) for path in paths]
-    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    reference = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     try:
         with eval_mode(network), torch.no_grad():
-            network(torch.zeros(1, 3, *input_size, device=like.device, dtype=like.dtype))
+            network(torch.zeros(1, 3, *input_size, device=reference.device, dtype=reference.dtype))
     finally:
         for handle in handles:
             handle.remove()
@@ -222,7 +231,7 @@ def _is_map(value: object) -> bool:
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """The module in eval mode for the length of a ``with`` block; every part then returns to the mode it was in."""
+    """Set a module to eval mode within a ``with`` block; afterwards every submodule has its previous mode."""
     was_training = [part for part in module.modules() if part.training]
     module.eval()
     try:

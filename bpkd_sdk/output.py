@@ -1,4 +1,4 @@
-"""What passes from a network to a distillation method, whatever the network returns."""
+"""`SegmentationOutput`, the output of a network for losses and distillation methods."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SegmentationOutput:
-    """One forward pass of a segmentation network.
+    """Output of one forward pass of a segmentation network.
 
     Attributes:
-        logits: (N, C, h, w), floating point, at the network's own stride.
-        features: Intermediate feature maps (N, D, h', w') by module path; empty unless a method asked for them.
-        aux_logits: (N, C, h', w') of an auxiliary head, or None.
+        logits: Logits (N, C, h, w), floating point, at the stride of the network.
+        features: Feature maps (N, D, h', w') by module path; empty if the method does not need them.
+        aux_logits: Logits (N, C, h', w') of the auxiliary head, or None.
     """
 
     logits: Tensor
@@ -24,13 +24,19 @@ class SegmentationOutput:
 
 
 def as_output(raw: object) -> SegmentationOutput:
-    """Read what a network returned as a `SegmentationOutput`.
+    """Convert the return value of a network to a `SegmentationOutput`.
 
-    Understood are a tensor, torchvision's ``{"out": ..., "aux": ...}``, an object with ``.logits`` (Hugging Face) and
-    a tuple whose first element is one of these.
+    Args:
+        raw: A `SegmentationOutput`, a tensor of logits, torchvision's ``{"out": ..., "aux": ...}``, an object with
+            ``.logits`` (Hugging Face), or a tuple or list whose first element is one of these.
 
     Raises:
-        TypeError: For anything else, or for logits that are not (N, C, h, w).
+        TypeError: If `raw` is none of these, or if the logits are not (N, C, h, w).
+
+    Example:
+        >>> import torch
+        >>> as_output({"out": torch.zeros(1, 2, 4, 4)}).logits.shape
+        torch.Size([1, 2, 4, 4])
     """
     if isinstance(raw, SegmentationOutput):
         return raw

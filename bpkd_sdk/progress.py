@@ -1,4 +1,4 @@
-"""Progress bars: one style for the whole package, silent where there is nobody to watch."""
+"""Progress bars in one style for the whole package; they are disabled if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ console = Console(stderr=True)
 
 
 def progress_bar(*columns: TextColumn) -> Progress:
-    """A rich bar on stderr with count and time left; further columns go before the time."""
+    """Return a rich progress bar on stderr with count and remaining time.
+
+    Args:
+        columns: Further columns, shown before the remaining time.
+    """
     return Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(),
@@ -28,6 +32,12 @@ def progress_bar(*columns: TextColumn) -> Progress:
 
 
 def track(items: Iterable[T], *, total: int, description: str) -> Iterable[T]:
-    """Yield the items while a bar counts them."""
+    """Yield items and show their number in a progress bar.
+
+    Args:
+        items: Items to yield.
+        total: Number of items.
+        description: Text before the bar.
+    """
     with progress_bar() as progress:
         yield from progress.track(items, total=total, description=description)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bpkd_sdk.classes import MOST_CLASSES, check_mask_classes
+from bpkd_sdk.classes import MAX_CLASSES, check_mask_classes
 from bpkd_sdk.images import ImageSource, read_image
 from bpkd_sdk.models.spec import Color, NetworkSpec, distinct_colors
 from bpkd_sdk.runtime import Runtime, open_runtime
@@ -126,7 +126,7 @@ def names_and_colors(spec: NetworkSpec) -> tuple[tuple[str, ...], tuple[Color, .
     masks: 0 is the background.
     """
     check_mask_classes(spec.num_classes)
-    num_ids = max(spec.num_classes, 2) if spec.num_classes else MOST_CLASSES
+    num_ids = max(spec.num_classes, 2) if spec.num_classes else MAX_CLASSES
     names, palette = spec.class_names, spec.palette
     if spec.num_classes == 1:
         names = ("background", *names) if len(names) == 1 else names

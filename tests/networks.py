@@ -1,4 +1,4 @@
-"""Networks small enough to train in a test."""
+"""A network that is small enough to train in a test."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -12,7 +12,15 @@ from bpkd_sdk.models import encoders
 
 
 def tiny(num_classes: int, *, width: int = 8, stride: int = 4, seed: int = 0, dropout: float = 0.0) -> nn.Module:
-    """Three convolutions; logits at `stride`."""
+    """Build a network of three convolutions with random weights.
+
+    Args:
+        num_classes: Number of channels of the logits.
+        width: Number of channels of the feature maps.
+        stride: Ratio of the input size to the size of the logits.
+        seed: Seed of the weights.
+        dropout: Probability of the dropout before the classifier.
+    """
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(3, width, 3, stride=2, padding=1),

@@ -1,4 +1,4 @@
-"""Bit sets against dilation and erosion written out pixel by pixel."""
+"""Tests of the trimaps against dilation and erosion that are computed pixel by pixel."""
 
 import numpy as np
 import pytest
@@ -16,23 +16,23 @@ def random_labels(classes: int, height: int, width: int, *, void: int | None, se
     return torch.from_numpy(labels)
 
 
-def window(image: np.ndarray, row: int, column: int, width: int) -> np.ndarray:
+def pixels_in_window(image: np.ndarray, row: int, column: int, width: int) -> np.ndarray:
     radius = width // 2
     return image[max(row - radius, 0) : row + radius + 1, max(column - radius, 0) : column + radius + 1]
 
 
 def plain_masks(labels, classes, size, width, ignore, void):
-    """Dilation minus erosion of each class, then the mean over each cell, one pixel at a time in float64."""
+    """Compute dilation minus erosion of each class, then the mean over each cell, one pixel at a time in float64."""
     count, height, columns = labels.shape
     edges = np.zeros((count, classes, height, columns))
     for n, row, column in np.ndindex(count, height, columns):
-        seen = set(window(labels[n], row, column, width).ravel().tolist())
+        labels_in_window = set(pixels_in_window(labels[n], row, column, width).ravel().tolist())
         if void == "clear" and labels[n, row, column] == ignore:
             continue
-        if void == "guard" and ignore in seen:
+        if void == "guard" and ignore in labels_in_window:
             continue
-        for c in seen - {ignore}:
-            dilated, eroded = 1, int(seen == {c})
+        for c in labels_in_window - {ignore}:
+            dilated, eroded = 1, int(labels_in_window == {c})
             edges[n, c, row, column] = dilated - eroded
     masks = np.zeros((count, classes, *size))
     for i, j in np.ndindex(*size):
@@ -82,7 +82,7 @@ def test_masks_of_the_reference(reference):
     np.testing.assert_allclose(masks.numpy(), case["mask"], rtol=0, atol=1e-7)
 
 
-def test_the_frame_is_no_edge_and_one_class_has_none():
+def test_the_border_of_the_image_is_not_an_edge():
     assert edge_masks(torch.zeros(1, 12, 12, dtype=torch.uint8), 3, (3, 3)).abs().max() == 0
     assert not edge_band(torch.zeros(1, 12, 12, dtype=torch.uint8)).any()
 
@@ -93,7 +93,7 @@ def test_void_only_has_no_edge():
         assert edge_masks(void, 3, (3, 3), void=mode).abs().max() == 0
 
 
-def test_edge_band_is_where_any_class_has_an_edge():
+def test_the_edge_band_is_the_union_of_the_edges_of_all_classes():
     labels = random_labels(7, 30, 31, void=255)
     any_edge = edge_masks(labels, 7, (30, 31)).amax(1) > 0
     assert torch.equal(edge_band(labels), any_edge)
@@ -110,7 +110,7 @@ def test_inner_boundary_is_the_mask_minus_its_erosion(distance):
     assert np.array_equal(inner_boundary(torch.from_numpy(labels), distance).numpy(), expected)
 
 
-def test_contours_touch_another_class_but_not_void_or_the_frame():
+def test_contours_touch_another_class_but_not_void_or_the_border():
     labels = torch.tensor([[[0, 0, 0, 1, 1, 1, 255, 2]]])
     assert class_contours(labels).tolist() == [[[255, 255, 0, 1, 255, 255, 255, 255]]]
 
@@ -121,7 +121,7 @@ def test_same_class_within_a_distance(classes):
     expected = np.zeros(labels.shape, bool)
     for n, row, column in np.ndindex(*labels.shape):
         value = int(labels[n, row, column])
-        expected[n, row, column] = value != 255 and value in window(others[n].numpy(), row, column, 5)
+        expected[n, row, column] = value != 255 and value in pixels_in_window(others[n].numpy(), row, column, 5)
     assert np.array_equal(has_same_class_within(labels, others, 2, classes, 255).numpy(), expected)
 
 
@@ -133,15 +133,15 @@ def test_same_class_within_a_distance(classes):
         pytest.param({"labels": torch.zeros(4, 4, dtype=torch.int64)}, r"shape \(N, H, W\)", id="shape"),
         pytest.param({"width": 4}, "odd number", id="even-width"),
         pytest.param({"num_classes": 257}, "1 to 256", id="classes"),
-        pytest.param({"ignore_index": 2}, "one of the 3 classes", id="ignore-is-a-class"),
+        pytest.param({"ignore_index": 2}, "outside the 3 classes, but got 2", id="ignore-is-a-class"),
         pytest.param({"output_size": (0, 4)}, "two positive numbers", id="size"),
         pytest.param({"void": "guarded"}, "Did you mean 'guard'", id="void"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
-    good = {"labels": torch.zeros(1, 4, 4, dtype=torch.int64), "num_classes": 3, "output_size": (2, 2)}
+    valid = {"labels": torch.zeros(1, 4, 4, dtype=torch.int64), "num_classes": 3, "output_size": (2, 2)}
     with pytest.raises(ValueError, match=message):
-        edge_masks(**good | arguments)
+        edge_masks(**valid | arguments)
 
 
 def test_float_labels_are_refused():
@@ -162,18 +162,19 @@ def test_float_labels_are_refused():
         pytest.param((32, 40), (47, 61), id="finer-than-labels"),
     ],
 )
-def test_masks_lie_where_resized_logits_do(size, grid, width, axis):
-    """A mask resized to the labels, as logits are in the cross-entropy, has its middle on the labels' edge.
+def test_masks_have_the_position_of_resized_logits(size, grid, width, axis):
+    """The centre of a mask that is resized to the labels, as logits are in the cross-entropy, is the labels' edge.
 
-    One edge may be off by up to half a cell, since a cell is coarser than a pixel; the mean over all places must not.
+    A single edge may deviate by up to half a cell, because a cell is coarser than a pixel. The mean over all positions
+    of the edge must not deviate.
     """
     margin = 2 * size[axis] // grid[axis] + width
     offsets = []
-    for place in range(margin, size[axis] - margin + 1):
+    for position in range(margin, size[axis] - margin + 1):
         labels = torch.zeros(1, *size, dtype=torch.uint8)
-        labels.narrow(axis + 1, place, size[axis] - place).fill_(1)
+        labels.narrow(axis + 1, position, size[axis] - position).fill_(1)
         mask = edge_masks(labels, 2, grid, width)[:, :1]
         resized = torch.nn.functional.interpolate(mask, size, mode="bilinear", align_corners=False)[0, 0]
         profile = resized.double().mean(1 - axis)
-        offsets.append((profile @ (torch.arange(size[axis]) + 0.5).double() / profile.sum()).item() - place)
+        offsets.append((profile @ (torch.arange(size[axis]) + 0.5).double() / profile.sum()).item() - position)
     assert abs(np.mean(offsets)) < 0.01

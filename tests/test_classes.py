@@ -1,4 +1,4 @@
-"""The classes of a network, held against those of the data."""
+"""Tests of the comparison and reordering of a network's classes and those of the data."""
 
 import copy
 
@@ -32,21 +32,21 @@ def order(network, data, palettes=((), ()), **options):
         (("sky", "car", "road"), ("road", "sky", "car"), (2, 0, 1)),
         (("Traffic-Light", "bed ", "sky"), ("traffic_light", "Bed", "SKY"), None),
         (("Traffic-Light", "bed ", "sky"), ("bed", "traffic light", "sky"), (1, 0, 2)),
-        (("a b", "ab", "c"), ("ab", "a b", "c"), (1, 0, 2)),  # names that only their spaces tell apart
+        (("a b", "ab", "c"), ("ab", "a b", "c"), (1, 0, 2)),  # names that differ in spaces only
         (("LABEL_0", "LABEL_1"), ("sky", "car"), None),
         (("sky", "car"), ("class 0", "class 1"), None),
         (("0", "1", "2"), ("2", "1", "0"), (2, 1, 0)),
-        (("object", "background"), ("background", "object"), (1, 0)),  # one logit, or two
+        (("object", "background"), ("background", "object"), (1, 0)),  # of one logit or two
         (("0", "1"), ("sky", "car"), None),
         ((), ("sky", "car"), None),
-        (("object",), ("background", "object"), None),  # one logit
+        (("object",), ("background", "object"), None),  # of one logit
     ],
 )
-def test_names_give_the_order(network, data, expected):
+def test_the_order_is_found_by_name(network, data, expected):
     assert order(network, data) == expected
 
 
-def test_colours_give_the_order_where_the_network_names_no_class():
+def test_the_order_is_found_by_colour_if_the_network_has_no_class_names():
     red, green = (255, 0, 0), (0, 255, 0)
     assert order(("class 0", "class 1"), ("a", "b"), ((red, green), (green, red))) == (1, 0)
     assert order((), ("a", "b"), ((red, green), (green, (0, 0, 1)))) is None
@@ -61,7 +61,7 @@ def test_colours_give_the_order_where_the_network_names_no_class():
         (("object",), ("object", "background")),
     ],
 )
-def test_other_names_are_refused_with_both_lists_unless_the_user_insists(network, data):
+def test_other_names_are_refused_unless_match_classes_is_false(network, data):
     with pytest.raises(ValueError, match="do not have the same classes") as caught:
         order(network, data)
     assert f"the network has {len(network)}: {', '.join(network)}" in str(caught.value)
@@ -71,20 +71,20 @@ def test_other_names_are_refused_with_both_lists_unless_the_user_insists(network
 
 
 @pytest.mark.parametrize("options", [{}, {"match_classes": False}])
-def test_the_number_of_classes_cannot_be_insisted_on(options):
-    network = tiny(2).eval()  # does not say how many classes it has
+def test_another_number_of_classes_is_always_refused(options):
+    network = tiny(2).eval()  # has no spec with the number of classes
     with pytest.raises(ValueError, match="Sequential predicts 2 classes, but scenes has 3"):
         bpkd_sdk.evaluate(network, SAME, **options)
-    network.spec = bpkd_sdk.NetworkSpec(None, 3)  # is wrong
+    network.spec = bpkd_sdk.NetworkSpec(None, 3)  # contradicts the classifier
     with pytest.raises(ValueError, match="Sequential predicts 2 classes, but scenes has 3"):
         bpkd_sdk.evaluate(network, SAME, **options)
     spec = bpkd_sdk.NetworkSpec(None, 9)
     network = tiny(3).eval()
-    network.spec = spec  # is older than the classifier
+    network.spec = spec  # the classifier was replaced afterwards
     assert bpkd_sdk.evaluate(network, SAME, **options).images == 4
 
 
-def test_the_names_of_hugging_face_configurations():
+def test_class_names_of_hugging_face_configurations():
     module = nn.Conv2d(3, 2, 1)
     module.config = type("Config", (), {"id2label": {1: "car", 0: "sky"}})()
     assert (get_spec(module).class_names, get_spec(module).num_classes) == (("sky", "car"), 2)
@@ -93,7 +93,7 @@ def test_the_names_of_hugging_face_configurations():
 
 
 def test_masks_and_labels_follow_the_order():
-    columns = torch.tensor([[[2, 0, 1]]], dtype=torch.uint8)  # of the classes 0, 1, 2 of the data
+    columns = torch.tensor([[[2, 0, 1]]], dtype=torch.uint8)  # columns of the classes 0, 1, 2 of the data
     assert reorder_masks(columns, ORDER).tolist() == [[[0, 1, 2]]]
     labels = torch.tensor([[[0, 1, 2, 255]]], dtype=torch.uint8)
     back = reorder_labels(labels, ORDER, 255)
@@ -101,9 +101,9 @@ def test_masks_and_labels_follow_the_order():
 
 
 @pytest.mark.parametrize("name", ["pspnet_r18", "smp/FPN/mobilenet_v2", "own"])
-def test_a_classifier_is_put_in_order_in_place(name):
+def test_a_classifier_is_reordered_in_place(name):
     torch.manual_seed(0)
-    # As many classes as the first layers have channels: those must stay as they are.
+    # The first layers also have three channels; they must not be reordered.
     network = tiny(3, width=3) if name == "own" else bpkd_sdk.create_model(name, 3, aux_head=name == "pspnet_r18")
     images = torch.rand(1, 3, 64, 64)
     network.eval()
@@ -116,7 +116,7 @@ def test_a_classifier_is_put_in_order_in_place(name):
         assert torch.equal(network.auxiliary_head.conv_seg.weight, auxiliary[list(ORDER)])
 
 
-def test_only_the_last_auxiliary_layer_is_put_in_order():
+def test_only_the_last_auxiliary_layer_is_reordered():
     class Auxiliary(nn.Module):
         def __init__(self):
             super().__init__()
@@ -136,12 +136,12 @@ def test_only_the_last_auxiliary_layer_is_put_in_order():
     torch.testing.assert_close(after.aux_logits, before.aux_logits[:, list(ORDER)])
 
 
-def test_equal_logits_do_not_tell_the_classifier():
+def test_a_classifier_with_equal_logits_cannot_be_found():
     network = tiny(3).eval()
     nn.init.zeros_(network[-1].weight)
     nn.init.zeros_(network[-1].bias)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    with pytest.raises(ValueError, match="its classes have equal logits"):
+    with pytest.raises(ValueError, match="the logits of its classes are equal"):
         reorder_classifier(network, ORDER, torch.rand(1, 3, 32, 32))
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
@@ -156,7 +156,7 @@ def test_one_logit_with_two_names():
     assert sum(scores) == pytest.approx(1)
 
 
-def test_a_network_without_a_known_classifier_is_left_as_it_was():
+def test_a_network_whose_classifier_is_not_found_is_unchanged():
     class Scaled(nn.Module):
         def __init__(self):
             super().__init__()
@@ -168,12 +168,12 @@ def test_a_network_without_a_known_classifier_is_left_as_it_was():
 
     network = Scaled().eval()
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    with pytest.raises(ValueError, match="no layer of 3 channels"):
+    with pytest.raises(ValueError, match="none of its layers with 3 channels"):
         reorder_classifier(network, ORDER, torch.rand(1, 3, 32, 32))
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-def test_a_reordered_network_leaves_its_network_as_it_is():
+def test_a_reordered_network_does_not_change_the_network_inside():
     network = tiny(3).eval()
     wrapped, images = ReorderedNetwork(network, ORDER), torch.rand(1, 3, 32, 32)
     assert torch.equal(wrapped(images).logits, network(images)[:, list(ORDER)])
@@ -183,7 +183,7 @@ def test_a_reordered_network_leaves_its_network_as_it_is():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A network that segments scenes, and knows the order of their classes."""
+    """Train a network that segments scenes, with a spec that contains their class names."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 3, 1))
     options = {"batch_size": 4, "crop_size": (48, 48), "device": "cpu", "scale": (1.0, 1.0), "learning_rate": 0.1}
@@ -196,19 +196,19 @@ OTHER = Scenes(ORDER, start=100, length=4)
 SAME = Scenes(start=100, length=4)
 
 
-def test_evaluate_puts_the_network_in_the_datas_order(trained):
-    right = bpkd_sdk.evaluate(trained, SAME)
-    assert right.miou > 0.95
+def test_evaluate_uses_the_order_of_the_data(trained):
+    expected = bpkd_sdk.evaluate(trained, SAME)
+    assert expected.miou > 0.95
     reordered = bpkd_sdk.evaluate(trained, OTHER)
     assert reordered.class_names == OTHER.class_names
-    assert reordered.miou == pytest.approx(right.miou)
-    assert reordered.per_class_iou == pytest.approx([right.per_class_iou[index] for index in ORDER])
+    assert reordered.miou == pytest.approx(expected.miou)
+    assert reordered.per_class_iou == pytest.approx([expected.per_class_iou[index] for index in ORDER])
     assert bpkd_sdk.evaluate(trained, OTHER, match_classes=False).miou < 0.5
     assert bpkd_sdk.evaluate(trained, OTHER, protocol=EvaluationProtocol(scales=(1.0, 1.5), flip=True)).miou > 0.95
     assert bpkd_sdk.evaluate(trained, OTHER, reference=trained).miou == 1
 
 
-def test_evaluate_names_what_cannot_be_scored():
+def test_evaluate_reports_logits_and_labels_that_cannot_be_scored():
     network = tiny(3).eval()
     nn.init.constant_(network[0].weight, torch.nan)
     with pytest.warns(UserWarning, match="logits of Sequential are not finite"):
@@ -232,8 +232,8 @@ def test_evaluate_refuses_other_classes(trained):
         bpkd_sdk.evaluate(trained, Scenes((0, 1, 2, 3)))
 
 
-@pytest.mark.parametrize("method", ["bpkd", "canonical"])  # of logits, and of features too
-def test_a_teacher_of_another_order_teaches_the_same(trained, tmp_path, method):
+@pytest.mark.parametrize("method", ["bpkd", "canonical"])  # methods on logits, and on logits and features
+def test_the_order_of_the_teachers_classes_does_not_change_the_student(trained, tmp_path, method):
     data = Scenes(ORDER)
     students = []
     ordered = nn.Sequential(*trained[:2], nn.Conv2d(16, 3, 1)).eval()
@@ -255,7 +255,7 @@ def test_a_teacher_of_another_order_teaches_the_same(trained, tmp_path, method):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_labels_of_a_teacher_of_another_order(trained, tmp_path):
+def test_labels_from_a_teacher_with_another_order_of_classes(trained, tmp_path):
     result = bpkd_sdk.distill(
         trained, tiny(3, seed=5, stride=2), (Scenes(ORDER), OTHER), labels="teacher", steps=60, batch_size=4,
         crop_size=(48, 48), device="cpu", learning_rate=0.1, scale=(1.0, 1.0), output_dir=tmp_path,
@@ -263,20 +263,20 @@ def test_labels_of_a_teacher_of_another_order(trained, tmp_path):
     assert bpkd_sdk.evaluate(result.model, OTHER).pixel_accuracy > 0.8
 
 
-def test_fine_tuning_starts_in_the_datas_order(trained, tmp_path):
-    """One step at a tiny rate keeps what the checkpoint knows."""
+def test_fine_tuning_starts_in_the_order_of_the_data(trained, tmp_path):
+    """One step at a very small learning rate does not change the predictions."""
     model = copy.deepcopy(trained)
     options = {"steps": 1, "batch_size": 2, "crop_size": (32, 32), "device": "cpu", "learning_rate": 1e-8}
     result = bpkd_sdk.train(model, (Scenes(ORDER), OTHER), output_dir=tmp_path / "a", **options)
     assert result.metrics.miou > 0.95
     assert get_spec(model).class_names == OTHER.class_names
     again = bpkd_sdk.train(model, (Scenes(ORDER), OTHER), output_dir=tmp_path / "b", **options)
-    assert again.metrics.miou > 0.95  # it is not put in order twice
+    assert again.metrics.miou > 0.95  # the classifier is not reordered twice
     kept = bpkd_sdk.load_model(tmp_path / "a" / "last.safetensors", model=copy.deepcopy(trained))
     assert bpkd_sdk.evaluate(kept, SAME).miou > 0.95
 
 
-def test_other_names_stop_a_run_before_anything_is_written(trained, tmp_path):
+def test_other_class_names_are_refused_before_anything_is_written(trained, tmp_path):
     other = Scenes(names=("one", "two", "three"))
     options = {"steps": 1, "batch_size": 2, "crop_size": (32, 32), "device": "cpu", "output_dir": tmp_path / "run"}
     with pytest.raises(ValueError, match=r"The student and scenes do not have the same classes"):

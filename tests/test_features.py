@@ -1,4 +1,4 @@
-"""Feature maps by module path: found, recorded, not kept, and never a silent no-match."""
+"""Tests of feature maps by module path: the paths are found, and the maps are recorded and released."""
 
 import gc
 import json
@@ -22,7 +22,7 @@ IMAGE = torch.randn(1, 3, 32, 32)
 
 
 def last_feature(network, image=IMAGE):
-    """The map at the path that is found, in eval mode, and the convolution that makes logits of it."""
+    """Return the feature map at `feature_path`, from one forward pass in eval mode."""
     path = feature_path(network)
     with torch.no_grad(), Capture(network.eval(), [path]) as capture:
         network(image)
@@ -30,7 +30,7 @@ def last_feature(network, image=IMAGE):
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_zoo(name, shallow):
+def test_the_last_feature_map_of_the_zoo(name, shallow):
     network = bpkd_sdk.create_model(name, 7, aux_head=ZOO[name].has_aux_head)
     assert feature_path(network) == "decode_head.dropout:input"
     image = torch.randn(1, 3, 64, 64)
@@ -40,7 +40,7 @@ def test_zoo(name, shallow):
 
 
 @pytest.mark.parametrize("architecture", [cls.__name__ for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()])
-def test_segmentation_models_pytorch(architecture):
+def test_the_last_feature_map_of_segmentation_models_pytorch(architecture):
     encoder, side = ("tu-vit_tiny_patch16_224", 224) if architecture == "DPT" else ("resnet18", 128)
     network = bpkd_sdk.create_model(f"smp/{architecture}/{encoder}", 7)
     feature = last_feature(network, torch.randn(1, 3, side, side))
@@ -50,22 +50,22 @@ def test_segmentation_models_pytorch(architecture):
 
 
 @pytest.mark.parametrize(
-    ("build", "path"),
+    ("function", "path"),
     [
         ("fcn_resnet50", "classifier.3:input"),
         ("deeplabv3_mobilenet_v3_large", "classifier.4:input"),
         ("lraspp_mobilenet_v3_large", "classifier.high_classifier:input"),
     ],
 )
-def test_torchvision(build, path):
-    options = {} if build.startswith("lraspp") else {"aux_loss": True}
-    network = getattr(torchvision.models.segmentation, build)(
+def test_the_path_in_torchvision(function, path):
+    options = {} if function.startswith("lraspp") else {"aux_loss": True}
+    network = getattr(torchvision.models.segmentation, function)(
         weights=None, weights_backbone=None, num_classes=7, **options
     )
     assert feature_path(network) == path
 
 
-def test_any_other_network():
+def test_the_last_feature_map_of_any_other_network():
     network = tiny(7)
     assert feature_path(network) == "5:input"
     torch.testing.assert_close(network[6](last_feature(network)), network(IMAGE))
@@ -87,7 +87,7 @@ def test_output_and_input_of_modules_and_gradients_through_them():
     assert network[0].weight.grad.abs().max() > 0
 
 
-def test_nothing_is_kept():
+def test_features_and_hooks_are_released():
     network = tiny(7)
     capture = Capture(network, ["4"])
     network(IMAGE)
@@ -107,13 +107,16 @@ def test_nothing_is_kept():
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("decode_head.bottelneck", "Did you mean 'decode_head.bottleneck'.*in 'decode_head':.*decode_head.conv_seg"),
-        ("decode_head.nothing.at.all:input", "in 'decode_head':"),
-        ("xyz", "in the network:.*backbone.*decode_head"),
-        ("", "in the network:"),
+        (
+            "decode_head.bottelneck",
+            "Did you mean 'decode_head.bottleneck'.*in 'decode_head' are:.*decode_head.conv_seg",
+        ),
+        ("decode_head.nothing.at.all:input", "in 'decode_head' are:"),
+        ("xyz", "in the network are:.*backbone.*decode_head"),
+        ("", "in the network are:"),
     ],
 )
-def test_paths_that_do_not_exist(path, message):
+def test_the_error_for_a_path_that_does_not_exist_lists_the_modules(path, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         Capture(bpkd_sdk.create_model("pspnet_r18", 3), ["backbone", path])
 
@@ -125,7 +128,7 @@ def test_a_bad_path_leaves_no_hook():
     assert not network[4]._forward_hooks
 
 
-def test_what_is_no_feature_map():
+def test_values_that_are_not_feature_maps_are_refused():
     network = bpkd_sdk.create_model("pspnet_r18", 3).eval()
     capture = Capture(network, ["decode_head:input"])
     network(IMAGE)

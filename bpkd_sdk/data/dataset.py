@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bpkd_sdk.classes import MOST_CLASSES
+from bpkd_sdk.classes import MAX_CLASSES
 from bpkd_sdk.data.labels import narrow, read_colors, read_label
 from bpkd_sdk.errors import listed
 from bpkd_sdk.images import read_image
@@ -97,9 +97,9 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
                 f"['background', {self.class_names[0]!r}], labels 0 and 1. A network with one logit is scored on "
                 "these two classes as well."
             )
-        if not 2 <= count <= MOST_CLASSES:
+        if not 2 <= count <= MAX_CLASSES:
             raise ValueError(
-                f"Expected 2 to {MOST_CLASSES} classes, since masks are uint8, but {self.name} has {count}."
+                f"Expected 2 to {MAX_CLASSES} classes, since masks are uint8, but {self.name} has {count}."
             )
         palette = list(self.palette)
         if len(palette) != count or not all(len(c) == 3 and all(type(v) is int for v in c) for c in palette):

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from bpkd_sdk.errors import listed
+from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import unwrapped
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.models.spec import NetworkSpec, get_spec, set_spec
@@ -182,7 +182,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
         ),
     ]
     if problems:
-        raise ValueError(f"{source} does not fit {type(model).__name__}:\n{listed(problems, limit=20)}")
+        raise ValueError(f"{source} does not fit {type(model).__name__}:\n{format_list(problems, limit=20)}")
     model.load_state_dict(dict(state))
 
 

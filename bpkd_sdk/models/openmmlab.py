@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bpkd_sdk.errors import listed
+from bpkd_sdk.errors import format_list
 from bpkd_sdk.models.checkpoint import load_state
 from bpkd_sdk.models.spec import Color, set_spec
 from bpkd_sdk.models.zoo import ZOO, SegmentationNetwork, build
@@ -94,7 +94,7 @@ def read_openmmlab(path: str | Path) -> OpenMMLabCheckpoint:
         )
     others = [f"{key}: {type(value).__name__}" for key, value in raw.items() if not isinstance(value, Tensor)]
     if others:
-        raise ValueError(f"{source} has entries among its weights that are not tensors:\n{listed(others)}")
+        raise ValueError(f"{source} has entries among its weights that are not tensors:\n{format_list(others)}")
     state, left_out = _without_prefixes(dict(raw), str(source))
     meta = content.get("meta")
     class_names, palette = _classes(meta if isinstance(meta, Mapping) else {}, _num_classes(state, str(source)))
@@ -196,7 +196,7 @@ def _without_prefixes(state: dict[str, Tensor], source: str) -> tuple[dict[str, 
         state = _without(state, _DISTILLER)
         twice = [key for key in state if key.startswith(prefix) and key.removeprefix(prefix) in state]
         if twice:
-            raise ValueError(f"{source} has weights both with and without the prefix {prefix!r}:\n{listed(twice)}")
+            raise ValueError(f"{source} has weights both with and without the prefix {prefix!r}:\n{format_list(twice)}")
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     left_out += [key for key in state if key.startswith(_PREPROCESSOR)]
     return _without(state, _PREPROCESSOR), tuple(left_out)
@@ -211,7 +211,7 @@ def _num_classes(state: Mapping[str, Tensor], source: str) -> int:
     if classifier is None or classifier.ndim != 4 or not len(classifier):
         raise ValueError(
             f"{source} is not a checkpoint of a segmentation network: it has no 'decode_head.conv_seg.weight' of shape "
-            f"(classes, channels, 1, 1). Its weights are:\n{listed(state, limit=5)}"
+            f"(classes, channels, 1, 1). Its weights are:\n{format_list(state, limit=5)}"
         )
     return len(classifier)
 
