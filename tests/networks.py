@@ -1,6 +1,5 @@
-"""A network that is small enough to train in a test."""
+"""Networks that are small enough for tests."""
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,9 +39,7 @@ def shallow_zoo() -> Iterator[None]:
     ResNets have two blocks in the stages with dilation and one in the others, HRNets one exchange module per stage.
     """
     blocks = {depth: (block, (1, 1, 2, 2)) for depth, (block, _) in encoders.RESNET_BLOCKS.items()}
-    sizes = {
-        name: dataclasses.replace(size, blocks=1, modules=(1, 1, 1)) for name, size in encoders.HRNET_SIZES.items()
-    }
+    sizes = {name: size._replace(blocks=1, modules=(1, 1, 1)) for name, size in encoders.HRNET_SIZES.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoders, "RESNET_BLOCKS", blocks)
         patch.setattr(encoders, "HRNET_SIZES", sizes)

@@ -211,7 +211,6 @@ def test_inspect_a_checkpoint(tmp_path):
     network = bpkd_sdk.create_model("pspnet_r18", 5)
     bpkd_sdk.save_model(network, tmp_path / "network.safetensors")
     out = inspected(tmp_path / "network.safetensors", "--size", "64x64")
-    assert "decode_head.dropout:input" in out
-    assert "taken by default" in out
+    assert any("decode_head.dropout:input" in line and "default" in line for line in out.splitlines())
     assert "backbone.layer1.0.conv1" not in out
     assert "backbone.layer1.0.conv1" in inspected(tmp_path / "network.safetensors", "--size", "64x64", "--all")

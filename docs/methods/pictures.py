@@ -1,10 +1,10 @@
-"""What each method looks at, drawn from two trained networks: the pictures of these pages.
+"""Draw the pictures of these pages from two trained networks.
 
     bpkd quickstart quickstart
     python docs/methods/pictures.py quickstart
 
-The networks are the quickstart's teacher and its student that was trained alone; the scenes are of the `shapes`
-validation data. Every map is made by the package's own losses, position by position, or by their gradient.
+The networks are the quickstart's teacher and its student that is trained alone. The scenes are from the validation
+split of the `shapes` data. The losses of the package compute every map, position by position, or by their gradient.
 """
 
 from __future__ import annotations
@@ -32,13 +32,22 @@ from bpkd_sdk.losses.skds import unit_cells
 
 HERE = Path(__file__).parent
 SCENES = ShapesDataset("val")
-FIRST, SECOND = 19, 63
-ON_RING = (32, 69)  # a position of the first scene
+FIRST, SECOND = 19, 63  # indices of the two scenes
+ON_RING = (32, 69)  # row and column of a position in the first scene
 
 
 @dataclass
 class Panel:
-    """One map, (H, W, 3) uint8 or (H, W) numbers, and a position (row, column) to mark in it."""
+    """One map of a picture.
+
+    Attributes:
+        title: Title above the map.
+        content: (H, W, 3) uint8 colours, or (H, W) numbers.
+        mark: Position (row, column) that is marked in the map, or None.
+        lowest: Number at the lower end of the colour scale; None for the minimum.
+        highest: Number at the upper end of the colour scale; None for the maximum.
+        rows: Labels of the rows.
+    """
 
     title: str
     content: Tensor
@@ -49,7 +58,7 @@ class Panel:
 
 
 class Networks:
-    """Teacher and student of a quickstart folder, and what they make of scenes."""
+    """Teacher and student of a quickstart folder."""
 
     def __init__(self, folder: Path) -> None:
         self.student, self.teacher = (
@@ -57,36 +66,36 @@ class Networks:
         )
 
     def outputs(self, images: Tensor) -> tuple[SegmentationOutput, SegmentationOutput]:
-        """Student's and teacher's, of images (N, 3, H, W) uint8."""
+        """Return the outputs of student and teacher for images (N, 3, H, W) uint8."""
         student, teacher = (run(network, images) for network in (self.student, self.teacher))
         return student, teacher
 
 
 @torch.no_grad()
 def run(network: nn.Module, images: Tensor) -> SegmentationOutput:
-    """Logits and the last feature map."""
+    """Return the logits and the last feature map of a network."""
     with Capture(network, [feature_path(network)]) as capture:
         return SegmentationOutput(network(network.spec.normalize(images)), capture.take())
 
 
 def scene(index: int) -> tuple[Tensor, Tensor]:
-    """Image (1, 3, H, W) and labels (1, H, W), uint8."""
+    """Return image (1, 3, H, W) and labels (1, H, W) of a scene, both uint8."""
     image, labels = SCENES[index]
     return image.unsqueeze(0), labels.unsqueeze(0)
 
 
 def picture(image: Tensor) -> Tensor:
-    """(1, 3, H, W) -> (H, W, 3)."""
+    """Convert an image (1, 3, H, W) to (H, W, 3)."""
     return image[0].permute(1, 2, 0)
 
 
 def feature(output: SegmentationOutput) -> Tensor:
-    """Its only feature map."""
+    """Return the only feature map of an output."""
     return next(iter(output.features.values()))
 
 
 def bpkd(networks: Networks) -> list[Panel]:
-    """Edges, and where each of the two terms acts."""
+    """Draw the trimap, and the size of the gradient of each of the two terms."""
     image, labels = scene(FIRST)
     student, teacher = networks.outputs(image)
     logits = student.logits.requires_grad_()
@@ -104,7 +113,7 @@ def bpkd(networks: Networks) -> list[Panel]:
 
 
 def cwd(networks: Networks) -> list[Panel]:
-    """Each class's distribution over positions, as a multiple of the uniform one."""
+    """Draw the spatial distributions of two classes, relative to the uniform distribution."""
     image, _ = scene(FIRST)
     student, teacher = networks.outputs(image)
     panels = [Panel("image", picture(image))]
@@ -117,25 +126,25 @@ def cwd(networks: Networks) -> list[Panel]:
 
 
 def skds(networks: Networks) -> list[Panel]:
-    """The similarities of one cell to all others, and how wrong the student's are."""
+    """Draw the similarities of one cell to all others, and the error of the student's."""
     image, _ = scene(FIRST)
     maps = [feature(output) for output in networks.outputs(image)]
     cells = [unit_cells(features, pool=2)[0] for features in maps]
     student, teacher = (rows @ rows.T for rows in cells)
     side = maps[0].shape[2] // 2
     row, column = (side // 2 for side in ON_RING)
-    one = row * side + column
-    wrong = (student - teacher).square().mean(1)
+    cell = row * side + column
+    error = (student - teacher).square().mean(1)
     return [
         Panel("image, and one cell", picture(image), ON_RING),
-        Panel("teacher: similarity to the cell", teacher[one].view(side, side), (row, column), 0, 1),
-        Panel("student: similarity to the cell", student[one].view(side, side), (row, column), 0, 1),
-        Panel("squared difference, mean over all cells", wrong.view(side, side)),
+        Panel("teacher: similarity to the cell", teacher[cell].view(side, side), (row, column), 0, 1),
+        Panel("student: similarity to the cell", student[cell].view(side, side), (row, column), 0, 1),
+        Panel("squared difference, mean over all cells", error.view(side, side)),
     ]
 
 
 def ifvd(networks: Networks) -> list[Panel]:
-    """How alike each position is to the mean of its class."""
+    """Draw the cosine of each position's feature with the mean of its class."""
     image, labels = scene(FIRST)
     outputs = networks.outputs(image)
     members = F.one_hot(labels.flatten(1).long(), SCENES.num_classes).mT.float()
@@ -149,7 +158,7 @@ def ifvd(networks: Networks) -> list[Panel]:
 
 
 def cirkd(networks: Networks) -> list[Panel]:
-    """One position of an image, among those of another and in the memory."""
+    """Draw the similarities of one position to another image and to the memory."""
     torch.manual_seed(0)
     image, other = scene(FIRST)[0], scene(SECOND)[0]
     panels = [Panel("image, and one position", picture(image), ON_RING), Panel("another image", picture(other))]
@@ -165,7 +174,7 @@ def cirkd(networks: Networks) -> list[Panel]:
 
 
 def filled_memory(networks: Networks, batches: int = 8, shown: int = 64) -> Tensor:
-    """The memory of positions (C, shown, D) after some training scenes."""
+    """Return the memory of positions (C, shown, D) after some batches of training scenes."""
     scenes = ShapesDataset("train")
     method = CIRKDLoss(kd_weight=0, minibatch_weight=0, region_weight=0, pixel_queue=shown * SCENES.num_classes)
     for begin in range(0, 8 * batches, 8):
@@ -178,7 +187,7 @@ def filled_memory(networks: Networks, batches: int = 8, shown: int = 64) -> Tens
 
 
 def canonical(networks: Networks) -> list[Panel]:
-    """Both terms, position by position."""
+    """Draw both terms, position by position."""
     image, _ = scene(FIRST)
     student, teacher = networks.outputs(image)
     f_student, f_teacher = feature(student), feature(teacher)
@@ -197,7 +206,7 @@ def canonical(networks: Networks) -> list[Panel]:
 
 
 def draw(panels: list[Panel], path: Path) -> None:
-    """Side by side, as a PNG of 256 colours, which is half as large."""
+    """Draw the panels side by side, as a PNG of 256 colours, which halves the size of the file."""
     figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.9), layout="constrained", dpi=105)
     for axis, panel in zip(axes, panels, strict=True):
         shown = axis.imshow(
@@ -222,7 +231,7 @@ def draw(panels: list[Panel], path: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    """All pictures, beside this file."""
+    """Draw all pictures, in the folder of this file."""
     networks = Networks(folder)
     for panels in (bpkd, cwd, skds, ifvd, cirkd, canonical):
         path = HERE / f"{panels.__name__}.png"

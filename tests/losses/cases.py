@@ -1,4 +1,4 @@
-"""The public fixtures, and what every comparison with them or with plain loops needs; a step of a method."""
+"""Shared code of the tests of the losses: reference arrays, random outputs and labels, one step of a method."""
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ def assert_gradient(tensor, expected, relative=1e-5):
 
 
 def output(logits=None, feature=None):
-    """An output with whichever of the two a case has; the other is of the right shape and constant."""
+    """Return an output; logits that are not given are zeros of the size of the feature map."""
     if logits is None:
         logits = torch.zeros(len(feature), 19, *feature.shape[2:])
     return SegmentationOutput(logits, {} if feature is None else {"neck": feature})
@@ -32,7 +32,7 @@ def random_output(images, classes, channels, size, *, seed=0, dtype=torch.float3
 
 
 def random_labels(images, classes, size, *, seed=0, void=255):
-    """Blocks of 4x4 pixels, one corner void."""
+    """Return labels of random blocks of 4x4 pixels, with void in one corner."""
     generator = torch.Generator().manual_seed(seed)
     blocks = torch.randint(0, classes, (images, -(-size[0] // 4), -(-size[1] // 4)), generator=generator)
     labels = blocks.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, : size[0], : size[1]].clone()
@@ -55,7 +55,7 @@ def prepared(method, seed=0):
 
 
 def step(method, seed):
-    """One forward and backward pass: terms, and the outputs with the gradients."""
+    """Run one forward and backward pass; return the terms, and the outputs with their gradients."""
     student, teacher = outputs(seed)
     torch.manual_seed(seed)
     terms = method(student, teacher, LABELS)

@@ -1,4 +1,4 @@
-"""The BPKD loss against the reference, against float64 loops, and at its limits."""
+"""Tests of the BPKD loss against the reference, against loops in float64, and in edge cases."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def softmax(x, axis):
 
 
 def plain_terms(student, teacher, masks, alpha, temperature, class_reduction, edge_count):
-    """The equations, one image, class and position at a time, in float64."""
+    """Compute the equations in float64, one image, class and position at a time."""
     images, classes = student.shape[:2]
     edge = body = 0.0
     for n in range(images):

@@ -1,4 +1,4 @@
-"""Logit and feature distillation against the reference, and where the teacher's map differs."""
+"""Tests of logit and feature distillation against the reference, and with a teacher of another stride."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_teacher_is_resized_to_the_students_feature_map():
     assert method(student, teacher, LABELS) == method(student, resized, LABELS)
 
 
-def test_state_returns_after_preparing_again():
+def test_the_state_is_restored_after_prepare():
     student, teacher = random_output(2, 3, 4, (4, 6)), random_output(2, 3, 5, (4, 6), seed=1)
     first, second = CanonicalKDLoss(3), CanonicalKDLoss(3)
     with pytest.raises(RuntimeError, match="Unexpected key"):

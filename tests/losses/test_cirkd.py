@@ -1,4 +1,4 @@
-"""Cross-image relations against the reference and plain loops; the memory's rules; several processes."""
+"""Tests of cross-image relations against the reference and plain loops, of the memory, and of several processes."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def test_memory_terms_of_the_reference(reference, name):
 
 @pytest.mark.usefixtures("chunk")
 def test_memory_terms_of_the_reference_through_the_class(reference):
-    """The region memory is updated from its state before; that of pixels, whose update is random, stays as it is."""
+    """The memory of regions is updated from its state before. The memory of pixels, whose update is random, is not updated."""
     case = load(reference, "cirkd_memory")
     student, teacher = output(feature=case["student"].clone().requires_grad_()), output(feature=case["teacher"])
     method = CIRKDLoss(19, **OFF | {"pixel_weight": 1, "region_weight": 1}, pixel_queue=19 * 20, region_queue=19 * 5)
@@ -81,7 +81,7 @@ def test_memory_terms_of_the_reference_through_the_class(reference):
 
 
 def plain_minibatch(student, teacher, temperature):
-    """Every pair of images and every row, one at a time."""
+    """Compute the term one pair of images and one row at a time."""
     total, images = 0.0, len(student)
     s, t = (F.normalize(x.flatten(2), dim=1) for x in (student, teacher))
     for i in range(images):
@@ -107,7 +107,7 @@ def test_minibatch_term_in_float64(images):
     torch.testing.assert_close(gradient, student.features["neck"].grad)
 
 
-def test_pooling_is_averaging_beforehand():
+def test_pooling_averages_the_features_first():
     student, teacher = (random_output(2, 3, width, (5, 8), seed=width) for width in (4, 7))
     pooled = (F.avg_pool2d(x.features["neck"], 2, ceil_mode=True) for x in (student, teacher))
     method = CIRKDLoss(3, **OFF | {"minibatch_weight": 1})
@@ -125,8 +125,8 @@ def test_gradients_by_finite_differences():
     assert torch.autograd.gradcheck(lambda s: similarity.relation_kl(s, teacher, temperature=2.0), student)
 
 
-def test_lowest_temperature_is_still_exact():
-    """Two images whose features are opposite: every similarity across them is -1."""
+def test_the_lowest_temperature_is_exact():
+    """The features of the two images are opposite, so that every similarity between the images is -1."""
     feature = torch.zeros(2, 2, 2, 3)
     feature[:, 0] = torch.tensor([1.0, -1.0]).view(2, 1, 1)
     feature.requires_grad_()
@@ -182,7 +182,7 @@ def test_queue_samples_the_same_slots_of_every_class():
     assert sorted(queue.sample(100).flatten().tolist()) == sorted(queue.entries.flatten().tolist())
 
 
-def test_groups():
+def test_ranks_means_and_samples_of_groups():
     generator = torch.Generator().manual_seed(0)
     group, vectors = torch.randint(0, 6, (50,), generator=generator), torch.randn(50, 4, generator=generator)
     group[group == 2] = 3
@@ -200,8 +200,8 @@ def test_groups():
 
 
 @pytest.mark.parametrize("whole_map", [False, True])
-def test_what_is_remembered(whole_map):
-    """The features are one-hot in the position, so that an entry tells where it was taken."""
+def test_positions_that_enter_the_memory(whole_map):
+    """The features are one-hot in the position, so that an entry of the memory identifies its position."""
     labels = torch.tensor([[[1, 0, 1, 1], [255, 0, 1, 2]], [[0, 0, 0, 0], [0, 0, 0, 2]]])
     teacher = output(torch.zeros(2, 3, 2, 4), torch.eye(16).view(2, 2, 4, 16).permute(0, 3, 1, 2))
     student = output(torch.zeros(2, 3, 2, 4), torch.randn(2, 5, 2, 4))
@@ -218,7 +218,7 @@ def test_what_is_remembered(whole_map):
     assert method.pixels.pointer.tolist() == [9, 4, 2]
 
 
-def test_at_most_sixteen_positions_of_a_class_are_remembered():
+def test_at_most_sixteen_positions_of_a_class_enter_the_memory():
     student, teacher = random_output(2, 3, 4, (6, 6)), random_output(2, 3, 6, (6, 6), seed=1)
     method = CIRKDLoss(3, **OFF | {"pixel_weight": 1}, pixel_queue=300)
     method.prepare(student, teacher)
@@ -228,7 +228,7 @@ def test_at_most_sixteen_positions_of_a_class_are_remembered():
     assert method.pixels.pointer.tolist() == [0, 2 * cirkd.PIXELS_PER_CLASS, 0]
 
 
-def test_memory_is_bounded_whatever_the_classes():
+def test_the_size_of_the_memory_does_not_depend_on_the_number_of_classes():
     student, teacher = random_output(1, 150, 4, (2, 2)), random_output(1, 150, 6, (2, 2))
     method = CIRKDLoss(150)
     method.prepare(student, teacher)
@@ -255,7 +255,7 @@ def test_bad_arguments_are_named(arguments, message):
         CIRKDLoss(3, **arguments)
 
 
-def _share(rank, folder):
+def _run_process(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     rows = gather_rows(torch.full((2 - rank, 3), float(rank)))
     assert rows[:, 0].tolist() == [0.0, 0.0, 1.0]
@@ -273,4 +273,4 @@ def _share(rank, folder):
 
 
 def test_processes_share_their_memory(tmp_path):
-    torch.multiprocessing.spawn(_share, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(_run_process, (str(tmp_path),), nprocs=2)

@@ -1,4 +1,4 @@
-"""Several methods as one: their terms, what they keep, and a run that distills with them."""
+"""Tests of a composition of methods: its terms, its state, and a training run with it."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.losses.cases import LABELS, outputs, prepared, step
 from tests.networks import tiny
 
 
-def test_terms_and_gradient_are_those_of_the_single_methods():
+def test_terms_and_gradient_equal_those_of_the_single_methods():
     singles = {"bpkd": create_method("bpkd", 3), "cwd": CWDLoss(weight=3), "canonical": CanonicalKDLoss()}
     composed = prepared(create_method(["bpkd", CWDLoss(weight=3), CanonicalKDLoss()], 3))
     prepared(singles["canonical"]).load_state_dict(composed.methods["canonical"].state_dict())
@@ -26,7 +26,7 @@ def test_terms_and_gradient_are_those_of_the_single_methods():
     assert composed.weights.keys() >= terms.keys()
 
 
-def test_two_of_the_same_method_are_numbered_and_keep_apart():
+def test_two_methods_of_the_same_name_are_numbered_and_independent():
     method = prepared(create_method(["cwd", CWDLoss(feature_weight=1), "bpkd_paper", CWDLoss(feature_weight=2)], 3))
     assert list(step(method, 1)[0]) == [
         "cwd/logit", "cwd2/logit", "cwd2/feature", "bpkd_paper/edge", "bpkd_paper/body", "cwd3/logit", "cwd3/feature",
@@ -35,8 +35,8 @@ def test_two_of_the_same_method_are_numbered_and_keep_apart():
     assert list(method.state_dict()) == ["methods.cwd2.projection.weight", "methods.cwd3.projection.weight"]
 
 
-def test_state_returns():
-    """A critic with its optimiser, a memory and a projection."""
+def test_the_state_is_restored():
+    """The methods have a critic with its optimiser, a memory and a projection."""
 
     def make(seed):
         return prepared(Composition([SKDSLoss(), CIRKDLoss(), CanonicalKDLoss()]), seed)
@@ -55,7 +55,7 @@ def test_features_are_needed_if_one_method_needs_them(methods, needed):
     assert create_method(methods, 3).needs_features == needed
 
 
-def test_a_method_of_ones_own_is_called_by_its_name():
+def test_terms_of_a_users_method_have_its_name():
     class Constant(DistillationLoss):
         name = "constant"
 
@@ -79,18 +79,18 @@ CWD = CWDLoss()
     ],
     ids=["unknown", "empty", "twice", "class", "number"],
 )
-def test_what_is_no_method_is_refused(method, error, message):
+def test_values_that_are_not_methods_are_refused(method, error, message):
     with pytest.raises(error, match=message):
         create_method(method, 3)
 
 
-def test_other_number_of_classes_is_refused():
+def test_another_number_of_classes_is_refused():
     with pytest.raises(ValueError, match="logits of 5 classes, but got 3"):
         create_method(["cwd", BPKDLoss(5)], 3).prepare(*outputs())
 
 
 class Crash(CWDLoss):
-    """Breaks off in its fourth step."""
+    """A method that raises an error in its fourth step."""
 
     _calls = 0
 

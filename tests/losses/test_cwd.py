@@ -1,4 +1,4 @@
-"""Channel-wise distillation against the reference and a plain loop, and its projection."""
+"""Tests of channel-wise distillation against the reference and a plain loop, and of its projection."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_reference(reference, temperature):
 
 
 def plain(student, teacher, temperature):
-    """One image, channel and position at a time."""
+    """Compute the loss one image, channel and position at a time."""
     total = 0.0
     for s, t in zip(student.flatten(0, 1).flatten(1).tolist(), teacher.flatten(0, 1).flatten(1).tolist(), strict=True):
         p, q = ([math.exp(value / temperature) for value in values] for values in (t, s))
@@ -54,7 +54,7 @@ def test_logits_and_projected_feature_in_float64():
 
 
 def test_gaps_beyond_float32s_exponent_stay_finite():
-    """A softmax followed by a logarithm is minus infinity here."""
+    """The logarithm of a softmax would be minus infinity for these logits."""
     student = torch.zeros(1, 2, 4, 4).requires_grad_()
     teacher = torch.zeros(1, 2, 4, 4)
     teacher[:, :, 0, 0] = 500
@@ -73,7 +73,7 @@ def test_needs_features_only_when_a_term_uses_them():
         CWDLoss(3, feature_weight=1)(student, student, LABELS)
 
 
-def test_no_labels_are_looked_at():
+def test_labels_are_not_used():
     student, teacher = random_output(1, 3, 4, (4, 4)), random_output(1, 3, 4, (4, 4), seed=1)
     terms = [CWDLoss(3)(student, teacher, labels)["logit"] for labels in (random_labels(1, 3, (8, 8)), LABELS[:1])]
     assert terms[0] == terms[1]

@@ -1,4 +1,4 @@
-"""The divergence of two softmaxes against its definition in float64, in one piece and in several."""
+"""Tests of the divergence of two softmaxes against its definition in float64, in one chunk and in several."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The code on the methods' pages runs, and each method has its page."""
+"""Tests that the code on the pages of the methods runs, and that each method has a page."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Intra-class feature variation against the reference and a plain loop, and at its limits."""
+"""Tests of intra-class feature variation against the reference and a plain loop, and in edge cases."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_reference(reference):
 
 
 def plain_cosines(features, labels, void):
-    """One class at a time; void positions have the cosine 1."""
+    """Compute the cosines one class at a time; void positions have the cosine 1."""
     cosines = torch.ones(labels.shape, dtype=features.dtype)
     for image in range(len(features)):
         for label in labels[image].unique().tolist():
@@ -67,7 +67,7 @@ def test_batch_of_one_with_one_label(fill):
     assert (loss.item() == 0) == (fill == 255)
 
 
-def test_features_of_zero_are_no_division_by_zero():
+def test_features_of_zero_do_not_divide_by_zero():
     student, teacher = torch.zeros(1, 4, 4, 4).requires_grad_(), torch.randn(1, 4, 4, 4)
     loss = feature_variation(student, teacher, random_labels(1, 3, (16, 16)), 3)
     loss.backward()

@@ -1,4 +1,4 @@
-"""What holds for every method by name."""
+"""Tests that every method must pass."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_terms_are_finite_scalars_and_reach_the_student_only(make):
     assert all((weight.grad is not None) == weight.requires_grad for weight in method.parameters())
 
 
-def test_same_seed_gives_the_same_run_and_a_resumed_run_goes_on_alike(make):
+def test_the_same_seed_gives_the_same_run_and_a_resumed_run_continues_equally(make):
     def run(method, seeds):
         return [{name: term.item() for name, term in step(method, seed)[0].items()} for seed in seeds]
 
@@ -50,12 +50,12 @@ def test_same_seed_gives_the_same_run_and_a_resumed_run_goes_on_alike(make):
 
 
 @pytest.mark.parametrize("cls", [BPKDLoss, CWDLoss, SKDSLoss, IFVDLoss, CIRKDLoss, CanonicalKDLoss])
-def test_number_of_classes_is_that_of_the_first_logits(cls):
-    told, untold = prepared(cls(3)), prepared(cls())
-    assert untold.num_classes == 3
-    assert step(told, 1)[0] == step(untold, 1)[0]
+def test_the_number_of_classes_is_taken_from_the_first_logits(cls):
+    explicit, inferred = prepared(cls(3)), prepared(cls())
+    assert inferred.num_classes == 3
+    assert step(explicit, 1)[0] == step(inferred, 1)[0]
     with pytest.raises(ValueError, match="logits of 3 classes, but got 4"):
-        untold.prepare(*(random_output(2, 4, 4, (9, 12)) for _ in range(2)))
+        inferred.prepare(*(random_output(2, 4, 4, (9, 12)) for _ in range(2)))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_batch_of_one_with_one_label(make, labels):
 
 @pytest.mark.parametrize("make", [CWDLoss.paper, CanonicalKDLoss], ids=["cwd", "canonical"])
 def test_trainable_parts_are_trained_with_the_student(make):
-    """A feature map that the teacher's is a linear map of can be matched; the projection alone brings a term down."""
+    """Training only the projection reduces the sum of the terms."""
     method = prepared(make(3))
     trainable = [weight for weight in method.parameters() if weight.requires_grad]
     assert trainable
@@ -132,14 +132,14 @@ def test_trainable_parts_are_trained_with_the_student(make):
     assert totals[-1] < totals[0]
 
 
-def test_a_method_without_a_weight_is_refused():
+def test_a_method_whose_weights_are_all_0_is_refused():
     with pytest.raises(
         ValueError, match="one weight of CWDLoss to be above 0, but the weights of logit, feature are 0"
     ):
         CWDLoss(3, weight=0)
 
 
-def test_names():
+def test_methods_by_name():
     assert list(METHODS) == ["bpkd", "bpkd_paper", "cwd", "skds", "ifvd", "cirkd", "canonical"]
     for name in METHODS:
         assert create_method(name, 3, ignore_index=-1).ignore_index == -1

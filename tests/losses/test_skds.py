@@ -1,4 +1,4 @@
-"""Structured distillation against the reference and plain loops; the critic and its own optimiser."""
+"""Tests of structured distillation against the reference and plain loops, and of the critic with its optimiser."""
 
 import pytest
 import torch
@@ -14,9 +14,9 @@ from tests.losses.cases import assert_gradient, load, output, random_output
 LABELS = torch.zeros(2, 8, 8, dtype=torch.uint8)
 
 
-def built(maps, kind):
+def build_adversary(logits, kind):
     adversary = Adversary(kind)
-    adversary.build(maps)
+    adversary.build(logits)
     return adversary
 
 
@@ -74,7 +74,7 @@ def test_scores_of_the_reference(reference):
 
 
 def test_adversarial_term_of_the_reference(reference):
-    """Through the class, with a critic that passes its maps on as scores."""
+    """The critic of this test returns its input as scores."""
     case = load(reference, "skds_adv")
     method = SKDSLoss(1, pixel_weight=0, pair_weight=0, adversarial_weight=0.5).eval()
     method.adversary.critic = nn.Identity()
@@ -83,7 +83,7 @@ def test_adversarial_term_of_the_reference(reference):
 
 
 def test_gradient_penalty_of_a_linear_critic():
-    """Its slope is the same everywhere: its own weights."""
+    """The gradient of a linear critic is constant and equals its weights."""
     critic = nn.Conv2d(2, 1, 3, bias=False).double()
     maps = [torch.randn(4, 2, 3, 3, dtype=torch.float64) for _ in range(2)]
     penalty = gradient_penalty(critic, *maps)
@@ -93,7 +93,7 @@ def test_gradient_penalty_of_a_linear_critic():
 
 
 @pytest.mark.parametrize(("side", "depth"), [(4, 0), (7, 0), (8, 1), (33, 3), (64, 4), (65, 4), (300, 4)])
-def test_critic_has_as_many_layers_as_fit(side, depth):
+def test_the_number_of_layers_of_the_critic_depends_on_the_size(side, depth):
     critic = Critic(3, side)
     strides = [part for part in critic.modules() if isinstance(part, nn.Conv2d) and part.stride == (2, 2)]
     assert len(strides) == depth
@@ -101,11 +101,11 @@ def test_critic_has_as_many_layers_as_fit(side, depth):
 
 
 @pytest.mark.parametrize("kind", ["hinge", "wgan-gp"])
-def test_critic_makes_adams_steps(kind):
-    """Three steps, against torch's own Adam on a copy of the critic."""
+def test_the_critic_is_updated_by_adam(kind):
+    """Three steps are compared with torch's Adam on a copy of the critic."""
     torch.manual_seed(0)
     maps = [(torch.randn(2, 3, 16, 16), 1 + torch.randn(2, 3, 16, 16)) for _ in range(3)]
-    adversary = built(maps[0][0], kind)
+    adversary = build_adversary(maps[0][0], kind)
     critic = Critic(3, 16)
     critic.load_state_dict(adversary.critic.state_dict())
     optimizer = torch.optim.Adam(critic.parameters(), lr=4e-4, betas=(0.9, 0.99))
@@ -125,11 +125,11 @@ def test_critic_makes_adams_steps(kind):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
-def test_critic_learns_to_tell_the_two_apart_and_the_student_to_fool_it():
+def test_the_critic_learns_to_distinguish_the_logits():
     torch.manual_seed(0)
-    # Patterns that differ: constant maps are all alike behind the critic's first batch norm.
+    # The teacher's logits are not constant, because the critic's batch norm maps all constant logits to the same.
     student, teacher = torch.randn(4, 3, 8, 8).requires_grad_(), torch.linspace(-1, 1, 8).expand(4, 3, 8, 8)
-    adversary = built(student, "hinge")
+    adversary = build_adversary(student, "hinge")
     before = critic_loss(adversary.critic(student), adversary.critic(teacher), "hinge").item()
     for _ in range(30):
         term = adversary(student, teacher)
@@ -141,15 +141,15 @@ def test_critic_learns_to_tell_the_two_apart_and_the_student_to_fool_it():
     assert student.grad.abs().max() > 0
 
 
-def test_critic_rests_in_eval_mode():
+def test_the_critic_is_not_trained_in_eval_mode():
     maps = torch.randn(2, 3, 8, 8)
-    adversary = built(maps, "hinge").eval()
+    adversary = build_adversary(maps, "hinge").eval()
     before = {key: value.clone() for key, value in adversary.state_dict().items()}
     adversary(maps, maps + 1)
     assert all(torch.equal(value, before[key]) for key, value in adversary.state_dict().items())
 
 
-def test_run_goes_on_from_the_state_as_if_it_had_not_stopped():
+def test_a_resumed_run_equals_one_without_interruption():
     batches = [(random_output(2, 3, 4, (9, 8), seed=i), random_output(2, 3, 6, (9, 8), seed=9 + i)) for i in range(4)]
 
     def step(method, index):
@@ -169,7 +169,7 @@ def test_run_goes_on_from_the_state_as_if_it_had_not_stopped():
     assert [step(resumed, 2), step(resumed, 3)] == expected[2:]
 
 
-def test_teacher_of_other_stride_and_paper_setting():
+def test_a_teacher_of_another_stride_in_the_papers_setting():
     student, teacher = random_output(2, 3, 4, (9, 8)), random_output(2, 3, 6, (18, 16), seed=1)
     method = SKDSLoss.paper(3)
     method.prepare(student, teacher)
@@ -199,7 +199,7 @@ def test_bad_arguments_are_named(arguments, message):
         SKDSLoss(3, **arguments)
 
 
-def test_maps_too_small_for_a_critic_are_named():
+def test_logits_that_are_too_small_for_a_critic_are_refused():
     small = random_output(2, 3, 4, (3, 8))
     with pytest.raises(ValueError, match="at least 4 x 4 for a critic, but got 3 x 8"):
         SKDSLoss(3).prepare(small, small)
