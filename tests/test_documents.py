@@ -5,16 +5,24 @@ import graphlib
 import importlib.util
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import grimp
+import numpy as np
 import pytest
 import typer
 import yaml
+from PIL import Image
 
 import bpkd_sdk
 from bpkd_sdk.cli import app
+from bpkd_sdk.data import DATASETS
+from bpkd_sdk.losses import METHODS
+from bpkd_sdk.models import ZOO
+from bpkd_sdk.runtime import formats
 from tests.conftest import ROOT
 
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
@@ -130,10 +138,19 @@ def test_no_modules_import_each_other_in_a_circle_when_they_are_loaded(imports):
 
 
 def test_the_examples_of_where_to_add_run(tmp_path, monkeypatch):
+    for kind, shape in (("images", (8, 8, 3)), ("labels", (8, 8))):
+        (tmp_path / "fields" / kind / "train").mkdir(parents=True)
+        Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "fields" / kind / "train" / "a.png")
     monkeypatch.chdir(tmp_path)
-    names = {}
-    for block in python_blocks(ARCHITECTURE):
-        exec(compile(block, str(ARCHITECTURE), "exec"), names)  # noqa: S102
+    monkeypatch.setattr(formats, "FORMATS", formats.FORMATS)
+    for table, key in ((METHODS, "l1"), (ZOO, "deeplabv3plus_r18"), (DATASETS, "fields")):
+        monkeypatch.setitem(table, key, None)  # so that the entry is removed after the test
+    module = ModuleType("bpkd_sdk.runtime.matrix")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    blocks = python_blocks(ARCHITECTURE)
+    assert len(blocks) == 4
+    for block in blocks:
+        exec(compile(block, str(ARCHITECTURE), "exec"), vars(module))  # noqa: S102
 
 
 def test_the_citation_and_the_forms_are_complete():
