@@ -68,7 +68,8 @@ def resolve(name):
 
 @each_page
 def test_every_name_of_this_package_exists(page):
-    for name in set(re.findall(r"\bbpkd_sdk(?:\.\w+)+", page.read_text())):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for name in set(re.findall(r"\bbpkd_sdk(?:\.\w+)+", prose)):
         resolve(name)
     for block in python_blocks(page):
         for node in ast.walk(ast.parse(block)):
@@ -87,8 +88,9 @@ def test_every_path_exists(page):
         assert (ROOT / path).exists(), path
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         assert "://" in link or (page.parent / link).exists(), link
-    for path, names in re.findall(r"`([\w/]+\.py)`:((?: `[\w.]+`,?)+)", text):
-        module = path.removesuffix(".py").replace("/", ".")
+    # `bpkd_sdk/training/loop.py`: `run`, `_Trainer.run`
+    for path, names in re.findall(r"`([\w/]+)\.py`:((?:\s+`[\w.]+`,?)+)", text):
+        module = path.replace("/", ".").removesuffix(".__init__")
         for name in re.findall(r"[\w.]+", names):
             resolve(f"{module if module.startswith('bpkd_sdk') else f'bpkd_sdk.{module}'}.{name}")
 
