@@ -44,6 +44,20 @@ def test_the_tables_of_the_study_are_the_measured_ones():
     assert shown <= measured, shown - measured
 
 
+def cells(line):
+    without_differences = re.sub(r"<br>[^|]*", " ", line)
+    return set(without_differences.strip("| ").split(" | "))
+
+
+def test_the_scores_in_the_readme_are_the_measured_ones():
+    results = [ROOT / "benchmarks" / "results" / f"{name}.md" for name in ("camvid", "quickstart")]
+    measured = [cells(line) for path in results for line in table_lines(path)]
+    shown = [cells(line) for line in table_lines(ROOT / "README.md") if re.search(r"\| \d", line)]
+    assert len(shown) > 15
+    for row in shown:
+        assert any(row <= other for other in measured), row
+
+
 def python_blocks(page):
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
