@@ -6,12 +6,12 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/bpkd quickstart
 
-# One process a core, each with one thread: most tests are too small for more. In the order of the files: by default those
-# with few tests come last, and they are the longest.
+# One process per core with one thread each, because most tests are too small for more threads. The files keep their
+# order: xdist would otherwise run files with few tests last, and these take the longest.
 test: .venv/tested
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-# Quick feedback, in less than two minutes: lint, types, and the tests of what changed since this branch left main.
+# Quick feedback in less than two minutes: linter, types, and the tests of what changed since this branch left main.
 check: .venv/installed
 	+$(MAKE) --no-print-directory --jobs=2 lint changed
 
@@ -31,7 +31,8 @@ clean:
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[all,dev]'
 	touch $@
 
-# A real Triton server for the tests; its requirement of an old numpy is that of a Python API which they do not use.
+# A Triton server for the tests. Its dependencies are not installed: they require an old numpy, for a Python API that the
+# tests do not use.
 .venv/tested: .venv/installed
 	$(BIN)/pip install --quiet --no-compile --no-deps --constraint constraints.txt nvidia-pytriton
 	touch $@
