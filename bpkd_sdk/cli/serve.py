@@ -30,10 +30,13 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any that is free.")] = 7860,
     token: Annotated[
-        str | None, typer.Option(envvar="BPKD_TOKEN", help="Secret token that every request must contain.")
+        str | None,
+        typer.Option(
+            envvar="BPKD_TOKEN", help="Secret token that requests contain as a bearer token or as the password."
+        ),
     ] = None,
     user: Annotated[
-        str | None, typer.Option(envvar="BPKD_USER", help="User name for a login by name and password.")
+        str | None, typer.Option(envvar="BPKD_USER", help="User name that requests contain, with --password.")
     ] = None,
     password: Annotated[str | None, typer.Option(envvar="BPKD_PASSWORD", help="Password of the user.")] = None,
     insecure: Annotated[
@@ -43,7 +46,9 @@ def serve(
     demo: Annotated[bool, typer.Option(help="Serve the demo page beside the HTTP service.")] = True,
     examples: Annotated[
         Path | None,
-        typer.Option(help="Folder of example images for the demo page, or with subfolders images/ and labels/."),
+        typer.Option(
+            help="Folder of example images for the demo page; with labels: a folder with images/ and labels/."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Maximum images per batch.")] = 8,
     max_wait_ms: Annotated[
@@ -51,11 +56,15 @@ def serve(
     ] = 2.0,
     parallel: Annotated[
         int,
-        typer.Option(min=1, help="Number of batches of one network at the same time; above 1 for a Triton server."),
+        typer.Option(
+            min=1, help="Number of batches of one network at the same time; use more than 1 for a Triton server."
+        ),
     ] = 1,
     max_requests: Annotated[int, typer.Option(min=1, help="Maximum queued requests; more get HTTP 503.")] = 64,
-    max_megabytes: Annotated[float, typer.Option(min=0.001, help="Maximum size of an image file.")] = 20.0,
-    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Maximum size of an image or video frame.")] = 16.8,
+    max_megabytes: Annotated[float, typer.Option(min=0.001, help="Maximum megabytes of an image file.")] = 20.0,
+    max_megapixels: Annotated[
+        float, typer.Option(min=0.001, help="Maximum megapixels of an image or video frame.")
+    ] = 16.8,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds allowed for an upload, and again for its segmentation.")
     ] = 30.0,

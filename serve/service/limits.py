@@ -78,7 +78,7 @@ class BodyLimitMiddleware:
                 raise
 
         async def send_unless_refused(message: Message) -> None:
-            # The application may catch the error and send a response of its own, which the 413 replaces.
+            # The application may catch the error and send another response, which the 413 replaces.
             nonlocal has_started
             if problem is None:
                 has_started = True

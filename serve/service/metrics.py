@@ -22,7 +22,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class Metrics:
-    """Prometheus metrics of one server, in a registry of its own.
+    """Prometheus metrics of one server, in a separate registry.
 
     Attributes:
         accepted_requests: Gauge of the requests that are accepted and not yet answered.

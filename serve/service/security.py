@@ -42,7 +42,7 @@ class AccessPolicy:
 
     A token is accepted as ``Authorization: Bearer <token>``, or as the password of HTTP basic authentication with any
     user name. Without a token and a user, only requests whose Host header names this machine are answered, so that a
-    web page cannot reach the server through a domain of its own (DNS rebinding).
+    web page cannot reach the server through a domain that its author controls (DNS rebinding).
 
     Attributes:
         token: Secret token.
@@ -74,7 +74,7 @@ class AccessPolicy:
         return self.token is not None or self.user is not None
 
     def accepts_credentials(self, authorization: str) -> bool:
-        """Compare an Authorization header with the token, user and password, in constant time."""
+        """Return whether an Authorization header contains valid credentials, compared in constant time."""
         if not self.requires_credentials:
             return True
         scheme, _, value = authorization.partition(" ")
