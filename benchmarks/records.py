@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bpkd_sdk.errors import differences, listed
+from bpkd_sdk.errors import format_list, list_differences
 from bpkd_sdk.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,8 +37,8 @@ class Records:
         if path.is_file():
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             before = {} if "key" in lines[0] else lines.pop(0)["setting"]
-            if changed := differences(before, self.setting):
-                raise SystemExit(f"{path} has another setting; delete it to measure again:\n{listed(changed)}")
+            if changed := list_differences(before, self.setting):
+                raise SystemExit(f"{path} has another setting; delete it to measure again:\n{format_list(changed)}")
             self.runs = {line.pop("key"): line for line in lines}
 
     def add(self, key: str, run: dict[str, Any]) -> None:

@@ -101,7 +101,7 @@ def find_module(module: nn.Module, path: str) -> nn.Module:
     Raises:
         ValueError: If the path does not exist; the error states the nearest path and lists those on the same level.
     """
-    modules: dict[str, nn.Module] = dict(unwrapped(module).named_modules())
+    modules: dict[str, nn.Module] = dict(unwrap(module).named_modules())
     name = path.removesuffix(INPUT)
     if name and name in modules:
         return modules[name]
@@ -116,7 +116,7 @@ def find_module(module: nn.Module, path: str) -> nn.Module:
     )
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
+def unwrap(module: nn.Module) -> nn.Module:
     """Return the network inside wrappers: torch.compile, DistributedDataParallel, DataParallel, `ReorderedNetwork`."""
     while True:
         if isinstance(module, (DistributedDataParallel, DataParallel)):
@@ -143,7 +143,7 @@ def feature_path(module: nn.Module) -> str:
         >>> feature_path(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 2, 1)))
         '2:input'
     """
-    network = unwrapped(module)
+    network = unwrap(module)
     modules = dict(network.named_modules())
     if isinstance(modules.get("decode_head.dropout"), _DROPOUT):
         return f"decode_head.dropout{INPUT}"
@@ -196,7 +196,7 @@ def list_features(module: nn.Module, input_size: tuple[int, int] = (512, 512)) -
         module: Network on any device. It runs once in eval mode; afterwards its modules have their previous modes.
         input_size: Height and width of the image in pixels.
     """
-    network = unwrapped(module)
+    network = unwrap(module)
     default = _default_path(network)
     rows: dict[str, FeatureRow] = {}
 
@@ -239,3 +239,6 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part in was_training:
             part.training = True
+
+
+unwrapped = unwrap  # until all callers use the new name

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bpkd_sdk.errors import listed
+from bpkd_sdk.errors import format_list
 
 Record = TypeVar("Record")
 
@@ -91,4 +91,4 @@ def parse_record(kind: type[Record], content: object, source: str) -> Record:
             f"{'.'.join(map(str, problem['loc'])) or kind.__name__}: {problem['msg']} (got {problem['input']!r:.80})"
             for problem in error.errors(include_url=False)
         ]
-        raise ValueError(f"{source} does not hold a valid {kind.__name__}:\n{listed(problems)}") from error
+        raise ValueError(f"{source} does not hold a valid {kind.__name__}:\n{format_list(problems)}") from error

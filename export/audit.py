@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from bpkd_sdk.errors import listed
+from bpkd_sdk.errors import format_list
 
 WEIGHTED = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 
@@ -152,8 +152,8 @@ def check_engine_layers(inspected: Mapping[str, str], parsed: Mapping[str, str],
     if wrong:
         raise RuntimeError(
             f"The engine is not {precision} as the ONNX file states; no engine was written. Its layers run as\n"
-            f"{listed(wrong)}\nTensorRT chose these kernels for this GPU: try another build of TensorRT, or the next "
-            "wider precision."
+            f"{format_list(wrong)}\nTensorRT chose these kernels for this GPU: try another build of TensorRT, or the "
+            "next wider precision."
         )
     if _TYPES[precision] not in inspected.values():
         raise RuntimeError(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bpkd_sdk.errors import check_choice, listed
+from bpkd_sdk.errors import check_choice, format_list
 from bpkd_sdk.export.audit import check_engine_layers, engine_layers, network_types
 from bpkd_sdk.runtime.manifest import capability, supports, trt_log
 
@@ -61,7 +61,7 @@ class Compilation:
             return
         errors = [_format_error(parser.get_error(index)) for index in range(parser.num_errors)]
         raise RuntimeError(
-            f"{self.name} {self.trt.__version__} cannot compile {source}:\n{listed(errors, len(errors))}\n"
+            f"{self.name} {self.trt.__version__} cannot compile {source}:\n{format_list(errors, len(errors))}\n"
             "Replace these operators in the network, or export it with another opset."
         )
 
@@ -201,7 +201,7 @@ class Compilation:
 
     def _format_messages(self) -> str:
         """List the warnings and errors that TensorRT has logged."""
-        return listed(self.log.messages, len(self.log.messages))
+        return format_list(self.log.messages, len(self.log.messages))
 
 
 def _length_range(length: int, name: str, requested: Sequence[int] | None) -> tuple[int, int, int]:

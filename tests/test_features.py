@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import bpkd_sdk
 from bpkd_sdk.cli import app
-from bpkd_sdk.features import Capture, feature_path, find_module, list_features, unwrapped
+from bpkd_sdk.features import Capture, feature_path, find_module, list_features, unwrap
 from bpkd_sdk.models.zoo import ZOO
 from tests.networks import tiny
 
@@ -145,7 +145,7 @@ def test_compiled_network():
     network = tiny(7).eval()
     expected = network[:5](IMAGE)
     compiled = torch.compile(network, backend="eager")
-    assert unwrapped(compiled) is network
+    assert unwrap(compiled) is network
     assert feature_path(compiled) == "5:input"
     capture = Capture(compiled, ["4", "5:input"])
     for _ in range(2):

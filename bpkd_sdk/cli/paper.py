@@ -33,7 +33,7 @@ def check(
 ) -> None:
     """Read every file of a data set, and check counts, sizes and labels. The exit code is 1 if there are problems."""
     from bpkd_sdk.data import check_dataset
-    from bpkd_sdk.errors import listed
+    from bpkd_sdk.errors import format_list
 
     reports = check_dataset(name, root)
     table = Table("split", "images", "expected", "smallest", "largest", "classes in no label", "problems")
@@ -45,7 +45,9 @@ def check(
     console.print(table)
     for report in reports:
         if report.problems:
-            console.print(f"{report.split}:\n{listed(report.problems)}", markup=False, highlight=False, soft_wrap=True)
+            console.print(
+                f"{report.split}:\n{format_list(report.problems)}", markup=False, highlight=False, soft_wrap=True
+            )
     if any(report.problems for report in reports):
         raise typer.Exit(1)
 

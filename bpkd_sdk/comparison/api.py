@@ -26,7 +26,7 @@ from bpkd_sdk.comparison.setup import (
 from bpkd_sdk.data import SegmentationDataset, open_dataset
 from bpkd_sdk.data.dataset import expect_dataset
 from bpkd_sdk.data.integrity import check_for_training, check_samples
-from bpkd_sdk.errors import differences, import_optional, listed
+from bpkd_sdk.errors import format_list, import_optional, list_differences
 from bpkd_sdk.evaluation import evaluate
 from bpkd_sdk.files import read_json, write_json
 from bpkd_sdk.losses import DistillationLoss
@@ -177,10 +177,10 @@ def _write_or_compare(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         write_json(path, plain)
         return plain
-    if changed := differences(read_json(path), plain):
+    if changed := list_differences(read_json(path), plain):
         raise ValueError(
             f"{path.parent} contains runs with other settings, which cannot be in one table with these:\n"
-            f"{listed(changed)}\nPass the same settings, or another output_dir."
+            f"{format_list(changed)}\nPass the same settings, or another output_dir."
         )
     return plain
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from bpkd_sdk.classes import MAX_CLASSES
 from bpkd_sdk.data.labels import narrow, read_colors, read_label
-from bpkd_sdk.errors import listed
+from bpkd_sdk.errors import format_list
 from bpkd_sdk.images import read_image
 from bpkd_sdk.models.spec import Color
 
@@ -285,7 +285,7 @@ def pair_files(
     pairs = [Pair(path, (labels / path.relative_to(images)).with_name(label_name(path.stem))) for path in paths]
     if repeated := sorted({str(b.image) for a, b in pairwise(pairs) if a.label == b.label}):
         raise ValueError(
-            f"{len(repeated)} images share the name, and so the label file, of another image:\n{listed(repeated)}"
+            f"{len(repeated)} images share the name, and so the label file, of another image:\n{format_list(repeated)}"
         )
     return existing(pairs)
 
@@ -298,10 +298,10 @@ def existing(pairs: Iterable[Pair]) -> list[Pair]:
     """
     pairs = list(pairs)
     if missing := [pair.image for pair in pairs if not pair.image.is_file()]:
-        raise ValueError(f"{len(missing)} of {len(pairs)} images are missing:\n{listed(missing)}")
+        raise ValueError(f"{len(missing)} of {len(pairs)} images are missing:\n{format_list(missing)}")
     unlabelled = [f"{pair.image} (expected {pair.label})" for pair in pairs if pair.label and not pair.label.is_file()]
     if unlabelled:
-        raise ValueError(f"{len(unlabelled)} of {len(pairs)} images have no label:\n{listed(unlabelled)}")
+        raise ValueError(f"{len(unlabelled)} of {len(pairs)} images have no label:\n{format_list(unlabelled)}")
     return pairs
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from bpkd_sdk.data.classes_file import CLASSES_FILE, VOID, FolderClasses, read_classes
 from bpkd_sdk.data.dataset import IMAGE_SUFFIXES, FileDataset, Pair, pair_files
 from bpkd_sdk.data.labels import hex_color, palette_of, read_label
-from bpkd_sdk.errors import listed
+from bpkd_sdk.errors import format_list
 from bpkd_sdk.models.spec import Color, distinct_colors
 
 SAMPLED_FILES = 64  # label files, spread over all splits, that are inspected to determine the meaning of labels
@@ -107,7 +107,7 @@ def open_folder(root: str | Path, split: str = "train") -> FolderDataset:
     if unpaired := [path for path in sorted((labels / split).rglob("*.png")) if path not in paired]:
         warnings.warn(
             f"{len(unpaired)} label files in {labels / split} have no image of the same name in {images} with one of "
-            f"the suffixes {', '.join(IMAGE_SUFFIXES)}; they are ignored:\n{listed(unpaired, limit=5)}",
+            f"the suffixes {', '.join(IMAGE_SUFFIXES)}; they are ignored:\n{format_list(unpaired, limit=5)}",
             stacklevel=2,
         )
     return FolderDataset(root, split, pairs, find_classes(root))

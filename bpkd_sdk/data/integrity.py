@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bpkd_sdk.data.dataset import SegmentationDataset
 from bpkd_sdk.data.registry import DATASETS
-from bpkd_sdk.errors import check_choice, listed
+from bpkd_sdk.errors import check_choice, format_list
 from bpkd_sdk.images import bit_depth, exif_orientation
 from bpkd_sdk.progress import track
 
@@ -131,7 +131,7 @@ def check_reports(dataset: SegmentationDataset, reports: Sequence[SampleReport])
     if problems := [report.problem for report in reports if report.problem]:
         labels = {label for report in reports for label in report.labels}
         raise ValueError(
-            f"{len(problems)} of {len(dataset)} samples of {dataset.name} cannot be used:\n{listed(problems)}"
+            f"{len(problems)} of {len(dataset)} samples of {dataset.name} cannot be used:\n{format_list(problems)}"
             f"{dataset.label_advice(labels)}"
         )
     if dataset.has_labels and reports and not any(set(report.labels) - {dataset.ignore_index} for report in reports):
@@ -148,7 +148,7 @@ def check_reports(dataset: SegmentationDataset, reports: Sequence[SampleReport])
         warnings.warn(
             f"EXIF data turn {len(turned)} of {len(dataset)} images of {dataset.name}; labels are read as they are "
             "stored. Make sure that these labels were drawn on the turned images, or store the images upright:\n"
-            f"{listed(turned)}",
+            f"{format_list(turned)}",
             stacklevel=3,
         )
     depths = Counter(report.bit_depth for report in reports if report.bit_depth > 8)

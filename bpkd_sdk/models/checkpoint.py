@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from bpkd_sdk.errors import format_list
-from bpkd_sdk.features import unwrapped
+from bpkd_sdk.features import unwrap
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.models.spec import NetworkSpec, get_spec, set_spec
 
@@ -93,7 +93,7 @@ def save_model(model: nn.Module, path: str | Path, *, training: Mapping[str, Any
     target = Path(path)
     if target.suffix != SUFFIX:
         raise ValueError(f"Expected a path that ends in {SUFFIX!r}, but got {str(path)!r}.")
-    network = unwrapped(model)
+    network = unwrap(model)
     state = network.state_dict()
     header = {
         "format": FORMAT,

@@ -81,9 +81,9 @@ def load(backbone: nn.Module, network: str, source: str | None) -> None:
             f"The ImageNet weights of {network!r} ({source!r}) could not be downloaded by timm: {error} "
             "Connect to the internet once (they are cached afterwards), or start from a file: weights=<path>."
         ) from error
-    load_state(backbone, renamed(state, SOURCES[source]), source=f"timm's {source!r}")
+    load_state(backbone, rename_parameters(state, SOURCES[source]), source=f"timm's {source!r}")
 
 
-def renamed(state: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
+def rename_parameters(state: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
     """Return a timm state dict under the names of this package, without the classifier."""
     return {source.rename(key): value for key, value in state.items() if not key.startswith(source.classifier)}

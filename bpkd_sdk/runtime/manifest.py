@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
-from bpkd_sdk.errors import check_choice, import_optional, listed
+from bpkd_sdk.errors import check_choice, format_list, import_optional
 from bpkd_sdk.files import file_sha256, parse_record
 from bpkd_sdk.runtime.onnx import check_metadata
 
@@ -153,7 +153,7 @@ def check_engine(path: str | Path, *, trusted: bool = False, device: torch.devic
     manifest = load_manifest(path)
     check_plan(Path(path), manifest)
     if reasons := list(_obstacles(manifest, trusted, capability(device))):
-        raise RuntimeError(f"{path} cannot run here:\n{listed(reasons)}")
+        raise RuntimeError(f"{path} cannot run here:\n{format_list(reasons)}")
     return manifest
 
 

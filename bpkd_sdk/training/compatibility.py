@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from bpkd_sdk.classes import Order, ReorderedNetwork, class_order, reorder_classifier
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.errors import listed
-from bpkd_sdk.features import Capture, eval_mode, feature_path, find_module, unwrapped
+from bpkd_sdk.errors import format_list
+from bpkd_sdk.features import Capture, eval_mode, feature_path, find_module, unwrap
 from bpkd_sdk.losses import METHODS, DistillationLoss, create_method
 from bpkd_sdk.models import get_spec, set_spec
 from bpkd_sdk.output import SegmentationOutput, as_output
@@ -61,7 +61,7 @@ def feature_paths(
         on_logits = [name for name in METHODS if not create_method(name, 1).needs_features]
         raise ValueError(
             f"The method {method.name!r} compares feature maps, but the teacher {teacher.name} returns logits only. "
-            f"Pass the teacher's checkpoint, or a method that uses logits only:\n{listed(on_logits)}"
+            f"Pass the teacher's checkpoint, or a method that uses logits only:\n{format_list(on_logits)}"
         )
     return config.student_feature or feature_path(student), config.teacher_feature or feature_path(teacher)
 
@@ -188,7 +188,7 @@ def match_student(
     if order is not None:
         images = torch.rand(1, 3, *crop_size, generator=torch.Generator().manual_seed(0)).to(_device(student))
         with eval_mode(student):
-            reorder_classifier(unwrapped(student), order, images)
+            reorder_classifier(unwrap(student), order, images)
     spec = replace(
         get_spec(student), num_classes=dataset.num_classes, class_names=dataset.class_names, palette=dataset.palette
     )

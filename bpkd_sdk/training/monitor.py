@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from bpkd_sdk.errors import check_choice, flattened
+from bpkd_sdk.errors import check_choice, flatten
 from bpkd_sdk.progress import console, progress_bar
 from bpkd_sdk.training.config import TrainingConfig
 
@@ -225,7 +225,7 @@ class Trackers:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Send one record of history.jsonl; nested values get names like "terms/edge"."""
-        values = {key: value for key, value in flattened(record, "/").items() if isinstance(value, (int, float))}
+        values = {key: value for key, value in flatten(record, "/").items() if isinstance(value, (int, float))}
         self.accelerator.log(values, step=values.pop("step"))
 
     def __enter__(self) -> Trackers:

@@ -13,7 +13,7 @@ from torch import nn
 from bpkd_sdk.data import DatasetSubset, SegmentationDataset, open_dataset
 from bpkd_sdk.data.dataset import expect_dataset
 from bpkd_sdk.data.integrity import check_for_training, check_reports, check_samples, inspect_sample, inspect_samples
-from bpkd_sdk.errors import listed
+from bpkd_sdk.errors import format_list
 from bpkd_sdk.evaluation import EvaluationProtocol, evaluate
 from bpkd_sdk.losses import Method, create_method
 from bpkd_sdk.models import get_spec
@@ -164,7 +164,9 @@ def _check_first_sample(dataset: SegmentationDataset, config: TrainingConfig) ->
         return
     if config.check_data:
         check_samples(dataset)  # raises an error that lists all problems
-    raise ValueError(f"{dataset.name} cannot be used:\n{listed([report.problem])}{dataset.label_advice(report.labels)}")
+    raise ValueError(
+        f"{dataset.name} cannot be used:\n{format_list([report.problem])}{dataset.label_advice(report.labels)}"
+    )
 
 
 def _labels_from_teacher(

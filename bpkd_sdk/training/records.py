@@ -22,9 +22,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from bpkd_sdk.data import FileDataset, SegmentationDataset
-from bpkd_sdk.errors import differences, flattened, listed
+from bpkd_sdk.errors import flatten, format_list, list_differences
 from bpkd_sdk.evaluation import EvaluationProtocol
-from bpkd_sdk.features import unwrapped
+from bpkd_sdk.features import unwrap
 from bpkd_sdk.files import file_sha256, read_json, write_atomically, write_json
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.method import method_arguments
@@ -141,14 +141,14 @@ def check_same_inputs(task: Task) -> None:
     before = read_json(path)
     if not isinstance(before, dict) or not before.get("parts"):
         raise ValueError(f"{path} does not describe a run. Restore it, or delete it to resume without the comparison.")
-    known, now = (flattened(_input_facts(facts)) for facts in (before, json.loads(json.dumps(_run_facts(task)))))
+    known, now = (flatten(_input_facts(facts)) for facts in (before, json.loads(json.dumps(_run_facts(task)))))
     # A run.json of an earlier version contains fewer facts; only those are compared.
-    if changed := differences(known, {key: value for key, value in now.items() if key in known}):
+    if changed := list_differences(known, {key: value for key, value in now.items() if key in known}):
         raise ValueError(
             f"The run in {task.output_dir} was started with other inputs, so it cannot be resumed with these:\n"
-            f"{listed(changed)}\nPass the same data and networks, or another output_dir."
+            f"{format_list(changed)}\nPass the same data and networks, or another output_dir."
         )
-    if changed := differences(before["parts"][-1]["versions"], _versions()):
+    if changed := list_differences(before["parts"][-1]["versions"], _versions()):
         warnings.warn(
             f"The run in {task.output_dir} resumes with other versions, so its weights may differ from those of an "
             f"uninterrupted run: {'; '.join(sorted(changed))}.",
@@ -217,7 +217,7 @@ def _network_facts(network: TeacherModel | None) -> dict[str, Any] | None:
     if isinstance(network, Runtime):
         sha256 = file_sha256(network.name) if Path(network.name).is_file() else None
         return {"file": network.name, "sha256": sha256, "spec": network.spec.to_dict()}
-    module = unwrapped(network)
+    module = unwrap(network)
     return {
         "class": f"{type(module).__module__}.{type(module).__qualname__}",
         "parameters": sum(parameter.numel() for parameter in module.parameters()),

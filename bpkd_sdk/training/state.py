@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bpkd_sdk.errors import differences, listed
+from bpkd_sdk.errors import format_list, list_differences
 from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.method import method_arguments
@@ -130,10 +130,10 @@ def _check_same_settings(path: Path, before: Mapping[str, Any], now: Mapping[str
     # A run of an earlier version lacks newer options; it had their default values.
     defaults = TrainingConfig().to_dict() | {"protocol": asdict(EvaluationProtocol())}
     plain = (json.loads(json.dumps(facts)) for facts in (defaults | dict(before), now))
-    if changed := differences(*({key: facts[key] for key in facts.keys() - FREE_OPTIONS} for facts in plain)):
+    if changed := list_differences(*({key: facts[key] for key in facts.keys() - FREE_OPTIONS} for facts in plain)):
         raise ValueError(
             f"The run in {path.parent} was started with other options, so it cannot be resumed with these:\n"
-            f"{listed(changed)}\nPass the same options, or another output_dir."
+            f"{format_list(changed)}\nPass the same options, or another output_dir."
         )
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bpkd_sdk.errors import listed
+from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import Capture
 from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, load_model
 from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec
@@ -232,4 +232,4 @@ def _logits_output(path: Path, session: InferenceSession) -> Any:
 
 
 def _format(values: Any) -> str:
-    return listed(f"{value.name}: {value.type} {value.shape}" for value in values)
+    return format_list(f"{value.name}: {value.type} {value.shape}" for value in values)
