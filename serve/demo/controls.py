@@ -51,8 +51,8 @@ def build_controls(models: ModelSet) -> Controls:
             min_width=200,
         )
         alpha = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", min_width=200)
-        width = gr.Slider(0, 8, 2, step=1, label="Boundary width in pixels", min_width=200)
-        divider = gr.Slider(0, 100, 50, step=1, label="Divider position in percent", min_width=200)
+        width = gr.Slider(0, 8, 2, step=1, label="Boundary width (pixels)", min_width=200)
+        divider = gr.Slider(0, 100, 50, step=1, label="Divider position (%)", min_width=200)
     return Controls(student, alpha, width, divider)
 
 

@@ -150,7 +150,10 @@ def cost_table(models: ModelSet, image_size: tuple[int, int]) -> str:
         for model in models.unavailable
     )
     headings = ["Parameters", f"MACs at {image_size[1]} x {image_size[0]}", "File size", "Latency", "Device"]
-    return _table(["Network", *headings], rows)
+    table = _table(["Network", *headings], rows)
+    if len(models.available) < 2:
+        return table
+    return f"{table}<p class=faint>Ratios are relative to {escape(models.available[0].name)}.</p>"
 
 
 _COST_UNITS = ("", "", "B", "s")
