@@ -11,7 +11,7 @@ import torch
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.models.zoo import build
+from bpkd_sdk.models.zoo import build_network
 from bpkd_sdk.quickstart import quickstart
 from tests.scenes import write_folder
 
@@ -102,7 +102,7 @@ def test_models_prints_the_papers_sixteen_figures(bpkd):
 
 
 def test_import_of_a_distilled_student(bpkd, tmp_path):
-    network = build("pspnet_r18", 7, aux_head=True).eval()
+    network = build_network("pspnet_r18", 7, aux_head=True).eval()
     state = {f"architecture.model.{key}": value for key, value in network.state_dict().items()}
     state["teacher.backbone.conv1.weight"] = torch.zeros(1)
     torch.save({"meta": {"CLASSES": list("abcdefg")}, "state_dict": state}, tmp_path / "official.pth")

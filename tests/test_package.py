@@ -31,7 +31,7 @@ def test_public_names():
 
 
 @pytest.mark.parametrize("chosen", [None, "0"])
-def test_onnx_runtime_reports_to_nobody_unless_one_says_so(chosen, tmp_path):
+def test_the_telemetry_of_onnx_runtime_is_off_by_default(chosen, tmp_path):
     """ONNX Runtime's telemetry, which it disables in CI, starts with a file in the temporary folder."""
     environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
     environment |= {"TMPDIR": str(tmp_path)} | ({"ORT_DISABLE_TELEMETRY": chosen} if chosen else {})
@@ -42,7 +42,7 @@ def test_onnx_runtime_reports_to_nobody_unless_one_says_so(chosen, tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_import_loads_no_optional_package_and_is_quick():
+def test_the_import_loads_no_optional_package_and_is_fast():
     code = """
 import json, sys, time
 import torch

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from bpkd_sdk.features import eval_mode
-from bpkd_sdk.models.zoo import ZOO, build
+from bpkd_sdk.models.zoo import ZOO, build_network
 from bpkd_sdk.output import as_output
 
 
@@ -156,7 +156,7 @@ def profile_zoo() -> Iterator[ZooProfile]:
     """Count the cost of every network of the zoo, on the "meta" device, which computes only shapes."""
     for entry in ZOO.values():
         with torch.device("meta"):
-            network = build(entry.name, 150, aux_head=entry.has_aux_head)
+            network = build_network(entry.name, 150, aux_head=entry.has_aux_head)
         cost = profile(network)
         yield ZooProfile(
             name=entry.name,

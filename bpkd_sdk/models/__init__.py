@@ -12,7 +12,7 @@ from bpkd_sdk.models.checkpoint import SUFFIX, load_checkpoint, load_state, read
 from bpkd_sdk.models.openmmlab import SUFFIXES as OPENMMLAB_SUFFIXES
 from bpkd_sdk.models.openmmlab import load_openmmlab
 from bpkd_sdk.models.spec import NetworkSpec, get_spec, set_spec
-from bpkd_sdk.models.zoo import ZOO, build
+from bpkd_sdk.models.zoo import ZOO, build_network
 
 __all__ = [
     "CHECKPOINT_SUFFIXES",
@@ -68,11 +68,11 @@ def create_model(
     if weights is not None and Path(weights).suffix in OPENMMLAB_SUFFIXES and name in ZOO:
         return load_openmmlab(weights, name, num_classes, aux_head=aux_head).train()
     if name in ZOO:
-        model: nn.Module = build(name, num_classes, aux_head=aux_head, backbone_weights=backbone_weights)
+        model: nn.Module = build_network(name, num_classes, aux_head=aux_head, backbone_weights=backbone_weights)
     elif name.startswith("smp/"):
         from bpkd_sdk.models import smp
 
-        model = smp.build(name, num_classes, aux_head=aux_head, backbone_weights=backbone_weights)
+        model = smp.build_network(name, num_classes, aux_head=aux_head, backbone_weights=backbone_weights)
     else:
         raise ValueError(f"Unknown network {name!r}.{did_you_mean(name, list_models())} See bpkd_sdk.list_models().")
     if weights is not None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.models.checkpoint import load_state
 from bpkd_sdk.models.spec import Color, set_spec
-from bpkd_sdk.models.zoo import ZOO, SegmentationNetwork, build
+from bpkd_sdk.models.zoo import ZOO, SegmentationNetwork, build_network
 
 SUFFIXES = (".pth", ".pt")
 
@@ -151,7 +151,7 @@ def load_openmmlab(
             f"Expected {path} to have {num_classes} classes (num_classes), but its 'decode_head.conv_seg.weight' has "
             f"{checkpoint.num_classes}. Pass num_classes={checkpoint.num_classes}."
         )
-    model = build(identified, checkpoint.num_classes, aux_head=aux_head)
+    model = build_network(identified, checkpoint.num_classes, aux_head=aux_head)
     state = checkpoint.state if aux_head else _without(checkpoint.state, _AUXILIARY)
     load_state(model, state, source=str(path))
     set_spec(model, replace(model.spec, class_names=checkpoint.class_names, palette=checkpoint.palette))
@@ -220,7 +220,7 @@ def _num_classes(state: Mapping[str, Tensor], source: str) -> int:
 def _entries(name: str, num_classes: int) -> set[tuple[str, torch.Size]]:
     """Return the parameter names and shapes of a network of the zoo."""
     with torch.device("meta"):
-        network = build(name, num_classes)
+        network = build_network(name, num_classes)
     return {(key, value.shape) for key, value in network.state_dict().items()}
 
 

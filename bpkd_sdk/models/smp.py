@@ -21,7 +21,7 @@ def list_models() -> list[str]:
     return [f"smp/{architecture}/{encoder}" for architecture in ARCHITECTURES for encoder in smp.encoders.encoders]
 
 
-def build(name: str, num_classes: int, *, aux_head: bool, backbone_weights: str | None) -> nn.Module:
+def build_network(name: str, num_classes: int, *, aux_head: bool, backbone_weights: str | None) -> nn.Module:
     """Build a network of the library with logits at the decoder's stride, in training mode.
 
     The last upsampling of the library is left out where it is an option: losses and metrics resize the logits

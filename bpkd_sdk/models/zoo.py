@@ -123,7 +123,7 @@ _ENTRIES = (
 ZOO: dict[str, ZooEntry] = {entry.name: entry for entry in _ENTRIES}
 
 
-def build(
+def build_network(
     name: str, num_classes: int, *, aux_head: bool = False, backbone_weights: str | None = None
 ) -> SegmentationNetwork:
     """Build a network of the zoo, in training mode.

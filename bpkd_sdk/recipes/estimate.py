@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from bpkd_sdk.evaluation.profile import profile
-from bpkd_sdk.models.zoo import ZOO, build
+from bpkd_sdk.models.zoo import ZOO, build_network
 from bpkd_sdk.output import as_output
 from bpkd_sdk.recipes.plan import Plan
 from bpkd_sdk.training.accelerator import create_accelerator
@@ -81,8 +81,8 @@ def estimate(plan: Plan) -> Estimate:
 
 def _build_networks(plan: Plan) -> tuple[nn.Module, nn.Module | None]:
     recipe = plan.recipe
-    student = build(recipe.student, recipe.num_classes, aux_head=ZOO[recipe.student].has_aux_head)
-    return student, None if plan.method == "none" else build(recipe.teacher, recipe.num_classes).eval()
+    student = build_network(recipe.student, recipe.num_classes, aux_head=ZOO[recipe.student].has_aux_head)
+    return student, None if plan.method == "none" else build_network(recipe.teacher, recipe.num_classes).eval()
 
 
 def _time_step(plan: Plan, crop: tuple[int, int], accelerator: Accelerator) -> tuple[float, str]:

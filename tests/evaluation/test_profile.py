@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.evaluation.profile import Profile, profile
-from bpkd_sdk.models.zoo import ZOO, ZooEntry, build
+from bpkd_sdk.models.zoo import ZOO, ZooEntry, build_network
 
 ENTRIES = [pytest.param(entry, id=name) for name, entry in ZOO.items()]
 TABLE = [pytest.param(entry, id=name) for name, entry in ZOO.items() if not entry.variant_of]
@@ -18,7 +18,7 @@ TABLE = [pytest.param(entry, id=name) for name, entry in ZOO.items() if not entr
 
 def profile_of(entry: ZooEntry, num_classes: int) -> Profile:
     with torch.device("meta"):
-        return profile(build(entry.name, num_classes, aux_head=entry.has_aux_head))
+        return profile(build_network(entry.name, num_classes, aux_head=entry.has_aux_head))
 
 
 def test_the_zoo_has_the_papers_table() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.models import imagenet
-from bpkd_sdk.models.zoo import ZOO, build
+from bpkd_sdk.models.zoo import ZOO, build_network
 
 IMAGES = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 BY_SOURCE = {entry.imagenet: entry for entry in ZOO.values() if entry.imagenet}
@@ -43,7 +43,7 @@ def test_renamed_weights_compute_the_same(source: str, monkeypatch: pytest.Monke
     with torch.no_grad():
         expected = features_of_timm(source, untrained.state_dict())
         monkeypatch.setattr(timm, "create_model", lambda name, pretrained: untrained)
-        backbone = build(BY_SOURCE[source].name, 2, backbone_weights="imagenet").backbone.eval()
+        backbone = build_network(BY_SOURCE[source].name, 2, backbone_weights="imagenet").backbone.eval()
         got = backbone(IMAGES)[: len(expected)]
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -55,7 +55,7 @@ def test_every_source_belongs_to_a_network() -> None:
 
 def test_no_weights_exist_for_resnet18_with_the_deep_stem() -> None:
     with pytest.raises(ValueError, match=r"'isanet_r18'.*weights="):
-        build("isanet_r18", 2, backbone_weights="imagenet")
+        build_network("isanet_r18", 2, backbone_weights="imagenet")
 
 
 def test_the_error_without_a_connection_states_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,4 +64,4 @@ def test_the_error_without_a_connection_states_what_to_do(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(RuntimeError, match=r"'deeplabv3plus_mv2'.*no route to host.*weights="):
-        build("deeplabv3plus_mv2", 2, backbone_weights="imagenet")
+        build_network("deeplabv3plus_mv2", 2, backbone_weights="imagenet")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bpkd_sdk.models import load_model, save_model
 from bpkd_sdk.models.openmmlab import identify, load_openmmlab, read_openmmlab
-from bpkd_sdk.models.zoo import ZOO, build
+from bpkd_sdk.models.zoo import ZOO, build_network
 from bpkd_sdk.output import as_output
 
 CLASSES = ("road", "wall", "sky")
@@ -28,12 +28,12 @@ IMAGES = torch.randn(1, 3, 64, 72, generator=torch.Generator().manual_seed(0))
 def weights() -> dict[str, Tensor]:
     """Return the weights of a PSPNet-R18 with its auxiliary head, for three classes."""
     torch.manual_seed(0)
-    return dict(build("pspnet_r18", 3, aux_head=True).state_dict())
+    return dict(build_network("pspnet_r18", 3, aux_head=True).state_dict())
 
 
 @pytest.fixture(scope="module")
 def expected(weights: dict[str, Tensor]) -> Tensor:
-    model = build("pspnet_r18", 3, aux_head=True).eval()
+    model = build_network("pspnet_r18", 3, aux_head=True).eval()
     model.load_state_dict(weights)
     return logits(model)
 
@@ -126,7 +126,7 @@ def test_round_trip_through_the_format_of_this_package(
 ) -> None:
     model = load_openmmlab(write(tmp_path / "a.pth", weights))
     save_model(model, tmp_path / "a.safetensors")
-    loaded = load_model(tmp_path / "a.safetensors", model=build("pspnet_r18", 3))
+    loaded = load_model(tmp_path / "a.safetensors", model=build_network("pspnet_r18", 3))
     assert torch.equal(logits(loaded), expected)
     assert loaded.spec == model.spec
 
@@ -162,14 +162,14 @@ def test_other_objects_beside_the_weights_are_not_built(
 @pytest.mark.parametrize("name", ZOO)
 def test_every_network_is_identified(name: str) -> None:
     with torch.device("meta"):
-        state = build(name, 7, aux_head=ZOO[name].has_aux_head).state_dict()
+        state = build_network(name, 7, aux_head=ZOO[name].has_aux_head).state_dict()
     state.pop(next(iter(state)))
     assert identify(state) == name
 
 
 @pytest.mark.parametrize("variant", [name for name, entry in ZOO.items() if entry.variant_of])
 def test_a_variant_is_built_for_the_name_in_the_papers_table(variant: str, tmp_path: Path) -> None:
-    path = write(tmp_path / "a.pth", dict(build(variant, 3).state_dict()))
+    path = write(tmp_path / "a.pth", dict(build_network(variant, 3).state_dict()))
     model = load_openmmlab(path, ZOO[variant].variant_of, 3)
     assert model.spec.name == variant
 
@@ -244,7 +244,7 @@ def test_a_hostile_pickle_is_refused_and_not_executed(zipped: bool, tmp_path: Pa
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.01, 0.5, 0.999])
 def test_a_truncated_file_is_refused(zipped: bool, kept: float, tmp_path: Path) -> None:
-    state = dict(build("pspnet_r18", 3).decode_head.state_dict())
+    state = dict(build_network("pspnet_r18", 3).decode_head.state_dict())
     torch.save({"state_dict": state}, tmp_path / "whole.pth", _use_new_zipfile_serialization=zipped)
     content = (tmp_path / "whole.pth").read_bytes()
     (tmp_path / "a.pth").write_bytes(content[: int(kept * len(content))])
@@ -266,7 +266,7 @@ def test_early_class_names_of_pascal_context_are_put_in_the_order_of_the_logits(
 
     voc = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "table", "dog"]
     early = [*voc, *(name for name in reversed(PASCAL_CLASS_NAMES) if name not in voc)]
-    state = build("pspnet_r18", 59).state_dict()
+    state = build_network("pspnet_r18", 59).state_dict()
     for names in (early, list(PASCAL_CLASS_NAMES)):
         spec = load_openmmlab(write(tmp_path / "a.pth", state, {"CLASSES": tuple(names)})).spec
         assert spec.class_names == PASCAL_CLASS_NAMES

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.models.blocks import resize
-from bpkd_sdk.models.zoo import ZOO, ZooEntry, build
+from bpkd_sdk.models.zoo import ZOO, ZooEntry, build_network
 from bpkd_sdk.output import SegmentationOutput, as_output
 from tests.networks import shallow_zoo
 
@@ -31,7 +31,7 @@ def network(request: pytest.FixtureRequest) -> tuple[ZooEntry, nn.Module]:
     """Return each network with three classes, random weights, and its auxiliary head if it has one."""
     entry: ZooEntry = request.param
     with shallow_zoo():  # the depth of the networks changes none of what these tests check
-        return entry, build(entry.name, 3, aux_head=entry.has_aux_head)
+        return entry, build_network(entry.name, 3, aux_head=entry.has_aux_head)
 
 
 def manifest(reference: Path, name: str) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def difference(ours: Tensor, theirs: np.ndarray) -> float:
 def test_keys_and_shapes_equal_the_originals(entry: ZooEntry, reference: Path) -> None:
     facts = manifest(reference, entry.name)
     with torch.device("meta"):
-        model = build(entry.name, 19, aux_head=entry.has_aux_head)
+        model = build_network(entry.name, 19, aux_head=entry.has_aux_head)
     assert {key: list(value.shape) for key, value in model.state_dict().items()} == facts["state_dict"]
     assert sum(p.numel() for p in model.parameters()) == facts["params_total"]
     without = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("auxiliary_head."))
@@ -79,7 +79,7 @@ def test_keys_and_shapes_equal_the_originals(entry: ZooEntry, reference: Path) -
 def test_logits_equal_the_originals(
     size: tuple[int, int], dtype: torch.dtype, tolerance: float, reference: Path
 ) -> None:
-    model = build("pspnet_r18", 19, aux_head=True).eval()
+    model = build_network("pspnet_r18", 19, aux_head=True).eval()
     fill(model)
     model.to(dtype)
     values = np.random.RandomState(20240108).standard_normal((1, 3, *size)).astype(np.float32)
@@ -164,7 +164,7 @@ def test_compiles_without_a_graph_break(network: tuple[ZooEntry, nn.Module]) -> 
 
 
 def test_the_spec_describes_the_network() -> None:
-    spec = build("hrnetv2p_w18s", 5).spec
+    spec = build_network("hrnetv2p_w18s", 5).spec
     assert (spec.name, spec.num_classes, spec.aux_head) == ("hrnetv2p_w18s", 5, False)
     assert [round(255 * value, 3) for value in (*spec.mean, *spec.std)] == [
         123.675, 116.28, 103.53, 58.395, 57.12, 57.375,
@@ -172,12 +172,12 @@ def test_the_spec_describes_the_network() -> None:
 
 
 def test_dropout_equals_the_originals() -> None:
-    assert build("pspnet_r18", 2).decode_head.dropout.p == 0.1
-    assert build("hrnetv2p_w18s", 2).decode_head.dropout.p == 0
+    assert build_network("pspnet_r18", 2).decode_head.dropout.p == 0.1
+    assert build_network("hrnetv2p_w18s", 2).decode_head.dropout.p == 0
 
 
 def test_without_auxiliary_head_training_returns_logits() -> None:
-    assert isinstance(build("pspnet_r18", 3).train()(torch.randn(2, 3, 32, 32)), Tensor)
+    assert isinstance(build_network("pspnet_r18", 3).train()(torch.randn(2, 3, 32, 32)), Tensor)
 
 
 @pytest.mark.parametrize(
@@ -191,4 +191,4 @@ def test_without_auxiliary_head_training_returns_logits() -> None:
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
-        build(**{"num_classes": 3, **arguments})
+        build_network(**{"num_classes": 3, **arguments})

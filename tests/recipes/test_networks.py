@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bpkd_sdk.models.zoo import build
+from bpkd_sdk.models.zoo import build_network
 from bpkd_sdk.recipes import find_recipe
 from bpkd_sdk.recipes.reproduction import create_student, load_backbone, load_teacher
 
@@ -14,7 +14,7 @@ RECIPE = find_recipe("cityscapes/pspnet_r18")
 def pretrained():
     """Weights of a backbone, as in the checkpoints of OpenMMLab's classifiers."""
     torch.manual_seed(5)
-    return build("pspnet_r18", 2).backbone.state_dict()
+    return build_network("pspnet_r18", 2).backbone.state_dict()
 
 
 def without_counters(state):
@@ -38,7 +38,7 @@ def test_backbone_files_of_all_versions_load(tmp_path, pretrained, content):
 
 
 def test_backbone_files_that_do_not_fit_are_refused(tmp_path, pretrained):
-    backbone = build("pspnet_r18", 2).backbone
+    backbone = build_network("pspnet_r18", 2).backbone
     with pytest.raises(FileNotFoundError, match="no backbone at"):
         load_backbone(backbone, tmp_path / "none.pth")
     (tmp_path / "half.pth").write_bytes(b"PK\x03\x04")
@@ -46,7 +46,7 @@ def test_backbone_files_that_do_not_fit_are_refused(tmp_path, pretrained):
         load_backbone(backbone, tmp_path / "half.pth")
     torch.save(pretrained, tmp_path / "r18.pth")
     with pytest.raises(ValueError, match="missing: "):
-        load_backbone(build("hrnetv2p_w18s", 2).backbone, tmp_path / "r18.pth")
+        load_backbone(build_network("hrnetv2p_w18s", 2).backbone, tmp_path / "r18.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="missing: "):
         load_backbone(backbone, tmp_path / "list.pth")
@@ -63,4 +63,4 @@ def test_a_row_refuses_another_teacher():
     ):
         load_teacher(RECIPE, None)
     with pytest.raises(ValueError, match="teacher of the row .* is a pspnet_r101, but got a pspnet_r18"):
-        load_teacher(RECIPE, build("pspnet_r18", 19).eval())
+        load_teacher(RECIPE, build_network("pspnet_r18", 19).eval())

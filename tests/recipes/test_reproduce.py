@@ -13,7 +13,7 @@ import bpkd_sdk
 from bpkd_sdk.data import open_dataset
 from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.models.checkpoint import read_tensors
-from bpkd_sdk.models.zoo import build
+from bpkd_sdk.models.zoo import build_network
 from bpkd_sdk.recipes import RECIPES, estimate, find_recipe, make_plan, reproduce, score_checkpoint
 from tests import trees
 
@@ -36,7 +36,7 @@ def options_of(recipe):
 
 @cache
 def network(name):
-    return build(name, 1).eval()
+    return build_network(name, 1).eval()
 
 
 def teacher_of(recipe):
@@ -108,7 +108,7 @@ def test_the_best_checkpoint_is_chosen_by_the_rows_protocol(student, roots):
 @pytest.mark.filterwarnings("ignore:At step 1 the term 'feature'")
 def test_a_teacher_in_a_file(roots, tmp_path):
     row = "cityscapes/hrnetv2p_w18s"
-    teacher, folder = build("hrnetv2p_w48", 19).eval(), tmp_path / "run"
+    teacher, folder = build_network("hrnetv2p_w48", 19).eval(), tmp_path / "run"
     bpkd_sdk.save_model(teacher, tmp_path / "teacher.safetensors")
     terms = []
     for given in (tmp_path / "teacher.safetensors", teacher):
@@ -158,7 +158,7 @@ def test_the_estimate_counts_networks_and_scales_the_timed_step():
     one = estimate(make_plan("cityscapes/hrnetv2p_w18s", "none", batch_size=1, **small))
     two = estimate(make_plan("cityscapes/hrnetv2p_w18s", "none", batch_size=2, **small))
     with torch.device("meta"):
-        cost = bpkd_sdk.profile(build("hrnetv2p_w18s", 19), (128, 128))
+        cost = bpkd_sdk.profile(build_network("hrnetv2p_w18s", 19), (128, 128))
     assert (one.step_macs, two.step_macs) == (3 * cost.macs, 6 * cost.macs)
     assert one.weight_bytes == two.weight_bytes == 12 * cost.params
     assert two.activation_bytes == 2 * one.activation_bytes > 2 * cost.activation_bytes
