@@ -107,7 +107,7 @@ def check_metadata(metadata: Any) -> dict[str, Any]:
     return metadata
 
 
-def accepted_images(metadata: Mapping[str, Any]) -> AcceptedImages:
+def _accepted_images(metadata: Mapping[str, Any]) -> AcceptedImages:
     """Return the images that an ONNX file with this metadata accepts."""
     batch = (1, None) if metadata["dynamic_batch"] else (1, 1)
     if metadata.get("dynamic_size", False):
@@ -149,7 +149,7 @@ class OnnxRuntime(Runtime):
     ) -> None:
         self.path = Path(path)
         model, metadata = read_onnx(self.path)
-        accepts, chosen = accepted_images(metadata), choose_device(device, ("cpu", "cuda"))
+        accepts, chosen = _accepted_images(metadata), choose_device(device, ("cpu", "cuda"))
         stream = torch.cuda.Stream(chosen) if chosen.type == "cuda" and accepts.is_static else None  # type: ignore[no-untyped-call]
         nhwc = accepts.is_static and metadata["precision"] == "fp16"
         if chosen.type == "cuda":
