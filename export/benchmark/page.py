@@ -109,7 +109,9 @@ def to_svg(title: str, points: Sequence[Point]) -> str:
     """Return a plot as an SVG element in the colours of the page, with the figures of each point as a tooltip."""
     matplotlib = import_optional("matplotlib", "export")
     file = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "text.parse_math": False, "font.size": 9}):
+    # Without the salt, the ids in the SVG are random and the same report gives another page each time.
+    style = {"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False, "font.size": 9}
+    with matplotlib.rc_context(style):
         draw(title, points).savefig(
             file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
         )
