@@ -161,7 +161,7 @@ class Scene:
         return draw_full_size(self.image, prediction.mask, prediction.palette, alpha, width)
 
     def difference(self, teacher: str, student: str) -> tuple[np.ndarray, Difference]:
-        """Draw the pixels where two networks differ, in the size of the page, and return the shares of such pixels."""
+        """Draw the pixels where two networks differ, in the size of the page, and return the shares of these pixels."""
         masks = self.predictions[teacher].mask, self.predictions[student].mask
         picture, difference = draw_difference(self.image, *masks, label=self.label)
         return resize_to_page(picture), difference
