@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bpkd_sdk.errors import import_optional
-from bpkd_sdk.images import LARGEST
+from bpkd_sdk.images import MAX_PIXELS
 
 # FFmpeg also reads playlists, which can refer to other files and URLs. These containers refer to no other file.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
@@ -26,7 +26,7 @@ def annotate_video(
     path: str | Path,
     draw: Callable[[np.ndarray], np.ndarray],
     *,
-    max_pixels: int = LARGEST,
+    max_pixels: int = MAX_PIXELS,
     max_frames: int | None = None,
 ) -> Iterator[float]:
     """Draw over each frame of a video. The work is done while the returned iterator is consumed.

@@ -178,8 +178,8 @@ def test_an_animation_is_its_first_frame():
 @pytest.mark.parametrize("source", [COLORS, Image.fromarray(COLORS), encoded(COLORS)], ids=["array", "PIL", "bytes"])
 def test_too_many_pixels(source):
     with pytest.raises(TooLargeError, match="at most 5 pixels, but got 2 x 3"):
-        read_image(source, largest=5)
-    assert read_image(source, largest=6).shape == (2, 3, 3)
+        read_image(source, max_pixels=5)
+    assert read_image(source, max_pixels=6).shape == (2, 3, 3)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded():
@@ -190,7 +190,7 @@ def test_a_bomb_is_refused_before_it_is_decoded():
     with pytest.raises(TooLargeError, match="400000000 pixels"):
         read_image(bytes(content))
     with pytest.raises(TooLargeError):
-        read_image(bytes(content), largest=10)
+        read_image(bytes(content), max_pixels=10)
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ class TestErrors:
         path = tmp_path / "photo"
         path.write_bytes(content[: -len(content) // 3] + bytes(len(content) // 3))
         with pytest.raises(TooLargeError, match=r"photo: .* at most 5,062 pixels, but got 61 x 83"):
-            read_image(path, largest=61 * 83 - 1)
+            read_image(path, max_pixels=61 * 83 - 1)
 
     @pytest.mark.parametrize("file_format", FORMATS)
     def test_pillow_does_not_warn_of_large_images(self, file_format, monkeypatch):

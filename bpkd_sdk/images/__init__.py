@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bpkd_sdk.images.reader import FORMATS, LARGEST, ImageSource, bit_depth, exif_orientation, read_image
+from bpkd_sdk.images.reader import FORMATS, MAX_PIXELS, ImageSource, bit_depth, exif_orientation, read_image
 from bpkd_sdk.images.samples import CutShortError, TooLargeError, UnknownFormatError, UnsupportedImageError
 
 __all__ = [
     "FORMATS",
-    "LARGEST",
+    "MAX_PIXELS",
     "CutShortError",
     "ImageSource",
     "TooLargeError",

@@ -16,7 +16,7 @@ _END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # restart markers, D0 t
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _STANDALONE = (0x01, *range(0xD0, 0xD8))  # markers without a segment
 _BETWEEN_SCANS = (0xC4, *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE)  # tables, scans, metadata, comments
-_MOST_SCANS = 500  # encoders write about 10, and decoding each takes a pass over the whole image
+_MAX_SCANS = 500  # encoders write about 10, and decoding each takes a pass over the whole image
 
 
 class _Structure(NamedTuple):
@@ -59,8 +59,8 @@ class JpegReader:
             ValueError: If the pixels cannot be decoded.
         """
         scans, scan_end, end = self._structure
-        if scans > _MOST_SCANS:
-            raise ValueError(f"it has {scans} scans, and at most {_MOST_SCANS} are read")
+        if scans > _MAX_SCANS:
+            raise ValueError(f"it has {scans} scans, and at most {_MAX_SCANS} are read")
         if end is not None:
             return self._decode(self._content[:end])
         if scan_end < len(self._content):

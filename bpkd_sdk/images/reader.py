@@ -32,10 +32,10 @@ from bpkd_sdk.images.tiff import TiffReader
 ImageSource: TypeAlias = np.ndarray | Image.Image | str | Path | bytes
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-LARGEST = 178_956_970  # pixels; Pillow's own limit against decompression bombs
+MAX_PIXELS = 178_956_970  # pixels; Pillow's own limit against decompression bombs
 
 
-def read_image(source: ImageSource, *, largest: int = LARGEST, formats: tuple[str, ...] = FORMATS) -> np.ndarray:
+def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> np.ndarray:
     """Read an image as upright 8-bit RGB, with transparent parts over white.
 
     Training, evaluation, calibration, `Predictor`, demo page and service read all images with this function.
@@ -53,7 +53,7 @@ def read_image(source: ImageSource, *, largest: int = LARGEST, formats: tuple[st
         source: RGB array, uint8, uint16 or bool, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a PIL image; a path; or
             the bytes of a file. The format of a file is determined from its content, not from its name. PIL images are
             read with Pillow's values, which have 8 bits per channel for 16-bit RGB files.
-        largest: Largest number of pixels, checked before a file is decoded.
+        max_pixels: Largest number of pixels, checked before a file is decoded.
         formats: Allowed formats of a file, a subset of `FORMATS`.
 
     Returns:
@@ -70,7 +70,7 @@ def read_image(source: ImageSource, *, largest: int = LARGEST, formats: tuple[st
         ValueError: If an array has another shape, an image has no pixels, a path is a folder or a device, or a file is
             damaged. The message names the file. The four errors above are ValueErrors too.
     """
-    return _decode(source, largest, formats).to_rgb()
+    return _decode(source, max_pixels, formats).to_rgb()
 
 
 def bit_depth(source: ImageSource) -> int:
@@ -105,7 +105,7 @@ def exif_orientation(source: str | Path | bytes) -> int:
     Raises:
         The errors of `read_image`.
     """
-    with _open(source, largest=None) as reader:
+    with _open(source, max_pixels=None) as reader:
         return reader.orientation
 
 
@@ -160,19 +160,19 @@ def _format_of(head: bytes) -> str | None:
     return "TIFF" if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else None
 
 
-def _decode(source: ImageSource, largest: int = LARGEST, formats: tuple[str, ...] = FORMATS) -> Samples:
+def _decode(source: ImageSource, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> Samples:
     if isinstance(source, np.ndarray):
-        return _from_array(source, largest)
+        return _from_array(source, max_pixels)
     if isinstance(source, Image.Image):
         name = getattr(source, "filename", "")
         with _name_errors(_File("the PIL image", str(name) if name else None)):
-            _check_size(source.height, source.width, largest)
+            _check_size(source.height, source.width, max_pixels)
             return from_pil(source)
-    with _open(source, largest, formats) as reader:
+    with _open(source, max_pixels, formats) as reader:
         return reader.decode()
 
 
-def _from_array(array: np.ndarray, largest: int) -> Samples:
+def _from_array(array: np.ndarray, max_pixels: int) -> Samples:
     if array.dtype not in (np.uint8, np.uint16, np.bool_):
         raise TypeError(
             f"Expected an image array of uint8, uint16 or bool, but got {array.dtype}. "
@@ -180,16 +180,16 @@ def _from_array(array: np.ndarray, largest: int) -> Samples:
         )
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ValueError(f"Expected an image array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), but got {array.shape}.")
-    _check_size(array.shape[0], array.shape[1], largest)
+    _check_size(array.shape[0], array.shape[1], max_pixels)
     return Samples(array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array)
 
 
 @contextmanager
-def _open(source: object, largest: int | None = LARGEST, formats: tuple[str, ...] = FORMATS) -> Iterator[_Reader]:
+def _open(source: object, max_pixels: int | None = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> Iterator[_Reader]:
     """Open a file and read its header. Errors of all libraries become ValueErrors that name the file."""
     if isinstance(source, bytes):
         with _name_errors(file := _File(f"the file of {len(source)} bytes")):
-            yield _read_header(io.BytesIO(source), file, largest, formats)
+            yield _read_header(io.BytesIO(source), file, max_pixels, formats)
         return
     if not isinstance(source, (str, Path)):
         raise TypeError(f"Expected an image as array, PIL image, path or bytes, but got {type(source).__name__}.")
@@ -200,10 +200,10 @@ def _open(source: object, largest: int | None = LARGEST, formats: tuple[str, ...
         raise FileNotFoundError(f"There is no image at {source}.")
     # A buffer would copy the whole file again.
     with path.open("rb", buffering=0) as content, _name_errors(file := _File(path.name, str(path))):
-        yield _read_header(content, file, largest, formats)
+        yield _read_header(content, file, max_pixels, formats)
 
 
-def _read_header(content: IO[bytes], file: _File, largest: int | None, formats: tuple[str, ...]) -> _Reader:
+def _read_header(content: IO[bytes], file: _File, max_pixels: int | None, formats: tuple[str, ...]) -> _Reader:
     file_format = _format_of(content.read(16))
     if file_format is None or file_format not in formats:
         raise UnknownFormatError(
@@ -211,17 +211,17 @@ def _read_header(content: IO[bytes], file: _File, largest: int | None, formats: 
         )
     content.seek(0)
     reader = _READERS[file_format](content)
-    if largest is not None:
-        _check_size(reader.height, reader.width, largest)
+    if max_pixels is not None:
+        _check_size(reader.height, reader.width, max_pixels)
     return reader
 
 
-def _check_size(height: int, width: int, largest: int) -> None:
+def _check_size(height: int, width: int, max_pixels: int) -> None:
     if height < 1 or width < 1:
         raise UnsupportedImageError(f"Expected an image with pixels, but got {height} x {width}.")
-    if height * width > largest:
+    if height * width > max_pixels:
         raise TooLargeError(
-            f"Expected an image of at most {largest:,} pixels, but got {height} x {width}, "
+            f"Expected an image of at most {max_pixels:,} pixels, but got {height} x {width}, "
             f"which is {height * width} pixels. Scale it down or cut it into parts."
         )
 

@@ -216,7 +216,7 @@ def read_untrusted_image(content: bytes, limits: Limits) -> np.ndarray:
         TooLargeError: If the image has too many pixels, or is too long and thin.
         ValueError: If the file is damaged.
     """
-    image = read_image(content, largest=limits.max_pixels, formats=IMAGE_FORMATS)
+    image = read_image(content, max_pixels=limits.max_pixels, formats=IMAGE_FORMATS)
     height, width, _ = image.shape
     if max(height, width) > _MAX_SIDE_RATIO * limits.max_pixels**0.5:
         raise TooLargeError(f"An image of {height} x {width} is too long and thin.")
