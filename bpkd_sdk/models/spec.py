@@ -34,7 +34,7 @@ class NetworkSpec:
         size_divisor: Number that height and width of an input must be multiples of; 1 if any size is allowed.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # what `parse_record` reads
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # pydantic then refuses unknown fields
 
     name: str | None
     num_classes: int
@@ -58,7 +58,7 @@ class NetworkSpec:
             raise ValueError(
                 f"Expected `mean` and `std` of images in 0..1, but got {self.mean} and {self.std}. Divide them by 255."
             )
-        allowed = (0, self.num_classes, 2 if self.num_classes == 1 else 0)  # one logit tells two classes apart
+        allowed = (0, self.num_classes, 2 if self.num_classes == 1 else 0)  # one logit separates two classes
         for name in ("class_names", "palette"):
             count = len(getattr(self, name))
             if self.num_classes and count not in allowed:
