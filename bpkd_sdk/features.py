@@ -52,7 +52,7 @@ class Capture:
         self._handles = [_hook(part, path, self._recorded.__setitem__) for path, part in parts]
 
     def take(self) -> dict[str, Tensor]:
-        """Return the feature maps (N, D, h, w) of the last forward pass by path, and forget them.
+        """Return the feature maps (N, D, h, w) of the last forward pass by path, and release them.
 
         Raises:
             RuntimeError: If a module did not run.
@@ -66,7 +66,7 @@ class Capture:
                 got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(
                     f"Expected a feature map (N, D, h, w) at {path!r}, but got {got}. "
-                    "`list_features` names the modules that return one."
+                    "`list_features` lists the modules that return one."
                 )
         return recorded
 
