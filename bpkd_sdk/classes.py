@@ -111,8 +111,8 @@ def check_mask_classes(num_classes: int) -> None:
     """Raise ValueError for more classes than the 256 values of a uint8 mask."""
     if num_classes > MAX_CLASSES:
         raise ValueError(
-            f"Expected at most {MAX_CLASSES} classes, because masks are uint8, but this network has {num_classes}. "
-            "Train a network with fewer classes, or merge classes."
+            f"Expected at most {MAX_CLASSES} classes, but this network has {num_classes}. Masks are uint8: train a "
+            "network with fewer classes, or merge classes."
         )
 
 
