@@ -27,7 +27,7 @@ from tests.conftest import ROOT
 
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PAGES = [
-    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY", "benchmarks/README")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -85,6 +85,8 @@ def test_every_name_of_this_package_exists(page):
     prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     for name in set(re.findall(r"\bbpkd_sdk(?:\.\w+)+", prose)):
         resolve(name)
+    for module in re.findall(r"python -m (benchmarks[\w.]*)", prose):
+        assert importlib.util.find_spec(module), module
     for block in python_blocks(page):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("bpkd_sdk"):
