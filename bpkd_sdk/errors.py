@@ -77,6 +77,3 @@ def flatten(facts: Mapping[str, Any], separator: str = ".", prefix: str = "") ->
         name = f"{prefix}{key}"
         flat |= flatten(value, separator, name + separator) if isinstance(value, Mapping) else {name: value}
     return flat
-
-
-listed, differences, flattened = format_list, list_differences, flatten

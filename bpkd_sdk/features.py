@@ -239,6 +239,3 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part in was_training:
             part.training = True
-
-
-unwrapped = unwrap  # until all callers use the new name
