@@ -1,6 +1,7 @@
-"""Boundary-privileged knowledge distillation: a large segmentation teacher in, a small deployable student out.
+"""Distillation of large semantic-segmentation networks into small ones (BPKD), and their export and deployment.
 
-Importing this package imports no other module; each name below is imported when it is first used.
+Importing this package imports no other module of it and no other package; each name below is imported when it is first
+used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files on disk: atomic writes, JSON and hashes. All other modules write and read through these functions."""
+"""Files on disk: atomic writes, JSON, records that are checked field by field, and hashes."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import bpkd_sdk
 from benchmarks.camvid.methods import CANDIDATES, READINGS
 from benchmarks.camvid.setup import Study
 from bpkd_sdk.comparison.run import RESULT_FILE, read_run
-from bpkd_sdk.comparison.setup import ALONE
+from bpkd_sdk.comparison.setup import BASELINE
 from bpkd_sdk.data import FileDataset
 from bpkd_sdk.losses import DistillationLoss
 
@@ -122,7 +122,7 @@ def compare(
             **STUDENT_RECIPE | options,
         )
     finally:
-        folders = [folder / name / f"seed{seed}" for seed in range(seeds) for name in (ALONE, *methods)]
+        folders = [folder / name / f"seed{seed}" for seed in range(seeds) for name in (BASELINE, *methods)]
         runs = [read_run(path) for path in folders if (path / RESULT_FILE).is_file()]
         study.save({f"{part}/{run.method}/seed{run.seed}": asdict(run) for run in runs})
     study.save({part: {"settings": comparison.settings, "teacher": comparison.teacher}})

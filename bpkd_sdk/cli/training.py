@@ -25,6 +25,7 @@ from bpkd_sdk.cli.common import (
     parse_size,
     print_metrics,
 )
+from bpkd_sdk.training.config import TEACHER_OPTIONS, TrainingConfig
 
 
 @app.command()
@@ -44,8 +45,6 @@ def training_options(command: Callable[..., None], *, without: Collection[str] =
         command: Function with a parameter `options`.
         without: Names of fields that get no option.
     """
-    from bpkd_sdk.training.config import TrainingConfig
-
     types = get_type_hints(TrainingConfig)
     docs = docstring_parser.parse(TrainingConfig.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
     help_texts = {entry.arg_name: " ".join((entry.description or "").split()) for entry in docs.params}
@@ -81,7 +80,7 @@ def _option(name: str, field_type: Any, help_text: str | None) -> Any:
 
 
 @app.command()
-@training_options
+@partial(training_options, without=TEACHER_OPTIONS)
 def train(
     *,
     model: Annotated[str, typer.Argument(help="Name such as smp/DeepLabV3Plus/mobilenet_v2, or path of a checkpoint.")],
@@ -143,10 +142,15 @@ def _print_result(result: Any) -> None:
 
 
 @app.command()
-@partial(training_options, without=("steps", "seed"))
+@partial(training_options, without=("steps", "seed", "labels"))
 def compare(
     *,
-    teacher: Annotated[str, typer.Option(help="Path of a checkpoint (.safetensors, or .pth of OpenMMLab).")],
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="Path of a checkpoint (.safetensors, or .pth of OpenMMLab); for methods on logits also .onnx, .engine."
+        ),
+    ],
     student: Annotated[
         str, typer.Option(help="Name such as smp/FPN/mobilenet_v2, or path of a checkpoint to start from.")
     ],
@@ -165,7 +169,7 @@ def compare(
     ),
     options: dict[str, Any],
 ) -> None:
-    """Distil a student by several methods, and train it alone, on equal terms: one table, one plot."""
+    """Compare distillation methods under one budget; write a table and a plot."""
     import bpkd_sdk
 
     comparison = bpkd_sdk.compare(

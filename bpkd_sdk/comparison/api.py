@@ -23,8 +23,7 @@ from bpkd_sdk.comparison.setup import (
     named_methods,
     time_per_step,
 )
-from bpkd_sdk.data import SegmentationDataset, open_dataset
-from bpkd_sdk.data.dataset import expect_dataset
+from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.integrity import check_for_training, check_samples
 from bpkd_sdk.errors import format_list, import_optional, list_differences
 from bpkd_sdk.evaluation import evaluate
@@ -36,9 +35,10 @@ from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.training.accelerator import create_accelerator
 from bpkd_sdk.training.compatibility import default_crop, student_order
 from bpkd_sdk.training.config import TrainingConfig
+from bpkd_sdk.training.prepare import open_splits
 from bpkd_sdk.training.teacher import NetworkSource
 
-LOCK_FILE = "lock"  # locked by the process that works in the folder of the file
+LOCK_FILE = "lock"  # locked by the process that trains in this folder
 
 RunFolders = Mapping[tuple[int, str], Path]  # folder of each run, by seed and method
 
@@ -81,6 +81,7 @@ def compare(
         ValueError: For arguments out of their range, networks that do not fit the data, or a folder that contains runs
             with other settings; the differences are named.
         FileNotFoundError: If the teacher's file does not exist.
+        RuntimeError: If the device does not exist.
         ImportError: If matplotlib or scipy is not installed.
         KeyboardInterrupt: After Ctrl-C, once a checkpoint is written.
     """
@@ -115,8 +116,8 @@ def compare(
                 number = 1 + list(folders).index((seed, name))
                 title = f"Run {number} of {len(folders)}: {name}, seed {seed}, {plans[name]['steps']} steps"
                 console.print(title, highlight=False)
-                run_settings = settings | {"method": arguments[name], "plan": plans[name]}
-                run_one(setup, name, losses[name], seed=seed, folder=run_folder, settings=run_settings)
+                result_settings = settings | {"method": arguments[name], "plan": plans[name]}
+                run_one(setup, name, losses[name], seed=seed, folder=run_folder, settings=result_settings)
     except KeyboardInterrupt:
         finished = len(_finished_runs(folders))
         raise KeyboardInterrupt(
@@ -146,13 +147,10 @@ def _create_setup(
     accelerator = create_accelerator(config)
     if accelerator.num_processes > 1:
         raise ValueError("compare() measures the time of a single process; start it without a launcher.")
-    if isinstance(data, (str, Path)):
-        data = open_dataset(data, split="train"), open_dataset(data, split="val")
-    if not isinstance(data, tuple) or None in data:
-        raise ValueError("Expected `data` to be a name, a folder, or a pair of training and validation data.")
-    train, val = data
-    for index, dataset in enumerate(data):
-        expect_dataset(dataset, f"data[{index}]")
+    train, val = open_splits(data)
+    if val is None:
+        raise ValueError("compare() needs validation data. Pass a name, a folder, or a pair (train, val) of data sets.")
+    for dataset in (train, val):
         dataset.check_classes()
     shared = {name: value for name, value in config.to_dict().items() if name not in ("steps", "seed")}
     shared |= {"check_data": False, "check_teacher": False}  # both are checked once, before the first run
@@ -220,7 +218,7 @@ def _run_trial(setup: ComparisonSetup, method: DistillationLoss | None, steps: i
     """Train for a few steps in a temporary folder, without evaluation, and return the history."""
     with TemporaryDirectory() as scratch:
         options = {"steps": steps, "log_every": LOG_EVERY, "evaluate_every": steps, "trackers": (), "seed": 0}
-        return setup.fit(method, setup.new_student(0), None, Path(scratch), **options).history
+        return setup.train_student(method, setup.new_student(0), None, Path(scratch), **options).history
 
 
 def _claim_runs(folders: RunFolders) -> Generator[tuple[tuple[int, str], Path]]:

@@ -15,11 +15,11 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from bpkd_sdk.comparison.run import Run
-from bpkd_sdk.comparison.setup import ALONE
+from bpkd_sdk.comparison.setup import BASELINE
 from bpkd_sdk.comparison.statistics import statistic
 
 # Colours by Okabe and Ito, which colour-blind readers can distinguish, without yellow, which is invisible on white.
-# The number of markers differs, so that combinations of colour and marker repeat late.
+# With one marker fewer than colours, a pair of colour and marker repeats only after 42 methods.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GREY = "#666666"
@@ -42,7 +42,7 @@ def plot_comparison(runs: Iterable[Run], title: str, teacher_miou: float) -> byt
     axes = figure.add_subplot()
     styles = zip(cycle(COLORS), cycle(MARKERS), strict=False)
     labels = [
-        _draw_method(axes, method, group, *((GREY, "o") if method == ALONE else next(styles)))
+        _draw_method(axes, method, group, *((GREY, "o") if method == BASELINE else next(styles)))
         for method, group in by_method.items()
     ]
     _mark_teacher(axes, 100 * teacher_miou)
@@ -71,7 +71,7 @@ def _draw_method(axes: Axes, method: str, runs: list[Run], color: str, marker: s
             spread.append(score.deviation or 0.0)
     low, high = ([mean + sign * half for mean, half in zip(y, spread, strict=True)] for sign in (-1, 1))
     axes.fill_between(x, low, high, color=color, alpha=0.13, lw=0)
-    axes.plot(x, y, color=color, marker=marker, markersize=4.5, lw=1.7, ls="--" if method == ALONE else "-")
+    axes.plot(x, y, color=color, marker=marker, markersize=4.5, lw=1.7, ls="--" if method == BASELINE else "-")
     label = axes.annotate(
         f"{method} {y[-1]:.1f}",
         (x[-1], y[-1]),

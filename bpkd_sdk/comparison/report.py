@@ -33,7 +33,7 @@ LEGEND = (
     "5 % (never with one seed). seconds: time in training steps. MB: peak memory of a run above the memory before it."
 )
 
-Style = Callable[[str], str]
+Markup = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Comparison:
         write_atomically(self.output_dir / "miou_over_time.png", plot)
 
 
-def _cells(row: Row, *, best: Style, second_line: Style) -> tuple[str, ...]:
+def _cells(row: Row, *, best: Markup, second_line: Markup) -> tuple[str, ...]:
     """Format the cells of a row.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +28,6 @@ from bpkd_sdk.training.state import STATE_FILE
 RESULT_FILE = "result.json"
 PER_IMAGE_FILE = "per_image.safetensors"
 SCORES = ("miou", "macc", "boundary_iou", "boundary_f1", "edge_accuracy", "body_accuracy")
-DEFAULT_EVALUATIONS = 5  # number of evaluations in a run
 PACKAGES = ("bpkd-sdk", "torch", "segmentation-models-pytorch", "timm")
 
 
@@ -62,7 +60,7 @@ class Run:
     peak_memory: int | None
     metrics: dict[str, Any]
     error: str | None
-    curve: list[dict[str, float | None]]
+    curve: list[dict[str, int | float | None]]
     first_terms: dict[str, float]
     last_terms: dict[str, float]
     first_weights: str
@@ -105,10 +103,8 @@ def run_one(
     student = setup.new_student(seed)
     first_weights = content_hash(student.state_dict())
     metrics, error = None, None
-    options = {"steps": steps, "seed": seed}
-    options["evaluate_every"] = setup.options["evaluate_every"] or math.ceil(steps / DEFAULT_EVALUATIONS)
     try:
-        metrics = setup.fit(method, student, setup.val, folder, **options).metrics
+        metrics = setup.train_student(method, student, setup.val, folder, steps=steps, seed=seed).metrics
     except FloatingPointError as failure:
         error = str(failure)
     peak = meter.peak()
@@ -137,7 +133,7 @@ def run_one(
     (folder / STATE_FILE).unlink(missing_ok=True)  # the state is often far larger than the student
 
 
-def _curve(history: list[dict[str, Any]]) -> list[dict[str, float | None]]:
+def _curve(history: list[dict[str, Any]]) -> list[dict[str, int | float | None]]:
     """Return the scores of each evaluation with the steps and seconds of training before it."""
     points, seconds = [], 0.0
     for record in history:

@@ -22,20 +22,20 @@ from bpkd_sdk.models.checkpoint import content_hash
 from bpkd_sdk.training.accelerator import create_accelerator, teacher_dtype
 from bpkd_sdk.training.api import distill, train
 from bpkd_sdk.training.compatibility import match_teacher
-from bpkd_sdk.training.config import TrainingConfig
+from bpkd_sdk.training.config import TEACHER_OPTIONS, TrainingConfig
 from bpkd_sdk.training.loop import TrainingResult
 from bpkd_sdk.training.records import fingerprint
 from bpkd_sdk.training.teacher import NetworkSource, TeacherModel, open_network, open_teacher
 from bpkd_sdk.training.teacher_check import warn_about_teacher
 
-ALONE = "alone"  # name of the baseline: the student trained without a teacher
+BASELINE = "alone"  # name of the baseline: the student trained without a teacher
 
 FIRST_TRIAL_STEPS = 30  # steps of the first attempt to time a method
 LOG_EVERY = 5  # steps per timed interval; the first interval is warm-up
 MAX_TRIAL_SECONDS = 30.0
 
-# Options that may change when a comparison resumes. The device that was found is compared separately.
-FREE_OPTIONS = ("device", "check_data", "check_teacher")
+# Options that may change when a comparison resumes. The device in use is compared separately.
+OPTIONS_NOT_COMPARED = ("device", "check_data", "check_teacher")
 
 Methods = str | Sequence[str] | Mapping[str, Method]
 StudentSource = NetworkSource | Callable[[int], nn.Module]
@@ -57,13 +57,13 @@ def named_methods(methods: Methods, num_classes: int, ignore_index: int) -> dict
         methods = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
     if not isinstance(methods, Mapping):
         methods = {name: name.split("+") if "+" in name else name for name in methods}
-    created: dict[str, DistillationLoss | None] = {ALONE: None}
+    created: dict[str, DistillationLoss | None] = {BASELINE: None}
     for name, method in methods.items():
         if not re.fullmatch(r"[\w+. ()-]*\w[\w+. ()-]*", name):
             raise ValueError(
                 f"Expected a method's name to consist of letters, digits, spaces and +-_.() only, but got {name!r}."
             )
-        if name != ALONE:
+        if name != BASELINE:
             created[name] = create_method(method, num_classes, ignore_index=ignore_index)
     return created
 
@@ -98,7 +98,7 @@ class Budget:
         return cls("seconds", seconds)
 
     def __str__(self) -> str:
-        return f"{self.unit}={self.amount:g}"
+        return f"{self.unit}={self.amount:.15g}"
 
     def steps(self, ms_per_step: float) -> int:
         """Return the number of steps that fit into the seconds.
@@ -190,7 +190,7 @@ class ComparisonSetup:
         height, width = self.options["crop_size"]
         warn_about_teacher(teacher, self.train, (height, width), self.device, dtype, config.base_size)
 
-    def fit(
+    def train_student(
         self,
         method: DistillationLoss | None,
         student: nn.Module,
@@ -209,6 +209,7 @@ class ComparisonSetup:
         """
         options = self.options | options | {"output_dir": output_dir, "resume": True}
         if method is None:
+            options = {name: value for name, value in options.items() if name not in TEACHER_OPTIONS}
             return train(student, (self.train, val), **options)
         teacher = copy.deepcopy(self.teacher)
         return distill(teacher, student, (self.train, val), method=copy.deepcopy(method), **options)
@@ -225,7 +226,7 @@ class ComparisonSetup:
                 "network": get_spec(student).name or type(student).__name__,
                 "weights_of_seed_0": content_hash(student.state_dict()),
             },
-            "options": {name: value for name, value in self.options.items() if name not in FREE_OPTIONS},
+            "options": {name: value for name, value in self.options.items() if name not in OPTIONS_NOT_COMPARED},
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
             "threads": torch.get_num_threads(),
         }

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bpkd_sdk.comparison.run import SCORES, Run
-from bpkd_sdk.comparison.setup import ALONE
+from bpkd_sdk.comparison.setup import BASELINE
 
 SIGNIFICANCE = 0.05  # of the two-sided paired t-test
 BOOTSTRAP_DRAWS = 10_000
@@ -80,9 +80,9 @@ def summarize(runs: Iterable[Run]) -> list[Row]:
             scores=_without_none({name: statistic(values[name][method].values()) for name in SCORES}),
             gains=_without_none(
                 {
-                    name: statistic(paired_differences(values[name][method], values[name].get(ALONE, {})).values())
+                    name: statistic(paired_differences(values[name][method], values[name].get(BASELINE, {})).values())
                     for name in SCORES
-                    if method != ALONE
+                    if method != BASELINE
                 }
             ),
             best=tuple(name for name in SCORES if _is_best(method, values[name])),

@@ -32,7 +32,7 @@ def evaluate(
     batch_size: int = 1,
     device: str | torch.device | None = None,
     reference: Source | None = None,
-    sum_over_processes: Callable[[Tensor], Tensor] | None = None,
+    sum_across_processes: Callable[[Tensor], Tensor] | None = None,
     match_classes: bool = True,
 ) -> Metrics:
     """Score a network on a data set; masks are compared with labels at the size of the labels.
@@ -47,8 +47,8 @@ def evaluate(
             share a batch.
         device: Device to run on. None: the device of a module, and "auto" for a file.
         reference: Network whose masks replace the labels, for data without labels.
-        sum_over_processes: Function that sums an int64 count tensor across processes, if each process scores a part of
-            the data. None: this process scores all of the data.
+        sum_across_processes: Function that sums an int64 count tensor across processes, if each process scores a part
+            of the data. None: this process scores all of the data.
         match_classes: Whether to match the class names of `source` and `reference` with those of the data, and to put
             the classes in the order of the data. False takes classes by position.
 
@@ -86,8 +86,8 @@ def evaluate(
             except (ValueError, TypeError) as error:
                 first, last = (dataset.sample_name(counts.images + i) for i in (0, len(images) - 1))
                 raise ValueError(f"{first if first == last else f'{first} to {last}'}: {error}") from error
-    if sum_over_processes is not None:
-        counts.sum_across_processes(sum_over_processes)
+    if sum_across_processes is not None:
+        counts.sum_across_processes(sum_across_processes)
     return counts.compute()
 
 

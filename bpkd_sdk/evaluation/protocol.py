@@ -47,6 +47,9 @@ class EvaluationProtocol:
     def __post_init__(self) -> None:
         """Check the values of all fields."""
         check_choice("mode", self.mode, get_args(Mode))
+        for name in ("crop_size", "stride", "base_size", "scales"):  # lists, as JSON returns them, become tuples
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
         if self.mode == "slide" and self.crop_size is None:
             raise ValueError("mode='slide' needs `crop_size`, the (height, width) of the window.")
         for name in ("crop_size", "stride", "base_size"):

@@ -191,7 +191,7 @@ def choose_device(device: str | torch.device = "auto", types: Sequence[str] = DE
 
 def _parse_device(device: str, types: Sequence[str]) -> torch.device:
     kind, _, index = device.partition(":")
-    check_choice("device", kind, ("auto", *types))
+    check_choice("device", device if kind == "auto" else kind, ("auto", *types))
     if kind == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator if accelerator is not None and accelerator.type in types else torch.device("cpu")

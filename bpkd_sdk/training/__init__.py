@@ -1,1 +1,1 @@
-"""Training and distillation: `bpkd_sdk.train` and `bpkd_sdk.distill` live in `api`, their one loop in `loop`."""
+"""Training and distillation: `api` defines train and distill, `loop` the training loop."""

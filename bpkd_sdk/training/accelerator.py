@@ -1,4 +1,6 @@
-"""Devices, precision and processes, by accelerate: one process, or as many as `accelerate launch` starts.
+"""Devices, precision and processes of a run, set up with the accelerate library.
+
+A run is one process, or as many as `accelerate launch` starts.
 
 Every process holds the whole student and method and works on its shard of each batch; gradients are averaged. All
 processes therefore start with equal weights and take the same decisions, and only the main process writes files. The
@@ -32,7 +34,7 @@ from bpkd_sdk.training.config import TrainingConfig
 
 Value = TypeVar("Value")
 
-DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def create_accelerator(config: TrainingConfig) -> Accelerator:
@@ -45,7 +47,7 @@ def create_accelerator(config: TrainingConfig) -> Accelerator:
         RuntimeError: If the device does not exist.
     """
     device = choose_device(config.device)
-    if ":" in config.device:
+    if device.type == "cuda" and ":" in config.device:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ValueError(
                 f"device={config.device!r} is one device for several processes; pass {device.type!r} instead."
@@ -96,7 +98,9 @@ def teacher_dtype(config: TrainingConfig, accelerator: Accelerator) -> torch.dty
 
 
 def synchronize_batch_norm(module: nn.Module) -> None:
-    """Replace every trained batch norm layer, in place, by one that uses the images of all processes, as in the paper.
+    """Replace every trained batch norm layer by SyncBatchNorm, in place.
+
+    SyncBatchNorm uses the images of all processes, as in the paper.
 
     The critics of SKDS and IFVD are left out: they train themselves, and WGAN-GP differentiates twice, which torch's
     SyncBatchNorm does not support. A converted layer behaves like the original one in eval mode and on a CPU. timm

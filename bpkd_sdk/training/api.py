@@ -8,8 +8,8 @@ from typing import Any
 from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.losses import Method
 from bpkd_sdk.runtime import Runtime
-from bpkd_sdk.training.config import LabelSource, Precision, TrainingConfig
-from bpkd_sdk.training.loop import TrainingResult, run
+from bpkd_sdk.training.config import TEACHER_OPTIONS, LabelSource, Precision, TrainingConfig
+from bpkd_sdk.training.loop import TrainingResult, run_training
 from bpkd_sdk.training.prepare import DataSource, prepare
 from bpkd_sdk.training.teacher import NetworkSource
 
@@ -54,7 +54,7 @@ def train(
         **options: Further fields of `TrainingConfig`, for example ``optimizer="adamw"``.
 
     Raises:
-        ValueError: If data and network do not fit together; nothing has then been written.
+        ValueError: If data and network do not fit together; nearly always before anything is written.
         RuntimeError: If the device does not exist.
         FileExistsError: If `output_dir` contains a run and `resume` is False.
         FloatingPointError: If the loss is not finite.
@@ -72,9 +72,10 @@ def train(
             "seed": seed,
         }
     )
-    if config.labels != "dataset":
-        raise ValueError(f"labels={config.labels!r} needs a teacher, and train() has none. Use distill().")
-    return run(prepare(None, model, None, data, config, protocol, output_dir, resume))
+    for name in TEACHER_OPTIONS:
+        if (value := getattr(config, name)) != getattr(TrainingConfig, name):
+            raise ValueError(f"{name}={value!r} needs a teacher, and train() has none. Leave it out, or use distill().")
+    return run_training(prepare(None, model, None, data, config, protocol, output_dir, resume))
 
 
 def distill(
@@ -101,15 +102,16 @@ def distill(
     Started by ``accelerate launch``, all processes train one student, see `bpkd_sdk.training.accelerator`.
 
     Args:
-        teacher: Module in eval mode, or path of a checkpoint (``.safetensors``, or ``.pth`` of OpenMMLab). It is not
-            changed. Methods that use logits only also accept an exported file: an ONNX file of `to_onnx` with
-            ``argmax=False``, an ONNX file of another exporter that maps a normalised image to logits, a TensorRT
-            engine, or an opened runtime.
+        teacher: Module in eval mode, or path of a checkpoint (``.safetensors``, or ``.pth`` of OpenMMLab). Its weights
+            and its mode are not changed; a module is moved to the device. For methods that use logits only, the teacher
+            may also be an exported file or an opened runtime. Such a file is an ONNX file of `to_onnx` with
+            ``argmax=False``, an ONNX file of another exporter that maps a normalised image to logits, or a TensorRT
+            engine.
         student: Module, name that `create_model` accepts, or path of a checkpoint. A module is trained in place.
         data: "shapes", path of a folder (see `open_dataset`), data set, or pair (train, val) of data sets.
         method: Name in `bpkd_sdk.losses.METHODS`, a method with other arguments such as ``CWDLoss(weight=3)``, or a
             list of both.
-        labels: "dataset"; or "teacher", which replaces all labels by the teacher's predictions, for images without
+        labels: "dataset" for the labels of the data, or "teacher" for the teacher's predictions, for images without
             labels.
         steps: Number of optimiser steps.
         batch_size: Number of images per step, over all processes.
@@ -124,7 +126,7 @@ def distill(
         **options: Further fields of `TrainingConfig`, for example ``optimizer="adamw"``.
 
     Raises:
-        ValueError: If data and networks do not fit together; nothing has then been written.
+        ValueError: If data and networks do not fit together; nearly always before anything is written.
         RuntimeError: If the device does not exist.
         FileExistsError: If `output_dir` contains a run and `resume` is False.
         FloatingPointError: If the loss is not finite.
@@ -143,4 +145,4 @@ def distill(
             "seed": seed,
         }
     )
-    return run(prepare(teacher, student, method, data, config, protocol, output_dir, resume))
+    return run_training(prepare(teacher, student, method, data, config, protocol, output_dir, resume))

@@ -138,7 +138,7 @@ def check_trainable(student: nn.Module, logits: Tensor) -> None:
         warnings.warn(
             "The student's outputs lie in 0..1 and sum to 1, so it contains a softmax, but the cross-entropy expects "
             "logits. Return the logits before the softmax (segmentation-models-pytorch: activation=None).",
-            stacklevel=5,
+            stacklevel=4,
         )
 
 
@@ -150,7 +150,13 @@ def match_teacher(teacher: TeacherModel, dataset: SegmentationDataset, config: T
     """
     if isinstance(teacher, Runtime):
         return match_runtime(teacher, dataset, dataset.name, match_classes=config.match_classes)
-    order = _class_order("The teacher", teacher, dataset, config)
+    order = class_order(
+        get_spec(teacher),
+        dataset,
+        network_name="The teacher",
+        data_name=dataset.name,
+        match_classes=config.match_classes,
+    )
     if order is None:
         return teacher
     matched = ReorderedNetwork(teacher, order).to(_device(teacher))
@@ -164,14 +170,10 @@ def student_order(student: nn.Module, dataset: SegmentationDataset, config: Trai
     Raises:
         ValueError: If the student has other classes than the data.
     """
-    return _class_order("The student", student, dataset, config)
-
-
-def _class_order(name: str, network: nn.Module, dataset: SegmentationDataset, config: TrainingConfig) -> Order | None:
     return class_order(
-        get_spec(network),
+        get_spec(student),
         dataset,
-        network_name=name,
+        network_name="The student",
         data_name=dataset.name,
         match_classes=config.match_classes,
     )

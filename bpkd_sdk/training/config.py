@@ -24,7 +24,23 @@ MINIMUM = {
     "checkpoint_every": 1,
     "learning_rate_warmup": 0,
     "method_warmup": 0,
+    "weight_decay": 0,
+    "aux_weight": 0,
+    "workers": 0,
+    "seed": 0,
 }
+
+# Options without an effect in training without a teacher.
+TEACHER_OPTIONS = (
+    "labels",
+    "method_warmup",
+    "student_feature",
+    "teacher_feature",
+    "teacher_precision",
+    "teacher_mean",
+    "teacher_std",
+    "check_teacher",
+)
 
 
 @dataclass(frozen=True)
@@ -35,8 +51,8 @@ class TrainingConfig:
         steps: Number of optimiser steps.
         batch_size: Number of images per step, over all processes.
         accumulate: Number of parts that a batch is split into, which pass through the networks one after the other to
-            save memory. This affects only what compares images of a batch: batch norm, CIRKD's mini-batch term, and the
-            critics of SKDS and IFVD, which do one step per part.
+            save memory. Only operations that compare images of a batch depend on it: batch norm, CIRKD's mini-batch
+            term, and the critics of SKDS and IFVD, which do one step per part.
         crop_size: (height, width) of the training crops; None: the first image's size, at most 512 per side.
         learning_rate: Learning rate at the first step, without warm-up; None: 0.01 for SGD, 6e-4 for AdamW.
         optimizer: "sgd" (momentum 0.9, as in the paper) or "adamw".
@@ -47,8 +63,9 @@ class TrainingConfig:
         method_warmup: Number of steps of a linear rise of the weights of the method's terms at the start.
         gradient_clip: Largest norm of all gradients together; None: no clipping.
         scale: Lowest and highest random scale of the images.
-        base_size: (longer side, shorter side) that images are resized into at scale 1; None: they keep their size.
-        max_class_share: Largest share of labelled pixels that one class may fill in a crop; other crops are drawn
+        base_size: (longer side, shorter side) of the rectangle that images are fitted into before the random scale,
+            with their aspect ratio; None: images keep their size.
+        max_class_share: Largest share of labelled pixels that one class may fill in a crop; crops above it are drawn
             again, at most ten times. 1 accepts every crop.
         student_feature: Module path of the student's feature map, for methods that compare features (see
             `bpkd_sdk.features`); None: the last one before its classifier.
@@ -66,14 +83,14 @@ class TrainingConfig:
         compile: Whether student and teacher are compiled by torch.compile; the first step then takes a minute.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         workers: Number of processes that load data for each training process; None: 0 on a CPU, up to 8 with a GPU.
-        evaluate_every: Number of steps between evaluations; None: five evaluations per run.
+        evaluate_every: Number of steps between evaluations; None: a fifth of the steps, rounded up.
         checkpoint_every: Number of steps between checkpoints; None: one checkpoint per evaluation.
         log_every: Number of steps between records in history.jsonl.
         trackers: Experiment trackers that receive the records too, by accelerate's names: "tensorboard", "wandb", ...
         boundary_width: Distance of the boundary metrics in pixels, or as a share of the diagonal if below 1.
-        check_data: Whether all data are read once before the first step, to refuse what cannot be used.
-        check_teacher: Whether the teacher is scored on a few training images before the first step, to warn about one
-            that is connected wrongly.
+        check_data: Whether all data are read once before the first step, to find samples that cannot be used.
+        check_teacher: Whether the teacher runs on a few training images before the first step, to warn about a wrong
+            normalisation, a wrong order of channels or classes, or missing weights.
         match_classes: Whether classes of teacher and student are matched to the data's by name and put in the data's
             order; False uses them by position.
         seed: Seed of shuffling, augmentation and dropout.
@@ -122,12 +139,18 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ValueError(f"Expected `{name}` to be at least {minimum}, but got {value}.")
-        if self.crop_size is not None and min(self.crop_size) < 1:
+        for name in ("gradient_clip", "learning_rate", "poly_power"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"Expected `{name}` to be above 0, but got {value}.")
+        for name in ("teacher_mean", "teacher_std"):
+            value = getattr(self, name)
+            if value is not None and len(value) != 3:
+                raise ValueError(f"Expected `{name}` to be three numbers, one per RGB channel, but got {value}.")
+        if self.crop_size is not None and not (len(self.crop_size) == 2 and min(self.crop_size) >= 1):
             raise ValueError(f"Expected `crop_size` to be (height, width), but got {self.crop_size}.")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"Expected `scale` to be (lowest, highest) above 0, but got {self.scale}.")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise ValueError(f"Expected `learning_rate` to be above 0, but got {self.learning_rate}.")
         if self.base_size is not None and not 1 <= self.base_size[1] <= self.base_size[0]:
             raise ValueError(f"Expected `base_size` to be (longer side, shorter side), but got {self.base_size}.")
         if not 0 < self.max_class_share <= 1:
@@ -153,14 +176,14 @@ class TrainingConfig:
         rate = self.final_learning_rate + fall * math.pow(1 - step / self.steps, self.poly_power)
         return _ramp(step, self.learning_rate_warmup) * rate
 
-    def method_share_at(self, step: int) -> float:
+    def method_factor_at(self, step: int) -> float:
         """Return the factor on the method's terms at a step, counted from 0: above 0, at most 1."""
         return _ramp(step, self.method_warmup)
 
     @property
     def evaluation_interval(self) -> int:
         """Number of steps between evaluations."""
-        return self.evaluate_every or max(1, self.steps // 5)
+        return self.evaluate_every or math.ceil(self.steps / 5)
 
     @property
     def checkpoint_interval(self) -> int:

@@ -67,10 +67,10 @@ class TrainingResult:
     output_dir: Path
 
 
-def run(task: Task) -> TrainingResult:
+def run_training(task: Task) -> TrainingResult:
     """Train to the last step, from the beginning or from the state in the output folder."""
     with ExitStack() as stack:
-        metrics = _Trainer(task, stack).run()
+        metrics = _Trainer(task, stack).train()
     task.student.eval()
     return TrainingResult(task.student, metrics, read_history(task.output_dir), task.output_dir / LAST, task.output_dir)
 
@@ -87,18 +87,17 @@ class _Trainer:
         if self.accelerator.num_processes > 1 and device.type == "cuda":  # torch's SyncBatchNorm needs CUDA
             synchronize_batch_norm(task.student)
             synchronize_batch_norm(task.method or nn.Identity())
-        # Feature hooks are set after layers were replaced and before the first forward pass of torch.compile, which
-        # ignores hooks that are set later.
+        # Feature hooks must be set after `synchronize_batch_norm` has replaced layers, and before the first forward
+        # pass: torch.compile ignores hooks that are set later.
         student_capture = stack.enter_context(_capture(task.student, task.features[0]))
         teacher_capture = stack.enter_context(_capture(task.teacher, task.features[1]))
         self.teacher = None
         if task.teacher is not None:
             dtype = teacher_dtype(config, self.accelerator)
             self.teacher = Teacher(task.teacher, teacher_capture, config, device, dtype)
-        # `state` is the module without the wrapper of DistributedDataParallel, for saving and loading.
-        self.state = Objective(task.student, student_capture, task.method, config, task.train.ignore_index)
-        to_device(self.state, device, config)
-        optimizer = _create_optimizer([p for p in self.state.parameters() if p.requires_grad], config)
+        self.objective = Objective(task.student, student_capture, task.method, config, task.train.ignore_index)
+        to_device(self.objective, device, config)
+        optimizer = _create_optimizer([p for p in self.objective.parameters() if p.requires_grad], config)
         self.position = self._restore(optimizer)
         if self.accelerator.is_main_process:
             write_run(task, self.position.step)
@@ -111,11 +110,15 @@ class _Trainer:
             first_step=self.position.step,
             on_gpu=device.type == "cuda",
         )
-        self.objective, self.optimizer, self.loader = self.accelerator.prepare(self.state, optimizer, loader)
+        # accelerate moves batches to the device, runs the objective in autocast, and wraps it in
+        # DistributedDataParallel; the objective without the wrapper is for saving and loading.
+        self.wrapped_objective, self.optimizer, self.loader = self.accelerator.prepare(
+            self.objective, optimizer, loader
+        )
         if self.accelerator.num_processes > 1:
-            # Buffers are averaged before they are saved or evaluated; DDP would send them at every step, among them
-            # the memory of CIRKD, which is equal everywhere.
-            self.objective.broadcast_buffers = False
+            # DDP would broadcast all buffers at every step, CIRKD's memory included. Only the statistics of batch norm
+            # differ between processes, and `average_batch_norm_statistics` averages them.
+            self.wrapped_objective.broadcast_buffers = False
         self.is_graph_recorded = False
         self.metrics: Metrics | None = None
 
@@ -125,7 +128,7 @@ class _Trainer:
         if (folder / HISTORY_FILE).is_file() and self.accelerator.is_main_process:
             check_same_inputs(self.task)
         if (folder / STATE_FILE).is_file():
-            position, scaler = restore_state(folder, self.settings, self.state, optimizer)
+            position, scaler = restore_state(folder, self.settings, self.objective, optimizer)
         if broadcast_from_main(position.step) != position.step:
             raise ValueError(
                 f"This process resumes from step {position.step} in {folder}, the main process from another step. The "
@@ -142,11 +145,11 @@ class _Trainer:
         self.is_evaluation_due, best = broadcast_from_main((is_due, best))
         return replace(position, best_miou=max(best, position.best_miou))
 
-    def run(self) -> Metrics | None:
+    def train(self) -> Metrics | None:
         """Do the remaining steps; return the scores of the final weights."""
         config, view = self.config, LiveView(self.task.title, self.config.steps, self.position.step)
         term_monitor = LossTermMonitor(self.task.features)
-        self.objective.train()
+        self.wrapped_objective.train()
         with _deferred_interrupt() as requested, view:
             if self.is_evaluation_due:  # the run was stopped between a checkpoint and its evaluation
                 self._evaluate(view)
@@ -164,19 +167,21 @@ class _Trainer:
                 if is_logged or interrupted:
                     self._log(meter, term_monitor, view)
                     if is_saved or interrupted:
-                        average_batch_norm_statistics(self.state, self.accelerator)
+                        average_batch_norm_statistics(self.objective, self.accelerator)
                         self._save()
                     if is_evaluated:
                         self._evaluate(view)
                     meter = StepMeter(step)
                 if interrupted:
                     break
-            if self._agree_to_stop(requested, at_record=True):
+            if self._agree_to_stop(requested, at_record=True) and self.position.step < config.steps:
                 raise KeyboardInterrupt(f"stopped after step {self.position.step}; resume with resume=True")
         return self.metrics if self.metrics is not None else self._score()
 
     def _step(self, parts: list[Batch]) -> tuple[dict[str, Tensor], Tensor | float]:
         """Do one optimiser step on the parts of a batch.
+
+        The critics of SKDS and IFVD do a step of their own in the forward pass of the objective.
 
         Args:
             parts: `config.accumulate` pairs of uint8 images (N, 3, h, w) and labels (N, h, w).
@@ -187,27 +192,29 @@ class _Trainer:
         step = self.position.step
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step)
-        method_share, labelled_pixels = self.config.method_share_at(step), self._labelled_pixels(parts)
+        method_factor, labelled_pixels = self.config.method_factor_at(step), self._labelled_pixels(parts)
         self.optimizer.zero_grad()
         mean_terms: dict[str, Tensor] = {}
         teacher_sum: Tensor | float = 0.0
         for index, (images, labels) in enumerate(parts):
-            # Each part has its own random stream (dropout), so a resumed run restores no random state.
+            # The seed (dropout) depends on run, step and part only, so resuming needs no saved random state.
             part = self.accelerator.process_index * len(parts) + index
             torch.manual_seed(mixed_seed(self.config.seed, 2, step, part))
             with self._gradient_synchronization(is_last=index == len(parts) - 1):
-                teacher = None
+                teacher_output = None
                 if self.teacher is not None:
-                    teacher = self.teacher(images)
-                    teacher_sum = teacher_sum + teacher.logits.sum(dtype=torch.float32)
+                    teacher_output = self.teacher(images)
+                    teacher_sum = teacher_sum + teacher_output.logits.sum(dtype=torch.float32)
                     if self.task.labels_from_teacher:
-                        labels = predicted_labels(teacher.logits, labels, self.task.train.ignore_index)
-                terms: dict[str, Tensor] = self.objective(images, labels, teacher, labelled_pixels, method_share)
+                        labels = predicted_labels(teacher_output.logits, labels, self.task.train.ignore_index)
+                terms: dict[str, Tensor] = self.wrapped_objective(
+                    images, labels, teacher_output, labelled_pixels, method_factor
+                )
                 loss = torch.stack(list(terms.values())).sum() / len(parts)
                 self.accelerator.backward(loss)
             mean_terms = {name: mean_terms.get(name, 0) + term.detach() / len(parts) for name, term in terms.items()}
         if self.config.gradient_clip is not None:
-            self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
+            self.accelerator.clip_grad_norm_(self.wrapped_objective.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         return mean_terms, teacher_sum
 
@@ -220,7 +227,8 @@ class _Trainer:
     def _labelled_pixels(self, parts: list[Batch]) -> Tensor:
         """Return the number of labelled pixels in a part, averaged over all parts and processes.
 
-        If each part were divided by its own number, the gradient of a step would depend on how the batch is split.
+        If the loss of each part were divided by its own number of labelled pixels, the gradient of a step would depend
+        on how the batch is split.
         """
         labelled = torch.stack([(labels != self.task.train.ignore_index).sum() for _, labels in parts]).sum()
         shards: int = len(parts) * self.accelerator.num_processes
@@ -230,12 +238,12 @@ class _Trainer:
     def _gradient_synchronization(self, *, is_last: bool) -> AbstractContextManager[Any]:
         """Return a context in which gradients are averaged over processes only with the last part of a batch.
 
-        In the very first backward pass DDP records the static graph, and has to average too.
+        The first backward pass must average too, because DDP records the static graph in it.
         """
         if is_last or not self.is_graph_recorded:
             self.is_graph_recorded = True
             return nullcontext()
-        no_sync: AbstractContextManager[Any] = self.accelerator.no_sync(self.objective)
+        no_sync: AbstractContextManager[Any] = self.accelerator.no_sync(self.wrapped_objective)
         return no_sync
 
     def _agree_to_stop(self, requested: threading.Event, *, at_record: bool) -> bool:
@@ -256,7 +264,7 @@ class _Trainer:
     def _log(self, meter: StepMeter, term_monitor: LossTermMonitor, view: LiveView) -> None:
         last_step = self.position.step - 1
         record = meter.record(self.position.step, self.accelerator)
-        record["weights"] = self.state.weights(record["terms"], self.config.method_share_at(last_step))
+        record["weights"] = self.objective.weights(record["terms"], self.config.method_factor_at(last_step))
         record["learning_rate"] = self.config.learning_rate_at(last_step)
         self.position = replace(self.position, seconds=self.position.seconds + record["seconds"])
         if self.accelerator.is_main_process:
@@ -279,7 +287,7 @@ class _Trainer:
             boundary_width=self.config.boundary_width,
             reference=self.task.teacher if self.task.labels_from_teacher else None,
             match_classes=self.config.match_classes,
-            sum_over_processes=lambda count: self.accelerator.reduce(count.to(self.accelerator.device)).cpu(),
+            sum_across_processes=lambda count: self.accelerator.reduce(count.to(self.accelerator.device)).cpu(),
         )
 
     def _evaluate(self, view: LiveView) -> None:
@@ -290,7 +298,7 @@ class _Trainer:
         is_best = metrics.miou > self.position.best_miou
         self.position = replace(self.position, best_miou=max(metrics.miou, self.position.best_miou))
         if self.accelerator.is_main_process:
-            # The record is written last: a run that is stopped before repeats the evaluation.
+            # The record is written last: if the run stops before, resuming repeats the evaluation.
             with self._explained_write_errors():
                 if is_best:
                     self._save_model(BEST, metrics)
@@ -304,11 +312,11 @@ class _Trainer:
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
             with self._explained_write_errors():
-                # The state is written last: a run that is stopped in between resumes from the state before, and writes
+                # The state is written last: a run that stops in between resumes from the previous state, and writes
                 # both files again.
                 self._save_model(LAST, None)
                 save_state(
-                    self.task.output_dir, self.position, self.settings, self.state, self.optimizer.optimizer, scaler
+                    self.task.output_dir, self.position, self.settings, self.objective, self.optimizer.optimizer, scaler
                 )
         self.accelerator.wait_for_everyone()
 

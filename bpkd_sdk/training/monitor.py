@@ -61,13 +61,13 @@ class StepMeter:
         if not math.isfinite(teacher_mean):
             raise FloatingPointError(
                 f"The teacher's logits are not finite between steps {self.first_step + 1} and {step}. The last "
-                "checkpoint was written before that. Check the teacher's weights and the images that it fails on; if "
-                "it runs in half precision, pass teacher_precision='fp32'."
+                "checkpoint is from before these steps. Check the teacher's weights and the images that it fails on. "
+                "If it runs in half precision, pass teacher_precision='fp32'."
             )
         if broken := [f"{name} is {value}" for name, value in terms.items() if not math.isfinite(value)]:
             raise FloatingPointError(
                 f"The loss is not finite: {', '.join(broken)} between steps {self.first_step + 1} and {step}. The last "
-                "checkpoint was written before that. Lower the learning rate, set gradient_clip, or use "
+                "checkpoint is from before these steps. Lower the learning rate, set gradient_clip, or use "
                 "precision='fp32'."
             )
         seconds = time.perf_counter() - self.started
@@ -80,11 +80,11 @@ class StepMeter:
         }
 
 
-class LoudTermWarning(UserWarning):
-    """Warning that a distillation term is more than `DOMINANCE_RATIO` times the cross-entropy."""
+class DominantTermWarning(UserWarning):
+    """Warning that the size of a distillation term is more than `DOMINANCE_RATIO` times the cross-entropy."""
 
 
-class SilentTermWarning(UserWarning):
+class ZeroTermWarning(UserWarning):
     """Warning that a loss term was exactly 0 for `STEPS_AT_ZERO` steps or more."""
 
 
@@ -104,12 +104,12 @@ class LossTermMonitor:
         """Check the record of the steps after `first_step`."""
         cross_entropy = record["terms"]["ce"]
         for name, value in record["terms"].items():
-            if cross_entropy > 0 and value > DOMINANCE_RATIO * cross_entropy:
+            if cross_entropy > 0 and abs(value) > DOMINANCE_RATIO * cross_entropy:
                 self._warn_once(
                     name,
-                    f"At step {record['step']} the term {name!r} is {value:.3g}, {value / cross_entropy:.0f} times the "
-                    f"cross-entropy ({cross_entropy:.3g}), so the labels have almost no effect. Lower its weight.",
-                    LoudTermWarning,
+                    f"At step {record['step']} the term {name!r} is {value:.3g}, {abs(value) / cross_entropy:.0f} "
+                    f"times the cross-entropy ({cross_entropy:.3g}), so the labels have almost no effect. Lower its weight.",
+                    DominantTermWarning,
                 )
             if value != 0:
                 self.zero_since.pop(name, None)
@@ -132,7 +132,7 @@ class LossTermMonitor:
             name,
             f"The term {name!r} has been exactly 0 for {step - self.zero_since[name]} steps, so it has no effect. "
             f"Check {'; '.join(checks)}.",
-            SilentTermWarning,
+            ZeroTermWarning,
         )
 
     def _warn_once(self, name: str, message: str, category: type[UserWarning]) -> None:
@@ -207,7 +207,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 
 class Trackers:
-    """Experiment trackers of a run, as a context manager that finishes them; their files go to the run's folder.
+    """Context manager for the experiment trackers of a run, which closes them; their files go to the run's folder.
 
     Args:
         accelerator: Accelerator of the run, which owns the trackers.

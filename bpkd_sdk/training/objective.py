@@ -53,30 +53,33 @@ class Objective(nn.Module):
         self,
         images: Tensor,
         labels: Tensor,
-        teacher: SegmentationOutput | None,
+        teacher_output: SegmentationOutput | None,
         labelled_pixels: Tensor,
-        method_share: float,
+        method_factor: float,
     ) -> dict[str, Tensor]:
         """Run the student on a batch and return the weighted loss terms.
 
         Args:
             images: uint8 (N, 3, h, w).
             labels: Integers (N, h, w).
-            teacher: Output of the teacher for these images; None without a teacher.
+            teacher_output: Output of the teacher for these images; None without a teacher.
             labelled_pixels: Divisor of the summed cross-entropy, see `cross_entropy`.
-            method_share: Factor on the method's terms during its warm-up, above 0 and at most 1.
+            method_factor: Factor on the method's terms during its warm-up, above 0 and at most 1.
 
         Returns:
             Scalars by name: "ce", "aux" if the student has an auxiliary head, and the terms of the method.
         """
         labels = labels.long()  # converted on the device, because labels are transferred as uint8
-        student = replace(self._run_student(images), features=self.capture.take())
-        terms = {"ce": cross_entropy(student.logits, labels, self.ignore_index, labelled_pixels)}
-        if student.aux_logits is not None:
-            auxiliary = cross_entropy(student.aux_logits, labels, self.ignore_index, labelled_pixels)
+        # Hooks record the feature map while the student runs.
+        student_output = replace(self._run_student(images), features=self.capture.take())
+        terms = {"ce": cross_entropy(student_output.logits, labels, self.ignore_index, labelled_pixels)}
+        if student_output.aux_logits is not None:
+            auxiliary = cross_entropy(student_output.aux_logits, labels, self.ignore_index, labelled_pixels)
             terms["aux"] = self.config.aux_weight * auxiliary
-        if self.method is not None and teacher is not None:
-            terms |= {name: method_share * term for name, term in self.method(student, teacher, labels).items()}
+        if self.method is not None and teacher_output is not None:
+            terms |= {
+                name: method_factor * term for name, term in self.method(student_output, teacher_output, labels).items()
+            }
         return terms
 
     def _run_student(self, images: Tensor) -> SegmentationOutput:
@@ -90,11 +93,11 @@ class Objective(nn.Module):
                 "single value per channel. Pass a larger batch_size or a smaller accumulate."
             ) from error
 
-    def weights(self, terms: Mapping[str, object], method_share: float) -> dict[str, float]:
+    def weights(self, terms: Mapping[str, object], method_factor: float) -> dict[str, float]:
         """Return the factor on each of these terms, the warm-up included; terms with an unknown factor are left out."""
         weights = {"ce": 1.0, "aux": self.config.aux_weight}
         if self.method is not None:
-            weights |= {name: method_share * weight for name, weight in self.method.weights.items()}
+            weights |= {name: method_factor * weight for name, weight in self.method.weights.items()}
         return {name: weights[name] for name in terms if name in weights}
 
 

@@ -30,7 +30,7 @@ from bpkd_sdk.training.compatibility import (
 )
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.monitor import check_trackers
-from bpkd_sdk.training.records import HISTORY_FILE, Task
+from bpkd_sdk.training.records import Task, read_history
 from bpkd_sdk.training.state import check_checkpoint
 from bpkd_sdk.training.teacher import NetworkSource, TeacherModel, open_network, open_teacher
 from bpkd_sdk.training.teacher_check import warn_about_teacher
@@ -125,7 +125,7 @@ def prepare(
 
 def _open_data(data: DataSource, config: TrainingConfig) -> tuple[SegmentationDataset, SegmentationDataset | None]:
     """Open training and validation data; check their classes and sizes, without reading a sample."""
-    train_set, val_set = _open_splits(data)
+    train_set, val_set = open_splits(data)
     for dataset in filter(None, (train_set, val_set)):
         dataset.check_classes()
     if len(train_set) < config.batch_size:
@@ -138,7 +138,8 @@ def _open_data(data: DataSource, config: TrainingConfig) -> tuple[SegmentationDa
     return train_set, val_set
 
 
-def _open_splits(data: DataSource) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+def open_splits(data: DataSource) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    """Open training and validation data; raise ValueError if their classes differ, TypeError for other objects."""
     if isinstance(data, (str, Path)):
         return open_dataset(data, split="train"), open_dataset(data, split="val")
     if isinstance(data, tuple):
@@ -245,7 +246,7 @@ def _open_folder(
         stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
         output_dir = Path("runs") / f"{stamp}-{title.replace('/', '-').replace(' ', '-')}"
     folder = Path(broadcast_from_main(str(output_dir)))
-    if not resume and (folder / HISTORY_FILE).exists():
+    if not resume and read_history(folder):
         raise FileExistsError(f"{folder} contains a run already. Pass resume=True to resume it, or another output_dir.")
     accelerator.wait_for_everyone()  # all processes have read the folder before the main process creates it
     is_new = not folder.exists()

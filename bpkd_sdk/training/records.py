@@ -1,4 +1,4 @@
-"""Records of a run: the task in memory, run.json (what the run was) and history.jsonl (how it went)."""
+"""Records of a run: its task, run.json (inputs and configuration) and history.jsonl (losses and scores)."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def append_history(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_history(folder: Path, last_step: int | None = None) -> list[dict[str, Any]]:
-    """Read the records up to and including `last_step`, without a last line that a crash cut short."""
+    """Read the records up to and including `last_step`, without an incomplete last line, which a crash can leave."""
     path = folder / HISTORY_FILE
     lines = path.read_text().splitlines() if path.is_file() else []
     records = []

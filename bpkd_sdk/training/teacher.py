@@ -48,8 +48,8 @@ class Teacher:
         self.model = model
         self.capture = capture
         self.config = config
-        self.autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
         if isinstance(model, nn.Module):
+            self.autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
             self.call = compiled_call(to_device(model, device, config), config)
 
     def __call__(self, images: Tensor) -> SegmentationOutput:
@@ -140,7 +140,7 @@ def open_onnx_teacher(
 
     Args:
         path: ONNX file.
-        device: Device of the student; any device but a CUDA GPU means the CPU.
+        device: Device of the student. The file runs on a CUDA device, and otherwise on the CPU.
         mean: Mean per RGB channel of images in 0..1, for a file of another exporter; None: ImageNet's.
         std: Standard deviation per RGB channel of images in 0..1, for the same files; None: ImageNet's.
 

@@ -234,3 +234,8 @@ def test_masks_lie_on_the_edges_of_images(settings, size, network):
         images, places = images_with_edges(images_size, axis)
         masks = EvaluationProtocol(**settings).segment(runtime, images, batch_size=64)
         assert abs(mask_offsets(masks, places, axis).mean()) < 0.05
+
+
+def test_lists_are_as_good_as_tuples():
+    lists = EvaluationProtocol("slide", [32, 32], [16, 16], [80, 60], [1.0])
+    assert lists == EvaluationProtocol("slide", (32, 32), (16, 16), (80, 60), (1.0,))

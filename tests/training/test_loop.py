@@ -17,7 +17,8 @@ from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 from bpkd_sdk.losses import BPKDLoss
 from bpkd_sdk.output import SegmentationOutput
-from bpkd_sdk.training.monitor import LoudTermWarning
+from bpkd_sdk.training.config import TrainingConfig
+from bpkd_sdk.training.monitor import DominantTermWarning
 from bpkd_sdk.training.objective import cross_entropy
 from tests.networks import tiny
 
@@ -80,7 +81,6 @@ def test_training_lowers_the_loss_and_writes_what_it_says(tmp_path):
 
 def test_first_step_is_sgd_by_hand(tmp_path):
     """One step of SGD with default options equals the same step computed from the batch of the loader."""
-    from bpkd_sdk.training.config import TrainingConfig
     from bpkd_sdk.training.loader import training_loader
 
     config = TrainingConfig(steps=1, batch_size=2, crop_size=(32, 32))
@@ -248,13 +248,13 @@ def test_unlabelled_images_with_the_teachers_labels(tmp_path):
 
 def test_a_loud_term_is_warned_of(tmp_path):
     method = BPKDLoss(9, edge_weight=1e5)
-    with pytest.warns(LoudTermWarning, match="'edge' is .* times the cross-entropy") as caught:
+    with pytest.warns(DominantTermWarning, match="'edge' is .* times the cross-entropy") as caught:
         bpkd_sdk.distill(
             tiny(9, seed=1).eval(), tiny(9), (TRAIN, None), method=method, steps=4, output_dir=tmp_path, **OPTIONS
         )
-    assert sum(warning.category is LoudTermWarning for warning in caught) == 1
+    assert sum(warning.category is DominantTermWarning for warning in caught) == 1
     with warnings.catch_warnings():
-        warnings.simplefilter("error", LoudTermWarning)
+        warnings.simplefilter("error", DominantTermWarning)
         bpkd_sdk.distill(tiny(9, seed=1).eval(), tiny(9), (TRAIN, None), steps=2, output_dir=tmp_path / "2", **OPTIONS)
 
 
@@ -306,6 +306,48 @@ def test_what_does_not_fit_is_refused(tmp_path, teacher, student, options, error
             teacher, student, (TRAIN, None), **{"steps": 2, "output_dir": tmp_path / "run"} | OPTIONS | options
         )
     assert not (tmp_path / "run" / "last.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"gradient_clip": 0}, "`gradient_clip` to be above 0, but got 0"),
+        ({"gradient_clip": -1.0}, "`gradient_clip` to be above 0, but got -1.0"),
+        ({"learning_rate": -0.1}, "`learning_rate` to be above 0"),
+        ({"weight_decay": -1e-4}, "`weight_decay` to be at least 0"),
+        ({"aux_weight": -0.4}, "`aux_weight` to be at least 0"),
+        ({"workers": -1}, "`workers` to be at least 0"),
+        ({"seed": -1}, "`seed` to be at least 0"),
+        ({"crop_size": (512,)}, r"`crop_size` to be \(height, width\), but got \(512,\)"),
+        ({"teacher_mean": (0.5,)}, "`teacher_mean` to be three numbers"),
+    ],
+    ids=str,
+)
+def test_options_out_of_range_are_refused(option, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig.from_options(option)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"labels": "teacher"}, {"method_warmup": 3}, {"teacher_precision": "fp32"}, {"teacher_mean": (0.5, 0.5, 0.5)}],
+    ids=str,
+)
+def test_options_of_a_teacher_are_refused_without_one(option, tmp_path):
+    with pytest.raises(ValueError, match=f"{next(iter(option))}=.* needs a teacher, and train.. has none"):
+        bpkd_sdk.train(tiny(9), (TRAIN, None), output_dir=tmp_path / "run", **OPTIONS, **option)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_failed_in_its_first_step_can_start_again(tmp_path):
+    options = OPTIONS | {"steps": 1, "output_dir": tmp_path / "run"}
+    with pytest.raises(ValueError, match="too small for the student's batch norm"):
+        bpkd_sdk.train(
+            nn.Sequential(tiny(9), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(9)),
+            (TRAIN, None),
+            **options | {"batch_size": 1},
+        )
+    assert bpkd_sdk.train(tiny(9), (TRAIN, None), **options).history[-1]["step"] == 1
 
 
 def test_a_crop_the_network_cannot_take_is_refused(tmp_path):

@@ -10,7 +10,7 @@ import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.losses import BPKDLoss, CWDLoss
 from bpkd_sdk.training.config import TrainingConfig
-from bpkd_sdk.training.monitor import STEPS_AT_ZERO, LiveView, LossTermMonitor, SilentTermWarning
+from bpkd_sdk.training.monitor import STEPS_AT_ZERO, LiveView, LossTermMonitor, ZeroTermWarning
 from tests.networks import tiny
 
 TRAIN = ShapesDataset("train", length=8, size=(48, 48))
@@ -70,9 +70,9 @@ class OneClass(ShapesDataset):
 def test_a_term_that_stays_0_is_reported_once(tmp_path):
     options = {"method": BPKDLoss(9), "crop_size": (8, 8), "log_every": 10, "steps": STEPS_AT_ZERO, "batch_size": 1}
     data = OneClass("train", length=4, size=(32, 32))
-    with pytest.warns(SilentTermWarning) as caught:
+    with pytest.warns(ZeroTermWarning) as caught:
         bpkd_sdk.distill(tiny(9, seed=1).eval(), tiny(9), (data, None), output_dir=tmp_path, **OPTIONS | options)
-    silent = [str(warning.message) for warning in caught if warning.category is SilentTermWarning]
+    silent = [str(warning.message) for warning in caught if warning.category is ZeroTermWarning]
     assert len(silent) == 1
     assert f"'edge' has been exactly 0 for {STEPS_AT_ZERO} steps" in silent[0]
     assert "whether the crops contain edges at the logits' size" in silent[0]
@@ -81,7 +81,7 @@ def test_a_term_that_stays_0_is_reported_once(tmp_path):
 def test_what_to_check_names_the_feature_maps():
     watch = LossTermMonitor(("neck", "head:input"))
     silence = {"step": STEPS_AT_ZERO, "terms": {"ce": 1.0, "feature": 0.0}}
-    with pytest.warns(SilentTermWarning, match="'neck' of the student and 'head:input' of the teacher"):
+    with pytest.warns(ZeroTermWarning, match="'neck' of the student and 'head:input' of the teacher"):
         watch.observe(silence, first_step=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

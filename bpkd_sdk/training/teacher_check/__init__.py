@@ -1,4 +1,6 @@
-"""Check of a teacher on a few training images before the first step, to find one that is connected wrongly.
+"""Check of a teacher on a few training images before the first step.
+
+It finds a wrong normalisation, a wrong order of channels or classes, a softmax inside, and missing weights.
 
 The teacher runs on a few crops, about 0.26 million pixels in all, and its outputs are compared with the labels. If they
 could fit better, it also runs on the first crop in BGR order and under other common normalisations. The best of these

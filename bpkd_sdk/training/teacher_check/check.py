@@ -17,7 +17,7 @@ from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.teacher import ExternalOnnxRuntime, TeacherModel
 from bpkd_sdk.training.teacher_check.crops import Sample, Size, cut_crops, read_samples
 from bpkd_sdk.training.teacher_check.fit import Fit, Kind, class_ranges, measure_fit, output_kind
-from bpkd_sdk.training.teacher_check.inputs import CheckedTeacher, InputFormat
+from bpkd_sdk.training.teacher_check.inputs import InputFormat, TeacherRunner
 
 
 class TeacherWarning(UserWarning):
@@ -69,7 +69,7 @@ def check_teacher(
         ValueError: If outputs are not finite.
     """
     with _keep_random_state(device), torch.no_grad():
-        checked = CheckedTeacher(teacher, device, dtype)
+        checked = TeacherRunner(teacher, device, dtype)
         crops, outputs = _run_on_crops(checked, read_samples(dataset, base_size), crop_size)
         _check_finite(checked, crops, outputs)
         kind = output_kind(outputs)
@@ -123,7 +123,7 @@ def _keep_random_state(device: torch.device) -> Iterator[None]:
 
 
 def _run_on_crops(
-    teacher: CheckedTeacher, samples: Sequence[Sample], crop_size: Size
+    teacher: TeacherRunner, samples: Sequence[Sample], crop_size: Size
 ) -> tuple[list[Sample], list[Tensor]]:
     """Cut crops that the teacher accepts, and run it on them."""
     crops = cut_crops(samples, [teacher.crop_size(sample.size, crop_size) for sample in samples])
@@ -136,7 +136,7 @@ def _run_on_crops(
     return crops, teacher(crops, teacher.own_format)
 
 
-def _check_finite(teacher: CheckedTeacher, crops: Sequence[Sample], outputs: Sequence[Tensor]) -> None:
+def _check_finite(teacher: TeacherRunner, crops: Sequence[Sample], outputs: Sequence[Tensor]) -> None:
     """Raise ValueError for outputs with NaN or infinity."""
     broken = _count_not_finite(outputs)
     if not any(broken):
@@ -173,7 +173,7 @@ def _is_constant(crops: Sequence[Sample], outputs: Sequence[Tensor]) -> bool:
     return bool((highest - lowest).max() <= 1e-4 * torch.maximum(highest.abs(), lowest.abs()).max())
 
 
-def _kind_finding(teacher: CheckedTeacher, kind: Kind, images: str) -> str:
+def _kind_finding(teacher: TeacherRunner, kind: Kind, images: str) -> str:
     softmax = kind == "probabilities"
     measured, layer = ("lie in 0..1 and sum to 1", "softmax") if softmax else ("all lie in 0..1", "sigmoid")
     inverse = "x.clamp(min=1e-6).log()" if softmax else "x.logit(eps=1e-6)"
@@ -190,10 +190,10 @@ def _kind_finding(teacher: CheckedTeacher, kind: Kind, images: str) -> str:
 
 
 def _fit_findings(
-    teacher: CheckedTeacher, crops: Sequence[Sample], kind: Kind, fit: Fit, class_names: Sequence[str], images: str
+    teacher: TeacherRunner, crops: Sequence[Sample], kind: Kind, fit: Fit, class_names: Sequence[str], images: str
 ) -> list[str]:
     """Search for a better input format, and for outputs that are unrelated to the labels."""
-    if not fit.leaves_room:
+    if not fit.can_improve:
         return []
     better = _better_format(teacher, crops, kind, fit)
     if better is not None:
@@ -215,7 +215,7 @@ def _fit_findings(
 
 
 def _better_format(
-    teacher: CheckedTeacher, crops: Sequence[Sample], kind: Kind, fit: Fit
+    teacher: TeacherRunner, crops: Sequence[Sample], kind: Kind, fit: Fit
 ) -> tuple[InputFormat, Fit] | None:
     """Try other input formats on the first crop, and the best of them on all crops.
 
@@ -233,7 +233,7 @@ def _better_format(
     return (best, best_fit) if best_fit.is_clearly_better(fit) else None
 
 
-def _format_advice(teacher: CheckedTeacher, input_format: InputFormat, num_classes: int) -> str:
+def _format_advice(teacher: TeacherRunner, input_format: InputFormat, num_classes: int) -> str:
     """Return the code to write so that the teacher gets its images in this format."""
     mean, std = _format_values(input_format.mean), _format_values(input_format.std)
     if isinstance(teacher.model, Runtime):

@@ -80,7 +80,7 @@ def cut_crops(samples: Sequence[Sample], sizes: Sequence[Size]) -> list[Sample]:
     """
     crops = []
     for sample, size in zip(samples, sizes, strict=True):
-        (top, left), mixture = _most_mixed_window(sample.label, size)
+        (top, left), mixture = _highest_entropy_window(sample.label, size)
         image, label = (part[..., top : top + size[0], left : left + size[1]] for part in (sample.image, sample.label))
         crops.append((mixture, int((label != VOID).sum()), _pad(Sample(image, label), size)))
     crops.sort(key=lambda crop: crop[:2], reverse=True)
@@ -88,7 +88,7 @@ def cut_crops(samples: Sequence[Sample], sizes: Sequence[Size]) -> list[Sample]:
     return [crop for _, _, crop in crops[:count]]
 
 
-def _most_mixed_window(label: Tensor, size: Size) -> tuple[Size, float]:
+def _highest_entropy_window(label: Tensor, size: Size) -> tuple[Size, float]:
     """Find the window whose classes have the highest entropy, on a coarse grid.
 
     Returns:

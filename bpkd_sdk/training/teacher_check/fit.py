@@ -1,4 +1,4 @@
-"""Fit of a teacher's outputs to the labels, and the kind of values that they are."""
+"""Measure how well outputs fit the labels, and distinguish logits from probabilities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from bpkd_sdk.training.teacher_check.crops import VOID, Sample, Size
 
 GOOD_ERROR = 0.03  # share of wrong pixels up to which no other input format is tried
 CLEARLY_BETTER = 0.7  # largest ratio of error and cross-entropy at which another input format is clearly better
-ABOVE_CHANCE = 0.9, 0.8  # largest ratios of error and cross-entropy to those of constant answers, for a useful teacher
+MAX_RATIOS_TO_CONSTANT = (
+    0.9,
+    0.8,
+)  # largest ratios of error and cross-entropy to those of constant answers, for a useful teacher
 
 Kind = Literal["logits", "probabilities", "sigmoids"]
 
@@ -83,7 +86,7 @@ class Fit:
         return float(torch.special.entr(self.counts.sum(0) / self.total).sum())
 
     @property
-    def leaves_room(self) -> bool:
+    def can_improve(self) -> bool:
         """Whether outputs could fit better; always False if the labels contain one class only."""
         return self.entropy > 0 and 1 - self.accuracy > min(GOOD_ERROR, (1 - self.majority_accuracy) / 2)
 
@@ -106,7 +109,7 @@ class Fit:
 
     def is_clearly_better(self, other: Fit) -> bool:
         """Return whether this fit is better than chance, and better than another by a margin and on every crop."""
-        error, cross_entropy = ABOVE_CHANCE
+        error, cross_entropy = MAX_RATIOS_TO_CONSTANT
         return (
             1 - self.accuracy <= error * (1 - self.majority_accuracy)
             and self.cross_entropy <= cross_entropy * self.entropy

@@ -50,7 +50,7 @@ NORMALIZATIONS = (
 )
 
 
-class CheckedTeacher:
+class TeacherRunner:
     """A teacher that runs on images in any input format.
 
     Args:
