@@ -108,7 +108,8 @@ class LossTermMonitor:
                 self._warn_once(
                     name,
                     f"At step {record['step']} the term {name!r} is {value:.3g}, {abs(value) / cross_entropy:.0f} "
-                    f"times the cross-entropy ({cross_entropy:.3g}), so the labels have almost no effect. Lower its weight.",
+                    f"times the cross-entropy ({cross_entropy:.3g}), so the labels have almost no effect. Lower its "
+                    "weight.",
                     DominantTermWarning,
                 )
             if value != 0:
