@@ -31,7 +31,6 @@ from bpkd_sdk.training.loader import mixed_seed, training_loader
 from bpkd_sdk.training.monitor import LiveView, LossTermMonitor, StepMeter, Trackers
 from bpkd_sdk.training.objective import Objective, predicted_labels, to_device
 from bpkd_sdk.training.records import (
-    HISTORY_FILE,
     Task,
     append_history,
     check_same_inputs,
@@ -125,7 +124,7 @@ class _Trainer:
     def _restore(self, optimizer: torch.optim.Optimizer) -> Position:
         folder = self.task.output_dir
         position, scaler = Position(), dict[str, Any]()
-        if (folder / HISTORY_FILE).is_file() and self.accelerator.is_main_process:
+        if read_history(folder) and self.accelerator.is_main_process:
             check_same_inputs(self.task)
         if (folder / STATE_FILE).is_file():
             position, scaler = restore_state(folder, self.settings, self.objective, optimizer)
@@ -174,7 +173,7 @@ class _Trainer:
                     meter = StepMeter(step)
                 if interrupted:
                     break
-            if self._agree_to_stop(requested, at_record=True) and self.position.step < config.steps:
+            if self._agree_to_stop(requested, at_record=True):
                 raise KeyboardInterrupt(f"stopped after step {self.position.step}; resume with resume=True")
         return self.metrics if self.metrics is not None else self._score()
 

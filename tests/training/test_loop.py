@@ -355,7 +355,7 @@ def test_a_crop_the_network_cannot_take_is_refused(tmp_path):
         def forward(self, images):
             return F.avg_pool2d(images, 64)
 
-    with pytest.raises(ValueError, match=r"student cannot take a crop of \(32, 32\)"):
+    with pytest.raises(ValueError, match=r"student cannot process a crop of \(32, 32\)"):
         bpkd_sdk.train(Deep(), (TRAIN, None), steps=1, output_dir=tmp_path, **OPTIONS)
     network = bpkd_sdk.create_model("smp/FPN/tu-mobilenetv3_small_050", 9)
     with pytest.raises(ValueError, match=r"multiples of 32, which the student needs.*Nearest: \(32, 64\)"):
