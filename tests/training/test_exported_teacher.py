@@ -136,8 +136,8 @@ def test_an_onnx_file_of_ours_teaches_as_its_network(tmp_path):
         ),
         pytest.param({"outputs": ["logits", "mask"]}, {}, "(?s)one map of logits.*logits: .*mask: ", id="two-outputs"),
         pytest.param({"inputs": ["x", "size"]}, {}, "(?s)one image, float.*size: tensor.int64", id="two-inputs"),
-        pytest.param({"size": (64, 64)}, {}, r"teacher cannot take a crop of \(32, 32\).*64 x 64", id="size"),
-        pytest.param({"batch": 8}, {}, "teacher cannot take a crop.*takes 8 image.*but got 4", id="batch"),
+        pytest.param({"size": (64, 64)}, {}, r"teacher cannot process a crop of \(32, 32\).*64 x 64", id="size"),
+        pytest.param({"batch": 8}, {}, "teacher cannot process a crop.*takes 8 image.*but got 4", id="batch"),
         pytest.param(
             {}, {"method": "canonical"}, "(?s)'canonical' compares feature maps.*checkpoint.*bpkd", id="features"
         ),
