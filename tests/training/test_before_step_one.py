@@ -113,7 +113,7 @@ def test_samples_that_change_after_the_check_are_named(tmp_path, late):
 
 
 def test_a_student_with_a_softmax_inside_is_told(tmp_path):
-    with pytest.warns(UserWarning, match="The student's outputs .* has a softmax inside"):
+    with pytest.warns(UserWarning, match="The student's outputs .* contains a softmax"):
         bpkd_sdk.train(nn.Sequential(tiny(3), nn.Softmax(1)), (Scenes(), None), output_dir=tmp_path, **OPTIONS)
 
 
@@ -307,7 +307,7 @@ def test_other_versions_are_told_and_not_refused(tmp_path):
 def test_a_run_without_a_state_is_held_against_its_inputs_too(tmp_path):
     bpkd_sdk.train(tiny(3), (Scenes(), VAL), output_dir=tmp_path, **OPTIONS)
     (tmp_path / "resume.safetensors").unlink()
-    with pytest.warns(UserWarning, match="no resume.safetensors to go on from"):
+    with pytest.warns(UserWarning, match="no resume.safetensors to resume from"):
         bpkd_sdk.train(tiny(3), (Scenes(), VAL), output_dir=tmp_path, resume=True, **OPTIONS)
     (tmp_path / "resume.safetensors").unlink()
     with (
@@ -316,7 +316,7 @@ def test_a_run_without_a_state_is_held_against_its_inputs_too(tmp_path):
     ):
         bpkd_sdk.train(tiny(3), (Scenes(start=7), VAL), output_dir=tmp_path, resume=True, **OPTIONS)
     (tmp_path / "resume.safetensors").write_bytes((tmp_path / "last.safetensors").read_bytes())
-    with pytest.raises(ValueError, match=r"resume\.safetensors holds no state of a run: it lacks optimizer_scalars"):
+    with pytest.raises(ValueError, match=r"resume\.safetensors is not the state of a run: it lacks optimizer_scalars"):
         bpkd_sdk.train(tiny(3), (Scenes(), VAL), output_dir=tmp_path, resume=True, **OPTIONS)
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(ValueError, match=r"run\.json does not describe a run"):

@@ -114,7 +114,7 @@ def test_an_engine_is_refused_before_anything_starts(tmp_path):
         ValueError, match="m.engine is of the format TensorRT, which runs on cuda, but got device='cpu'"
     ):
         distilled(path, tmp_path / "run")
-    with pytest.raises(ValueError, match="teacher_mean and teacher_std are for an ONNX file"):
+    with pytest.raises(ValueError, match="teacher_mean and teacher_std apply only to an ONNX file"):
         distilled(path, tmp_path / "run", teacher_mean=(0, 0, 0))
     assert not (tmp_path / "run").exists()
 
@@ -132,7 +132,7 @@ def test_an_onnx_file_of_ours_teaches_as_its_network(tmp_path):
     ("file", "options", "message"),
     [
         pytest.param(
-            {"outputs": ["mask"]}, {}, "(?s)one map of logits.*mask: tensor.int64.*without its last argmax", id="mask"
+            {"outputs": ["mask"]}, {}, "(?s)one map of logits.*mask: tensor.int64.*without its final argmax", id="mask"
         ),
         pytest.param({"outputs": ["logits", "mask"]}, {}, "(?s)one map of logits.*logits: .*mask: ", id="two-outputs"),
         pytest.param({"inputs": ["x", "size"]}, {}, "(?s)one image, float.*size: tensor.int64", id="two-inputs"),
@@ -141,7 +141,7 @@ def test_an_onnx_file_of_ours_teaches_as_its_network(tmp_path):
         pytest.param(
             {}, {"method": "canonical"}, "(?s)'canonical' compares feature maps.*checkpoint.*bpkd", id="features"
         ),
-        pytest.param({}, {"teacher_precision": "bf16"}, "leave out teacher_precision", id="precision"),
+        pytest.param({}, {"teacher_precision": "bf16"}, "has a fixed precision. Leave it out", id="precision"),
     ],
 )
 def test_files_that_cannot_teach_are_refused_before_anything_starts(tmp_path, file, options, message):
@@ -157,7 +157,7 @@ def test_other_refusals(tmp_path):
         distilled(tmp_path / "masks.onnx", tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="no ONNX file"):
         distilled(tmp_path / "none.onnx", tmp_path / "run")
-    with pytest.raises(ValueError, match="teacher_mean and teacher_std are for an ONNX file"):
+    with pytest.raises(ValueError, match="teacher_mean and teacher_std apply only to an ONNX file"):
         distilled(tiny(9).eval(), tmp_path / "run", teacher_mean=(0, 0, 0))
     foreign(tmp_path / "small.onnx", size=(48, 48))
     data = TRAIN, VAL

@@ -358,7 +358,7 @@ def test_a_crop_the_network_cannot_take_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"student cannot process a crop of \(32, 32\)"):
         bpkd_sdk.train(Deep(), (TRAIN, None), steps=1, output_dir=tmp_path, **OPTIONS)
     network = bpkd_sdk.create_model("smp/FPN/tu-mobilenetv3_small_050", 9)
-    with pytest.raises(ValueError, match=r"multiples of 32, which the student needs.*Nearest: \(32, 64\)"):
+    with pytest.raises(ValueError, match=r"multiples of 32, as the student requires.*Nearest: \(32, 64\)"):
         bpkd_sdk.train(network, (TRAIN, None), steps=1, output_dir=tmp_path, **OPTIONS | {"crop_size": (40, 60)})
 
 
