@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bpkd_sdk.classes import check_class_count, class_order, reorder_labels
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.integrity import image_problem
+from bpkd_sdk.data.checks import image_problem
 from bpkd_sdk.evaluation.agreement import MaskAgreement, mask_agreement
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.export.qdq import Layer, range_tensors, with_range_outputs

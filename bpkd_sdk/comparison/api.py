@@ -24,7 +24,7 @@ from bpkd_sdk.comparison.setup import (
     time_per_step,
 )
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.integrity import check_for_training, check_samples
+from bpkd_sdk.data.checks import check_for_training, check_samples
 from bpkd_sdk.errors import format_list, import_optional, list_differences
 from bpkd_sdk.evaluation import evaluate
 from bpkd_sdk.files import read_json, write_json

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bpkd_sdk.classes import MAX_CLASSES
+from bpkd_sdk.data.checks import check_samples
 from bpkd_sdk.data.labels import narrow, read_colors, read_label
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.images import read_image
@@ -118,13 +119,11 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
     def check(self) -> None:
         """Read all samples once, and refuse the data set if some cannot be used.
 
-        `bpkd_sdk.data.integrity.check_samples` lists the checks and warnings.
+        `bpkd_sdk.data.checks.check_samples` lists the checks and warnings.
 
         Raises:
             ValueError: With a list of the samples that cannot be used.
         """
-        from bpkd_sdk.data.integrity import check_samples  # here, since that module imports this one
-
         check_samples(self)
 
 

@@ -46,12 +46,11 @@ def create_accelerator(config: TrainingConfig) -> Accelerator:
         ValueError: If one GPU is named for several processes, or if a batch cannot be split evenly.
         RuntimeError: If the device does not exist.
     """
+    kind, _, index = config.device.partition(":")
+    if index and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(f"device={config.device!r} is one device for several processes; pass {kind!r} instead.")
     device = choose_device(config.device)
-    if device.type == "cuda" and ":" in config.device:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ValueError(
-                f"device={config.device!r} is one device for several processes; pass {device.type!r} instead."
-            )
+    if device.type == "cuda" and index:
         torch.cuda.set_device(device)
     # accelerate keeps one state per process; without a reset, a second run could not use another device or precision.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data.checks import image_problem, label_problem, unknown_labels
 from bpkd_sdk.data.dataset import default_workers, ignore_interrupts
-from bpkd_sdk.data.integrity import image_problem, label_problem, unknown_labels
 from bpkd_sdk.data.transforms import augment, training_transform
 from bpkd_sdk.training.config import TrainingConfig
 

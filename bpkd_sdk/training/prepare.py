@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from bpkd_sdk.data import DatasetSubset, SegmentationDataset, open_dataset
+from bpkd_sdk.data.checks import check_for_training, check_reports, check_samples, inspect_sample, inspect_samples
 from bpkd_sdk.data.dataset import expect_dataset
-from bpkd_sdk.data.integrity import check_for_training, check_reports, check_samples, inspect_sample, inspect_samples
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.evaluation import EvaluationProtocol, evaluate
 from bpkd_sdk.losses import Method, create_method

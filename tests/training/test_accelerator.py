@@ -59,5 +59,5 @@ def test_a_batch_too_small_for_batch_norm_says_so(tmp_path):
         "device": "cpu",
         "check_data": False,
     }
-    with pytest.raises(ValueError, match="1 image at a time is too few for the student's batch norm.*accumulate"):
+    with pytest.raises(ValueError, match="batch of 1 image is too small for the student's batch norm.*accumulate"):
         bpkd_sdk.train(student, (data, None), output_dir=tmp_path, **options)

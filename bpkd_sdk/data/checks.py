@@ -1,0 +1,234 @@
+"""Checks of data: each sample is read once, and samples that cannot be used are reported."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bpkd_sdk.errors import format_list
+from bpkd_sdk.images import bit_depth, exif_orientation
+from bpkd_sdk.progress import track
+
+LABEL_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+class Samples(Protocol):
+    """The part of `SegmentationDataset` that the checks use."""
+
+    name: str
+    class_names: tuple[str, ...]
+    ignore_index: int
+    has_labels: bool
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
+
+    def sample_name(self, index: int) -> str:
+        """Return the name of a sample."""
+
+    def image_path(self, index: int) -> Path | None:
+        """Return the path of a sample's image file, or None."""
+
+    def label_advice(self, labels: Iterable[int]) -> str:
+        """Return advice on label values that are not classes."""
+
+    def check_classes(self) -> None:
+        """Check the class names, the palette and the void label."""
+
+
+@dataclass(frozen=True)
+class SampleReport:
+    """The result of reading one sample.
+
+    Attributes:
+        sample: Name of the sample.
+        size: (height, width) of the image; None if it cannot be read.
+        labels: Values that occur in the label map, ascending.
+        problem: Reason why the sample cannot be used; None if it can.
+        turned: Whether EXIF data rotate or mirror the image, so that the label may not fit it: labels are read as
+            stored.
+        brightest: Largest value in the image; 255 if it cannot be read.
+        bit_depth: Bits per channel that the image uses in its file; 8 if it is not known.
+    """
+
+    sample: str
+    size: tuple[int, int] | None = None
+    labels: tuple[int, ...] = ()
+    problem: str | None = None
+    turned: bool = False
+    brightest: int = 255
+    bit_depth: int = 8
+
+
+def check_samples(dataset: Samples) -> None:
+    """Read a data set once and refuse it if samples cannot be used.
+
+    Warn if EXIF data turn images, and if 16-bit images are scaled by different bit depths.
+
+    Raises:
+        ValueError: If `SegmentationDataset.check_classes` fails, or with a list of the samples that cannot be used:
+            unreadable files, images that are not uint8 RGB, labels outside the classes, an image and a label map of
+            different sizes.
+    """
+    dataset.check_classes()
+    check_reports(dataset, inspect_samples(dataset))
+
+
+def check_for_training(dataset: Samples) -> None:
+    """Check a data set as `check_samples` does, and warn of classes that occur in no label."""
+    dataset.check_classes()
+    reports = inspect_samples(dataset)
+    check_reports(dataset, reports)
+    absent = absent_classes(dataset, reports)
+    if absent and dataset.has_labels:
+        values = sorted({label for report in reports for label in report.labels})
+        shown = ", ".join(map(str, values[:20])) + (", ..." if len(values) > 20 else "")
+        warnings.warn(
+            f"No label of {dataset.name} has the class{'es' if len(absent) > 1 else ''} "
+            f"{', '.join(map(repr, absent))}; a network cannot learn a class without labels. The labels contain "
+            f"{shown}, and {dataset.ignore_index} is void.",
+            stacklevel=2,
+        )
+
+
+def inspect_samples(dataset: Samples) -> list[SampleReport]:
+    """Read every sample of a data set, in several threads, and report on each."""
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        reports = pool.map(lambda index: inspect_sample(dataset, index), range(len(dataset)))
+        return list(track(reports, total=len(dataset), description=f"Checking {dataset.name}"))
+
+
+def inspect_sample(dataset: Samples, index: int) -> SampleReport:
+    """Read one sample of a data set and report on it."""
+    sample = dataset.sample_name(index)
+    try:
+        image, label = dataset[index]
+    except (ValueError, OSError) as error:
+        return SampleReport(sample, problem=_prefixed(sample, str(error)))
+    except Exception as error:  # the data set of a user may raise any exception
+        return SampleReport(sample, problem=_prefixed(sample, f"{type(error).__name__}: {error}"))
+    if problem := image_problem(image) or label_problem(label):
+        return SampleReport(sample, problem=f"{sample}: {problem}")
+    size = (image.shape[1], image.shape[2])
+    path = dataset.image_path(index)
+    orientation = 1 if path is None else exif_orientation(path)
+    if size != tuple(label.shape):
+        problem = f"{sample}: image is {size}, label is {tuple(label.shape)}"
+        if orientation >= 5 and size == tuple(reversed(label.shape)):
+            problem += (
+                "; EXIF data turn the image, and the label fits it as stored: turn the label, or store the image "
+                "upright"
+            )
+        return SampleReport(sample, size, problem=problem)
+    labels = tuple(torch.unique(label).tolist())
+    problem = None
+    if unknown := unknown_labels(dataset, label):
+        problem = (
+            f"{sample}: labels {unknown[:10]} are outside the classes 0..{dataset.num_classes - 1} "
+            f"and not the void label {dataset.ignore_index}"
+        )
+    # Orientations 5 to 8 swap height and width. A label of the upright size cannot be drawn on the stored image then.
+    may_be_wrong = orientation > 1 and (orientation < 5 or size[0] == size[1])
+    return SampleReport(
+        sample,
+        size,
+        labels,
+        problem,
+        turned=dataset.has_labels and may_be_wrong,
+        brightest=int(image.max().item()),
+        bit_depth=8 if path is None else bit_depth(path),
+    )
+
+
+def check_reports(dataset: Samples, reports: Sequence[SampleReport]) -> None:
+    """Raise the errors and warnings of `check_samples` for the reports that `inspect_samples` returned."""
+    if problems := [report.problem for report in reports if report.problem]:
+        labels = {label for report in reports for label in report.labels}
+        raise ValueError(
+            f"{len(problems)} of {len(dataset)} samples of {dataset.name} cannot be used:\n{format_list(problems)}"
+            f"{dataset.label_advice(labels)}"
+        )
+    if dataset.has_labels and reports and not any(set(report.labels) - {dataset.ignore_index} for report in reports):
+        raise ValueError(
+            f"All labels of {dataset.name} are void ({dataset.ignore_index}), so there is nothing to learn or to "
+            "score. If that value is a class, pass another ignore_index."
+        )
+    if reports and max(report.brightest for report in reports) <= 1:
+        raise ValueError(
+            f"All images of {dataset.name} contain only the values 0 and 1, expected 0 to 255. Do not divide images by "
+            "255: training and export normalise them."
+        )
+    if turned := [report.sample for report in reports if report.turned]:
+        warnings.warn(
+            f"EXIF data turn {len(turned)} of {len(dataset)} images of {dataset.name}; labels are read as they are "
+            "stored. Make sure that these labels were drawn on the turned images, or store the images upright:\n"
+            f"{format_list(turned)}",
+            stacklevel=3,
+        )
+    depths = Counter(report.bit_depth for report in reports if report.bit_depth > 8)
+    if len(depths) > 1:
+        counts = ", ".join(f"{depth} bits in {count}" for depth, count in sorted(depths.items()))
+        warnings.warn(
+            f"The 16-bit images of {dataset.name} do not state how many bits they use, and their largest values need "
+            f"{counts} of them. Each image is scaled by its own bit depth, so that they differ in brightness: store "
+            "them with 8 bits, or with values that fill 16 bits.",
+            stacklevel=3,
+        )
+
+
+def absent_classes(dataset: Samples, reports: Sequence[SampleReport]) -> tuple[str, ...]:
+    """Return the names of the classes that occur in no label."""
+    present = {label for report in reports for label in report.labels}
+    return tuple(name for index, name in enumerate(dataset.class_names) if index not in present)
+
+
+def unknown_labels(dataset: Samples, label: Tensor) -> list[int]:
+    """Return the values of a label map that are neither a class nor the void label, ascending."""
+    outside = label[(label < 0) | (label >= dataset.num_classes)]
+    return sorted(set(outside[outside != dataset.ignore_index].tolist()))
+
+
+def image_problem(image: object) -> str | None:
+    """Return the reason why an image of a data set cannot be used; None for uint8 (3, H, W)."""
+    if not isinstance(image, Tensor):
+        return f"image is a {type(image).__name__}, expected a torch tensor, uint8 (3, H, W)"
+    if image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3 and image.numel():
+        return None
+    problem = f"image is {str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}, expected uint8 (3, H, W) RGB"
+    if image.is_floating_point() and image.numel():
+        problem += (
+            f". Its values go from {image.min().item():.3g} to {image.max().item():.3g}; return the pixels as bytes of "
+            "0 to 255, since training and export scale and normalise them themselves"
+        )
+    return problem
+
+
+def label_problem(label: object) -> str | None:
+    """Return the reason why a label map of a data set cannot be used; None for integers (H, W)."""
+    if isinstance(label, Tensor) and label.ndim == 2 and label.dtype in LABEL_TYPES:
+        return None
+    kind = (
+        f"{str(label.dtype).removeprefix('torch.')} {tuple(label.shape)}"
+        if isinstance(label, Tensor)
+        else f"a {type(label).__name__}"
+    )
+    return f"label is {kind}, expected a torch tensor of class ids, uint8 or int64 (H, W)"
+
+
+def _prefixed(sample: str, problem: str) -> str:
+    """Put the name of the sample before a problem, unless the problem contains the name of its image or label."""
+    return problem if Path(sample).stem in problem else f"{sample}: {problem}"
