@@ -149,6 +149,15 @@ def open_models(
     )
 
 
+def expect_models(models: object) -> None:
+    """Raise TypeError unless an argument is a set of opened networks."""
+    if not isinstance(models, ModelSet):
+        raise TypeError(
+            f"Expected `models` to be the result of bpkd_sdk.serve.open_models(students, teacher=...), but got "
+            f"{type(models).__name__}."
+        )
+
+
 def _open(source: ModelSource, name: str, device: str | torch.device) -> ServedModel | UnavailableModel:
     try:
         return ServedModel(name, source if isinstance(source, Predictor) else Predictor(source, device))

@@ -104,7 +104,7 @@ def test_every_path_exists(page):
         assert (ROOT / path).exists(), path
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         assert "://" in link or (page.parent / link).exists(), link
-    # `bpkd_sdk/training/loop.py`: `run`, `_Trainer.run`
+    # `bpkd_sdk/training/loop.py`: `run_training`, `_Trainer.train`
     for path, names in re.findall(r"`([\w/]+)\.py`:((?:\s+`[\w.]+`,?)+)", text):
         module = path.replace("/", ".").removesuffix(".__init__")
         for name in re.findall(r"[\w.]+", names):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bpkd_sdk
-from bpkd_sdk.serve import Predictor, networks
+from bpkd_sdk.serve import Predictor, build_demo, create_app, networks
 from bpkd_sdk.serve.networks import open_models
 from tests.networks import tiny
 from tests.serve.cases import scene
@@ -37,6 +37,12 @@ def test_a_predictor_is_used_as_it_is(model):
     predictor = Predictor(model, "cpu")
     (student,) = open_models([predictor]).students
     assert student.predictor is predictor
+
+
+def test_networks_that_are_not_opened_are_refused(checkpoint):
+    for build in (build_demo, create_app):
+        with pytest.raises(TypeError, match=r"result of bpkd_sdk.serve.open_models.*but got list"):
+            build([checkpoint])
 
 
 @pytest.mark.parametrize(
