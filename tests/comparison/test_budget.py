@@ -57,23 +57,23 @@ def test_time_is_of_steps_alone_and_by_the_stretch():
 
 
 def test_a_trial_leaves_the_warm_up_out_and_takes_the_median():
-    asked = []
+    step_counts = []
 
     def train(steps):
-        asked.append(steps)
+        step_counts.append(steps)
         return history([9.0, 0.1, 0.1, 0.1, 5.0, 0.2])
 
     assert time_per_step(train, 10) == pytest.approx(20)
-    assert asked == [30]
+    assert step_counts == [30]
 
 
 def test_a_trial_that_is_over_too_soon_is_repeated_with_more_steps():
-    asked = []
+    step_counts = []
 
     def train(steps):
-        asked.append(steps)
+        step_counts.append(steps)
         return history([0.05] * (steps // LOG_EVERY))
 
     assert time_per_step(train, 40) == pytest.approx(10)
-    assert asked == [30, 120, 480]
+    assert step_counts == [30, 120, 480]
     assert (480 - LOG_EVERY) * 10 >= 2000 > (120 - LOG_EVERY) * 10

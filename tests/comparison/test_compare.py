@@ -293,9 +293,9 @@ def test_processes_share_the_runs(whole, tmp_path):
     code = f"from tests.comparison.test_compare import compare; compare({str(tmp_path)!r})"
     command = [sys.executable, "-c", code]
     processes = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
+    outputs = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
     # One of the two processes did each run, and both return the table of all runs.
-    assert sum(text.count("Run ") for text in told) == len(whole.runs)
+    assert sum(text.count("Run ") for text in outputs) == len(whole.runs)
     shared = compare(tmp_path)
     assert scores(shared) == scores(whole)

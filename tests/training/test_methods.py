@@ -73,7 +73,7 @@ def test_a_learned_projection_moves_and_is_saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "told"),
+    ("first", "second", "message"),
     [
         (CWDLoss(weight=3), CWDLoss(weight=5), "method.weights.logit: was 3, is 5"),
         ("bpkd", "cwd", "method.class: was 'BPKDLoss', is 'CWDLoss'"),
@@ -81,10 +81,10 @@ def test_a_learned_projection_moves_and_is_saved(tmp_path):
     ],
     ids=["weight", "class", "critic"],
 )
-def test_another_method_does_not_go_on_with_a_run(first, second, told, tmp_path):
+def test_another_method_does_not_go_on_with_a_run(first, second, message, tmp_path):
     options = OPTIONS | {"steps": 1, "output_dir": tmp_path}
     bpkd_sdk.distill(teacher(), tiny(9), (TRAIN, None), method=first, **options)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         bpkd_sdk.distill(teacher(), tiny(9), (TRAIN, None), method=second, resume=True, **options)
 
 
