@@ -151,7 +151,7 @@ def class_contours(labels: Tensor, ignore_index: int = 255) -> Tensor:
 
 
 def has_same_class_within(labels: Tensor, others: Tensor, distance: int, num_classes: int, ignore_index: int) -> Tensor:
-    """Find the pixels of which `others` has a pixel of the same class nearby.
+    """Find the pixels that have a pixel of the same class nearby in `others`.
 
     Args:
         labels: (N, H, W) integers.

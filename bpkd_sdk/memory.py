@@ -38,12 +38,12 @@ class MemoryMeter:
             self.before = torch.cuda.memory_allocated(device)
         elif device.type == "cpu" and sys.platform == "linux":
             _return_free_memory()
-            with suppress(OSError):  # some containers do not allow it
+            with suppress(OSError):  # some containers do not allow it; the peak is then that of the process so far
                 Path("/proc/self/clear_refs").write_text(RESET_PEAK)
-                self.before = psutil.Process().memory_info().rss
+            self.before = psutil.Process().memory_info().rss
 
     def peak(self) -> int | None:
-        """Return the peak in bytes since the start, less the memory at the start.
+        """Return the peak in bytes since the start, minus the memory at the start.
 
         The result is None on devices other than CPU and CUDA, and for a CPU where the kernel's record of the peak is
         not available, such as on systems other than Linux.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from onnxruntime import InferenceSession
 
-# One image in HELD_OUT is not used for calibration but to measure the loss; RANKING_IMAGES of these rank the layers.
+# One of HELD_OUT images measures the loss and does not calibrate. The first RANKING_IMAGES of these rank the layers.
 HELD_OUT = 4
 RANKING_IMAGES = 4
 

@@ -56,7 +56,7 @@ def convert(source: str | Path, path: str | Path, *, precision: str | None = Non
 
 
 def written_formats() -> list[Format]:
-    """Return the formats of which `convert` writes files; `save_model` writes checkpoints, `to_triton` repositories."""
+    """Return the formats that `convert` writes; `save_model` writes checkpoints, `to_triton` repositories."""
     return [format_ for format_ in FORMATS if format_.exporter and not format_.suffixes[0].endswith("://")]
 
 

@@ -85,7 +85,10 @@ def _has_weights(graph: Graph, node: NodeProto) -> bool:
 
 
 def _addend_name(tensor: str, found: Mapping[str, Layer]) -> str:
-    """Return the name of the layer that makes a tensor; of a sum the tensor's own, or names would grow without end."""
+    """Return the name of the layer that computes a tensor.
+
+    For a sum the name of the tensor is returned, because the names of nested sums would grow without limit.
+    """
     layer = found.get(tensor)
     return layer.name if layer is not None and layer.weighted else tensor
 

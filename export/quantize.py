@@ -138,9 +138,10 @@ def quantize(
         RuntimeError: If no layer can be int8 within the limit; no file is written then.
     """
     import_optional("onnx", "export")
-    target, runtime = Path(path), _open_float_file(Path(source))
+    target = Path(path)
     if target.suffix != ".onnx":
         raise ValueError(f"Expected a path that ends in '.onnx', but got {str(target)!r}.")
+    runtime = _open_float_file(Path(source))
     samples = read_samples(calibration_data, images, runtime, match_classes)
     calibration_images = len(samples) - max(1, len(samples) // HELD_OUT)
     if max_boundary_loss is None:

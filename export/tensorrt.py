@@ -21,7 +21,7 @@ from bpkd_sdk.doctor import driver_version
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.export.audit import check_network, network_layers
 from bpkd_sdk.export.compilation import Compilation, Size
-from bpkd_sdk.files import file_sha256, write_atomically
+from bpkd_sdk.files import write_atomically
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.manifest import Backend, EngineManifest, capability, covers, manifest_path, open_backend, supports
 from bpkd_sdk.runtime.onnx import read_onnx
@@ -117,7 +117,7 @@ def to_tensorrt(
         inspected=dict(Counter(inspected.values())),
         plan_bytes=len(plan),
         plan_sha256=hashlib.sha256(plan).hexdigest(),
-        onnx_sha256=file_sha256(source),
+        onnx_sha256=hashlib.sha256(content).hexdigest(),
         facts=metadata,
     )
     if timing_cache is not None:

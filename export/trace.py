@@ -138,7 +138,7 @@ def _export(model: DeployableNetwork, images: Tensor, axes: dict[int, str], opse
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Pause Python's garbage collector: a fifth of the time to trace would go into it, and it would find nothing."""
+    """Pause Python's garbage collector, which would take a fifth of the tracing time and free nothing."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -149,7 +149,7 @@ def open_models(
     )
 
 
-def expect_models(models: object) -> None:
+def check_models(models: object) -> None:
     """Raise TypeError unless an argument is a set of opened networks."""
     if not isinstance(models, ModelSet):
         raise TypeError(

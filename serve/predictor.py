@@ -177,8 +177,8 @@ class Predictor:
     Args:
         source: Path or URL in one of the `bpkd_sdk.runtime.FORMATS` (checkpoint, ONNX file, engine, Triton server), a
             module in eval mode (it is moved to the device), or a runtime.
-        device: Device that runs the network: "auto" (a CUDA GPU if there is one, otherwise the CPU), "cpu", "cuda",
-            "cuda:1", "mps".
+        device: Device that runs the network: "auto" (torch's current accelerator if the format supports it, otherwise
+            the CPU), "cpu", "cuda", "cuda:1" or "mps".
 
     Attributes:
         runtime: Runtime of the network.

@@ -42,9 +42,9 @@ def open_dataset(path_or_name: str | Path, root: str | Path | None = None, split
         ValueError: If the name is unknown, `root` is missing, or the data cannot be used.
         FileNotFoundError: If the data do not exist; with where to get them.
     """
-    name = str(path_or_name)
-    if name == "shapes":
+    if path_or_name == "shapes":
         return ShapesDataset(split)
+    name = str(path_or_name)
     if root is None and Path(name).is_dir():
         return open_folder(name, split)
     if root is None and name not in DATASETS and (isinstance(path_or_name, Path) or "/" in name or "\\" in name):

@@ -117,6 +117,8 @@ def inspect_sample(dataset: Samples, index: int) -> SampleReport:
     sample = dataset.sample_name(index)
     try:
         image, label = dataset[index]
+        path = dataset.image_path(index)
+        orientation, depth = (1, 8) if path is None else (exif_orientation(path), bit_depth(path))
     except (ValueError, OSError) as error:
         return SampleReport(sample, problem=_prefixed(sample, str(error)))
     except Exception as error:  # the data set of a user may raise any exception
@@ -124,8 +126,6 @@ def inspect_sample(dataset: Samples, index: int) -> SampleReport:
     if problem := image_problem(image) or label_problem(label):
         return SampleReport(sample, problem=f"{sample}: {problem}")
     size = (image.shape[1], image.shape[2])
-    path = dataset.image_path(index)
-    orientation = 1 if path is None else exif_orientation(path)
     if size != tuple(label.shape):
         problem = f"{sample}: image is {size}, label is {tuple(label.shape)}"
         if orientation >= 5 and size == tuple(reversed(label.shape)):
@@ -141,7 +141,7 @@ def inspect_sample(dataset: Samples, index: int) -> SampleReport:
             f"{sample}: labels {unknown[:10]} are outside the classes 0..{dataset.num_classes - 1} "
             f"and not the void label {dataset.ignore_index}"
         )
-    # Orientations 5 to 8 swap height and width. A label of the upright size cannot be drawn on the stored image then.
+    # Orientations 5 to 8 swap height and width. A label of the upright size was drawn on the turned image, and fits.
     may_be_wrong = orientation > 1 and (orientation < 5 or size[0] == size[1])
     return SampleReport(
         sample,
@@ -150,7 +150,7 @@ def inspect_sample(dataset: Samples, index: int) -> SampleReport:
         problem,
         turned=dataset.has_labels and may_be_wrong,
         brightest=int(image.max().item()),
-        bit_depth=8 if path is None else bit_depth(path),
+        bit_depth=depth,
     )
 
 

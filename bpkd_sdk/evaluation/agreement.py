@@ -45,7 +45,7 @@ def mask_agreement(masks: Iterable[Tensor], references: Iterable[Tensor]) -> Mas
     """Compute the agreement of masks with their references, over the pixels of all images together.
 
     Args:
-        masks: Integer masks (H, W), one per image; a batch (N, H, W) is such an iterable too.
+        masks: Integer masks (H, W), one per image, or a batch (N, H, W).
         references: Integer masks (H, W) of the same sizes, whose boundaries make the edge band.
 
     Example:
@@ -58,6 +58,8 @@ def mask_agreement(masks: Iterable[Tensor], references: Iterable[Tensor]) -> Mas
             compare_masks(mask[None], reference[None]) for mask, reference in zip(masks, references, strict=True)
         )
     ]
+    if not flags:
+        raise ValueError("Expected at least one mask, but got none.")
     return MaskAgreement(*(_share(torch.cat(parts)) for parts in zip(*flags, strict=True)))
 
 
@@ -76,13 +78,13 @@ def compare_masks(
         references: (N, H, W) integers.
         boundaries: Masks (N, H, W) whose boundaries make the edge band; None: those of `references`.
         edge_width: Side of the window that makes the edge band, in pixels, odd.
-        ignore_index: Value of void pixels, which are not compared wherever one of the masks has it; None: all pixels
-            are compared.
+        ignore_index: Void label. A pixel that is void in any of the masks is not compared. None: all pixels are
+            compared.
     """
     if boundaries is None:
         boundaries = references
     void = -1 if ignore_index is None else ignore_index
-    given = [mask.int() for mask in (masks, references, boundaries)]  # a uint8 mask has no -1: 255 would equal it
+    given = [mask.int() for mask in (masks, references, boundaries)]  # in uint8, torch finds 255 equal to -1
     compared = torch.stack([mask != void for mask in given]).all(0)
     band = edge_band(given[2], edge_width, void)
     return MaskComparison(given[0] == given[1], compared & band, compared & ~band)

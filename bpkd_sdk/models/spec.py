@@ -100,7 +100,7 @@ def get_spec(model: nn.Module) -> NetworkSpec:
 
     A derived spec has ImageNet's normalisation. Its class names are those of a Hugging Face ``config.id2label``;
     without one they are unknown and `num_classes` is 0. To state the normalisation and the classes of a network of
-    your own, set ``model.spec = NetworkSpec(...)``.
+    your own, call ``set_spec(model, NetworkSpec(...))``.
     """
     spec = getattr(model, "spec", None)
     if isinstance(spec, NetworkSpec):

@@ -87,7 +87,7 @@ def reproduce(
             method="none".
         backbone: File with the ImageNet weights of the student's backbone, "imagenet" for timm's weights if the
             backbone can load them, or None for random weights.
-        limit_steps: Number of steps of a smoke run, which shows that everything works. It evaluates as many images as
+        limit_steps: Number of steps of a smoke run, which executes every stage. It evaluates as many images as
             these steps use. None for a complete run.
         output_dir: Folder of the run; None creates a new one in ``runs``.
         resume: Continue from the state in `output_dir` if there is one.

@@ -49,6 +49,6 @@ def open_runtime(source: str | Path | nn.Module | Runtime, device: str | torch.d
     return runtime
 
 
-def open_checkpoint(path: str, device: str | torch.device) -> TorchRuntime:
+def open_torch_runtime(path: str, device: str | torch.device) -> TorchRuntime:
     """Open a checkpoint of bpkd-sdk or of OpenMMLab (``.pth``)."""
     return TorchRuntime(load_model(path), device, name=path)

@@ -173,7 +173,7 @@ def choose_device(device: str | torch.device = "auto", types: Sequence[str] = DE
     """Choose a torch device by name; the one rule for device="auto", in training too.
 
     "auto" is torch's current accelerator if there is one, otherwise the CPU. "cuda" without an index is torch's current
-    GPU, and the index is filled in, because torch, TensorRT and ONNX Runtime differ in the GPU that they take then.
+    GPU, and the index is filled in, because without one, torch, TensorRT and ONNX Runtime choose different GPUs.
 
     Args:
         device: "auto", "cpu", "cuda", "cuda:1" or "mps", or a torch device, which is not checked.

@@ -26,7 +26,7 @@ class Format:
         suffixes: Suffixes of files of the format; for a server the scheme of its URLs.
         precisions: Precisions that export writes; empty if the format keeps the precision of the network.
         devices: Types of device that artifacts of the format run on.
-        extras: Extras of this package, one of which must be installed; empty if none is needed.
+        extras: Extras of this package, at least one of which must be installed; empty if none is needed.
         exporter: "module:function" that writes the format; None if no function of `bpkd_sdk.export` does.
         loader: "module:name" of the class or function that opens an artifact; it is called with a path and a device.
     """
@@ -51,8 +51,10 @@ class Format:
 
 
 FORMATS = (
-    Format("checkpoint", (SUFFIX,), (), ("cpu", "cuda", "mps"), (), None, "bpkd_sdk.runtime:open_checkpoint"),
-    Format("OpenMMLab", OPENMMLAB_SUFFIXES, (), ("cpu", "cuda", "mps"), (), None, "bpkd_sdk.runtime:open_checkpoint"),
+    Format("checkpoint", (SUFFIX,), (), ("cpu", "cuda", "mps"), (), None, "bpkd_sdk.runtime:open_torch_runtime"),
+    Format(
+        "OpenMMLab", OPENMMLAB_SUFFIXES, (), ("cpu", "cuda", "mps"), (), None, "bpkd_sdk.runtime:open_torch_runtime"
+    ),
     Format(
         "ONNX",
         (".onnx",),

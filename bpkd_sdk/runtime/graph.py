@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Graph:
     """An ONNX graph that is rewritten in place, node by node in the order of computation.
 
-    An edit loops over `take_nodes`, puts every node that stays, and every new one, into the graph again by `keep` or
-    `add`, and ends with `finish`. Without an edit the object serves to look nodes up.
+    To edit, loop over `take_nodes()`, pass the nodes that stay to `keep`, create new ones with `add`, then call
+    `finish()`. Without an edit, use the object to look up nodes.
 
     Args:
         model: Model whose main graph is edited.
@@ -24,7 +24,6 @@ class Graph:
     Attributes:
         model: The same model.
         constants: Initializers by name.
-        producers: Node that computes each tensor, as the graph was before the edit.
         readers: Nodes that read each tensor, as the graph was before the edit, once per input.
         outputs: Names of the graph's outputs.
         kept: Nodes that the edit has put into the graph so far.
@@ -33,7 +32,6 @@ class Graph:
     def __init__(self, model: ModelProto) -> None:
         self.model = model
         self.constants: dict[str, TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.producers = {tensor: node for node in model.graph.node for tensor in node.output}
         self.readers: dict[str, list[NodeProto]] = defaultdict(list)
         for node in model.graph.node:
             for tensor in node.input:
@@ -81,7 +79,7 @@ class Graph:
     def finish(self) -> None:
         """Write the nodes that were kept into the model, without nodes and initializers that nothing reads."""
         graph = self.model.graph
-        read, nodes = set(self.outputs), []
+        read, nodes = self.outputs | self._read_by_subgraphs(), []
         for node in reversed(self.kept):
             if read.intersection(node.output):
                 nodes.append(node)
@@ -91,6 +89,19 @@ class Graph:
         for index in reversed(range(len(graph.initializer))):
             if graph.initializer[index].name not in read:
                 del graph.initializer[index]
+
+    def _read_by_subgraphs(self) -> set[str]:
+        """Return all names that the bodies of control-flow nodes (If, Loop, Scan) use."""
+        names: set[str] = set()
+        nodes = self.model.graph.node
+        bodies = [attribute.g for node in nodes for attribute in node.attribute if attribute.HasField("g")]
+        while bodies:
+            body = bodies.pop()
+            names.update(output.name for output in body.output)
+            for node in body.node:
+                names.update(node.input)
+                bodies += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+        return names
 
 
 def attributes_of(node: NodeProto) -> dict[str, Any]:

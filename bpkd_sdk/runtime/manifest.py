@@ -94,7 +94,7 @@ class EngineManifest:
 def _check_tensors(
     name: str, tensors: Mapping[str, Mapping[str, Any]], shapes: tuple[str, ...], axes: set[int]
 ) -> None:
-    """Raise ValueError unless there is exactly one tensor, with a type and these shapes of so many axes."""
+    """Raise ValueError unless there is exactly one tensor, with a dtype and shapes of an allowed number of axes."""
     (described,) = tensors.values() if len(tensors) == 1 else ({},)
     if set(described) != {"dtype", *shapes} or not all(_is_shape(described[shape], axes) for shape in shapes):
         raise ValueError(f"its {name} are {tensors!r:.80}, not one tensor with dtype, {', '.join(shapes)}")

@@ -28,9 +28,21 @@ _ORDER = [0, 2, 3, 1]  # (N, C, H, W) -> (N, H, W, C)
 
 def optimize_for_cpu(model: ModelProto) -> None:
     """Apply all edits of this file that fit a model, in place."""
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+    if _has_symmetric_int8(Graph(model)):
         use_uint8(model)
     put_classes_last(model)
+
+
+def _has_symmetric_int8(graph: Graph) -> bool:
+    """Return whether a graph has quantised activations, all of them int8 with the zero point 0 for the whole tensor."""
+    zeros = [
+        graph.value(node.input[2]) if len(node.input) > 2 else None
+        for node in graph.model.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] not in graph.constants
+    ]
+    return bool(zeros) and all(
+        zero is not None and zero.dtype == np.int8 and zero.size == 1 and not zero.any() for zero in zeros
+    )
 
 
 def use_uint8(model: ModelProto) -> None:

@@ -53,7 +53,7 @@ def benchmark(
         input_size: (height, width) of the images. Images of `data` are resized to it for timing, not for scoring.
             None: size of the data's first image; without data, the first size that an artifact states, or 512x1024.
         duration: Seconds of timed calls for each artifact. Each round has at least two whole calls and one in stages.
-        device: "auto" (a CUDA GPU if torch finds one and the artifact supports it), "cpu", "cuda", ...
+        device: "auto" (torch's current accelerator if the artifact supports it, otherwise the CPU), "cpu", "cuda", ...
         match_classes: Whether to compare the class names of each artifact with those of `data`, and to score its masks
             in the order of the data. False: classes are matched by position.
 

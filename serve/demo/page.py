@@ -15,7 +15,7 @@ from bpkd_sdk.serve.demo.examples import collect_examples, write_thumbnail
 from bpkd_sdk.serve.demo.file_tabs import build_batch_tab, build_video_tab
 from bpkd_sdk.serve.demo.image_tab import ImageTab
 from bpkd_sdk.serve.demo.uploads import RestrictedBlocks
-from bpkd_sdk.serve.networks import ModelSet, expect_models, match_classes
+from bpkd_sdk.serve.networks import ModelSet, check_models, match_classes
 from bpkd_sdk.serve.service.limits import Limits
 
 INITIAL_SIZE = (512, 512)  # height and width for which MACs are counted until a visitor opens an image
@@ -54,7 +54,7 @@ def build_demo(
         ValueError: If the labels of the examples have other classes than the networks.
         FileNotFoundError: If the folder of examples does not exist or contains no image.
     """
-    expect_models(models)
+    check_models(models)
     models = _displayed(models)
     temporary = tempfile.TemporaryDirectory(prefix="bpkd-examples-")
     pairs = collect_examples(models, examples, Path(temporary.name))

@@ -21,7 +21,7 @@ from starlette.responses import PlainTextResponse
 
 from bpkd_sdk import __version__
 from bpkd_sdk.models.spec import Color
-from bpkd_sdk.serve.networks import ModelSet, ServedModel, expect_models
+from bpkd_sdk.serve.networks import ModelSet, ServedModel, check_models
 from bpkd_sdk.serve.service.limits import FORM_FIELD, IMAGE_FORMATS, BodyLimitMiddleware, Limits
 from bpkd_sdk.serve.service.metrics import Metrics, RequestMetricsMiddleware
 from bpkd_sdk.serve.service.responses import Problem, ResponseFormat, Segmentation, problem_response
@@ -66,7 +66,7 @@ def create_app(
     Raises:
         ValueError: If no network could be opened; the message contains the reasons.
     """
-    expect_models(models)
+    check_models(models)
     _report_unavailable(models)
     served = [*models.students, *([] if models.teacher is None else [models.teacher])]
     default = models.students[0].name if models.students else None

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from bpkd_sdk.runtime.graph import Graph
 from bpkd_sdk.runtime.onnx_cpu import optimize_for_cpu, use_uint8
 
 
@@ -113,3 +114,37 @@ def test_a_graph_in_float32_is_not_changed():
     before = proto.SerializeToString()
     optimize_for_cpu(proto)
     assert proto.SerializeToString() == before
+
+
+@pytest.mark.parametrize("zero", ["int8 zero = {3}", "uint8 zero = {128}"])
+def test_other_quantised_graphs_are_not_changed(zero):
+    """For example the graph of a network that was trained with fake quantisation and exported in float32."""
+    proto = onnx.parser.parse_model(f"""
+        <ir_version: 9, opset_import: ["": 18]>
+        g (float[2, 4] x) => (float[2, 4] y) <float s = {{0.05}}, {zero}>
+        {{ q = QuantizeLinear (x, s, zero)  p = DequantizeLinear (q, s, zero)  y = Relu (p) }}
+    """)
+    before = proto.SerializeToString()
+    optimize_for_cpu(proto)
+    assert proto.SerializeToString() == before
+
+
+def test_tensors_that_only_a_branch_reads_stay():
+    proto = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["": 18]>
+        g (float[2] x, bool c) => (float[2] y) <float a = {2}, float unused = {3}>
+        {
+            m = Mul (x, a)
+            y = If (c) <
+                then_branch = t () => (float[2] yt) { yt = Identity (m) },
+                else_branch = e () => (float[2] ye) { ye = Add (x, a) }
+            >
+        }
+    """)
+    graph = Graph(proto)
+    for node in graph.take_nodes():
+        graph.keep(node)
+    graph.finish()
+    assert operators(proto) == ["Mul", "If"]
+    assert [tensor.name for tensor in proto.graph.initializer] == ["a"]
+    onnx.checker.check_model(proto)

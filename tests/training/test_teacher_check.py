@@ -20,7 +20,7 @@ from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD
 from bpkd_sdk.runtime import AcceptedImages, MatchedRuntime, TorchRuntime
 from bpkd_sdk.training.teacher import open_onnx_teacher
 from bpkd_sdk.training.teacher_check import TeacherWarning, check_teacher, warn_about_teacher
-from bpkd_sdk.training.teacher_check.crops import MAX_PIXELS, MAX_READ
+from bpkd_sdk.training.teacher_check.crops import MAX_CROP_PIXELS, MAX_READ
 from bpkd_sdk.training.teacher_check.fit import Fit, _resize_and_subsample
 
 CPU = torch.device("cpu")
@@ -442,7 +442,7 @@ def test_sizes_are_multiples_of_the_divisor(teacher):
     network.spec = NetworkSpec(None, 3, size_divisor=16)
     assert check(network, Scenes((70, 90)), (64, 64)).pixels == 4 * 64 * 64
     assert check(network, Scenes((90, 13)), (64, 64)).pixels == 4 * 64 * 16  # padded
-    assert check(network, Scenes((1000, 90)), (960, 80)).pixels < MAX_PIXELS
+    assert check(network, Scenes((1000, 90)), (960, 80)).pixels < MAX_CROP_PIXELS
 
 
 def test_images_of_all_sizes(teacher):

@@ -13,7 +13,7 @@ from torch import Tensor
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.transforms import IMAGE_FILL, scaled_size
 
-MAX_PIXELS = 1 << 18  # of all crops together, unless the teacher accepts only larger ones
+MAX_CROP_PIXELS = 1 << 18  # of all crops together, unless the teacher accepts only larger ones
 MAX_CROPS, MIN_CROPS = 4, 2
 MAX_READ = 12  # number of images that are read in search of a second class
 VOID = -1  # label of the pixels that are left out
@@ -84,7 +84,7 @@ def cut_crops(samples: Sequence[Sample], sizes: Sequence[Size]) -> list[Sample]:
         image, label = (part[..., top : top + size[0], left : left + size[1]] for part in (sample.image, sample.label))
         crops.append((mixture, int((label != VOID).sum()), _pad(Sample(image, label), size)))
     crops.sort(key=lambda crop: crop[:2], reverse=True)
-    count = min(MAX_CROPS, max(MIN_CROPS, MAX_PIXELS // max(map(math.prod, sizes))))
+    count = min(MAX_CROPS, max(MIN_CROPS, MAX_CROP_PIXELS // max(map(math.prod, sizes))))
     return [crop for _, _, crop in crops[:count]]
 
 

@@ -16,7 +16,7 @@ from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD
 from bpkd_sdk.output import as_output
 from bpkd_sdk.runtime import AcceptedImages, Runtime
 from bpkd_sdk.training.teacher import TeacherModel
-from bpkd_sdk.training.teacher_check.crops import MAX_CROPS, MAX_PIXELS, Sample, Size
+from bpkd_sdk.training.teacher_check.crops import MAX_CROP_PIXELS, MAX_CROPS, Sample, Size
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class TeacherRunner:
     def crop_size(self, image: Size, largest: Size) -> Size:
         """Choose the (height, width) of a crop: small, at most `largest`, and accepted by the teacher."""
         sides = [min(pair) for pair in zip(image, largest, strict=True)]
-        shrink = min(1.0, math.sqrt(MAX_PIXELS / MAX_CROPS / math.prod(sides)))
+        shrink = min(1.0, math.sqrt(MAX_CROP_PIXELS / MAX_CROPS / math.prod(sides)))
         divisor = self.spec.size_divisor
         height, width = (max(divisor, int(side * shrink) // divisor * divisor) for side in sides)
         return _clamp(height, self.accepts.height), _clamp(width, self.accepts.width)
