@@ -1,4 +1,4 @@
-"""Methods of the CamVid study: the candidates of the tuning, and the readings of BPKD in the ablation."""
+"""Methods of the CamVid study: the candidates of the tuning, and the variants of BPKD in the ablation."""
 
 from dataclasses import replace
 

@@ -67,7 +67,7 @@ def make_plan(row: str, method: str = "bpkd", *, limit_steps: int | None = None,
         method: Name in `METHODS`, such as "cwd", for this package's weights; the name with "_paper", such as
             "cwd_paper", for the weights of the method's paper or official code, if they differ; or "none" for the
             student without a teacher.
-        limit_steps: Number of steps of a smoke run, which executes every stage for a few steps; None for a complete run.
+        limit_steps: Number of steps of a smoke run, which executes every stage; None for a complete run.
         **options: Fields of `TrainingConfig` that replace those of the row. `base_size` applies to the evaluation too.
 
     Raises:

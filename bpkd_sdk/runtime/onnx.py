@@ -91,7 +91,7 @@ def parse_metadata(text: str | None, name: object) -> dict[str, Any]:
     try:
         return check_metadata(json.loads(text))
     except ValueError as error:
-        raise ValueError(f"The metadata of bpkd-sdk in {name} is not readable. Export it again. {error}") from error
+        raise ValueError(f"The metadata of bpkd-sdk in {name} is not readable ({error}); export it again.") from error
 
 
 def check_metadata(metadata: Any) -> dict[str, Any]:
