@@ -121,10 +121,20 @@ def test_import_of_a_distilled_student(bpkd, tmp_path):
     )
 
 
+def test_names_with_brackets_are_printed_as_they_are(bpkd, tmp_path):
+    root = write_folder(tmp_path / "my_data", ["[red]road", "[/x]", "sky[b]"], train=2, val=1)
+    options = ("--steps", 1, "--batch-size", 2, "--crop-size", "32x32", "--device", "cpu")
+    code, _, err = bpkd("train", "smp/FPN/resnet18", "--data", root, "--output", tmp_path / "run", *options)
+    assert code == 0, err
+    code, out, err = bpkd("evaluate", tmp_path / "run" / "last.safetensors", "--data", root)
+    assert code == 0, err
+    assert all(name in out for name in ("[red]road", "[/x]", "sky[b]"))
+
+
 def test_doctor_names_what_is_there(bpkd):
     code, out, _ = bpkd("doctor")
     assert code == 0
-    for part in ("torch", "CUDA", "ONNX Runtime", "TensorRT", "CPU"):
+    for part in ("torch", "CUDA", "ONNX Runtime", "TensorRT", "CPU", "'bpkd-sdk[tensorrt]'"):
         assert part in out
 
 

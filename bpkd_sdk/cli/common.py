@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(
@@ -86,5 +87,5 @@ def print_classes(metrics: Any) -> None:
     table = Table("class", "IoU", "accuracy", "boundary IoU")
     columns = (metrics.per_class_iou, metrics.per_class_accuracy, metrics.per_class_boundary_iou)
     for name, *scores in zip(metrics.class_names, *columns, strict=True):
-        table.add_row(name, *(f"{score:.3f}" for score in scores))
+        table.add_row(escape(name), *(f"{score:.3f}" for score in scores))
     console.print(table)

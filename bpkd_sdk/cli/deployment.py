@@ -195,7 +195,7 @@ def doctor() -> None:
 
     table = Table("part", "found", "what to do")
     for finding in examine():
-        table.add_row(finding.part, finding.found, finding.advice)
+        table.add_row(*map(escape, (finding.part, finding.found, finding.advice)))
     console.print(table)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from bpkd_sdk.cli.common import (
@@ -169,14 +170,14 @@ def inspect(
     if as_json:
         print_json(properties | {"features": [row._asdict() for row in rows]})
         return
-    table = Table("property", "value", title=model, title_justify="left")
+    table = Table("property", "value", title=escape(model), title_justify="left")
     for name, value in properties.items():
-        table.add_row(name, str(value))
+        table.add_row(name, escape(str(value)))
     console.print(table)
     table = Table("path", "shape", "", title=f"feature maps of an image of {size}", title_justify="left")
     shown = [row for row in rows if every or row.is_default or row.path.count(".") < 2]
     for row in shown:
-        table.add_row(row.path, " x ".join(map(str, row.shape)), "default" if row.is_default else "")
+        table.add_row(escape(row.path), " x ".join(map(str, row.shape)), "default" if row.is_default else "")
     console.print(table)
     if len(shown) < len(rows):
         console.print(f"{len(rows) - len(shown)} deeper paths are not shown: add --all.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from bpkd_sdk.cli.common import (
@@ -41,7 +42,7 @@ def check(
         sizes = ("-" if size is None else f"{size[0]}x{size[1]}" for size in (report.smallest, report.largest))
         count, expected = ("-" if number is None else str(number) for number in (report.images, report.expected))
         absent = ", ".join(report.absent_classes[:3]) + (", ..." if len(report.absent_classes) > 3 else "")
-        table.add_row(report.split, count, expected, *sizes, absent, str(len(report.problems)))
+        table.add_row(report.split, count, expected, *sizes, escape(absent), str(len(report.problems)))
     console.print(table)
     for report in reports:
         if report.problems:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from bpkd_sdk.cli.common import app, console, errors
@@ -126,9 +127,9 @@ def _print_summary(models: ModelSet, host: str, url: str, access: AccessPolicy, 
     for model in models.available:
         confidence = "yes" if model.predictor.has_probabilities else "no, masks only"
         device, classes = str(model.predictor.runtime.device), str(len(model.predictor.class_names))
-        table.add_row(model.name, device, classes, confidence)
+        table.add_row(escape(model.name), device, classes, confidence)
     for unavailable in models.unavailable:
-        table.add_row(unavailable.name, "[red]not served[/]", "", "")
+        table.add_row(escape(unavailable.name), "[red]not served[/]", "", "")
     console.print(table)
     if not torch.cuda.is_available():
         errors.print("[yellow]torch finds no NVIDIA GPU: networks run on the CPU, and TensorRT engines cannot run.[/]")

@@ -10,7 +10,7 @@ from bpkd_sdk.data.integrity import SplitReport, check_dataset
 from bpkd_sdk.data.public import convert_pascal_context
 from bpkd_sdk.data.registry import DATASETS, DatasetEntry
 from bpkd_sdk.data.shapes import ShapesDataset
-from bpkd_sdk.errors import check_choice
+from bpkd_sdk.errors import did_you_mean
 
 __all__ = [
     "DATASETS",
@@ -49,7 +49,17 @@ def open_dataset(path_or_name: str | Path, root: str | Path | None = None, split
         return open_folder(name, split)
     if root is None and name not in DATASETS and (isinstance(path_or_name, Path) or "/" in name or "\\" in name):
         raise FileNotFoundError(f"There is no folder {name}.")
-    check_choice("path_or_name", name, ["shapes", *DATASETS])
+    if name not in DATASETS:
+        if Path(name).is_dir():
+            raise ValueError(
+                f"{name} is a folder and needs no `root`, but got root={str(root)!r}. Pass a split by its name: "
+                f"open_dataset({name!r}, split={str(root)!r})."
+            )
+        names = ["shapes", *DATASETS]
+        raise ValueError(
+            f"There is no folder {name!r} and no data set of that name.{did_you_mean(name, names)} Named data sets: "
+            f"{', '.join(names)}."
+        )
     if root is None:
         raise ValueError(f"The data set {name!r} needs `root`, the folder of its images and labels.")
     return DATASETS[name].open(root, split)

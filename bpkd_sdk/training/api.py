@@ -145,4 +145,6 @@ def distill(
             "seed": seed,
         }
     )
+    if method is None or teacher is None:
+        raise TypeError("distill() needs a teacher and a method. Use train() to train without them.")
     return run_training(prepare(teacher, student, method, data, config, protocol, output_dir, resume))

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from bpkd_sdk.errors import check_choice, did_you_mean
@@ -29,6 +30,30 @@ MINIMUM = {
     "workers": 0,
     "seed": 0,
 }
+
+WHOLE_NUMBERS = (
+    "steps",
+    "batch_size",
+    "accumulate",
+    "learning_rate_warmup",
+    "method_warmup",
+    "workers",
+    "evaluate_every",
+    "checkpoint_every",
+    "log_every",
+    "seed",
+)
+NUMBERS = (
+    "learning_rate",
+    "weight_decay",
+    "poly_power",
+    "final_learning_rate",
+    "gradient_clip",
+    "max_class_share",
+    "aux_weight",
+    "boundary_width",
+)
+TUPLES = ("crop_size", "scale", "base_size", "teacher_mean", "teacher_std")
 
 # Options without an effect in training without a teacher.
 TEACHER_OPTIONS = (
@@ -135,6 +160,17 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
+        for names, types, description in (
+            (WHOLE_NUMBERS, Integral, "a whole number"),
+            (NUMBERS, Real, "a number"),
+            (TUPLES, (tuple, list), "a tuple of numbers"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is None and getattr(type(self), name) is None:
+                    continue
+                if isinstance(value, bool) or not isinstance(value, types):
+                    raise ValueError(f"Expected `{name}` to be {description}, but got {value!r}.")
         for name, minimum in MINIMUM.items():
             value = getattr(self, name)
             if value is not None and value < minimum:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -53,6 +54,8 @@ def prepare(
     The checks go from the cheapest to those that read all of the data. The student is changed, and the folder of the
     run created, only after all of them have passed.
     """
+    if not isinstance(protocol, EvaluationProtocol):
+        raise TypeError(f"Expected `protocol` to be an EvaluationProtocol, but got {type(protocol).__name__}.")
     check_trackers(config.trackers)
     accelerator = create_accelerator(config)
     train_set, val_set = _open_data(data, config)
@@ -238,13 +241,25 @@ def _try_validation(
         ) from error
 
 
+def _create_default_folder(title: str) -> Path:
+    """Create a new folder in runs/, also if another run of the same title starts in the same second."""
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    name = f"{stamp}-{title.replace('/', '-').replace(' ', '-')}"
+    for number in count(1):
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+    return folder
+
+
 def _open_folder(
     output_dir: str | Path | None, title: str, resume: bool, accelerator: Accelerator
 ) -> tuple[Path, bool]:
     """Create the folder of the run if it does not exist; return it, and whether it is new."""
     if output_dir is None:
-        stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-        output_dir = Path("runs") / f"{stamp}-{title.replace('/', '-').replace(' ', '-')}"
+        new_folder = _create_default_folder(title) if accelerator.is_main_process else None
+        return Path(broadcast_from_main(str(new_folder))), True
     folder = Path(broadcast_from_main(str(output_dir)))
     if not resume and read_history(folder):
         raise FileExistsError(f"{folder} contains a run already. Pass resume=True to resume it, or another output_dir.")

@@ -132,7 +132,8 @@ def test_logits_of_fitted_images_are_resized_to_the_image_size(mode):
     resized = F.interpolate(images.float(), (40, 60), mode="bilinear", align_corners=False).round().to(torch.uint8)
     inner = logits_of(model, resized) if mode == "whole" else sliding_logits(model, resized, (32, 32), (16, 16))
     expected = F.interpolate(inner, (30, 45), mode="bilinear", align_corners=False).argmax(1)
-    protocol = EvaluationProtocol(mode, (32, 32), (16, 16), base_size=(60, 40))
+    window = {"crop_size": (32, 32), "stride": (16, 16)} if mode == "slide" else {}
+    protocol = EvaluationProtocol(mode, **window, base_size=(60, 40))
     assert (protocol.segment(TorchRuntime(model), images) == expected).float().mean() > 0.999
 
 
@@ -239,3 +240,8 @@ def test_masks_lie_on_the_edges_of_images(settings, size, network):
 def test_lists_are_as_good_as_tuples():
     lists = EvaluationProtocol("slide", [32, 32], [16, 16], [80, 60], [1.0])
     assert lists == EvaluationProtocol("slide", (32, 32), (16, 16), (80, 60), (1.0,))
+
+
+def test_a_window_without_its_mode_is_refused():
+    with pytest.raises(ValueError, match=r"stride=\(16, 16\) have no effect with mode='whole'"):
+        EvaluationProtocol(stride=(16, 16))

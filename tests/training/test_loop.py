@@ -311,6 +311,11 @@ def test_what_does_not_fit_is_refused(tmp_path, teacher, student, options, error
 @pytest.mark.parametrize(
     ("option", "message"),
     [
+        ({"steps": 2.5}, "`steps` to be a whole number, but got 2.5"),
+        ({"steps": "5"}, "`steps` to be a whole number, but got '5'"),
+        ({"batch_size": True}, "`batch_size` to be a whole number, but got True"),
+        ({"learning_rate": "0.1"}, "`learning_rate` to be a number, but got '0.1'"),
+        ({"crop_size": 64}, "`crop_size` to be a tuple of numbers, but got 64"),
         ({"gradient_clip": 0}, "`gradient_clip` to be above 0, but got 0"),
         ({"gradient_clip": -1.0}, "`gradient_clip` to be above 0, but got -1.0"),
         ({"learning_rate": -0.1}, "`learning_rate` to be above 0"),
@@ -337,6 +342,19 @@ def test_options_of_a_teacher_are_refused_without_one(option, tmp_path):
     with pytest.raises(ValueError, match=f"{next(iter(option))}=.* needs a teacher, and train.. has none"):
         bpkd_sdk.train(tiny(9), (TRAIN, None), output_dir=tmp_path / "run", **OPTIONS, **option)
     assert not (tmp_path / "run").exists()
+
+
+def test_runs_without_a_folder_do_not_share_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = {bpkd_sdk.train(tiny(9), (TRAIN, None), steps=1, **OPTIONS).output_dir for _ in range(3)}
+    assert len(folders) == 3
+
+
+def test_a_teacher_and_a_method_are_required(tmp_path):
+    with pytest.raises(TypeError, match=r"Use train\(\) to train without them"):
+        bpkd_sdk.distill(tiny(9).eval(), tiny(9), (TRAIN, None), method=None, output_dir=tmp_path / "run", **OPTIONS)
+    with pytest.raises(TypeError, match="`protocol` to be an EvaluationProtocol, but got dict"):
+        bpkd_sdk.train(tiny(9), (TRAIN, None), protocol={"mode": "whole"}, output_dir=tmp_path / "run", **OPTIONS)
 
 
 def test_a_run_that_failed_in_its_first_step_can_start_again(tmp_path):
