@@ -52,8 +52,8 @@ class EvaluationProtocol:
                 object.__setattr__(self, name, tuple(value))
         if self.mode == "whole" and (self.crop_size or self.stride):
             raise ValueError(
-                f"crop_size={self.crop_size} and stride={self.stride} have no effect with mode='whole'. Leave them out, "
-                "or pass mode='slide' with `crop_size`, the (height, width) of the window."
+                f"crop_size={self.crop_size} and stride={self.stride} have no effect with mode='whole'. Leave them "
+                "out, or pass mode='slide' with `crop_size`, the (height, width) of the window."
             )
         if self.mode == "slide" and self.crop_size is None:
             raise ValueError("mode='slide' needs `crop_size`, the (height, width) of the window.")
