@@ -219,7 +219,7 @@ def test_runs_of_other_settings_are_not_mixed(whole, change, difference):
         pytest.param(
             {"teacher": "pspnet_r101"}, FileNotFoundError, "pspnet_r101 does not exist", id="untrained-teacher"
         ),
-        pytest.param({"data": (TRAIN, None)}, ValueError, "training and validation data", id="no-validation"),
+        pytest.param({"data": (TRAIN, None)}, ValueError, "needs validation data", id="no-validation"),
         pytest.param({"teacher": tiny(5).eval()}, ValueError, "teacher predicts 5 classes", id="classes"),
     ],
 )
