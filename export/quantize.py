@@ -141,8 +141,8 @@ def quantize(
     target = Path(path)
     if target.suffix != ".onnx":
         raise ValueError(f"Expected a path that ends in '.onnx', but got {str(target)!r}.")
-    if max_boundary_loss is not None and not 0 <= max_boundary_loss <= 1:
-        raise ValueError(f"Expected `max_boundary_loss` to be between 0 and 1, but got {max_boundary_loss}.")
+    if max_boundary_loss is not None and not max_boundary_loss <= 1:
+        raise ValueError(f"Expected `max_boundary_loss` to be at most 1, but got {max_boundary_loss}.")
     runtime = _open_float_file(Path(source))
     samples = read_samples(calibration_data, images, runtime, match_classes)
     calibration_images = len(samples) - max(1, len(samples) // HELD_OUT)
