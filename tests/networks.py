@@ -36,11 +36,13 @@ def tiny(num_classes: int, *, width: int = 8, stride: int = 4, seed: int = 0, dr
 def shallow_zoo() -> Iterator[None]:
     """Build the zoo's networks with fewer residual blocks, but with all kinds of their layers.
 
-    ResNets have two blocks in the stages with dilation and one in the others, HRNets one exchange module per stage.
+    ResNets and MobileNetV2 have two blocks in the stages with dilation and one in the others, HRNets one exchange
+    module per stage.
     """
     blocks = {depth: (block, (1, 1, 2, 2)) for depth, (block, _) in encoders.RESNET_BLOCKS.items()}
     sizes = {name: size._replace(blocks=1, modules=(1, 1, 1)) for name, size in encoders.HRNET_SIZES.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoders, "RESNET_BLOCKS", blocks)
         patch.setattr(encoders, "HRNET_SIZES", sizes)
+        patch.setattr(encoders, "MOBILENET_BLOCKS", (1, 1, 1, 2, 2, 2, 1))
         yield
