@@ -31,29 +31,16 @@ MINIMUM = {
     "seed": 0,
 }
 
-WHOLE_NUMBERS = (
-    "steps",
-    "batch_size",
-    "accumulate",
-    "learning_rate_warmup",
-    "method_warmup",
-    "workers",
-    "evaluate_every",
-    "checkpoint_every",
-    "log_every",
-    "seed",
-)
-NUMBERS = (
-    "learning_rate",
-    "weight_decay",
-    "poly_power",
-    "final_learning_rate",
-    "gradient_clip",
-    "max_class_share",
-    "aux_weight",
-    "boundary_width",
-)
-TUPLES = ("crop_size", "scale", "base_size", "teacher_mean", "teacher_std")
+# Types that are checked, by the annotation of a field without "| None".
+_TUPLE = (tuple, list), "a tuple of numbers"
+CHECKED_TYPES: dict[str, tuple[Any, str]] = {
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "int | float": (Real, "a number"),
+    "tuple[int, int]": _TUPLE,
+    "tuple[float, float]": _TUPLE,
+    "tuple[float, float, float]": _TUPLE,
+}
 
 # Options without an effect in training without a teacher.
 TEACHER_OPTIONS = (
@@ -160,17 +147,14 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        for names, types, description in (
-            (WHOLE_NUMBERS, Integral, "a whole number"),
-            (NUMBERS, Real, "a number"),
-            (TUPLES, (tuple, list), "a tuple of numbers"),
-        ):
-            for name in names:
-                value = getattr(self, name)
-                if value is None and getattr(type(self), name) is None:
-                    continue
-                if isinstance(value, bool) or not isinstance(value, types):
-                    raise ValueError(f"Expected `{name}` to be {description}, but got {value!r}.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            annotation = str(field.type).removesuffix(" | None")
+            if annotation not in CHECKED_TYPES or (value is None and field.default is None):
+                continue
+            types, description = CHECKED_TYPES[annotation]
+            if isinstance(value, bool) or not isinstance(value, types):
+                raise ValueError(f"Expected `{field.name}` to be {description}, but got {value!r}.")
         for name, minimum in MINIMUM.items():
             value = getattr(self, name)
             if value is not None and value < minimum:
