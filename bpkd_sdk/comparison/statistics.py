@@ -16,9 +16,9 @@ from torch import Tensor
 from bpkd_sdk.comparison.run import SCORES, Run
 from bpkd_sdk.comparison.setup import BASELINE
 
-SIGNIFICANCE = 0.05  # of the two-sided paired t-test
+SIGNIFICANCE = 0.05  # level of the two-sided paired t-test
 BOOTSTRAP_DRAWS = 10_000
-CONFIDENCE = 0.95  # of the bootstrap intervals
+CONFIDENCE = 0.95  # level of the bootstrap intervals
 
 SeedValues = dict[int, float]  # one value per seed
 
