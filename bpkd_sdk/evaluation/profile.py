@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from bpkd_sdk.features import eval_mode
+from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.zoo import ZOO, build_network
 from bpkd_sdk.output import as_output
 
@@ -62,7 +63,7 @@ def profile(model: nn.Module, input_size: tuple[int, int] = (512, 512)) -> Profi
         TypeError: If the model returns no logits.
     """
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    image = torch.zeros(1, 3, *input_size, device=like.device, dtype=like.dtype)
+    image = torch.zeros(1, get_spec(model).in_channels, *input_size, device=like.device, dtype=like.dtype)
     counter = FlopCounterMode(display=False)
     observer = _OperationCounter(counter)
     with eval_mode(model), torch.no_grad(), observer, counter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from bpkd_sdk.models.openmmlab import SUFFIXES as OPENMMLAB_SUFFIXES
 from bpkd_sdk.models.openmmlab import load_openmmlab
 from bpkd_sdk.models.spec import NetworkSpec, get_spec, set_spec
 from bpkd_sdk.models.zoo import ZOO, build_network
+from bpkd_sdk.pixels import PixelFormat
 
 __all__ = [
     "CHECKPOINT_SUFFIXES",
@@ -43,10 +45,11 @@ def create_model(
     weights: str | Path | None = None,
     aux_head: bool = False,
     backbone_weights: str | None = None,
+    in_channels: int = 3,
 ) -> nn.Module:
     """Build a segmentation network, in training mode.
 
-    The network maps normalised images (N, 3, H, W) to logits (N, C, h, w) at its own stride.
+    The network maps normalised images (N, in_channels, H, W) to logits (N, C, h, w) at its own stride.
 
     Args:
         name: Name in `list_models`: a network of the paper such as ``pspnet_r18``, or a network of
@@ -57,22 +60,32 @@ def create_model(
             built, and `model.spec.name` is its name.
         aux_head: Whether to add the auxiliary training head.
         backbone_weights: Weights of the encoder: None for random ones, or "imagenet" (downloaded).
+        in_channels: Number of channels of the images, 1 to 16. For other than 3, `model.spec` has no mean and standard
+            deviation until training measures them.
 
     Raises:
         ValueError: If the name is unknown (the error states the nearest), the number of classes is below 1, or the
             weights do not fit.
         RuntimeError: If the weights of the encoder cannot be downloaded.
     """
+    PixelFormat(in_channels)  # checks the number
     if num_classes < 1:
         raise ValueError(f"Expected `num_classes` to be at least 1, but got {num_classes}.")
     if weights is not None and Path(weights).suffix in OPENMMLAB_SUFFIXES and name in ZOO:
+        if in_channels != 3:
+            raise ValueError(f"{weights} is a network of 3 channels, but got in_channels={in_channels}.")
         return load_openmmlab(weights, name, num_classes, aux_head=aux_head).train()
+    options: dict[str, Any] = {
+        "aux_head": aux_head,
+        "backbone_weights": backbone_weights,
+        "in_channels": in_channels,
+    }
     if name in ZOO:
-        model: nn.Module = build_network(name, num_classes, aux_head=aux_head, backbone_weights=backbone_weights)
+        model: nn.Module = build_network(name, num_classes, **options)
     elif name.startswith("smp/"):
         from bpkd_sdk.models import smp
 
-        model = smp.build_network(name, num_classes, aux_head=aux_head, backbone_weights=backbone_weights)
+        model = smp.build_network(name, num_classes, **options)
     else:
         raise ValueError(f"Unknown network {name!r}.{did_you_mean(name, list_models())} See bpkd_sdk.list_models().")
     if weights is not None:

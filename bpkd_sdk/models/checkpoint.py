@@ -151,7 +151,7 @@ def load_checkpoint(
                 f"{path} contains a {header.get('class', 'network')}, which create_model cannot build. "
                 "Create an instance and pass it: load_model(path, model=...)."
             )
-        model = create_model(spec.name, spec.num_classes, aux_head=spec.aux_head)
+        model = create_model(spec.name, spec.num_classes, aux_head=spec.aux_head, in_channels=spec.in_channels)
     load_state(model, state, source=str(path))
     set_spec(model, spec)
     model.provenance = header.get("training", {})

@@ -29,7 +29,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map images (N, 3, H, W) to four feature maps (N, out_channels[i], h_i, w_i)."""
+        """Map images (N, in_channels, H, W) to four feature maps (N, out_channels[i], h_i, w_i)."""
 
 
 RESNET_WIDTHS = (64, 128, 256, 512)
@@ -128,18 +128,21 @@ class ResNet(Backbone):
     Args:
         depth: Number of layers, 18 or 101.
         deep_stem: Whether the network starts with three 3x3 convolutions ("V1c") instead of one 7x7 convolution.
+        in_channels: Number of channels of the images.
     """
 
-    def __init__(self, depth: int, *, deep_stem: bool = True) -> None:
+    def __init__(self, depth: int, *, deep_stem: bool = True, in_channels: int = 3) -> None:
         super().__init__()
         block, counts = RESNET_BLOCKS[depth]
         self.deep_stem = deep_stem
         if deep_stem:
             self.stem = nn.Sequential(
-                *conv_bn(3, 32, 3, stride=2, relu=True), *conv_bn(32, 32, 3, relu=True), *conv_bn(32, 64, 3, relu=True)
+                *conv_bn(in_channels, 32, 3, stride=2, relu=True),
+                *conv_bn(32, 32, 3, relu=True),
+                *conv_bn(32, 64, 3, relu=True),
             )
         else:
-            self.conv1, self.bn1 = conv_bn(3, 64, 7, stride=2)
+            self.conv1, self.bn1 = conv_bn(in_channels, 64, 7, stride=2)
             self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         stages = []
@@ -152,7 +155,7 @@ class ResNet(Backbone):
         self.out_channels = (first, second, third, fourth)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map images (N, 3, H, W) to feature maps at strides 4, 8, 8, 8."""
+        """Map images (N, in_channels, H, W) to feature maps at strides 4, 8, 8, 8."""
         x = self.stem(images) if self.deep_stem else self.relu(self.bn1(self.conv1(images)))
         x = self.maxpool(x)
         features = []
@@ -197,13 +200,17 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(Backbone):
-    """MobileNetV2 of width 1 with feature maps at strides 4, 8, 8, 8."""
+    """MobileNetV2 of width 1 with feature maps at strides 4, 8, 8, 8.
+
+    Args:
+        in_channels: Number of channels of the images.
+    """
 
     out_channels = (24, 32, 96, 320)
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_channels: int = 3) -> None:
         super().__init__()
-        self.conv1 = ConvBN(3, MOBILENET_CHANNELS[0], 3, stride=2, activation=nn.ReLU6)
+        self.conv1 = ConvBN(in_channels, MOBILENET_CHANNELS[0], 3, stride=2, activation=nn.ReLU6)
         channels = pairwise(MOBILENET_CHANNELS)
         stages = zip(channels, MOBILENET_BLOCKS, MOBILENET_STRIDES, MOBILENET_DILATIONS, strict=True)
         for index, ((in_channels, out_channels), count, stride, dilation) in enumerate(stages, start=1):
@@ -214,7 +221,7 @@ class MobileNetV2(Backbone):
             self.add_module(f"layer{index}", nn.Sequential(first, *rest))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map images (N, 3, H, W) to the feature maps of stages 2, 3, 5 and 7, at strides 4, 8, 8, 8."""
+        """Map images (N, in_channels, H, W) to the feature maps of stages 2, 3, 5 and 7, at strides 4, 8, 8, 8."""
         x = self.conv1(images)
         features = []
         for index in range(1, len(MOBILENET_BLOCKS) + 1):
@@ -301,13 +308,14 @@ class HRNet(Backbone):
 
     Args:
         size: Key of `HRNET_SIZES`: "w48", or "w18s" (the "small v2" network).
+        in_channels: Number of channels of the images.
     """
 
-    def __init__(self, size: str) -> None:
+    def __init__(self, size: str, *, in_channels: int = 3) -> None:
         super().__init__()
         width, blocks, modules = HRNET_SIZES[size]
         channels = (width, 2 * width, 4 * width, 8 * width)
-        self.conv1, self.bn1 = conv_bn(3, 64, 3, stride=2)
+        self.conv1, self.bn1 = conv_bn(in_channels, 64, 3, stride=2)
         self.conv2, self.bn2 = conv_bn(64, 64, 3, stride=2)
         self.relu = nn.ReLU()
         self.layer1 = residual_stage(Bottleneck, 64, 64, blocks, 1, 1)
@@ -330,7 +338,7 @@ class HRNet(Backbone):
         return nn.Sequential(nn.Sequential(*conv_bn(in_channels, out_channels, 3, stride=2, relu=True)))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map images (N, 3, H, W) to feature maps at strides 4, 8, 16, 32."""
+        """Map images (N, in_channels, H, W) to feature maps at strides 4, 8, 16, 32."""
         x = self.relu(self.bn1(self.conv1(images)))
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.layer1(x)

@@ -54,13 +54,14 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def load(backbone: nn.Module, network: str, source: str | None) -> None:
+def load(backbone: nn.Module, network: str, source: str | None, in_channels: int = 3) -> None:
     """Load ImageNet weights into an encoder, in place.
 
     Args:
         backbone: Encoder of the zoo.
         network: Name of the network that the encoder belongs to, for the error message.
         source: Key of `SOURCES`; None if no weights fit.
+        in_channels: Number of channels of the images, to which timm adapts the first layer.
 
     Raises:
         ValueError: If no weights exist for this encoder.
@@ -74,7 +75,7 @@ def load(backbone: nn.Module, network: str, source: str | None) -> None:
     import timm
 
     try:
-        state = timm.create_model(source, pretrained=True).state_dict()
+        state = timm.create_model(source, pretrained=True, in_chans=in_channels).state_dict()
     # The hub's client raises the errors of its HTTP library, which have no common base class.
     except Exception as error:
         raise RuntimeError(

@@ -21,7 +21,9 @@ def list_models() -> list[str]:
     return [f"smp/{architecture}/{encoder}" for architecture in ARCHITECTURES for encoder in smp.encoders.encoders]
 
 
-def build_network(name: str, num_classes: int, *, aux_head: bool, backbone_weights: str | None) -> nn.Module:
+def build_network(
+    name: str, num_classes: int, *, aux_head: bool, backbone_weights: str | None, in_channels: int = 3
+) -> nn.Module:
     """Build a network of the library with logits at the decoder's stride, in training mode.
 
     The last upsampling of the library is left out where it is an option: losses and metrics resize the logits
@@ -32,6 +34,7 @@ def build_network(name: str, num_classes: int, *, aux_head: bool, backbone_weigh
         num_classes: C, the number of channels of the logits.
         aux_head: Must be False, because the library has no auxiliary segmentation heads.
         backbone_weights: None, or a name of the library's pretrained weights such as "imagenet" (downloaded).
+        in_channels: Number of channels of the images; the library adapts pretrained weights to it.
 
     Raises:
         ValueError: If the architecture or the encoder is unknown, or if `aux_head` is True.
@@ -52,7 +55,13 @@ def build_network(name: str, num_classes: int, *, aux_head: bool, backbone_weigh
     cls = ARCHITECTURES[architecture]
     options: dict[str, Any] = {"upsampling": 1} if "upsampling" in inspect.signature(cls).parameters else {}
     try:
-        model = cls(encoder_name=encoder, encoder_weights=backbone_weights, classes=num_classes, **options)
+        model = cls(
+            encoder_name=encoder,
+            encoder_weights=backbone_weights,
+            in_channels=in_channels,
+            classes=num_classes,
+            **options,
+        )
         mean, std = normalization(encoder, backbone_weights)
     # The hub's client raises the errors of its HTTP library, which have no common base class.
     except Exception as error:
@@ -63,7 +72,7 @@ def build_network(name: str, num_classes: int, *, aux_head: bool, backbone_weigh
             "Connect to the internet once (they are cached afterwards), or use backbone_weights=None."
         ) from error
     spec = NetworkSpec(name=name, num_classes=num_classes, mean=mean, std=std, size_divisor=smp_size_divisor(model))
-    set_spec(model, spec)
+    set_spec(model, spec.with_channels(in_channels))
     return model
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.files import parse_record
+from bpkd_sdk.pixels import PixelFormat
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -21,7 +22,7 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Name, classes and normalisation of a network.
+    """Name, classes, images and normalisation of a network.
 
     Attributes:
         name: Name that `create_model` builds the network by; None for a network of the user's own class.
@@ -29,9 +30,13 @@ class NetworkSpec:
         aux_head: Whether the network has its auxiliary training head.
         class_names: One name per class; empty where the names are unknown.
         palette: One RGB colour (0..255) per class; empty where the colours are unknown.
-        mean: Mean of each RGB channel, subtracted from the image scaled to 0..1.
-        std: Standard deviation of each RGB channel, by which the difference is divided.
+        mean: Mean of each channel, subtracted from the image after `value_range` is scaled to 0..1; () if it is not
+            measured yet, as for a new network of other than three channels: training measures and sets it.
+        std: Standard deviation of each channel, by which the difference is divided; () as for `mean`.
         size_divisor: Number that height and width of an input must be multiples of; 1 if any size is allowed.
+        in_channels: Number of channels of the images.
+        value_range: Lowest and highest value that a channel of the images can have.
+        bands: Indices of the visible channels, see `bpkd_sdk.pixels.PixelFormat`.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # pydantic then refuses unknown fields
@@ -44,25 +49,43 @@ class NetworkSpec:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     size_divisor: int = 1
+    in_channels: int = 3
+    value_range: tuple[float, float] = (0, 255)
+    bands: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check that the facts are consistent."""
+        object.__setattr__(self, "bands", self.pixels.bands)
         for name in ("mean", "std"):
-            if len(getattr(self, name)) != 3:
+            values = getattr(self, name)
+            if len(values) != (self.in_channels if self.mean or self.std else 0):
                 raise ValueError(
-                    f"Expected `{name}` to have three values, one per RGB channel, but got {getattr(self, name)}."
+                    f"Expected `{name}` to have one value for each of {self.in_channels} channels, but got {values}. "
+                    "If they are not measured yet, pass mean=() and std=()."
                 )
-        if min(self.std) <= 0:
+        if min(self.std, default=1) <= 0:
             raise ValueError(f"Expected `std` to be above 0 for each channel, but got {self.std}.")
-        if max(*map(abs, self.mean), *self.std) > 10:
+        if max((abs(value) for value in (*self.mean, *self.std)), default=0) > 10:
             raise ValueError(
-                f"Expected `mean` and `std` of images in 0..1, but got {self.mean} and {self.std}. Divide them by 255."
+                f"Expected `mean` and `std` of images in 0..1, but got {self.mean} and {self.std}. Divide them by "
+                f"{self.value_range[1] - self.value_range[0]:g}."
             )
         allowed = (0, self.num_classes, 2 if self.num_classes == 1 else 0)  # one logit separates two classes
         for name in ("class_names", "palette"):
             count = len(getattr(self, name))
             if self.num_classes and count not in allowed:
                 raise ValueError(f"Expected `{name}` to have one entry per class, {self.num_classes}, but got {count}.")
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """Format of the images that the network takes."""
+        return PixelFormat(self.in_channels, self.value_range, self.bands)
+
+    def with_channels(self, count: int) -> NetworkSpec:
+        """Return the spec for another number of channels, whose mean and standard deviation are not measured yet."""
+        if count == self.in_channels:
+            return self
+        return dataclasses.replace(self, in_channels=count, mean=(), std=(), bands=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -85,20 +108,57 @@ class NetworkSpec:
         """Normalise images as this network expects them.
 
         Args:
-            images: RGB (N, 3, H, W) in 0..255, of any dtype.
+            images: (N, in_channels, H, W) with values in `value_range`, of any dtype.
 
         Returns:
-            (N, 3, H, W) float32.
+            (N, in_channels, H, W) float32.
+
+        Raises:
+            ValueError: If mean and standard deviation are not measured yet.
         """
-        mean = images.new_tensor(self.mean, dtype=torch.float32).view(1, 3, 1, 1)
-        std = images.new_tensor(self.std, dtype=torch.float32).view(1, 3, 1, 1)
-        return (images.to(torch.float32) / 255 - mean) / std
+        self._check_measured()
+        mean = images.new_tensor(self.mean, dtype=torch.float32).view(1, self.in_channels, 1, 1)
+        std = images.new_tensor(self.std, dtype=torch.float32).view(1, self.in_channels, 1, 1)
+        low, high = self.value_range
+        values = images.to(torch.float32)
+        return ((values - low if low else values) / (high - low) - mean) / std
+
+    def imitate(self, pictures: Tensor) -> Tensor:
+        """Make images that this network can take from pictures, for tracing, comparing and timing without data.
+
+        After normalisation they are the pictures normalised by ImageNet's mean and standard deviation, with the colour
+        channels repeated, up to the ends of the range.
+
+        Args:
+            pictures: RGB uint8 (N, 3, H, W).
+
+        Returns:
+            (N, in_channels, H, W): the pictures themselves for 8-bit RGB, uint8 for other bytes, otherwise float32.
+        """
+        if self.pixels.is_rgb8:
+            return pictures
+        self._check_measured()
+        channels = torch.arange(self.in_channels) % 3
+        normal = NetworkSpec(None, 0).normalize(pictures)[:, channels]
+        mean, std = (normal.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        low, high = self.value_range
+        values = (normal * std + mean).clamp(0, 1) * (high - low) + low
+        return values.round().to(torch.uint8) if self.pixels.is_uint8 else values
+
+    def _check_measured(self) -> None:
+        if not self.mean:
+            raise ValueError(
+                f"The mean and the standard deviation of the network's {self.in_channels} channels are not known yet. "
+                "Training measures them; or set them: set_spec(network, dataclasses.replace(get_spec(network), "
+                "mean=..., std=..., value_range=...))."
+            )
 
 
 def get_spec(model: nn.Module) -> NetworkSpec:
     """Return the spec that a model carries as `model.spec`, or one derived from the attributes of other libraries.
 
-    A derived spec has ImageNet's normalisation. Its class names are those of a Hugging Face ``config.id2label``;
+    A derived spec has ImageNet's normalisation, and for a network of segmentation-models-pytorch with other than three
+    channels none. Its class names are those of a Hugging Face ``config.id2label``;
     without one they are unknown and `num_classes` is 0. To state the normalisation and the classes of a network of
     your own, call ``set_spec(model, NetworkSpec(...))``.
     """
@@ -106,7 +166,9 @@ def get_spec(model: nn.Module) -> NetworkSpec:
     if isinstance(spec, NetworkSpec):
         return spec
     names = _hugging_face_names(model)
-    return NetworkSpec(None, num_classes=len(names), class_names=names, size_divisor=smp_size_divisor(model))
+    channels = int(getattr(getattr(model, "encoder", None), "_in_channels", 3))  # segmentation-models-pytorch
+    spec = NetworkSpec(None, num_classes=len(names), class_names=names, size_divisor=smp_size_divisor(model))
+    return spec.with_channels(channels)
 
 
 def set_spec(model: nn.Module, spec: NetworkSpec) -> None:

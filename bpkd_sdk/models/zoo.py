@@ -56,7 +56,7 @@ class ZooEntry:
 
     Attributes:
         name: Name that `create_model` builds the network by.
-        backbone: Function that builds the encoder.
+        backbone: Function that builds the encoder; it has a keyword `in_channels`, the number of channels of images.
         head: Class of the decoder.
         channels: Channels of the decoder's last feature map.
         aux_channels: Channels of the auxiliary head; None if the network cannot have one.
@@ -68,7 +68,7 @@ class ZooEntry:
     """
 
     name: str
-    backbone: Callable[[], Backbone]
+    backbone: Callable[..., Backbone]
     head: type[Head]
     channels: int
     aux_channels: int | None
@@ -124,7 +124,12 @@ ZOO: dict[str, ZooEntry] = {entry.name: entry for entry in _ENTRIES}
 
 
 def build_network(
-    name: str, num_classes: int, *, aux_head: bool = False, backbone_weights: str | None = None
+    name: str,
+    num_classes: int,
+    *,
+    aux_head: bool = False,
+    backbone_weights: str | None = None,
+    in_channels: int = 3,
 ) -> SegmentationNetwork:
     """Build a network of the zoo, in training mode.
 
@@ -133,6 +138,7 @@ def build_network(
         num_classes: C, the number of channels of the logits.
         aux_head: Whether to add the auxiliary training head; see `ZooEntry.has_aux_head`.
         backbone_weights: Weights of the encoder: None for random ones, or "imagenet" (downloaded by timm).
+        in_channels: Number of channels of the images; timm adapts its weights to it.
 
     Raises:
         ValueError: If the name is unknown, the network has no auxiliary head, or the weights do not exist.
@@ -143,16 +149,16 @@ def build_network(
     entry = ZOO[name]
     if aux_head and not entry.has_aux_head:
         raise ValueError(f"{name!r} has no auxiliary head; build it with aux_head=False.")
-    backbone = entry.backbone()
+    backbone = entry.backbone(in_channels=in_channels)
     network = SegmentationNetwork(
         backbone,
         entry.head(backbone.out_channels, entry.channels, num_classes),
         AuxiliaryHead(backbone.out_channels, entry.aux_channels, num_classes)
         if aux_head and entry.aux_channels
         else None,
-        NetworkSpec(name=name, num_classes=num_classes, aux_head=aux_head),
+        NetworkSpec(name=name, num_classes=num_classes, aux_head=aux_head).with_channels(in_channels),
     )
     initialize(network)
     if backbone_weights is not None:
-        imagenet.load(network.backbone, name, entry.imagenet)
+        imagenet.load(network.backbone, name, entry.imagenet, in_channels)
     return network

@@ -96,7 +96,9 @@ def _network(runtime: Runtime) -> nn.Module | None:
         module: nn.Module = getattr(runtime.module, "_orig_mod", runtime.module)  # torch.compile wraps the network
         return copy.deepcopy(module)
     spec = runtime.spec
-    return create_model(spec.name, spec.num_classes).eval() if spec.name is not None else None
+    if spec.name is None:
+        return None
+    return create_model(spec.name, spec.num_classes, in_channels=spec.in_channels).eval()
 
 
 def _initializers(path: Path) -> int:

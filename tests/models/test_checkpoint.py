@@ -127,7 +127,7 @@ def test_errors_about_unknown_names_state_the_nearest(name, message):
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"mean": (0.5, 0.5)}, "`mean` to have three values"),
+        ({"mean": (0.5, 0.5)}, "`mean` to have one value for each of 3"),
         ({"std": (0.5, 0.0, 0.5)}, "`std` to be above 0"),
         ({"mean": (123.675, 116.28, 103.53)}, "of images in 0..1, but got .*Divide them by 255"),
         ({"class_names": ("a", "b")}, "`class_names` to have one entry per class, 3, but got 2"),
@@ -146,7 +146,7 @@ def test_inconsistent_facts_are_refused(facts, message):
         ({"name": None, "num_classes": "many"}, "num_classes: .*valid integer"),
         ({"name": None, "num_classes": 3, "depth": 18}, "depth: Unexpected keyword"),
         ({"name": None, "num_classes": 3, "palette": [[0, 0]] * 3}, "palette.0.2: Field required"),
-        ({"name": None, "num_classes": 3, "mean": [0.5]}, "`mean` to have three values"),
+        ({"name": None, "num_classes": 3, "mean": [0.5]}, "`mean` to have one value for each of 3"),
         (None, "NetworkSpec: "),
     ],
 )
