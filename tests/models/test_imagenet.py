@@ -42,7 +42,7 @@ def test_renamed_weights_compute_the_same(source: str, monkeypatch: pytest.Monke
             nn.init.uniform_(module.get_buffer("running_var"), 0.8, 1.2)
     with torch.no_grad():
         expected = features_of_timm(source, untrained.state_dict())
-        monkeypatch.setattr(timm, "create_model", lambda name, pretrained: untrained)
+        monkeypatch.setattr(timm, "create_model", lambda name, pretrained, in_chans: untrained)
         backbone = build_network(BY_SOURCE[source].name, 2, backbone_weights="imagenet").backbone.eval()
         got = backbone(IMAGES)[: len(expected)]
     for ours, theirs in zip(got, expected, strict=True):
