@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,16 +30,68 @@ MatchClasses = Annotated[
     typer.Option(help="Match the classes of network and data by name and refuse other names, or match by position."),
 ]
 Root = Annotated[Path | None, typer.Option(help="Folder of a named data set.")]
+SELECTION: dict[str, tuple[Any, Any]] = {
+    "pattern": (
+        Annotated[
+            str | None,
+            typer.Option(help="Paths in a folder, such as 'photos/{split}/{}.jpg:masks/{split}/{}_mask.png'."),
+        ],
+        None,
+    ),
+    "val_share": (
+        Annotated[float | None, typer.Option(help="Share of a folder's training images that becomes the val split.")],
+        None,
+    ),
+    "val_seed": (Annotated[int, typer.Option(help="Seed of the division by --val-share.")], 0),
+    "skip_unlabelled": (
+        Annotated[bool, typer.Option("--skip-unlabelled", help="Leave out a folder's images without a label file.")],
+        False,
+    ),
+}
 Output = Annotated[Path | None, typer.Option(help="Folder of the run. Default: a new folder in runs/.")]
 Resume = Annotated[bool, typer.Option(help="Continue the run in the output folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def open_splits(data: str, root: Path | None) -> Any:
+def add_options(
+    command: Callable[..., None], argument: str, options: Sequence[inspect.Parameter]
+) -> Callable[..., None]:
+    """Return a command with further options, whose values it receives as a dict.
+
+    Args:
+        command: Function with a parameter that receives the dict.
+        argument: Name of this parameter.
+        options: Parameters of typer, keyword only.
+    """
+
+    @functools.wraps(command)
+    def wrapper(**arguments: Any) -> None:
+        values = {option.name: arguments.pop(option.name) for option in options}
+        command(**arguments, **{argument: values})
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != argument]
+    wrapper.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    return wrapper
+
+
+def selects_files(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a command with the options of `open_dataset` for folders, which it receives in the dict `selection`."""
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in SELECTION.items()
+    ]
+    return add_options(command, "selection", parameters)
+
+
+def open_splits(data: str, root: Path | None, selection: Mapping[str, Any]) -> Any:
     """Open the training and validation splits of a data set."""
     import bpkd_sdk
 
-    return tuple(bpkd_sdk.open_dataset(data, root=root, split=split) for split in ("train", "val"))
+    train, val = (bpkd_sdk.open_dataset(data, root=root, split=split, **selection) for split in ("train", "val"))
+    if selection["val_share"] is not None:
+        errors.print(f"Validation: {len(val)} of {len(train) + len(val)} images of {data}.", highlight=False)
+    return train, val
 
 
 def is_main_process() -> bool:

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from bpkd_sdk.cli.common import MatchClasses, Root, app, console, errors, parse_size
+from bpkd_sdk.cli.common import MatchClasses, Root, app, console, errors, parse_size, selects_files
 from bpkd_sdk.files import write_atomically
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ SHOWN_LAYERS = 12
 
 
 @app.command()
+@selects_files
 def export(
+    *,
     model: Annotated[Path, typer.Argument(help="Checkpoint, or ONNX file to quantise or compile.")],
     output: Annotated[Path, typer.Argument(help="File to write; its suffix selects the format (see `bpkd formats`).")],
     precision: Annotated[
@@ -65,6 +67,7 @@ def export(
     ] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="Engine: file of kernel timings to use and update.")] = None,
     backend: Annotated[str | None, typer.Option(help="Engine: 'tensorrt' or 'tensorrt_rtx'.")] = None,
+    selection: dict[str, Any],
 ) -> None:
     """Write an ONNX file or a TensorRT engine, and keep the file only if it passes its check.
 
@@ -83,9 +86,9 @@ def export(
         "argmax": argmax,
         "opset": opset,
         "force": force,
-        "verify_on": verify_on and bpkd_sdk.open_dataset(verify_on, root=root, split="val"),
+        "verify_on": verify_on and bpkd_sdk.open_dataset(verify_on, root=root, split="val", **selection),
         "match_classes": match_classes,
-        "calibration_data": data and bpkd_sdk.open_dataset(data, root=root, split="train"),
+        "calibration_data": data and bpkd_sdk.open_dataset(data, root=root, split="train", **selection),
         "images": images,
         "max_boundary_loss": max_boundary_loss,
         "batch": parse_batch(batch),
@@ -200,7 +203,9 @@ def doctor() -> None:
 
 
 @app.command()
+@selects_files
 def benchmark(
+    *,
     artifacts: Annotated[list[str], typer.Argument(help="Checkpoints, ONNX files, engines and triton:// URLs.")],
     data: Annotated[
         str | None, typer.Option(help="Data set or folder to score on, whose images are also used for timing.")
@@ -218,12 +223,13 @@ def benchmark(
     json: Annotated[Path | None, typer.Option(help="File to write all figures to, as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="File to write the table to, as Markdown.")] = None,
     html: Annotated[Path | None, typer.Option(help="File to write a page with a plot to.")] = None,
+    selection: dict[str, Any],
 ) -> None:
     """Measure artifacts of all formats side by side: cost, latency, memory, inspected precision, accuracy."""
     import bpkd_sdk
     from bpkd_sdk.export import benchmark as run
 
-    scored_on = bpkd_sdk.open_dataset(data, root=root, split=split) if data is not None else None
+    scored_on = bpkd_sdk.open_dataset(data, root=root, split=split, **selection) if data is not None else None
     report = run(
         artifacts,
         scored_on,

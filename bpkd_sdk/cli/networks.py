@@ -21,11 +21,14 @@ from bpkd_sdk.cli.common import (
     print_classes,
     print_json,
     print_metrics,
+    selects_files,
 )
 
 
 @app.command()
+@selects_files
 def evaluate(
+    *,
     model: Annotated[Path, typer.Argument(help="Path of a checkpoint or of an exported file.")],
     data: Annotated[
         str | None,
@@ -50,6 +53,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda, ...")] = "auto",
     match_classes: MatchClasses = True,
     as_json: AsJson = False,
+    selection: dict[str, Any],
 ) -> None:
     """Score a network on a data set: regions, boundaries, edge and body accuracy, and each class."""
     import bpkd_sdk
@@ -62,7 +66,7 @@ def evaluate(
         errors.print(f"Data set: {name}, as stated in {model}.", highlight=False, soft_wrap=True)
     metrics = bpkd_sdk.evaluate(
         runtime,
-        bpkd_sdk.open_dataset(name, root=root, split=split),
+        bpkd_sdk.open_dataset(name, root=root, split=split, **selection),
         protocol=EvaluationProtocol(
             "slide" if window else "whole", parse_size(window), parse_size(stride), base_size, tuple(scales), flip
         ),

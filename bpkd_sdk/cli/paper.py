@@ -21,6 +21,7 @@ from bpkd_sdk.cli.common import (
     parse_size,
     print_classes,
     print_metrics,
+    selects_files,
 )
 
 data_app = typer.Typer(help="Check and convert copies of public data sets.", no_args_is_help=True)
@@ -28,15 +29,20 @@ app.add_typer(data_app, name="data")
 
 
 @data_app.command("check")
+@selects_files
 def check(
-    name: Annotated[str, typer.Argument(help="Name: camvid, cityscapes, ade20k, pascal_context_59 or folder.")],
-    root: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    *,
+    data: Annotated[
+        str, typer.Argument(help="Path of a folder, or name: camvid, cityscapes, ade20k or pascal_context_59.")
+    ],
+    root: Annotated[Path | None, typer.Argument(help="Folder of a named data set.")] = None,
+    selection: dict[str, Any],
 ) -> None:
     """Read every file of a data set, and check counts, sizes and labels. The exit code is 1 if there are problems."""
     from bpkd_sdk.data import check_dataset
     from bpkd_sdk.errors import format_list
 
-    reports = check_dataset(name, root)
+    reports = check_dataset(data, root, **selection)
     table = Table("split", "images", "expected", "smallest", "largest", "classes in no label", "problems")
     for report in reports:
         sizes = ("-" if size is None else f"{size[0]}x{size[1]}" for size in (report.smallest, report.largest))

@@ -18,12 +18,14 @@ from bpkd_sdk.cli.common import (
     Output,
     Resume,
     Root,
+    add_options,
     app,
     console,
     is_main_process,
     open_splits,
     parse_size,
     print_metrics,
+    selects_files,
 )
 from bpkd_sdk.training.config import TEACHER_OPTIONS, TrainingConfig
 
@@ -60,15 +62,11 @@ def training_options(command: Callable[..., None], *, without: Collection[str] =
     ]
 
     @functools.wraps(command)
-    def wrapper(**arguments: Any) -> None:
-        options = {parameter.name: arguments.pop(parameter.name) for parameter in parameters}
-        options["crop_size"] = parse_size(options["crop_size"])
-        command(**arguments, options=options)
+    def with_size(**arguments: Any) -> None:
+        options = arguments["options"]
+        command(**arguments | {"options": options | {"crop_size": parse_size(options["crop_size"])}})
 
-    signature = inspect.signature(command, eval_str=True)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "options"]
-    wrapper.__signature__ = signature.replace(parameters=[*own, *parameters])  # type: ignore[attr-defined]
-    return wrapper
+    return add_options(with_size, "options", parameters)
 
 
 def _option(name: str, field_type: Any, help_text: str | None) -> Any:
@@ -81,6 +79,7 @@ def _option(name: str, field_type: Any, help_text: str | None) -> Any:
 
 @app.command()
 @partial(training_options, without=TEACHER_OPTIONS)
+@selects_files
 def train(
     *,
     model: Annotated[str, typer.Argument(help="Name such as smp/DeepLabV3Plus/mobilenet_v2, or path of a checkpoint.")],
@@ -88,17 +87,19 @@ def train(
     root: Root = None,
     output: Output = None,
     resume: Resume = False,
+    selection: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
     """Train a network on labelled images."""
     import bpkd_sdk
 
-    result = bpkd_sdk.train(model, open_splits(data, root), output_dir=output, resume=resume, **options)
+    result = bpkd_sdk.train(model, open_splits(data, root, selection), output_dir=output, resume=resume, **options)
     _print_result(result)
 
 
 @app.command()
 @training_options
+@selects_files
 def distill(
     *,
     teacher: Annotated[
@@ -116,6 +117,7 @@ def distill(
     ] = ["bpkd"],  # noqa: B006  (typer requires a list)
     output: Output = None,
     resume: Resume = False,
+    selection: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
     """Train a student on labelled images and on the outputs of a teacher."""
@@ -124,7 +126,7 @@ def distill(
     result = bpkd_sdk.distill(
         teacher,
         student,
-        open_splits(data, root),
+        open_splits(data, root, selection),
         method=method if len(method) > 1 else method[0],
         output_dir=output,
         resume=resume,
@@ -143,6 +145,7 @@ def _print_result(result: Any) -> None:
 
 @app.command()
 @partial(training_options, without=("steps", "seed", "labels"))
+@selects_files
 def compare(
     *,
     teacher: Annotated[
@@ -167,6 +170,7 @@ def compare(
     output: Annotated[Path, typer.Option(help="Folder of all runs; repeat the same command to resume.")] = Path(
         "runs/comparison"
     ),
+    selection: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
     """Compare distillation methods under one budget; write a table and a plot."""
@@ -175,7 +179,7 @@ def compare(
     comparison = bpkd_sdk.compare(
         teacher,
         student,
-        open_splits(data, root),
+        open_splits(data, root, selection),
         methods=methods,
         steps=steps,
         seconds=seconds,

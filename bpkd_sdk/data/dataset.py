@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +15,9 @@ from torch.utils.data import Dataset
 from bpkd_sdk.classes import MAX_CLASSES
 from bpkd_sdk.data.checks import check_samples
 from bpkd_sdk.data.labels import narrow, read_colors, read_label
-from bpkd_sdk.errors import format_list
+from bpkd_sdk.data.pairs import Pair
 from bpkd_sdk.images import read_image
 from bpkd_sdk.models.spec import Color
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -177,14 +173,6 @@ class DatasetSubset(SegmentationDataset):
         return self.dataset.label_advice(labels)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Paths of an image and of its label map; `label` is None in data without labels."""
-
-    image: Path
-    label: Path | None
-
-
 class FileDataset(SegmentationDataset):
     """A data set of image files and label files.
 
@@ -258,50 +246,6 @@ class FileDataset(SegmentationDataset):
         """Return the label value of white in 1-bit files: 255 if `ids` maps it to a class and does not map 1."""
         is_255 = self.ids and 1 not in self.ids and self.ids.get(255, self.ignore_index) != self.ignore_index
         return 255 if is_255 else 1
-
-
-def pair_files(
-    images: Path, labels: Path | None, label_name: Callable[[str], str] = lambda stem: f"{stem}.png"
-) -> list[Pair]:
-    """Match the images in a folder with the label files in another folder by name, sub-folders included.
-
-    Args:
-        images: Folder of the images.
-        labels: Folder of the label files; None for data without labels.
-        label_name: Function that turns the name of an image, without suffix, into the name of its label file.
-
-    Raises:
-        FileNotFoundError: If the folder of images is missing or empty.
-        ValueError: If an image has no label file, or if two images share one; the first of them are listed.
-    """
-    if not images.is_dir():
-        raise FileNotFoundError(f"There is no folder {images}.")
-    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise FileNotFoundError(f"The folder {images} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
-    if labels is None:
-        return [Pair(path, None) for path in paths]
-    pairs = [Pair(path, (labels / path.relative_to(images)).with_name(label_name(path.stem))) for path in paths]
-    if repeated := sorted({str(b.image) for a, b in pairwise(pairs) if a.label == b.label}):
-        raise ValueError(
-            f"{len(repeated)} images share the name, and so the label file, of another image:\n{format_list(repeated)}"
-        )
-    return existing(pairs)
-
-
-def existing(pairs: Iterable[Pair]) -> list[Pair]:
-    """Return the pairs if all their files exist.
-
-    Raises:
-        ValueError: If images or label files are missing; the first of them are listed.
-    """
-    pairs = list(pairs)
-    if missing := [pair.image for pair in pairs if not pair.image.is_file()]:
-        raise ValueError(f"{len(missing)} of {len(pairs)} images are missing:\n{format_list(missing)}")
-    unlabelled = [f"{pair.image} (expected {pair.label})" for pair in pairs if pair.label and not pair.label.is_file()]
-    if unlabelled:
-        raise ValueError(f"{len(unlabelled)} of {len(pairs)} images have no label:\n{format_list(unlabelled)}")
-    return pairs
 
 
 def default_workers() -> int:

@@ -1,26 +1,29 @@
-"""A folder of the user's own images: ``images/<split>``, ``labels/<split>`` and ``classes.json`` (or palette PNGs)."""
+"""A folder of the user's own images: by default ``images/<split>``, ``labels/<split>`` and ``classes.json``."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from bpkd_sdk.data.classes_file import CLASSES_FILE, VOID, FolderClasses, read_classes
-from bpkd_sdk.data.dataset import IMAGE_SUFFIXES, FileDataset, Pair, pair_files
-from bpkd_sdk.data.labels import hex_color, palette_of, read_label
+from bpkd_sdk.data.classes_file import CLASSES_FILE, VOID, FolderClasses
+from bpkd_sdk.data.dataset import FileDataset
+from bpkd_sdk.data.folder_classes import find_classes
+from bpkd_sdk.data.layout import VAL_ADVICE, Layout, describe_missing, find_layout
+from bpkd_sdk.data.pairs import (
+    IMAGE_SUFFIXES,
+    Pair,
+    find_labels,
+    match_files,
+    parse_names,
+    require_labels,
+    shared_name,
+)
 from bpkd_sdk.errors import format_list
-from bpkd_sdk.models.spec import Color, distinct_colors
-
-SAMPLED_FILES = 64  # label files, spread over all splits, that are inspected to determine the meaning of labels
-
-_shown_warnings: set[str] = set()
+from bpkd_sdk.models.spec import distinct_colors
 
 
 class FolderDataset(FileDataset):
@@ -31,9 +34,17 @@ class FolderDataset(FileDataset):
         split: Name of the split.
         pairs: Paths of the images and their label files.
         classes: Classes, and meaning of the labels.
+        selection: Options that selected the files, for the record of a run; empty for a whole split.
     """
 
-    def __init__(self, root: Path, split: str, pairs: Sequence[Pair], classes: FolderClasses) -> None:
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        pairs: Sequence[Pair],
+        classes: FolderClasses,
+        selection: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(
             f"{root.name}/{split}",
             pairs,
@@ -44,6 +55,7 @@ class FolderDataset(FileDataset):
             classes.colors,
         )
         self.classes_file = root / CLASSES_FILE
+        self.selection = dict(selection or {})
 
     def label_advice(self, labels: Iterable[int]) -> str:
         """Return a ``classes.json`` that maps these label values to the classes, in ascending order."""
@@ -59,11 +71,23 @@ class FolderDataset(FileDataset):
         )
 
 
-def open_folder(root: str | Path, split: str = "train") -> FolderDataset:
-    """Open ``root/images/<split>`` with ``root/labels/<split>``.
+def open_folder(
+    root: str | Path,
+    split: str = "train",
+    *,
+    pattern: str | None = None,
+    val_share: float | None = None,
+    val_seed: int = 0,
+    skip_unlabelled: bool = False,
+) -> FolderDataset:
+    """Open ``root/images/<split>`` with ``root/labels/<split>``, or the folders that `pattern` states.
 
-    Label files are PNGs with the names of the images. ``classes.json`` is a list of class names, or an object with
-    these keys:
+    Label files have the names of the images, and a suffix of a lossless format: ``.png``, ``.tif``, ``.tiff``, ``.bmp``
+    or ``.gif``. Suffixes match in upper and lower case. Hidden files, such as ``._a.png``, are ignored. If the folder
+    ``root/labels`` does not exist, all labels are blank (`has_labels` is False), and only
+    ``distill(..., labels="teacher")`` can use the data.
+
+    ``classes.json`` is a list of class names, or an object with these keys:
 
     - ``class_names``: names of the classes, in the order of their ids;
     - ``palette``: an ``[r, g, b]`` for each class;
@@ -79,204 +103,122 @@ def open_folder(root: str | Path, split: str = "train") -> FolderDataset:
       files are refused if they contain other colours.
     - Without a ``classes.json``, each colour of the palette is a class.
 
-    If there are two classes and the label files contain only 0 and 255, these values are the two classes. If the folder
-    ``root/labels`` does not exist, all labels are blank (`has_labels` is False), and only
-    ``distill(..., labels="teacher")`` can use the data.
+    If there are two classes and the label files contain only 0 and 255, these values are the two classes.
 
     Args:
         root: Path of the folder.
         split: Name of the split.
+        pattern: Paths of an image and its label in `root`, separated by a colon. ``{}`` stands for the part of the file
+            name that is the same in both, ``{split}`` for the split, ``.*`` for any suffix:
+            ``"photos/{split}/{}.jpg:masks/{split}/{}_mask.png"``. Sub-folders of the stated folders are searched too. A
+            side without a folder is in ``images/{split}`` or ``labels/{split}``: ``"{}_leftImg8bit.png:{}_gt.png"``.
+        val_share: Share of the training images, between 0 and 1, that becomes the split "val", for a folder without
+            one. An image is in "val" if the SHA-256 of ``"<val_seed>/<its path in the folder, without suffix>"``, as a
+            fraction of its largest value, is below `val_share`. So an image stays in its split when others are added,
+            and no image is in both splits; the number of images is close to the share, not equal to it. Without a
+            folder ``images/train``, all of ``images`` is divided.
+        val_seed: Seed of this division. It does not depend on the seed of the training.
+        skip_unlabelled: Whether images without a label file are left out, with a warning, instead of refused.
 
     Raises:
         FileNotFoundError: If a folder is missing or empty.
-        ValueError: If images lack labels, if ``classes.json`` cannot be used, or if the classes are not known.
+        ValueError: If images lack labels, if ``classes.json`` or an option cannot be used, or if the classes are not
+            known.
     """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder {root}.")
-    images = root / "images" / split
+    if val_share is not None:
+        _check_val_share(val_share, val_seed)
+    divided = val_share is not None and split in ("train", "val")
+    layout = find_layout(root, pattern, divided)
+    if divided and layout.has_splits and layout.images_of(root, "val").is_dir():
+        raise ValueError(
+            f"{layout.images_of(root, 'val')} exists, and val_share={val_share} would divide the training images as "
+            "well. Leave out val_share (--val-share), or rename the folder, for example to test."
+        )
+    if not divided and not layout.has_splits:
+        raise ValueError(
+            f"The pattern {pattern!r} has no {{split}}, so all splits would be the same images. Add {{split}} to a "
+            f"folder, or pass val_share: {VAL_ADVICE}."
+        )
+    source = "train" if divided else split
+    images = layout.images_of(root, source)
     if not images.is_dir():
-        splits = sorted(path.name for path in (root / "images").glob("*") if path.is_dir())
-        raise FileNotFoundError(
-            f"There is no folder {images}. Expected {root}/images/<split> and {root}/labels/<split>; "
-            f"splits found: {splits or 'none'}."
+        raise FileNotFoundError(describe_missing(root, layout, source))
+    labels = layout.labels_of(root, source)
+    pairs = match_files(images, labels, layout.names)
+    selection: dict[str, Any] = {} if pattern is None else {"pattern": pattern}
+    if skip_unlabelled:
+        labelled = _labelled(root, pairs)
+        selection |= {"skip_unlabelled": len(pairs) - len(labelled)}
+        pairs = labelled
+    elif labels is not None:
+        advice = "\nPass skip_unlabelled=True (--skip-unlabelled) to leave these images out."
+        pairs = require_labels(pairs, labels, layout.names, advice)
+    if labels is not None:
+        _warn_of_unused_labels(layout, images, labels, pairs)
+    if val_share is not None and divided:
+        chosen = _divide(pairs, images, val_share, val_seed)
+        pairs = [pair for pair in pairs if (pair in chosen) == (split == "val")]
+        selection |= {"val_share": val_share, "val_seed": val_seed}
+        if split == "val":
+            selection["val_images"] = [shared_name(pair.image, images) for pair in pairs]
+    return FolderDataset(root, split, pairs, find_classes(root, layout.label_files(root)), selection)
+
+
+def _labelled(root: Path, pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs with a label, and warn of the others; raise ValueError if there are none."""
+    labelled = [pair for pair in pairs if pair.label is not None]
+    if not labelled:
+        raise ValueError(
+            f"None of the {len(pairs)} images in {root} has a label, so skip_unlabelled would leave out all of them. "
+            "To learn from a teacher without labels, use distill(..., labels='teacher') and leave out skip_unlabelled."
         )
-    labels = root / "labels"
-    pairs = pair_files(images, labels / split if labels.is_dir() else None)
-    paired = {pair.label for pair in pairs}
-    if unpaired := [path for path in sorted((labels / split).rglob("*.png")) if path not in paired]:
+    if left_out := [pair.image for pair in pairs if pair.label is None]:
         warnings.warn(
-            f"{len(unpaired)} label files in {labels / split} have no image of the same name in {images} with one of "
-            f"the suffixes {', '.join(IMAGE_SUFFIXES)}; they are ignored:\n{format_list(unpaired, limit=5)}",
-            stacklevel=2,
+            f"{len(left_out)} of {len(pairs)} images in {root} have no label and are left out:\n"
+            f"{format_list(left_out, limit=5)}",
+            stacklevel=3,
         )
-    return FolderDataset(root, split, pairs, find_classes(root))
+    return labelled
 
 
-def find_classes(root: Path) -> FolderClasses:
-    """Determine the classes and the meaning of the labels below ``root/labels``.
-
-    The sources are ``classes.json`` and a sample of the label files. The sample covers all splits, so that all of them
-    are read by the same rule.
-
-    Raises:
-        ValueError: If ``classes.json`` cannot be used, or if the classes are not known.
-    """
-    file = root / CLASSES_FILE
-    classes = read_classes(file) if file.is_file() else None
-    if classes is not None and (classes.ids is not None or classes.colors is not None):
-        return classes
-    files = sorted((root / "labels").rglob("*.png"))
-    sample = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, SAMPLED_FILES).astype(int))] if files else []
-    kinds = [_inspect(path) for path in sample]
-    if classes is None:
-        return _classes_of_palettes(root, kinds)
-    colored = sum(kind.has_colors for kind in kinds)
-    if colored and 2 * colored >= len(kinds):
-        return _map_colors(root, classes, kinds)
-    if colored:
-        _warn_once(
-            f"{colored} of {len(kinds)} label files of {root} that were inspected have colours and the others are "
-            f'grey. All are read by value, palettes by their index. To read them by colour, write "ids" in '
-            f'{CLASSES_FILE}: {{"ids": {{"#ff0000": "{classes.names[0]}", ...}}}}.'
+def _warn_of_unused_labels(layout: Layout, images: Path, labels: Path, pairs: Sequence[Pair]) -> None:
+    """Warn of label files without an image, unless the folder also contains the labels of other splits."""
+    if layout.labels is not None and "{split}" in layout.images and "{split}" not in layout.labels:
+        return
+    used = {path for pair in pairs for path in (pair.image, pair.label)}
+    found = find_labels(labels, parse_names(layout.names)[1])
+    if unused := [path for paths in found.values() for path in paths if path not in used]:
+        warnings.warn(
+            f"{len(unused)} label files in {labels} have no image of the same name in {images} with one of the "
+            f"suffixes {', '.join(IMAGE_SUFFIXES)}; they are ignored:\n{format_list(unused, limit=5)}",
+            stacklevel=3,
         )
-    return _map_binary_masks(root, classes, sample)
 
 
-@dataclass(frozen=True)
-class _LabelKind:
-    """The kind of pixels in a label file.
-
-    Attributes:
-        has_colors: Whether the pixels are colours: RGB that is not grey, or indices into a palette that is not grey.
-        palette: Colours of this palette; empty without one.
-    """
-
-    has_colors: bool = False
-    palette: tuple[Color, ...] = ()
+def _check_val_share(val_share: float, val_seed: int) -> None:
+    if isinstance(val_share, bool) or not isinstance(val_share, (int, float)) or not 0 < val_share < 1:
+        raise ValueError(f"Expected `val_share` to be a share between 0 and 1, such as 0.1, but got {val_share!r}.")
+    if type(val_seed) is not int:
+        raise ValueError(f"Expected `val_seed` to be a whole number, but got {val_seed!r}.")
 
 
-def _inspect(file: Path) -> _LabelKind:
-    """Determine the kind of a label file. A file that cannot be read has no colours; `check` reports it."""
-    try:
-        with Image.open(file) as image:
-            palette = palette_of(image)
-            pixels = np.asarray(image) if image.mode in ("RGB", "RGBA") else np.zeros((1, 1, 3))
-    except Exception:  # Pillow's errors for damaged files have no common base class
-        return _LabelKind()
-    if (palette != palette[:, :1]).any():
-        return _LabelKind(True, tuple((r, g, b) for r, g, b in palette.tolist()))
-    return _LabelKind(bool((pixels[..., :3] != pixels[..., :1]).any()))
-
-
-def _classes_of_palettes(root: Path, kinds: Sequence[_LabelKind]) -> FolderClasses:
-    """Make each colour in the palette of the label files a class."""
-    colors = list(_common_palette([kind.palette for kind in kinds if kind.palette]))
-    # Writers fill a palette up to 256 colours with black or with a ramp of greys; neither is a class.
-    while len(colors) > 1 and (colors[-1] == (0, 0, 0) or colors[-1] == (len(colors) - 1,) * 3):
-        colors.pop()
-    if not 0 < len(colors) < 256:
+def _divide(pairs: Sequence[Pair], images: Path, val_share: float, val_seed: int) -> set[Pair]:
+    """Return the pairs of the split "val"; raise ValueError if it would have no image, or all."""
+    places = {pair: _place(shared_name(pair.image, images), val_seed) for pair in pairs}
+    chosen = {pair for pair, place in places.items() if place < val_share}
+    if not 0 < len(chosen) < len(pairs):
         raise ValueError(
-            f"The classes of {root} are not known: write {root / CLASSES_FILE} with a list of class names, for example "
-            '["road", "car"], or use palette PNGs with one colour for each class as labels.'
+            f"val_share={val_share} of the {len(pairs)} images in {images} selects {len(chosen)} for validation with "
+            f"val_seed={val_seed}. Pass a val_share above {min(places.values()):.3f} and up to "
+            f"{max(places.values()):.3f}, or another val_seed."
         )
-    names = tuple(f"class {index}" for index in range(len(colors)))
-    return FolderClasses(names, tuple(colors), colors=_class_of_color(colors))
+    return chosen
 
 
-def _map_colors(root: Path, classes: FolderClasses, kinds: Sequence[_LabelKind]) -> FolderClasses:
-    """Map the colours of a palette to the classes: the palette of classes.json, or that of the first label file."""
-    if not classes.palette:
-        return _map_first_palette(root, classes, [kind.palette for kind in kinds if kind.palette])
-    if len(set(classes.palette)) < len(classes.palette):
-        raise ValueError(f"{root / CLASSES_FILE} gives several classes one colour, and labels are read by colour.")
-    return replace(classes, colors=_class_of_color(classes.palette))
-
-
-def _map_first_palette(root: Path, classes: FolderClasses, palettes: Sequence[tuple[Color, ...]]) -> FolderClasses:
-    """Map the colours of the first palette to the classes at their index.
-
-    If its colours do not distinguish the classes, the indices stay the class ids.
-    """
-    palette = _common_palette(palettes)
-    colors = palette[: len(classes.names)]
-    differ = any(other != palette[: len(other)] for other in palettes)
-    if len(set(colors)) < len(colors) and differ:
-        raise ValueError(
-            f"The label files of {root} have different palettes, and these give several classes one colour, so that "
-            f'neither indices nor colours identify the classes. Write "palette" in {root / CLASSES_FILE}, the colour '
-            "of each class, or save the labels in grey."
-        )
-    if not colors or len(set(colors)) < len(colors):
-        return classes
-    if differ:
-        given = ", ".join(f"{name} {hex_color(color)}" for name, color in zip(classes.names, colors, strict=False))
-        _warn_once(
-            f"The label files of {root} have palettes of different orders. They are read by colour, in the order of "
-            f'the first file: {given}. If that is not right, write "palette" in {CLASSES_FILE}.'
-        )
-    void = palette[classes.ignore_index] if 0 <= classes.ignore_index < len(palette) else None
-    # White at index 255 is the end of the ramp of greys that writers fill palettes up with.
-    void_colors = {void: classes.ignore_index} if void and void != (255, 255, 255) else {}
-    return replace(
-        classes,
-        palette=colors if len(colors) == len(classes.names) else (),
-        colors=void_colors | _class_of_color(colors),
-    )
-
-
-def _common_palette(palettes: Sequence[tuple[Color, ...]]) -> tuple[Color, ...]:
-    """Return the longest palette if all others are its beginnings, otherwise the first."""
-    longest = max(palettes, key=len, default=())
-    return longest if all(longest[: len(palette)] == palette for palette in palettes) else palettes[0]
-
-
-def _class_of_color(colors: Sequence[Color]) -> dict[Color, int]:
-    """Map each colour to its position; of equal colours, to the first position."""
-    return {color: index for index, color in reversed(list(enumerate(colors)))}
-
-
-def _map_binary_masks(root: Path, classes: FolderClasses, sample: Sequence[Path]) -> FolderClasses:
-    """Map 0 and 255 to two classes if the label files contain no other values; otherwise values are class ids."""
-    if len(classes.names) != 2 or classes.ignore_index != 255:
-        return classes
-    zero, one = classes.names
-    masks = _binary_masks(sample)
-    if masks == "some":
-        _warn_once(
-            f"Some label files of {root} contain only 0 and 255, others 0 and 1: 255 is read as void. If it is "
-            f'{one!r}, write "ids": {{"0": "{zero}", "1": "{one}", "255": "{one}"}} in {CLASSES_FILE}.'
-        )
-    if masks != "all":
-        return classes
-    _warn_once(
-        f"The label files of {root} contain only 0 and 255, and there are two classes: 0 is read as {zero!r} and 255 "
-        f'as {one!r}. If 255 is void, write "ids": {{"0": "{zero}", "1": "{one}", "255": "{VOID}"}} in {CLASSES_FILE}.'
-    )
-    return replace(classes, ids={0: 0, 255: 1})
-
-
-def _binary_masks(files: Sequence[Path]) -> Literal["all", "some", "none"]:
-    """Return whether all, some or none of the label files are masks of 0 and 255. Files with 1 bit do not count.
-
-    "some" means that other files contain 1, and that no file contains both 1 and 255.
-    """
-    values_of_files = []
-    for file in files:
-        try:
-            label = read_label(file)
-        except ValueError:
-            continue  # `check` reports it
-        if label.dtype != np.bool_:
-            values_of_files.append(set(np.unique(label).tolist()))
-    with_255 = [values for values in values_of_files if 255 in values]
-    if not with_255 or any(values - {0, 1, 255} for values in values_of_files) or any(1 in v for v in with_255):
-        return "none"
-    return "some" if any(1 in values for values in values_of_files) else "all"
-
-
-def _warn_once(message: str) -> None:
-    """Warn once per process, since a folder is opened once for each split."""
-    if message not in _shown_warnings:
-        _shown_warnings.add(message)
-        warnings.warn(message, stacklevel=2)
+def _place(name: str, val_seed: int) -> float:
+    """Return the place of an image in [0, 1), by the SHA-256 of the seed and its name."""
+    digest = hashlib.sha256(f"{val_seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48

@@ -1,12 +1,18 @@
-"""Check of a complete copy of a named data set, for `bpkd data check`."""
+"""Check of all files of a data set, for `bpkd data check`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bpkd_sdk.data.checks import SampleReport, absent_classes, inspect_samples
-from bpkd_sdk.data.registry import DATASETS
+from bpkd_sdk.data.dataset import FileDataset
+from bpkd_sdk.data.folder import open_folder
+from bpkd_sdk.data.layout import folder_splits
+from bpkd_sdk.data.registry import DATASETS, DatasetEntry, find_folder
 from bpkd_sdk.errors import check_choice
 
 
@@ -33,25 +39,40 @@ class SplitReport:
     problems: tuple[str, ...] = ()
 
 
-def check_dataset(name: str, root: str | Path) -> list[SplitReport]:
-    """Read all splits of a named data set and report on each.
+def check_dataset(path_or_name: str | Path, root: str | Path | None = None, **selection: Any) -> list[SplitReport]:
+    """Read all splits of a data set in files and report on each.
 
     Args:
-        name: Name of the data set, one of `DATASETS`.
-        root: Folder of the data set.
+        path_or_name: Path of a folder, or name of a data set, one of `DATASETS`.
+        root: Folder of a named data set.
+        **selection: Options of `open_folder`, such as ``val_share``.
 
     Raises:
-        ValueError: If the name is unknown. Problems of the data are in the reports.
+        ValueError: If the name is unknown, or an option cannot be used. Problems of the data are in the reports.
+        FileNotFoundError: If the folder does not exist, or its layout is not known.
     """
+    if folder := find_folder(path_or_name, root):
+        entry = DATASETS["folder"]
+        found = folder_splits(folder, selection.get("pattern"))
+        splits = ["train", "val"] if found or selection.get("val_share") is not None else []
+        if not splits:
+            open_folder(folder, **selection)  # raises an error that describes the layout
+        return [
+            _check_split(entry, split, partial(open_folder, folder, split, **selection))
+            for split in dict.fromkeys([*splits, *found])
+        ]
+    name = str(path_or_name)
     check_choice("name", name, DATASETS)
-    return [_check_split(name, root, split) for split in DATASETS[name].images]
-
-
-def _check_split(name: str, root: str | Path, split: str) -> SplitReport:
+    if root is None:
+        raise FileNotFoundError(f"There is no folder {name!r}. To check the data set {name}, pass its folder as well.")
     entry = DATASETS[name]
-    expected = entry.images[split]
+    return [_check_split(entry, split, partial(entry.open, root, split)) for split in entry.images]
+
+
+def _check_split(entry: DatasetEntry, split: str, open_split: Callable[[], FileDataset]) -> SplitReport:
+    expected = entry.images.get(split)
     try:
-        dataset = entry.open(root, split)
+        dataset = open_split()
         dataset.check_classes()
     except (FileNotFoundError, ValueError) as error:
         return SplitReport(split, None, expected, problems=(str(error),))

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from bpkd_sdk.models.spec import Color
 
-LABEL_FORMATS = ("PNG", "TIFF", "BMP")  # Pillow's names of lossless formats
+LABEL_FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # Pillow's names of lossless formats
 
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow scales grey values of 2 and 4 bits to 0..255 by these factors
 

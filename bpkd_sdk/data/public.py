@@ -7,15 +7,16 @@ in its splits, where to get it, and the function that opens it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from bpkd_sdk.data.dataset import FileDataset, Pair, existing, pair_files
-from bpkd_sdk.errors import check_choice, import_optional
+from bpkd_sdk.data.dataset import FileDataset
+from bpkd_sdk.data.pairs import Pair, pair_files
+from bpkd_sdk.errors import check_choice, format_list, import_optional
 from bpkd_sdk.files import read_json, write_atomically
 from bpkd_sdk.models.spec import Color
 from bpkd_sdk.progress import track
@@ -104,8 +105,8 @@ def open_cityscapes(root: str | Path, split: str = "train") -> FileDataset:
     images, labels = f"leftImg8bit/{split}", f"gtFine/{split}"
     top = find_root(root, (images, labels), nested=("cityscapes",), source=CITYSCAPES_SOURCE)
     by_id = next((top / labels).rglob("*_labelIds.png"), None) is not None
-    ending = "_gtFine_labelIds.png" if by_id else "_gtFine_labelTrainIds.png"
-    pairs = pair_files(top / images, top / labels, lambda stem: stem.removesuffix("_leftImg8bit") + ending)
+    kind = "labelIds" if by_id else "labelTrainIds"
+    pairs = pair_files(top / images, top / labels, f"{{}}_leftImg8bit.*:{{}}_gtFine_{kind}.png")
     ids = CITYSCAPES_CLASS_OF_ID if by_id else None
     return FileDataset(
         f"cityscapes/{split}", pairs, tuple(CITYSCAPES_CLASSES), tuple(CITYSCAPES_CLASSES.values()), ids=ids
@@ -228,6 +229,21 @@ def open_pascal_context(root: str | Path, split: str = "train") -> FileDataset:
         raise ValueError(f"{top / names} lists no image. {PASCAL_SOURCE}")
     pairs = existing(Pair(top / PASCAL_PHOTOS / f"{stem}.jpg", top / PASCAL_LABELS / f"{stem}.png") for stem in stems)
     return FileDataset(f"pascal_context_59/{split}", pairs, PASCAL_CLASS_NAMES, PASCAL_PALETTE, ids=PASCAL_CLASS_OF_ID)
+
+
+def existing(pairs: Iterable[Pair]) -> list[Pair]:
+    """Return the pairs if all their files exist.
+
+    Raises:
+        ValueError: If images or label files are missing; the first of them are listed.
+    """
+    pairs = list(pairs)
+    if missing := [pair.image for pair in pairs if not pair.image.is_file()]:
+        raise ValueError(f"{len(missing)} of {len(pairs)} images are missing:\n{format_list(missing)}")
+    unlabelled = [f"{pair.image} (expected {pair.label})" for pair in pairs if pair.label and not pair.label.is_file()]
+    if unlabelled:
+        raise ValueError(f"{len(unlabelled)} of {len(pairs)} images have no label:\n{format_list(unlabelled)}")
+    return pairs
 
 
 Record = dict[str, Any]

@@ -37,7 +37,7 @@ class DatasetEntry:
 
     def count_problem(self, split: str, dataset: FileDataset) -> str | None:
         """Return the difference between the number of images in a split and in a complete copy, or None."""
-        expected = self.images[split]
+        expected = self.images.get(split)
         if expected in (None, len(dataset)):
             return None
         return f"{len(dataset)} images, but a complete copy has {expected}"
@@ -50,3 +50,10 @@ DATASETS: dict[str, DatasetEntry] = {
     "ade20k": DatasetEntry(open_ade20k, ADE20K_IMAGES),
     "pascal_context_59": DatasetEntry(open_pascal_context, PASCAL_IMAGES),
 }
+
+
+def find_folder(path_or_name: str | Path, root: str | Path | None = None) -> Path | None:
+    """Return the folder that the arguments of `open_dataset` state, or None if they name another data set."""
+    if root is not None:
+        return Path(root) if path_or_name == "folder" else None
+    return Path(path_or_name) if path_or_name != "shapes" and Path(path_or_name).is_dir() else None

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from bpkd_sdk.data import FileDataset, SegmentationDataset
+from bpkd_sdk.data.folder import FolderDataset
 from bpkd_sdk.errors import flatten, format_list, list_differences
 from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.features import unwrap
@@ -162,7 +163,7 @@ def _input_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     identity = "sha256" if teacher.get("sha256") else "file"
     return {
         "data": {
-            split: {key: value for key, value in (data or {}).items() if key != "name"}
+            split: {key: value for key, value in (data or {}).items() if key not in ("name", "selection")}
             for split, data in facts.get("data", {}).items()
         },
         "teacher": {identity: teacher.get(identity)}
@@ -234,7 +235,7 @@ def _data_facts(dataset: SegmentationDataset | None) -> dict[str, Any] | None:
         "images": len(dataset),
         "class_names": list(dataset.class_names),
         "fingerprint": fingerprint(dataset),
-    }
+    } | ({"selection": dataset.selection} if isinstance(dataset, FolderDataset) and dataset.selection else {})
 
 
 def fingerprint(dataset: SegmentationDataset) -> str:

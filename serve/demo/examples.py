@@ -10,8 +10,9 @@ import numpy as np
 from bpkd_sdk.classes import class_order, reorder_labels
 from bpkd_sdk.data import shapes
 from bpkd_sdk.data.classes_file import CLASSES_FILE
-from bpkd_sdk.data.dataset import Pair, pair_files
-from bpkd_sdk.data.folder import FolderDataset, find_classes
+from bpkd_sdk.data.folder import FolderDataset
+from bpkd_sdk.data.folder_classes import find_classes
+from bpkd_sdk.data.pairs import Pair, pair_files
 from bpkd_sdk.images import read_image
 from bpkd_sdk.models.spec import NetworkSpec
 from bpkd_sdk.serve.networks import ModelSet
@@ -69,7 +70,8 @@ def convert_labels(pairs: list[Pair], source: Path, network: NetworkSpec, path: 
     """
     if not (source / CLASSES_FILE).is_file() or any(pair.label is None for pair in pairs):
         return pairs
-    data = FolderDataset(source, "examples", pairs, find_classes(source))
+    labels = [pair.label for pair in pairs if pair.label]
+    data = FolderDataset(source, "examples", pairs, find_classes(source, labels))
     data.check_classes()
     order = class_order(network, data, network_name="the network", data_name=str(source))
     converted = []

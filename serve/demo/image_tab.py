@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from bpkd_sdk.data.dataset import Pair
+from bpkd_sdk.data.pairs import Pair
 from bpkd_sdk.serve.demo import tables
 from bpkd_sdk.serve.demo.controls import DRAWING_EVENT, EXPECTED_ERRORS, NETWORK_EVENT, Controls, show_warning
 from bpkd_sdk.serve.demo.scene import Scene
