@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,10 +13,12 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from bpkd_sdk.classes import MAX_CLASSES
 from bpkd_sdk.data.classes_file import CLASSES_FILE, VOID, FolderClasses, read_classes
-from bpkd_sdk.data.labels import hex_color, palette_of, read_label
+from bpkd_sdk.data.labels import distinct_pixel_colors, hex_color, palette_of, read_label
 from bpkd_sdk.models.spec import Color
 
+MAX_ADVISED_FILES = 8  # label files whose colours an error message lists
 SAMPLED_FILES = 64  # label files, spread over all splits, that are inspected to determine the meaning of labels
 
 _shown_warnings: set[str] = set()
@@ -39,7 +43,7 @@ def find_classes(root: Path, files: Sequence[Path]) -> FolderClasses:
     sample = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, SAMPLED_FILES).astype(int))] if files else []
     kinds = [_inspect(path) for path in sample]
     if classes is None:
-        return _classes_of_palettes(root, kinds)
+        return _classes_of_palettes(root, kinds, sample)
     colored = sum(kind.has_colors for kind in kinds)
     if colored and 2 * colored >= len(kinds):
         return _map_colors(root, classes, kinds)
@@ -78,7 +82,7 @@ def _inspect(file: Path) -> _LabelKind:
     return _LabelKind(bool((pixels[..., :3] != pixels[..., :1]).any()))
 
 
-def _classes_of_palettes(root: Path, kinds: Sequence[_LabelKind]) -> FolderClasses:
+def _classes_of_palettes(root: Path, kinds: Sequence[_LabelKind], sample: Sequence[Path]) -> FolderClasses:
     """Make each colour in the palette of the label files a class."""
     colors = list(_common_palette([kind.palette for kind in kinds if kind.palette]))
     # Writers fill a palette up to 256 colours with black or with a ramp of greys; neither is a class.
@@ -88,9 +92,25 @@ def _classes_of_palettes(root: Path, kinds: Sequence[_LabelKind]) -> FolderClass
         raise ValueError(
             f"The classes of {root} are not known: write {root / CLASSES_FILE} with a list of class names, for example "
             '["road", "car"], or use palette PNGs with one colour for each class as labels.'
+            + _advice_on_colors(root, sample)
         )
     names = tuple(f"class {index}" for index in range(len(colors)))
     return FolderClasses(names, tuple(colors), colors=_class_of_color(colors))
+
+
+def _advice_on_colors(root: Path, sample: Sequence[Path]) -> str:
+    """Return a ``classes.json`` for the colours of some label files, to be completed; empty if they have no colours."""
+    colors: set[Color] = set()
+    for path in sample[:MAX_ADVISED_FILES]:
+        with suppress(ValueError, OSError):
+            colors.update(distinct_pixel_colors(path))
+    if not 1 < len(colors) <= MAX_CLASSES:
+        return ""
+    ids = {hex_color(color): f"class {index}" for index, color in enumerate(sorted(colors))}
+    return (
+        f"\nThese are the colours of {min(len(sample), MAX_ADVISED_FILES)} label files. Write the class of each, or "
+        f'"{VOID}", into {root / CLASSES_FILE}:\n  {json.dumps({"ids": ids})}'
+    )
 
 
 def _map_colors(root: Path, classes: FolderClasses, kinds: Sequence[_LabelKind]) -> FolderClasses:

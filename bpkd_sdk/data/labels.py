@@ -22,7 +22,7 @@ def read_label(path: Path) -> np.ndarray:
     Grey values of 2 and 4 bits are read as they are stored.
 
     Args:
-        path: Path of a PNG, TIFF or BMP file.
+        path: Path of a PNG, TIFF, BMP or GIF file.
 
     Returns:
         bool for a file with 1 bit per pixel; otherwise uint8 if the values fit, or int64.
@@ -42,7 +42,10 @@ def read_label(path: Path) -> np.ndarray:
         return np.ascontiguousarray(pixels[..., 0])
     label = np.array(image)
     if label.ndim != 2 or image.mode == "F":
-        raise ValueError(f"{path}: contains pixels of the kind {image.mode!r}, expected one class id per pixel")
+        raise ValueError(
+            f"{path}: contains pixels of the kind {image.mode!r}, expected one class id per pixel, as a "
+            "whole number of 8, 16 or 32 bits"
+        )
     if image.mode == "P":
         return _greys_or_indices(image, label)
     if raw_mode in _GREY_STEPS:
@@ -56,7 +59,7 @@ def read_colors(path: Path, colors: Mapping[Color, int], ignore_index: int) -> n
     The palette index `ignore_index` is void, regardless of its colour.
 
     Args:
-        path: Path of a PNG, TIFF or BMP file.
+        path: Path of a PNG, TIFF, BMP or GIF file.
         colors: Class id, or `ignore_index`, of each RGB colour.
         ignore_index: Label value of void pixels.
 
@@ -94,6 +97,19 @@ def read_colors(path: Path, colors: Mapping[Color, int], ignore_index: int) -> n
     return np.asarray(classes[positions])
 
 
+def distinct_pixel_colors(path: Path) -> list[Color]:
+    """Return the different colours of a label file with RGB pixels, sorted; an empty list for other files.
+
+    Raises:
+        ValueError: If the file cannot be decoded.
+    """
+    image, _ = _load_label(path)
+    if image.mode not in ("RGB", "RGBA"):
+        return []
+    packed = np.unique(_packed(np.array(image.convert("RGB")))).tolist()
+    return [(color >> 16, color >> 8 & 255, color & 255) for color in packed]
+
+
 def hex_color(color: Sequence[int]) -> str:
     """Return an RGB colour as #rrggbb."""
     return "#{:02x}{:02x}{:02x}".format(*map(int, color))
@@ -114,6 +130,7 @@ def _load_label(path: Path) -> tuple[Image.Image, str]:
             arguments = image.tile[0][3] if image.tile else ""
             raw_mode = str(arguments if isinstance(arguments, str) else arguments[0] if arguments else "")
             image.load()
+            pages = _pages_of_equal_size(image)
     except UnidentifiedImageError as error:
         raise ValueError(
             f"{path}: cannot be read as a label map. It is none of {', '.join(LABEL_FORMATS)} (the compression of JPEG "
@@ -123,9 +140,28 @@ def _load_label(path: Path) -> tuple[Image.Image, str]:
         raise ValueError(f"{path}: has too many pixels ({error}). Cut image and label into tiles") from error
     except Exception as error:  # Pillow's errors for damaged files have no common base class
         raise ValueError(f"{path}: cannot be read as a label map ({error})") from error
+    if pages > 1:
+        raise ValueError(
+            f"{path}: contains {pages} pages, expected one class id per pixel. If each page is the mask of a class, "
+            "merge them into one map of class ids"
+        )
     if ";16" in raw_mode and not image.mode.startswith("I"):
         raise ValueError(f"{path}: contains colours of 16 bits a channel, expected 8")
     return image, raw_mode
+
+
+def _pages_of_equal_size(image: Image.Image) -> int:
+    """Return the number of pages with the size of the first; smaller pages are overviews of it, as GIS tools write."""
+    count = getattr(image, "n_frames", 1)
+    if count == 1 or image.format != "TIFF":
+        return int(count)
+    size, pages = image.size, 0
+    for page in range(count):
+        image.seek(page)
+        pages += image.size == size
+    image.seek(0)
+    image.load()
+    return pages
 
 
 def _opaque_rgb(path: Path, image: Image.Image) -> np.ndarray:

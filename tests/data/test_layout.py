@@ -167,9 +167,7 @@ def split_names(root, share=0.25, seed=0):
 
 
 def test_val_share_divides_by_the_stated_hash(undivided):
-    places = {
-        str(index): int(hashlib.sha256(f"7/{index}".encode()).hexdigest(), 16) / 2**256 for index in range(40)
-    }
+    places = {str(index): int(hashlib.sha256(f"7/{index}".encode()).hexdigest(), 16) / 2**256 for index in range(40)}
     train, val = split_names(undivided, 0.25, 7)
     assert val == {name for name, place in places.items() if place < 0.25}
     assert train == places.keys() - val
@@ -241,3 +239,43 @@ def test_data_check_takes_a_path(undivided, bpkd):
     assert (code, "one of {'folder', 'camvid'" in err) == (1, True)
     code, _, err = bpkd("data", "check", "camvid")
     assert (code, "pass its folder as well" in err) == (1, True)
+
+
+def test_rgb_tiff_masks_without_classes_give_their_colours(root):
+    """The advice is a file that only needs the names of the classes."""
+    (root / "classes.json").unlink()
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[4:] = (200, 0, 0)
+    for index in range(3):
+        write(root / f"images/train/{index}.png")
+        write(root / f"labels/train/{index}.TIF")
+        Image.fromarray(pixels).save(root / f"labels/train/{index}.TIF")
+    with pytest.raises(ValueError, match="Write the class of each") as caught:
+        open_dataset(root)
+    advice = str(caught.value).splitlines()[-1]
+    (root / "classes.json").write_text(advice.replace("class 0", "void").replace("class 1", "car"))
+    assert set(open_dataset(root)[0][1].flatten().tolist()) == {255, 0}
+
+
+def test_pages_of_a_tiff_label_are_overviews_or_refused(root):
+    write(root / "images/train/a.png")
+    ids = np.arange(64, dtype=np.uint8).reshape(8, 8) % 2
+    (root / "labels/train").mkdir(parents=True)
+    path = root / "labels/train/a.tif"
+    Image.fromarray(ids).save(path, save_all=True, append_images=[Image.fromarray(ids[::2, ::2])])
+    assert np.array_equal(open_dataset(root)[0][1].numpy(), ids)
+    Image.fromarray(ids).save(path, save_all=True, append_images=[Image.fromarray(1 - ids)])
+    with pytest.raises(ValueError, match=r"a.tif: contains 2 pages, expected one class id per pixel"):
+        open_dataset(root).check()
+
+
+def test_gif_masks_are_read_by_their_palette(root):
+    """Some public data sets have masks in this format."""
+    (root / "classes.json").write_text('{"class_names": ["ground", "car"], "palette": [[0, 0, 0], [255, 255, 255]]}')
+    for index in range(2):
+        write(root / f"images/train/{index}.jpg")
+        (root / "labels/train").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(root / f"labels/train/{index}_mask.gif")
+    with pytest.warns(UserWarning, match="contain only 0 and 255"):
+        data = open_dataset(root, pattern="{}.jpg:{}_mask.gif")
+    assert np.array_equal(data[1][1].numpy(), np.eye(8))
