@@ -18,7 +18,7 @@ from rich.table import Table
 
 import bpkd_sdk as bpkd
 from bpkd_sdk.serve import draw_difference
-from bpkd_sdk.serve.networks import ServedModel, match_classes, open_models
+from bpkd_sdk.serve.networks import ServedModel, open_models, reorder_models
 
 
 def format_row(
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> Path:
     options = parser.parse_args(arguments)
     data = bpkd.open_dataset(options.data, split="val")
     images = [data[index][0].permute(1, 2, 0).contiguous().numpy() for index in range(min(options.images, len(data)))]
-    models = match_classes(open_models(options.students, teacher=options.teacher, device=options.device))
+    models = reorder_models(open_models(options.students, teacher=options.teacher, device=options.device))
     for unavailable in models.unavailable:
         print(f"{unavailable.name} was skipped: {unavailable.reason}")
     if models.teacher is None:

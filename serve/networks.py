@@ -166,7 +166,7 @@ def _open(source: ModelSource, name: str, device: str | torch.device) -> ServedM
         return UnavailableModel(name, str(error).replace(_title(source), name))
 
 
-def match_classes(models: ModelSet) -> ModelSet:
+def reorder_models(models: ModelSet) -> ModelSet:
     """Reorder the classes of all students like those of the teacher, or like those of the first student without one.
 
     A student whose classes differ from the teacher's becomes unavailable. Without a teacher it is kept as it is.

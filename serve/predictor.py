@@ -162,7 +162,7 @@ class StageTimer:
 
 Images: TypeAlias = list[ImageSource] | tuple[ImageSource, ...]
 
-MAX_PIXELS = 2048 * 2048  # pixels of a batch; a larger image is segmented in windows
+MAX_BATCH_PIXELS = 2048 * 2048  # pixels of a batch; a larger image is segmented in windows
 WINDOW_SIDE = 1024  # side of these windows in pixels, if the network accepts any size
 MAX_BATCH = 8  # images in a batch
 _MIN_SIDE = 32  # a shorter side counts as this many pixels, because networks pad images to about this size
@@ -264,7 +264,7 @@ class Predictor:
     def _batch_size(self, height: int, width: int) -> int:
         """Return the number of images or windows of this size that are segmented together."""
         accepted = self.runtime.accepts.batch[1] or MAX_BATCH
-        return max(1, min(MAX_BATCH, accepted, MAX_PIXELS // _count_pixels(height, width)))
+        return max(1, min(MAX_BATCH, accepted, MAX_BATCH_PIXELS // _count_pixels(height, width)))
 
     def _predict_batch(
         self, images: list[np.ndarray], reading_ms: float, confidence: bool, entropy: bool
@@ -299,7 +299,7 @@ class Predictor:
         """
         height, width = images.shape[1:3]
         accepts = self.runtime.accepts
-        if accepts.takes_size(height, width) and _count_pixels(height, width) <= MAX_PIXELS:
+        if accepts.takes_size(height, width) and _count_pixels(height, width) <= MAX_BATCH_PIXELS:
             yield self._run(torch.from_numpy(images), timer)
         else:
             window = _window_side(height, accepts.height), _window_side(width, accepts.width)

@@ -116,7 +116,7 @@ def reproduce(
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ValueError("--evaluate scores in one process; start it without `accelerate launch`.")
         metrics = recipes.score_checkpoint(
-            row, root, evaluate, device=plan.config.device, base_size=plan.evaluation.base_size
+            row, root, evaluate, device=plan.config.device, base_size=plan.protocol.base_size
         )
         print_classes(metrics)
         print_metrics(metrics)

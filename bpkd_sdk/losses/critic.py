@@ -108,7 +108,7 @@ class Critic(nn.Module):
         for width in (64, 128, 256, 512)[: int(math.log2(side / MIN_SIDE))]:
             layers += [spectral_norm(nn.Conv2d(channels, width, 4, stride=2, padding=1)), nn.LeakyReLU(0.1)]
             if width >= 256:
-                layers.append(SelfAttention(width))
+                layers.append(CriticAttention(width))
             channels = width
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, MIN_SIDE))
 
@@ -118,7 +118,7 @@ class Critic(nn.Module):
         return scores
 
 
-class SelfAttention(nn.Module):
+class CriticAttention(nn.Module):
     """Self-attention over all positions (Zhang et al., arXiv 1805.08318): x + gamma * attention(x); gamma starts at 0.
 
     Args:

@@ -27,14 +27,14 @@ class Plan:
         recipe: Row of the table.
         method: Name in `METHOD_CHOICES`, or "none" for the student without a teacher.
         config: Options of the training.
-        evaluation: Evaluation protocol of the student.
+        protocol: Evaluation protocol of the student.
         limit_steps: Number of steps of a smoke run, whose score is not a result; None for a complete run.
     """
 
     recipe: Recipe
     method: str
     config: TrainingConfig
-    evaluation: EvaluationProtocol
+    protocol: EvaluationProtocol
     limit_steps: int | None
 
     @property
@@ -93,7 +93,7 @@ def make_plan(row: str, method: str = "bpkd", *, limit_steps: int | None = None,
     config = TrainingConfig.from_options(settings | options)
     if config.labels == "teacher":
         raise ValueError("The scores of the table need the labels of the data set; do not pass labels='teacher'.")
-    return Plan(recipe, method, config, replace(recipe.evaluation, base_size=config.base_size), limit_steps)
+    return Plan(recipe, method, config, replace(recipe.protocol, base_size=config.base_size), limit_steps)
 
 
 # Options that `describe_plan` describes in sentences; it lists all others by name.
@@ -124,7 +124,7 @@ def describe_plan(plan: Plan) -> dict[str, str]:
         "augmentation": f"fitted into {_describe_size(config.base_size)}, scaled by {config.scale[0]:g} to "
         f"{config.scale[1]:g}, crops in which no class fills more than {config.max_class_share:.0%}, flip, "
         "photometric distortion",
-        "evaluation": _describe_evaluation(plan.evaluation),
+        "evaluation": _describe_evaluation(plan.protocol),
         "intervals": f"evaluated every {config.evaluation_interval} steps, saved every {config.checkpoint_interval}",
         "further options": ", ".join(f"{name} {value}" for name, value in others.items()),
         "paper": ", ".join(f"{name} {score.miou:.2f} / {score.macc:.2f}" for name, score in recipe.paper.items()),

@@ -57,7 +57,7 @@ class Reproduction:
             "smoke_run_of_steps": plan.limit_steps,
             "ours": dataclasses.asdict(self.ours),
             "paper": None if plan.paper is None else dataclasses.asdict(plan.paper),
-            "evaluation": dataclasses.asdict(plan.evaluation),
+            "evaluation": dataclasses.asdict(plan.protocol),
             "config": plan.config.to_dict(),
             "metrics": self.metrics.to_dict(),
             "checkpoint": self.checkpoint.name,
@@ -104,7 +104,7 @@ def reproduce(
     torch.manual_seed(plan.config.seed)
     student = create_student(plan.recipe, train_set.num_classes, backbone)
     settings = dataclasses.asdict(plan.config)
-    settings |= {"protocol": plan.evaluation, "output_dir": output_dir, "resume": resume}
+    settings |= {"protocol": plan.protocol, "output_dir": output_dir, "resume": resume}
     loss = plan.create_method()
     if loss is None:
         result = train(student, (train_set, val_set), **settings)
@@ -227,7 +227,7 @@ def score_checkpoint(
         ValueError: If the row is unknown, the data cannot be used, or the network has other classes.
     """
     recipe = find_recipe(row)
-    protocol = dataclasses.replace(recipe.evaluation, **changes)
+    protocol = dataclasses.replace(recipe.protocol, **changes)
     entry = DATASETS[recipe.dataset]
     dataset = entry.open(root, "val")
     if problem := entry.count_problem("val", dataset):

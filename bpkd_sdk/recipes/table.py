@@ -42,7 +42,7 @@ class Recipe:
         batch_size: Number of images per optimiser step, over all GPUs.
         learning_rate: Learning rate of SGD at the first step.
         weight_decay: Weight decay of SGD.
-        evaluation: Evaluation protocol of the student.
+        protocol: Evaluation protocol of the student.
         teacher_source: Address of the teacher's checkpoint.
         backbone_source: Address of the ImageNet weights of the student's backbone.
         paper: The paper's scores: of the teacher, of the student without a teacher ("none"), and of each method.
@@ -64,7 +64,7 @@ class Recipe:
     batch_size: int
     learning_rate: float
     weight_decay: float
-    evaluation: EvaluationProtocol
+    protocol: EvaluationProtocol
     teacher_source: str
     backbone_source: str
     paper: Mapping[str, Score]
@@ -206,7 +206,7 @@ def _row(name: str, scores: list[float]) -> Recipe:
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
-        evaluation=EvaluationProtocol(
+        protocol=EvaluationProtocol(
             mode="slide" if window else "whole",
             crop_size=window,
             stride=_WINDOW_STRIDE if window else None,

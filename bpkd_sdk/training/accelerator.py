@@ -67,10 +67,10 @@ def create_accelerator(config: TrainingConfig) -> Accelerator:
     )
     atexit.unregister(_leave_process_group)
     atexit.register(_leave_process_group)
-    parts = accelerator.num_processes * config.accumulate
-    if config.batch_size % parts:
+    micro_batches = accelerator.num_processes * config.accumulate
+    if config.batch_size % micro_batches:
         raise ValueError(
-            f"Expected `batch_size`, the number of images per step, to be a multiple of {parts} "
+            f"Expected `batch_size`, the number of images per step, to be a multiple of {micro_batches} "
             f"({accelerator.num_processes} processes, accumulate={config.accumulate}), but got {config.batch_size}."
         )
     progress.console.quiet = not accelerator.is_main_process

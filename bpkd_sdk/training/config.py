@@ -62,9 +62,9 @@ class TrainingConfig:
     Attributes:
         steps: Number of optimiser steps.
         batch_size: Number of images per step, over all processes.
-        accumulate: Number of parts that a batch is split into, which pass through the networks one after the other to
-            save memory. Only operations that compare images of a batch depend on it: batch norm, CIRKD's mini-batch
-            term, and the critics of SKDS and IFVD, which do one step per part.
+        accumulate: Number of micro-batches that a batch is split into, which pass through the networks one after the
+            other to save memory. Only operations that compare images of a batch depend on it: batch norm, CIRKD's
+            mini-batch term, and the critics of SKDS and IFVD, which do one step per micro-batch.
         crop_size: (height, width) of the training crops; None: the first image's size, at most 512 per side.
         learning_rate: Learning rate at the first step, without warm-up; None: 0.01 for SGD, 6e-4 for AdamW.
         optimizer: "sgd" (momentum 0.9, as in the paper) or "adamw".

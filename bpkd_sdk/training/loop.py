@@ -153,8 +153,8 @@ class _Trainer:
             if self.is_evaluation_due:  # the run was stopped between a checkpoint and its evaluation
                 self._evaluate(view)
             meter = StepMeter(self.position.step)
-            for parts in self._batches():
-                terms, teacher_sum = self._step(parts)
+            for micro_batches in self._batches():
+                terms, teacher_sum = self._step(micro_batches)
                 meter.add(terms, config.batch_size, teacher_sum)
                 step = self.position.step + 1
                 self.position = replace(self.position, step=step)
@@ -177,29 +177,30 @@ class _Trainer:
                 raise KeyboardInterrupt(f"stopped after step {self.position.step}; resume with resume=True")
         return self.metrics if self.metrics is not None else self._score()
 
-    def _step(self, parts: list[Batch]) -> tuple[dict[str, Tensor], Tensor | float]:
-        """Do one optimiser step on the parts of a batch.
+    def _step(self, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], Tensor | float]:
+        """Do one optimiser step on the micro-batches of a batch.
 
         The critics of SKDS and IFVD do a step of their own in the forward pass of the objective.
 
         Args:
-            parts: `config.accumulate` pairs of uint8 images (N, 3, h, w) and labels (N, h, w).
+            micro_batches: `config.accumulate` pairs of uint8 images (N, 3, h, w) and labels (N, h, w).
 
         Returns:
-            The mean of each loss term over the parts, and the sum of the teacher's logits, to detect NaN and infinity.
+            The mean of each loss term over the micro-batches, and the sum of the teacher's logits, to detect NaN and
+            infinity.
         """
         step = self.position.step
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step)
-        method_factor, labelled_pixels = self.config.method_factor_at(step), self._labelled_pixels(parts)
+        method_factor, labelled_pixels = self.config.method_factor_at(step), self._labelled_pixels(micro_batches)
         self.optimizer.zero_grad()
         mean_terms: dict[str, Tensor] = {}
         teacher_sum: Tensor | float = 0.0
-        for index, (images, labels) in enumerate(parts):
-            # The seed (dropout) depends on run, step and part only, so resuming needs no saved random state.
-            part = self.accelerator.process_index * len(parts) + index
-            torch.manual_seed(mixed_seed(self.config.seed, 2, step, part))
-            with self._gradient_synchronization(is_last=index == len(parts) - 1):
+        for index, (images, labels) in enumerate(micro_batches):
+            # The seed (dropout) depends on run, step and micro-batch only, so resuming needs no saved random state.
+            number = self.accelerator.process_index * len(micro_batches) + index
+            torch.manual_seed(mixed_seed(self.config.seed, 2, step, number))
+            with self._gradient_synchronization(is_last=index == len(micro_batches) - 1):
                 teacher_output = None
                 if self.teacher is not None:
                     teacher_output = self.teacher(images)
@@ -209,33 +210,34 @@ class _Trainer:
                 terms: dict[str, Tensor] = self.wrapped_objective(
                     images, labels, teacher_output, labelled_pixels, method_factor
                 )
-                loss = torch.stack(list(terms.values())).sum() / len(parts)
+                loss = torch.stack(list(terms.values())).sum() / len(micro_batches)
                 self.accelerator.backward(loss)
-            mean_terms = {name: mean_terms.get(name, 0) + term.detach() / len(parts) for name, term in terms.items()}
+            for name, term in terms.items():
+                mean_terms[name] = mean_terms.get(name, 0) + term.detach() / len(micro_batches)
         if self.config.gradient_clip is not None:
             self.accelerator.clip_grad_norm_(self.wrapped_objective.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         return mean_terms, teacher_sum
 
     def _batches(self) -> Iterator[list[Batch]]:
-        """Yield the parts of the batch of each remaining step."""
+        """Yield the micro-batches of each remaining step."""
         batches = iter(self.loader)
-        while parts := list(islice(batches, self.config.accumulate)):
-            yield parts
+        while micro_batches := list(islice(batches, self.config.accumulate)):
+            yield micro_batches
 
-    def _labelled_pixels(self, parts: list[Batch]) -> Tensor:
-        """Return the number of labelled pixels in a part, averaged over all parts and processes.
+    def _labelled_pixels(self, micro_batches: list[Batch]) -> Tensor:
+        """Return the number of labelled pixels in a micro-batch, averaged over all of them and all processes.
 
-        If the loss of each part were divided by its own number of labelled pixels, the gradient of a step would depend
-        on how the batch is split.
+        If the loss of each micro-batch were divided by its own number of labelled pixels, the gradient of a step would
+        depend on how the batch is split.
         """
-        labelled = torch.stack([(labels != self.task.train.ignore_index).sum() for _, labels in parts]).sum()
-        shards: int = len(parts) * self.accelerator.num_processes
+        labelled = torch.stack([(labels != self.task.train.ignore_index).sum() for _, labels in micro_batches]).sum()
+        shards: int = len(micro_batches) * self.accelerator.num_processes
         total: Tensor = self.accelerator.reduce(labelled)
         return total.clamp(min=1) / shards
 
     def _gradient_synchronization(self, *, is_last: bool) -> AbstractContextManager[Any]:
-        """Return a context in which gradients are averaged over processes only with the last part of a batch.
+        """Return a context in which gradients are averaged over processes only with the last micro-batch.
 
         The first backward pass must average too, because DDP records the static graph in it.
         """

@@ -125,7 +125,7 @@ class Entry:
             calls=len(whole),
             rounds=rounds,
             warm_up_calls=self.warm.calls,
-            settled=self.warm.stable,
+            settled=self.warm.settled,
             host_memory=self.host_memory,
             device_memory=self.warm.device_memory if self._remote else None,
             miou=_none_if_nan(self.scores.miou) if self.scores else None,
@@ -210,7 +210,7 @@ def _notes(
     ):
         layers = ", ".join(f"{count} {type_}" for type_, count in facts.executed.items())
         notes.append(f"ONNX Runtime computes its layers as {layers} on this device")
-    if not warm.stable:
+    if not warm.settled:
         notes.append(f"its times had not settled after {warm.calls} calls")
     if max(rounds) > (1 + UNSTEADY) * min(rounds):
         notes.append(

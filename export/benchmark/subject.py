@@ -61,14 +61,14 @@ class WarmUp:
 
     Attributes:
         calls: Number of calls of the warm-up.
-        stable: Whether the times settled within the time limit.
+        settled: Whether the times settled within the time limit.
         masks: Masks of all images, uint8 (N, H, W).
         device_memory: Peak memory of the GPU in bytes, over opening and warm-up, if no other process used it; None
             without a GPU.
     """
 
     calls: int
-    stable: bool
+    settled: bool
     masks: np.ndarray
     device_memory: int | None
 
@@ -123,9 +123,9 @@ class Subject:
         self._batches = cycle(batches)
         with GpuMemoryMeter(self.runtime.device) as warming:
             masks = np.concatenate([self.runtime(batch) for batch in batches])
-            calls, stable = settle(self._whole_call)
+            calls, settled = settle(self._whole_call)
         gc.collect()
-        return WarmUp(len(batches) + calls, stable, masks, combined_peak(self._opening, warming))
+        return WarmUp(len(batches) + calls, settled, masks, combined_peak(self._opening, warming))
 
     def measure_round(self, seconds: float) -> Times:
         """Time calls for a number of seconds: at least two whole calls and one in stages."""

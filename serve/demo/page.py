@@ -15,7 +15,7 @@ from bpkd_sdk.serve.demo.examples import collect_examples, write_thumbnail
 from bpkd_sdk.serve.demo.file_tabs import build_batch_tab, build_video_tab
 from bpkd_sdk.serve.demo.image_tab import ImageTab
 from bpkd_sdk.serve.demo.uploads import RestrictedBlocks
-from bpkd_sdk.serve.networks import ModelSet, check_models, match_classes
+from bpkd_sdk.serve.networks import ModelSet, check_models, reorder_models
 from bpkd_sdk.serve.service.limits import Limits
 
 INITIAL_SIZE = (512, 512)  # height and width for which MACs are counted until a visitor opens an image
@@ -81,7 +81,7 @@ def build_demo(
 
 def _displayed(models: ModelSet) -> ModelSet:
     """Return the networks in the order of the teacher's classes; a teacher without students takes their place."""
-    models = match_classes(models)
+    models = reorder_models(models)
     if models.teacher is None or models.students:
         return models
     return ModelSet(None, (models.teacher,), models.unavailable)

@@ -215,13 +215,13 @@ def test_percentiles_are_numpys():
 
 def test_the_warm_up_ends_when_the_times_settle(monkeypatch):
     durations = itertools.chain([0.06, 0.05, 0.04, 0.03, 0.025], itertools.repeat(0.02))
-    calls, stable = subject.settle(lambda: time.sleep(next(durations)))
-    assert stable
+    calls, settled = subject.settle(lambda: time.sleep(next(durations)))
+    assert settled
     assert 5 + subject.WINDOW <= calls <= 20
     monkeypatch.setattr(subject, "LONGEST_WARM_UP", 0.05)
     growing = itertools.count(1)
-    calls, stable = subject.settle(lambda: time.sleep(0.003 * next(growing)))
-    assert not stable
+    calls, settled = subject.settle(lambda: time.sleep(0.003 * next(growing)))
+    assert not settled
 
 
 def test_the_end_of_a_process_is_reported(files):

@@ -31,7 +31,7 @@ def roots(tmp_path_factory):
 
 
 def options_of(recipe):
-    return SLIDING if recipe.evaluation.mode == "slide" else SMALL
+    return SLIDING if recipe.protocol.mode == "slide" else SMALL
 
 
 @cache

@@ -60,11 +60,11 @@ def test_training_settings_of_the_released_configurations(dataset, crop, base, b
 
 
 def test_only_two_rows_slide_a_window():
-    windows = {row: recipe.evaluation.crop_size for row, recipe in RECIPES.items() if recipe.evaluation.mode == "slide"}
+    windows = {row: recipe.protocol.crop_size for row, recipe in RECIPES.items() if recipe.protocol.mode == "slide"}
     assert windows == {"pascal_context_59/pspnet_r18": (480, 480), "pascal_context_59/hrnetv2p_w18s": (512, 512)}
     for recipe in RECIPES.values():
-        assert recipe.evaluation.base_size == recipe.base_size
-        assert recipe.evaluation.stride == ((320, 320) if recipe.name in windows else None)
+        assert recipe.protocol.base_size == recipe.base_size
+        assert recipe.protocol.stride == ((320, 320) if recipe.name in windows else None)
 
 
 @pytest.mark.parametrize("row", RECIPES)
@@ -104,7 +104,7 @@ def test_addresses_of_teachers_match_their_rows():
 def test_options_replace_those_of_the_row():
     plan = make_plan("ade20k/isanet_r18", "cwd", limit_steps=3, batch_size=2, base_size=(96, 64), precision="bf16")
     assert (plan.config.steps, plan.config.batch_size, plan.config.precision) == (3, 2, "bf16")
-    assert plan.evaluation.base_size == (96, 64)
+    assert plan.protocol.base_size == (96, 64)
     assert "3 steps (a smoke run)" in describe_plan(plan)["schedule"]
 
 

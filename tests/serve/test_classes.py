@@ -10,7 +10,7 @@ from PIL import Image
 import bpkd_sdk
 from bpkd_sdk.serve.demo.examples import convert_labels, find_examples
 from bpkd_sdk.serve.demo.scene import Scene
-from bpkd_sdk.serve.networks import match_classes, open_models
+from bpkd_sdk.serve.networks import open_models, reorder_models
 from bpkd_sdk.serve.service.limits import Limits
 from tests.networks import tiny
 from tests.scenes import NAMES, scene, write_folder
@@ -33,7 +33,7 @@ def two_networks():
 
 def test_the_classes_of_a_student_are_reordered_like_the_teachers():
     teacher, student = two_networks()
-    teacher, student = match_classes(open_models([student], teacher=teacher, device="cpu")).available
+    teacher, student = reorder_models(open_models([student], teacher=teacher, device="cpu")).available
     image = scene(0)[0]
     student_prediction, teacher_prediction = (model.predictor(image, confidence=True) for model in (student, teacher))
     assert (student_prediction.class_names, student_prediction.palette) == (
@@ -47,7 +47,7 @@ def test_the_classes_of_a_student_are_reordered_like_the_teachers():
 
 
 def test_without_a_teacher_classes_are_reordered_like_the_first_students():
-    models = match_classes(open_models(two_networks(), device="cpu"))
+    models = reorder_models(open_models(two_networks(), device="cpu"))
     first, second = (student.predictor(scene(0)[0]) for student in models.students)
     assert first.class_names == second.class_names
     np.testing.assert_array_equal(first.mask, second.mask)

@@ -23,7 +23,7 @@ from bpkd_sdk.serve.demo.examples import MAX_EXAMPLES, find_examples, generate_e
 from bpkd_sdk.serve.demo.file_tabs import write_zip
 from bpkd_sdk.serve.demo.scene import PAGE_SIDE, Scene, draw_full_size, resize_to_page
 from bpkd_sdk.serve.demo.uploads import STATE_MEMORY
-from bpkd_sdk.serve.networks import ModelSet, ServedModel, UnavailableModel, match_classes, open_models
+from bpkd_sdk.serve.networks import ModelSet, ServedModel, UnavailableModel, open_models, reorder_models
 from bpkd_sdk.serve.service.limits import Limits
 from tests.serve import colors
 from tests.serve.cases import CountingPredictor, encoded, scene
@@ -214,7 +214,7 @@ class TestTables:
 class TestModelSet:
     def test_a_student_with_other_classes_is_not_compared(self, networks, model):
         teacher, student = networks
-        models = match_classes(ModelSet(teacher, (student, ServedModel("other", Predictor(model, "cpu")))))
+        models = reorder_models(ModelSet(teacher, (student, ServedModel("other", Predictor(model, "cpu")))))
         assert models.students == (student,)
         assert [model.name for model in models.pair("student")] == ["teacher", "student"]
         (other,) = models.unavailable
@@ -224,7 +224,7 @@ class TestModelSet:
     @pytest.mark.parametrize("teacher", [None, "none.onnx"])
     def test_students_are_shown_alone_without_a_teacher(self, networks, model, teacher):
         students = [*(network.predictor for network in networks), Predictor(model, "cpu")]
-        models = match_classes(open_models(students, teacher=teacher, device="cpu"))
+        models = reorder_models(open_models(students, teacher=teacher, device="cpu"))
         assert models.teacher is None
         assert [student.predictor for student in models.students] == students
         assert models.pair(models.students[1].name) == (models.students[1],)
