@@ -8,6 +8,7 @@ from torch import nn
 import bpkd_sdk
 from bpkd_sdk.classes import reorder_classifier
 from bpkd_sdk.export import benchmark, quantize, to_onnx, verify
+from bpkd_sdk.runtime import open_runtime
 from bpkd_sdk.serve import Predictor
 from bpkd_sdk.serve.networks import open_models
 from tests.scenes import COLORS, NAMES, Scenes
@@ -75,11 +76,12 @@ def test_int8_is_scored_in_the_files_order(path, tmp_path):
 
 
 def test_the_benchmark_scores_in_the_datas_order(model, path):
+    opened = open_runtime(path, "cpu")
     for row in benchmark([model, path], OTHER, duration=0.1).rows:
         assert row.miou == 1, row.notes
-    rows = benchmark([model, path], FOREIGN, duration=0.1).rows
+    rows = benchmark([model, opened], FOREIGN, duration=0.1).rows
     assert all(row.miou is None and "do not have the same classes" in " ".join(row.notes) for row in rows)
-    rows = benchmark([model, path], FOREIGN, duration=0.1, match_classes=False).rows
+    rows = benchmark([model, opened], FOREIGN, duration=0.1, match_classes=False).rows
     assert [row.miou for row in rows] == [1, 1]
 
 
@@ -88,7 +90,7 @@ def test_the_benchmark_compares_classes_not_positions(model, path):
     with torch.no_grad():
         reorder_classifier(other, ORDER, torch.rand(1, 3, 48, 48))
     other.spec = bpkd_sdk.NetworkSpec(None, 3, class_names=OTHER.class_names, mean=(0.0,) * 3, std=(1.0,) * 3)
-    rows = benchmark([path, other], SAME, duration=0.1).rows
+    rows = benchmark([open_runtime(path, "cpu"), other], SAME, duration=0.1).rows
     assert [(row.miou, row.agreement, row.edge_agreement) for row in rows] == [(1, 1, 1)] * 2
 
 
