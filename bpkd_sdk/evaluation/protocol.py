@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bpkd_sdk.data.transforms import scaled_size
+from bpkd_sdk.data.resize import scaled_size
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.runtime.inference import resized_bands, sliding_bands, to_mask

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from bpkd_sdk.data.labels import read_label
-from bpkd_sdk.data.transforms import resize_label
+from bpkd_sdk.data.resize import resize_label
 from bpkd_sdk.images import read_image
 from bpkd_sdk.models.spec import Color
 from bpkd_sdk.serve.networks import ServedModel

@@ -9,6 +9,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.data.resize import resize_label
 from bpkd_sdk.data.transforms import (
     IMAGE_FILL,
     PadTo,
@@ -19,7 +20,6 @@ from bpkd_sdk.data.transforms import (
     adjust_contrast,
     adjust_saturation,
     augment,
-    resize_label,
     training_transform,
 )
 from bpkd_sdk.training.config import TrainingConfig

@@ -10,7 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.data.transforms import scaled_size
+from bpkd_sdk.data.resize import scaled_size
 from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 from bpkd_sdk.runtime import TorchRuntime
 from bpkd_sdk.runtime.inference import resized_bands, sliding_bands

@@ -10,9 +10,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor, resized_crop
 
 PHOTOS: tuple[str, ...] = ("coffee", "rocket", "chelsea")
 
@@ -40,12 +41,12 @@ def photo(index: int, size: tuple[int, int]) -> Tensor:
     crop_size = np.array(size) * (full_size / size).min() * rng.uniform(_SMALLEST_SHARE, 1)
     height, width = np.maximum(crop_size.astype(int), 1).tolist()
     top, left = rng.integers(0, full_size - (height, width), endpoint=True).tolist()
-    image: Tensor = resized_crop(photograph, top, left, height, width, list(size), antialias=True)
+    crop = photograph[:, top : top + height, left : left + width]
+    image = F.interpolate(crop[None], size, mode="bilinear", antialias=True)[0]
     return image.flip(2) if rng.integers(2) else image
 
 
 @cache
 def _load(name: str) -> Tensor:
     with Image.open(Path(__file__).with_name(f"{name}.jpg")) as image:
-        photograph: Tensor = pil_to_tensor(image)
-    return photograph
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.transforms import IMAGE_FILL, scaled_size
+from bpkd_sdk.data.resize import scaled_size
+from bpkd_sdk.data.transforms import IMAGE_FILL
 
 MAX_CROP_PIXELS = 1 << 18  # of all crops together, unless the teacher accepts only larger ones
 MAX_CROPS, MIN_CROPS = 4, 2
