@@ -49,6 +49,10 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--teacher", default="smp/Unet/tu-test_resnet", help="name of a network, or a checkpoint")
     parser.add_argument("--student", default="smp/Linknet/tu-test_resnet", help="name of a network, or a checkpoint")
     parser.add_argument(
+        "--backbone-weights",
+        help="weights that encoders start from: imagenet, none, or a file; default: imagenet, none without a folder",
+    )
+    parser.add_argument(
         "--teacher-steps", type=int, default=100, help="optimiser steps of the teacher; 0 for a trained teacher"
     )
     parser.add_argument("--student-steps", type=int, default=100, help="optimiser steps of the student")
@@ -69,6 +73,7 @@ def main(arguments: list[str] | None = None) -> Path:
         "crop_size": tuple(options.crop),
         "optimizer": "adamw",
         "learning_rate": 3e-3,
+        "backbone_weights": options.backbone_weights or ("imagenet" if options.data else "none"),
         "resume": True,  # after Ctrl+C, the same command continues the run
     }
     teacher: Path | str = options.teacher

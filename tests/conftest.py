@@ -10,6 +10,7 @@ from bpkd_sdk import cli
 
 ROOT = Path(__file__).parents[1]
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # a download in a test fails at once instead of after many attempts
 os.environ["COLUMNS"] = "200"  # wraps printed tables in the same way on all machines
 
 

@@ -44,7 +44,7 @@ def few_scenes(monkeypatch):
 def test_distill_evaluate_export_and_evaluate_again(bpkd, teacher, few_scenes, tmp_path):
     run = tmp_path / "run"
     code, out, err = bpkd(
-        "distill", teacher, NETWORK, "--steps", 2, "--batch-size", 2, "--crop-size", "64x64",
+        "distill", teacher, NETWORK, "--backbone-weights", "none", "--steps", 2, "--batch-size", 2, "--crop-size", "64x64",
         "--output", run, "--device", "cpu",
     )  # fmt: skip
     assert code == 0, err
@@ -62,7 +62,7 @@ def test_distill_evaluate_export_and_evaluate_again(bpkd, teacher, few_scenes, t
 
 def test_evaluate_has_no_data_set_but_the_one_that_the_checkpoint_names(bpkd, tmp_path):
     root = write_folder(tmp_path / "my_data", train=2, val=1)
-    options = ("--steps", 1, "--batch-size", 2, "--crop-size", "32x32", "--device", "cpu")
+    options = ("--steps", 1, "--batch-size", 2, "--crop-size", "32x32", "--device", "cpu", "--backbone-weights", "none")
     code, _, err = bpkd("train", "smp/FPN/resnet18", "--data", root, "--output", tmp_path / "run", *options)
     assert code == 0, err
     checkpoint = tmp_path / "run" / "last.safetensors"
@@ -123,7 +123,7 @@ def test_import_of_a_distilled_student(bpkd, tmp_path):
 
 def test_names_with_brackets_are_printed_as_they_are(bpkd, tmp_path):
     root = write_folder(tmp_path / "my_data", ["[red]road", "[/x]", "sky[b]"], train=2, val=1)
-    options = ("--steps", 1, "--batch-size", 2, "--crop-size", "32x32", "--device", "cpu")
+    options = ("--steps", 1, "--batch-size", 2, "--crop-size", "32x32", "--device", "cpu", "--backbone-weights", "none")
     code, _, err = bpkd("train", "smp/FPN/resnet18", "--data", root, "--output", tmp_path / "run", *options)
     assert code == 0, err
     code, out, err = bpkd("evaluate", tmp_path / "run" / "last.safetensors", "--data", root)

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from filelock import FileLock, Timeout
+from torch import nn
 
 from bpkd_sdk.comparison.report import Comparison
 from bpkd_sdk.comparison.run import RESULT_FILE, SCORES, Run, read_run, run_one
@@ -35,6 +36,7 @@ from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.training.accelerator import create_accelerator
 from bpkd_sdk.training.compatibility import default_crop, student_order
 from bpkd_sdk.training.config import TrainingConfig
+from bpkd_sdk.training.origin import check_names
 from bpkd_sdk.training.prepare import open_splits
 from bpkd_sdk.training.teacher import NetworkSource
 
@@ -64,8 +66,8 @@ def compare(
     Args:
         teacher: Module in eval mode, its checkpoint, or an exported file that `distill` accepts.
         student: Name that `create_model` accepts, or function from a number of classes to a module: a new network for
-            each run, with random weights that depend only on the seed. Or a module or a checkpoint that every run
-            starts from.
+            each run, whose random weights depend only on the seed; by name, its encoder starts from ImageNet weights
+            (see `backbone_weights` of `TrainingConfig`). Or a module or a checkpoint that every run starts from.
         data: "shapes", path of a folder (see `open_dataset`), or pair (train, val) of data sets.
         methods: "all"; names, in a list or separated by commas, where "bpkd+cwd" combines two methods; or a mapping
             from names to methods as `distill` accepts them: ``{"no edges": BPKDLoss(edge_weight=0)}``.
@@ -144,6 +146,8 @@ def _create_setup(
         raise ValueError("compare() needs ground-truth labels for its baseline without a teacher.")
     if isinstance(teacher, (str, Path)) and not Path(teacher).is_file():
         raise FileNotFoundError(f"Expected `teacher` to be a trained module or its file, but {teacher} does not exist.")
+    if not callable(student) or isinstance(student, nn.Module):
+        check_names({"student": student}, config.backbone_weights)
     accelerator = create_accelerator(config)
     if accelerator.num_processes > 1:
         raise ValueError("compare() measures the time of a single process; start it without a launcher.")

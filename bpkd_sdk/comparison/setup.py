@@ -175,7 +175,7 @@ class ComparisonSetup:
             return copy.deepcopy(self.student)
         if not isinstance(self.student, (str, Path)):
             return self.student(self.train.num_classes)
-        return open_network(self.student, self.train.num_classes)
+        return open_network(self.student, self.train.num_classes, self.options["backbone_weights"])
 
     def open_teacher(self) -> TeacherModel:
         """Open the teacher, as `distill` does."""

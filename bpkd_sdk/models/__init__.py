@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from bpkd_sdk.errors import did_you_mean
+from bpkd_sdk.models import zoo
 from bpkd_sdk.models.checkpoint import SUFFIX, load_checkpoint, load_state, read_tensors, save_model
 from bpkd_sdk.models.openmmlab import SUFFIXES as OPENMMLAB_SUFFIXES
 from bpkd_sdk.models.openmmlab import load_openmmlab
 from bpkd_sdk.models.spec import NetworkSpec, get_spec, set_spec
-from bpkd_sdk.models.zoo import ZOO, build_network
+from bpkd_sdk.models.weights import NONE, check_backbone_weights
+from bpkd_sdk.models.zoo import ZOO
 from bpkd_sdk.pixels import PixelFormat
 
 __all__ = [
@@ -44,7 +46,7 @@ def create_model(
     *,
     weights: str | Path | None = None,
     aux_head: bool = False,
-    backbone_weights: str | None = None,
+    backbone_weights: str | Path = NONE,
     in_channels: int = 3,
 ) -> nn.Module:
     """Build a segmentation network, in training mode.
@@ -59,14 +61,17 @@ def create_model(
             network of the paper an OpenMMLab ``.pth``. If the ``.pth`` is for a variant of `name`, that variant is
             built, and `model.spec.name` is its name.
         aux_head: Whether to add the auxiliary training head.
-        backbone_weights: Weights of the encoder: None for random ones, or "imagenet" (downloaded).
+        backbone_weights: Weights of the encoder: "none" for random ones, "imagenet" (downloaded by the library of the
+            network), or the path of a file with a state dict of the encoder (``.safetensors``, or a ``.pth`` of plain
+            tensors).
         in_channels: Number of channels of the images, 1 to 16. For other than 3, `model.spec` has no mean and standard
             deviation until training measures them.
 
     Raises:
         ValueError: If the name is unknown (the error states the nearest), the number of classes is below 1, or the
-            weights do not fit.
-        RuntimeError: If the weights of the encoder cannot be downloaded.
+            weights do not exist or do not fit.
+        FileNotFoundError: If a file with weights does not exist.
+        RuntimeError: If the weights of the encoder cannot be downloaded; the message names the cache to fill.
     """
     PixelFormat(in_channels)  # checks the number
     if num_classes < 1:
@@ -77,22 +82,36 @@ def create_model(
         return load_openmmlab(weights, name, num_classes, aux_head=aux_head).train()
     options: dict[str, Any] = {
         "aux_head": aux_head,
-        "backbone_weights": backbone_weights,
+        "backbone_weights": check_backbone_weights(backbone_weights),
         "in_channels": in_channels,
     }
-    if name in ZOO:
-        model: nn.Module = build_network(name, num_classes, **options)
-    elif name.startswith("smp/"):
-        from bpkd_sdk.models import smp
-
-        model = smp.build_network(name, num_classes, **options)
-    else:
-        raise ValueError(f"Unknown network {name!r}.{did_you_mean(name, list_models())} See bpkd_sdk.list_models().")
+    model: nn.Module = _family(name).build_network(name, num_classes, **options)
     if weights is not None:
         if Path(weights).suffix != SUFFIX:
             raise ValueError(f"Expected `weights` of {name!r} to end in {SUFFIX!r}, but got {str(weights)!r}.")
         load_state(model, read_tensors(weights)[1], source=str(weights))
     return model
+
+
+def check_name(name: str, backbone_weights: str | Path) -> None:
+    """Check that `create_model` accepts a name with these weights of the encoder, without building the network.
+
+    Raises:
+        ValueError: If the name is unknown, or the encoder has no such weights.
+        FileNotFoundError: If the file with the weights does not exist.
+    """
+    _family(name).check_weights(name, check_backbone_weights(backbone_weights))
+
+
+def _family(name: str) -> Any:
+    """Return the module that builds the networks of this name's library."""
+    if name in ZOO:
+        return zoo
+    if name.startswith("smp/"):
+        from bpkd_sdk.models import smp
+
+        return smp
+    raise ValueError(f"Unknown network {name!r}.{did_you_mean(name, list_models())} See bpkd_sdk.list_models().")
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: nn.Module | None = None) -> nn.Module:

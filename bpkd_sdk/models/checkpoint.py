@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import unwrap
 from bpkd_sdk.files import write_atomically
-from bpkd_sdk.models.spec import NetworkSpec, get_spec, set_spec
+from bpkd_sdk.models.spec import NetworkSpec, get_spec, set_provenance, set_spec
 
 FORMAT = "bpkd-sdk/1"
 SUFFIX = ".safetensors"
@@ -154,7 +154,7 @@ def load_checkpoint(
         model = create_model(spec.name, spec.num_classes, aux_head=spec.aux_head, in_channels=spec.in_channels)
     load_state(model, state, source=str(path))
     set_spec(model, spec)
-    model.provenance = header.get("training", {})
+    set_provenance(model, header.get("training", {}))
     return model.to(device).eval()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from bpkd_sdk.models.checkpoint import load_state
+from bpkd_sdk.models.weights import IMAGENET, NONE, explained_download, hub_cache
 
 
 @dataclass(frozen=True)
@@ -54,35 +56,50 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def load(backbone: nn.Module, network: str, source: str | None, in_channels: int = 3) -> None:
+def check(network: str, source: str | None) -> None:
+    """Raise ValueError if no ImageNet weights exist for the encoder of a network.
+
+    Args:
+        network: Name of the network.
+        source: Key of `SOURCES`; None if no weights fit.
+    """
+    if source is None:
+        raise ValueError(
+            f"timm has no ImageNet weights that fit the encoder of {network!r}. Pass backbone_weights={NONE!r} "
+            f"(--backbone-weights {NONE}) for random weights, backbone_weights=<file with OpenMMLab's ImageNet weights "
+            "of this encoder>, or weights=<an OpenMMLab checkpoint of this network>."
+        )
+
+
+def load(backbone: nn.Module, network: str, source: str, in_channels: int = 3) -> dict[str, Any]:
     """Load ImageNet weights into an encoder, in place.
 
     Args:
         backbone: Encoder of the zoo.
         network: Name of the network that the encoder belongs to, for the error message.
-        source: Key of `SOURCES`; None if no weights fit.
+        source: Key of `SOURCES`.
         in_channels: Number of channels of the images, to which timm adapts the first layer.
 
+    Returns:
+        The origin of the weights.
+
     Raises:
-        ValueError: If no weights exist for this encoder.
         RuntimeError: If timm cannot download the weights.
     """
-    if source is None:
-        raise ValueError(
-            f"timm has no ImageNet weights that fit the backbone of {network!r}. Use backbone_weights=None, "
-            "or weights=<an OpenMMLab checkpoint of this network>."
-        )
     import timm
 
-    try:
+    with explained_download(IMAGENET, network, hub_cache()):
         state = timm.create_model(source, pretrained=True, in_chans=in_channels).state_dict()
-    # The hub's client raises the errors of its HTTP library, which have no common base class.
-    except Exception as error:
-        raise RuntimeError(
-            f"The ImageNet weights of {network!r} ({source!r}) could not be downloaded by timm: {error} "
-            "Connect to the internet once (they are cached afterwards), or start from a file: weights=<path>."
-        ) from error
     load_state(backbone, rename_parameters(state, SOURCES[source]), source=f"timm's {source!r}")
+    return timm_origin(source)
+
+
+def timm_origin(name: str) -> dict[str, Any]:
+    """Return the origin of timm's pretrained weights of a network: the repository on the hub, and the licence."""
+    import timm
+
+    facts = timm.models.get_pretrained_cfg(name)
+    return {} if facts is None else {"source": facts.hf_hub_id or facts.url, "license": facts.license}
 
 
 def rename_parameters(state: dict[str, Tensor], source: Source) -> dict[str, Tensor]:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import segmentation_models_pytorch as smp
+import timm
 from torch import nn
 
 from bpkd_sdk.errors import check_choice, did_you_mean
-from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec, set_spec, smp_size_divisor
+from bpkd_sdk.models import weights
+from bpkd_sdk.models.imagenet import timm_origin
+from bpkd_sdk.models.spec import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    NetworkSpec,
+    set_provenance,
+    set_spec,
+    smp_size_divisor,
+)
+
+_TIMM = "tu-"  # prefix of the library's names for encoders of timm
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     architecture.__name__: architecture for architecture in smp.MODEL_ARCHITECTURES_MAPPING.values()
@@ -21,8 +34,54 @@ def list_models() -> list[str]:
     return [f"smp/{architecture}/{encoder}" for architecture in ARCHITECTURES for encoder in smp.encoders.encoders]
 
 
+def check_weights(name: str, backbone_weights: str) -> None:
+    """Raise ValueError for an unknown network, or for an encoder that cannot start from these weights.
+
+    Args:
+        name: ``smp/<Architecture>/<encoder>``.
+        backbone_weights: "none", a name of the library's pretrained weights, or the path of a file.
+    """
+    _, encoder = _parse(name)
+    if backbone_weights == weights.NONE or weights.is_file(backbone_weights):
+        return
+    timm_name = encoder.removeprefix(_TIMM)
+    if timm_name == encoder:
+        available = list(smp.encoders.encoders[encoder]["pretrained_settings"])
+    else:
+        available = [weights.IMAGENET] if timm.models.is_model_pretrained(timm_name) else []
+    if backbone_weights not in available:
+        raise ValueError(
+            f"The encoder {encoder!r} of {name!r} has no pretrained weights {backbone_weights!r}. It has: "
+            f"{', '.join(map(repr, available)) or 'none'}. Pass one of them as backbone_weights, "
+            f"{weights.NONE!r} for random weights, or the path of a file with the encoder's weights."
+        )
+
+
+def _parse(name: str) -> tuple[str, str]:
+    """Return architecture and encoder of a name; raise ValueError if the library does not have them."""
+    parts = name.split("/", 2)
+    if len(parts) != 3:
+        raise ValueError(f"Expected a name like 'smp/DeepLabV3Plus/mobilenet_v2', but got {name!r}.")
+    _, architecture, encoder = parts
+    check_choice("architecture", architecture, ARCHITECTURES)
+    if encoder not in smp.encoders.encoders and not encoder.startswith(_TIMM):
+        raise ValueError(
+            f"segmentation-models-pytorch has no encoder {encoder!r}.{did_you_mean(encoder, smp.encoders.encoders)} "
+            f"Every timm model is available as '{_TIMM}<name>'."
+        )
+    if encoder.startswith(_TIMM) and not timm.is_model(encoder.removeprefix(_TIMM)):
+        timm_name = encoder.removeprefix(_TIMM)
+        raise ValueError(f"timm has no model {timm_name!r}.{did_you_mean(timm_name, timm.list_models())}")
+    return architecture, encoder
+
+
 def build_network(
-    name: str, num_classes: int, *, aux_head: bool, backbone_weights: str | None, in_channels: int = 3
+    name: str,
+    num_classes: int,
+    *,
+    aux_head: bool = False,
+    backbone_weights: str = weights.NONE,
+    in_channels: int = 3,
 ) -> nn.Module:
     """Build a network of the library with logits at the decoder's stride, in training mode.
 
@@ -33,58 +92,63 @@ def build_network(
         name: For example ``smp/DeepLabV3Plus/mobilenet_v2``. The encoder is one of the library, or ``tu-<timm model>``.
         num_classes: C, the number of channels of the logits.
         aux_head: Must be False, because the library has no auxiliary segmentation heads.
-        backbone_weights: None, or a name of the library's pretrained weights such as "imagenet" (downloaded).
-        in_channels: Number of channels of the images; the library adapts pretrained weights to it.
+        backbone_weights: "none" for random weights, a name of the library's pretrained weights such as "imagenet"
+            (downloaded), or the path of a file with the weights of the encoder.
+        in_channels: Number of channels of the images; pretrained weights are adapted to it.
 
     Raises:
-        ValueError: If the architecture or the encoder is unknown, or if `aux_head` is True.
-        RuntimeError: If the pretrained weights do not exist or cannot be downloaded.
+        ValueError: If the architecture or the encoder is unknown, if `aux_head` is True, or if the pretrained weights
+            do not exist or do not fit.
+        RuntimeError: If the pretrained weights cannot be downloaded.
     """
-    parts = name.split("/", 2)
-    if len(parts) != 3:
-        raise ValueError(f"Expected a name like 'smp/DeepLabV3Plus/mobilenet_v2', but got {name!r}.")
-    _, architecture, encoder = parts
-    check_choice("architecture", architecture, ARCHITECTURES)
-    if encoder not in smp.encoders.encoders and not encoder.startswith("tu-"):
-        raise ValueError(
-            f"segmentation-models-pytorch has no encoder {encoder!r}.{did_you_mean(encoder, smp.encoders.encoders)} "
-            "Every timm model is available as 'tu-<name>'."
-        )
+    check_weights(name, backbone_weights)
+    architecture, encoder = _parse(name)
     if aux_head:
         raise ValueError(f"{name!r} has no auxiliary segmentation head; build it with aux_head=False.")
     cls = ARCHITECTURES[architecture]
     options: dict[str, Any] = {"upsampling": 1} if "upsampling" in inspect.signature(cls).parameters else {}
-    try:
-        model = cls(
-            encoder_name=encoder,
-            encoder_weights=backbone_weights,
-            in_channels=in_channels,
-            classes=num_classes,
-            **options,
-        )
-        mean, std = normalization(encoder, backbone_weights)
-    # The hub's client raises the errors of its HTTP library, which have no common base class.
-    except Exception as error:
-        if backbone_weights is None:
-            raise
-        raise RuntimeError(
-            f"The {backbone_weights!r} weights of encoder {encoder!r} could not be downloaded: {error} "
-            "Connect to the internet once (they are cached afterwards), or use backbone_weights=None."
-        ) from error
+    build: Any = partial(cls, encoder_name=encoder, in_channels=in_channels, classes=num_classes, **options)
+    mean, std = normalization(encoder, weights.NONE)
+    origin: dict[str, Any] | None = None
+    model: nn.Module
+    if backbone_weights == weights.NONE:
+        model = build(encoder_weights=None)
+    elif weights.is_file(backbone_weights):
+        model = build(encoder_weights=None)
+        origin = weights.load_encoder_file(model.get_submodule("encoder"), backbone_weights)
+        if encoder.startswith(_TIMM):  # timm contains the normalisation; the library would have to download it
+            mean, std = normalization(encoder, weights.IMAGENET)
+    else:
+        with weights.explained_download(backbone_weights, name, weights.hub_cache()):
+            # The library expects True for an encoder of timm, whose name states the weights.
+            model = build(encoder_weights=True if encoder.startswith(_TIMM) else backbone_weights)
+            mean, std = normalization(encoder, backbone_weights)
+        origin = _origin(encoder, backbone_weights)
     spec = NetworkSpec(name=name, num_classes=num_classes, mean=mean, std=std, size_divisor=smp_size_divisor(model))
     set_spec(model, spec.with_channels(in_channels))
+    if origin is not None:
+        set_provenance(model, {"backbone_weights": origin})
     return model
 
 
-def normalization(encoder: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and standard deviation (for images in 0..1) that the pretrained weights expect.
+def normalization(encoder: str, backbone_weights: str) -> tuple[Any, Any]:
+    """Return the mean and standard deviation (for images in 0..1) that the weights of an encoder expect.
 
     Args:
         encoder: Name of the encoder in the library.
-        weights: Name of the pretrained weights; None for random weights, for which ImageNet's values are returned.
+        backbone_weights: Name of its pretrained weights, whose configuration is downloaded unless they are timm's; or
+            "none", for which ImageNet's values are returned.
     """
-    if weights is None:
+    is_unknown = encoder.startswith(_TIMM) and not timm.models.is_model_pretrained(encoder.removeprefix(_TIMM))
+    if is_unknown or backbone_weights == weights.NONE:
         return IMAGENET_MEAN, IMAGENET_STD
-    facts = smp.encoders.get_preprocessing_params(encoder, pretrained=weights)
-    scale = facts.get("input_range", [0, 1])[1]
+    facts = smp.encoders.get_preprocessing_params(encoder, pretrained=backbone_weights)
+    scale = facts["input_range"][1]
     return tuple(value / scale for value in facts["mean"]), tuple(value / scale for value in facts["std"])
+
+
+def _origin(encoder: str, pretrained: str) -> dict[str, Any]:
+    if encoder.startswith(_TIMM):
+        return timm_origin(encoder.removeprefix(_TIMM))
+    settings = smp.encoders.encoders[encoder]["pretrained_settings"][pretrained]
+    return {"source": settings["repo_id"], "revision": settings["revision"]}

@@ -176,6 +176,21 @@ def set_spec(model: nn.Module, spec: NetworkSpec) -> None:
     model.spec = spec  # type: ignore[assignment]  # torch declares attributes of modules as tensors or modules
 
 
+def get_provenance(model: nn.Module) -> dict[str, Any]:
+    """Return `model.provenance`: plain JSON values about the origin of a network's weights; empty if unknown.
+
+    It contains the settings of the training run that the weights are from. In a network that has not been trained here,
+    ``"backbone_weights"`` is the origin of the pretrained encoder.
+    """
+    provenance = getattr(model, "provenance", None)
+    return dict(provenance) if isinstance(provenance, Mapping) else {}
+
+
+def set_provenance(model: nn.Module, provenance: Mapping[str, Any]) -> None:
+    """Set `model.provenance`, which `get_provenance` returns and the exporters write to their files."""
+    model.provenance = dict(provenance)  # type: ignore[assignment]  # torch declares attributes as tensors or modules
+
+
 def _hugging_face_names(model: nn.Module) -> tuple[str, ...]:
     """Return the class names of a Hugging Face configuration, in the order of the logits; empty without one."""
     labels = getattr(getattr(model, "config", None), "id2label", None)

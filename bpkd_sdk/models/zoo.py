@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from bpkd_sdk.errors import check_choice
-from bpkd_sdk.models import imagenet
+from bpkd_sdk.models import imagenet, weights
 from bpkd_sdk.models.blocks import initialize
 from bpkd_sdk.models.decoders import AuxiliaryHead, ConcatHead, Head, ISAHead, PSPHead, SeparableASPPHead
 from bpkd_sdk.models.encoders import Backbone, HRNet, MobileNetV2, ResNet
-from bpkd_sdk.models.spec import NetworkSpec
+from bpkd_sdk.models.spec import NetworkSpec, set_provenance
 from bpkd_sdk.output import SegmentationOutput
 
 
@@ -123,12 +124,26 @@ _ENTRIES = (
 ZOO: dict[str, ZooEntry] = {entry.name: entry for entry in _ENTRIES}
 
 
+def check_weights(name: str, backbone_weights: str) -> None:
+    """Raise ValueError if the encoder of a network of the zoo cannot start from these weights.
+
+    Args:
+        name: Key of `ZOO`.
+        backbone_weights: "none", "imagenet", or the path of a file.
+    """
+    check_choice("name", name, ZOO)
+    if not weights.is_file(backbone_weights):
+        check_choice("backbone_weights", backbone_weights, (weights.NONE, weights.IMAGENET))
+    if backbone_weights == weights.IMAGENET:
+        imagenet.check(name, ZOO[name].imagenet)
+
+
 def build_network(
     name: str,
     num_classes: int,
     *,
     aux_head: bool = False,
-    backbone_weights: str | None = None,
+    backbone_weights: str = weights.NONE,
     in_channels: int = 3,
 ) -> SegmentationNetwork:
     """Build a network of the zoo, in training mode.
@@ -137,15 +152,15 @@ def build_network(
         name: Key of `ZOO`.
         num_classes: C, the number of channels of the logits.
         aux_head: Whether to add the auxiliary training head; see `ZooEntry.has_aux_head`.
-        backbone_weights: Weights of the encoder: None for random ones, or "imagenet" (downloaded by timm).
-        in_channels: Number of channels of the images; timm adapts its weights to it.
+        backbone_weights: Weights of the encoder: "none" for random ones, "imagenet" (downloaded by timm), or the path
+            of a file with OpenMMLab's or timm's weights.
+        in_channels: Number of channels of the images; pretrained weights are adapted to it.
 
     Raises:
-        ValueError: If the name is unknown, the network has no auxiliary head, or the weights do not exist.
+        ValueError: If the name is unknown, the network has no auxiliary head, or the weights do not exist or fit.
         RuntimeError: If timm cannot download the weights.
     """
-    check_choice("name", name, ZOO)
-    check_choice("backbone_weights", backbone_weights, (None, "imagenet"))
+    check_weights(name, backbone_weights)
     entry = ZOO[name]
     if aux_head and not entry.has_aux_head:
         raise ValueError(f"{name!r} has no auxiliary head; build it with aux_head=False.")
@@ -159,6 +174,13 @@ def build_network(
         NetworkSpec(name=name, num_classes=num_classes, aux_head=aux_head).with_channels(in_channels),
     )
     initialize(network)
-    if backbone_weights is not None:
-        imagenet.load(network.backbone, name, entry.imagenet, in_channels)
+    origin: dict[str, Any] | None = None
+    if weights.is_file(backbone_weights):
+        timm_names = imagenet.SOURCES.get(entry.imagenet or "")
+        rename = partial(imagenet.rename_parameters, source=timm_names) if timm_names else None
+        origin = weights.load_encoder_file(backbone, backbone_weights, rename=rename)
+    elif backbone_weights == weights.IMAGENET and entry.imagenet is not None:
+        origin = imagenet.load(backbone, name, entry.imagenet, in_channels)
+    if origin is not None:
+        set_provenance(network, {"backbone_weights": origin})
     return network

@@ -17,7 +17,7 @@ from bpkd_sdk.evaluation import Metrics, evaluate
 from bpkd_sdk.evaluation.evaluate import Source
 from bpkd_sdk.files import write_json
 from bpkd_sdk.models import ZOO, create_model, get_spec, load_model
-from bpkd_sdk.models.checkpoint import load_state
+from bpkd_sdk.models.weights import NONE
 from bpkd_sdk.recipes.plan import Plan, make_plan
 from bpkd_sdk.recipes.table import Recipe, Score, find_recipe
 from bpkd_sdk.training.api import distill, train
@@ -168,9 +168,11 @@ def create_student(recipe: Recipe, num_classes: int, backbone: str | Path | None
     Raises:
         ValueError: If the file does not fit the backbone, or timm has no weights that fit.
     """
-    from_timm = "imagenet" if backbone == "imagenet" else None
     student = create_model(
-        recipe.student, num_classes, aux_head=ZOO[recipe.student].has_aux_head, backbone_weights=from_timm
+        recipe.student,
+        num_classes,
+        aux_head=ZOO[recipe.student].has_aux_head,
+        backbone_weights=NONE if backbone is None else backbone,
     )
     if backbone is None:
         warnings.warn(
@@ -178,36 +180,7 @@ def create_student(recipe: Recipe, num_classes: int, backbone: str | Path | None
             f"Get {recipe.backbone_source}",
             stacklevel=3,
         )
-    elif from_timm is None:
-        load_backbone(student.get_submodule("backbone"), backbone)
     return student
-
-
-def load_backbone(backbone: nn.Module, path: str | Path) -> None:
-    """Load the weights of an OpenMMLab classifier into a backbone; the classifier's other weights are ignored.
-
-    Args:
-        backbone: Network to load the weights into.
-        path: Path of the PyTorch checkpoint.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If the file is not a checkpoint, or lacks weights of the backbone.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no backbone at {path}.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds of errors for damaged pickles
-        raise ValueError(
-            f"{path} is not a readable PyTorch checkpoint ({type(error).__name__}). Download it again."
-        ) from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    weights = {str(key).removeprefix("backbone."): value for key, value in state.items()}
-    expected = backbone.state_dict()
-    # Old files lack the batch counters of batch norm, which do not influence the result.
-    counters = {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
-    load_state(backbone, counters | {key: weights[key] for key in expected.keys() & weights.keys()}, source=str(path))
 
 
 def score_checkpoint(

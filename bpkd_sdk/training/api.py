@@ -39,7 +39,9 @@ def train(
     Started by ``accelerate launch``, all processes train one network, see `bpkd_sdk.training.accelerator`.
 
     Args:
-        model: Module, name that `create_model` accepts, or path of a checkpoint. A module is trained in place.
+        model: Module, name that `create_model` accepts, or path of a checkpoint. A module is trained in place. The
+            encoder of a network given by name starts from ImageNet weights, unless `backbone_weights` is "none" or the
+            path of a file.
         data: "shapes", path of a folder (see `open_dataset`), data set, or pair (train, val) of data sets.
         steps: Number of optimiser steps.
         batch_size: Number of images per step, over all processes.
@@ -107,7 +109,9 @@ def distill(
             may also be an exported file or an opened runtime. Such a file is an ONNX file of `to_onnx` with
             ``argmax=False``, an ONNX file of another exporter that maps a normalised image to logits, or a TensorRT
             engine.
-        student: Module, name that `create_model` accepts, or path of a checkpoint. A module is trained in place.
+        student: Module, name that `create_model` accepts, or path of a checkpoint. A module is trained in place. The
+            encoder of a network given by name starts from ImageNet weights, unless `backbone_weights` is "none" or the
+            path of a file.
         data: "shapes", path of a folder (see `open_dataset`), data set, or pair (train, val) of data sets.
         method: Name in `bpkd_sdk.losses.METHODS`, a method with other arguments such as ``CWDLoss(weight=3)``, or a
             list of both.

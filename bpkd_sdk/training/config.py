@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bpkd_sdk.errors import check_choice, did_you_mean
@@ -83,6 +84,8 @@ class TrainingConfig:
             `bpkd_sdk.features`); None: the last one before its classifier.
         teacher_feature: Module path of the teacher's feature map; None: the last one before its classifier.
         aux_weight: Weight of the auxiliary head's cross-entropy, for a student with an auxiliary head.
+        backbone_weights: Weights that the encoder of a network given by name starts from: "imagenet" (downloaded by the
+            network's library), "none" for random ones, or the path of a file with a state dict of the encoder.
         labels: "dataset", or "teacher", which replaces all labels by the teacher's predictions.
         precision: "auto", "fp32", "fp16" or "bf16"; "auto" is bf16 on a GPU that supports it, fp16 on other GPUs and
             fp32 on a CPU.
@@ -126,6 +129,7 @@ class TrainingConfig:
     student_feature: str | None = None
     teacher_feature: str | None = None
     aux_weight: float = 0.4
+    backbone_weights: str = "imagenet"
     labels: LabelSource = "dataset"
     precision: Precision = "auto"
     teacher_precision: Precision | None = None
@@ -232,6 +236,8 @@ class TrainingConfig:
         for key, value in options.items():
             if isinstance(value, list):
                 values[key] = tuple(value)
+            if isinstance(value, Path):
+                values[key] = str(value)
         return cls(**values)
 
 

@@ -20,6 +20,7 @@ from bpkd_sdk.evaluation import Metrics, evaluate
 from bpkd_sdk.features import Capture
 from bpkd_sdk.models import save_model
 from bpkd_sdk.models.checkpoint import SUFFIX
+from bpkd_sdk.models.spec import set_provenance
 from bpkd_sdk.training.accelerator import (
     average_batch_norm_statistics,
     broadcast_from_main,
@@ -69,8 +70,10 @@ class TrainingResult:
 def run_training(task: Task) -> TrainingResult:
     """Train to the last step, from the beginning or from the state in the output folder."""
     with ExitStack() as stack:
-        metrics = _Trainer(task, stack).train()
+        trainer = _Trainer(task, stack)
+        metrics = trainer.train()
     task.student.eval()
+    set_provenance(task.student, trainer.provenance(metrics))
     return TrainingResult(task.student, metrics, read_history(task.output_dir), task.output_dir / LAST, task.output_dir)
 
 
@@ -332,15 +335,19 @@ class _Trainer:
                 f"({error.strerror}). Free disk space and resume with resume=True; the previous checkpoint is intact.",
             ) from error
 
-    def _save_model(self, name: str, metrics: Metrics | None) -> None:
-        training = {
+    def provenance(self, metrics: Metrics | None) -> dict[str, Any]:
+        """Return the facts about this run that its checkpoints contain, as plain JSON values."""
+        return {
             "title": self.task.title,
             "data": self.task.train.name,
             "step": self.position.step,
+            "origin": dict(self.task.origin),
             "config": self.config.to_dict(),
             "metrics": metrics.to_dict() if metrics is not None else None,
         }
-        save_model(self.task.student, self.task.output_dir / name, training=training)
+
+    def _save_model(self, name: str, metrics: Metrics | None) -> None:
+        save_model(self.task.student, self.task.output_dir / name, training=self.provenance(metrics))
 
 
 def _capture(network: TeacherModel | None, path: str | None) -> Capture:

@@ -18,6 +18,7 @@ from bpkd_sdk.errors import format_list
 from bpkd_sdk.evaluation import EvaluationProtocol, evaluate
 from bpkd_sdk.losses import Method, create_method
 from bpkd_sdk.models import get_spec
+from bpkd_sdk.progress import console
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.accelerator import broadcast_from_main, create_accelerator, teacher_dtype
 from bpkd_sdk.training.compatibility import (
@@ -31,8 +32,9 @@ from bpkd_sdk.training.compatibility import (
 )
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.monitor import check_trackers
+from bpkd_sdk.training.origin import check_names, describe_origin, format_origin
 from bpkd_sdk.training.records import Task, read_history
-from bpkd_sdk.training.state import check_checkpoint
+from bpkd_sdk.training.state import STATE_FILE, check_checkpoint
 from bpkd_sdk.training.teacher import NetworkSource, TeacherModel, open_network, open_teacher
 from bpkd_sdk.training.teacher_check import warn_about_teacher
 
@@ -57,13 +59,24 @@ def prepare(
     if not isinstance(protocol, EvaluationProtocol):
         raise TypeError(f"Expected `protocol` to be an EvaluationProtocol, but got {type(protocol).__name__}.")
     check_trackers(config.trackers)
+    sources = {"student": student} | ({} if teacher is None else {"teacher": teacher})
+    check_names(sources, config.backbone_weights)
     accelerator = create_accelerator(config)
     train_set, val_set = _open_data(data, config)
     torch.manual_seed(config.seed)
     teacher_model = None
     if teacher is not None:
         teacher_model = open_teacher(teacher, train_set.num_classes, config, accelerator.device)
-    network = open_network(student, train_set.num_classes)
+    network = open_network(student, train_set.num_classes, config.backbone_weights)
+    origin = {"student": describe_origin(student, network)}
+    if teacher is not None and teacher_model is not None:
+        origin["teacher"] = describe_origin(teacher, teacher_model)
+    if accelerator.is_main_process:
+        parts = {role: format_origin(facts) for role, facts in origin.items()}
+        if resume and output_dir is not None and (Path(output_dir) / STATE_FILE).is_file():
+            parts["student"] = f"{origin['student']['network']} with the weights of the run in {output_dir}"
+        text = " ".join(f"{role.capitalize()}: {part}." for role, part in parts.items())
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     for dataset in filter(None, (train_set, val_set)):
         _check_first_sample(dataset, config)
 
@@ -113,6 +126,7 @@ def prepare(
         title=title,
         student=network,
         teacher=teacher_model,
+        origin=origin,
         method=loss,
         features=features,
         train=train_set,

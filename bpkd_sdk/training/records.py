@@ -59,6 +59,7 @@ class Task:
         title: Title of the run, for progress bars and folders.
         student: Network to train; its spec contains the data's classes.
         teacher: Module in eval mode or runtime that returns logits; None for supervised training.
+        origin: Origin of the weights that "student" and "teacher" start with, plain JSON values by role.
         method: Distillation method, prepared for the two networks; None for supervised training.
         features: Module paths of the student's and the teacher's feature map; None if the method uses none.
         train: Training data.
@@ -74,6 +75,7 @@ class Task:
     title: str
     student: nn.Module
     teacher: TeacherModel | None
+    origin: Mapping[str, dict[str, Any]]
     method: DistillationLoss | None
     features: tuple[str | None, str | None]
     train: SegmentationDataset
@@ -185,6 +187,7 @@ def _run_facts(task: Task) -> dict[str, Any]:
         "features": dict(zip(("student", "teacher"), task.features, strict=True)),
         "student": _network_facts(task.student),
         "teacher": _network_facts(task.teacher),
+        "origin": dict(task.origin),
         "data": {"train": _data_facts(task.train), "val": _data_facts(task.val)},
         "parts": [],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -73,13 +73,25 @@ def teacher_logits(runtime: Runtime, images: Tensor) -> Tensor:
     return torch.cat([runtime.logits_at_stride(part) for part in parts]).to(images.device)
 
 
-def open_network(source: NetworkSource, num_classes: int) -> nn.Module:
-    """Return a module as it is, load a checkpoint, or build a network by name."""
+def is_name(source: NetworkSource | Runtime | None) -> TypeGuard[str | Path]:
+    """Return whether a network is given by a name that `create_model` accepts, and not as a module or a file."""
+    files = (*CHECKPOINT_SUFFIXES, *ENGINE_SUFFIXES, ".onnx")
+    return isinstance(source, (str, Path)) and Path(source).suffix not in files
+
+
+def open_network(source: NetworkSource, num_classes: int, backbone_weights: str) -> nn.Module:
+    """Return a module as it is, load a checkpoint, or build a network by name.
+
+    Args:
+        source: Module, checkpoint or name.
+        num_classes: Number of classes of a network that is built by name.
+        backbone_weights: Weights of the encoder of a network that is built by name, as for `create_model`.
+    """
     if isinstance(source, nn.Module):
         return source
-    if Path(source).suffix in CHECKPOINT_SUFFIXES:
-        return load_model(source)
-    return create_model(str(source), num_classes)
+    if is_name(source):
+        return create_model(str(source), num_classes, backbone_weights=backbone_weights)
+    return load_model(source)
 
 
 def open_teacher(
@@ -108,9 +120,13 @@ def open_teacher(
         )
     if isinstance(source, Runtime) or suffix in ENGINE_SUFFIXES:
         return _check_runtime(open_runtime(source, device), config)
-    network = open_network(source, num_classes)
-    if isinstance(source, (str, Path)) and suffix not in CHECKPOINT_SUFFIXES:
-        warnings.warn(f"The teacher {source!r} is built by name and has random weights.", stacklevel=4)
+    network = open_network(source, num_classes, config.backbone_weights)
+    if is_name(source):
+        warnings.warn(
+            f"The teacher {str(source)!r} is built by name, so its decoder has random weights. Pass the checkpoint of "
+            "a trained network.",
+            stacklevel=4,
+        )
         return network.eval()
     training = [name or "the network" for name, module in network.named_modules() if module.training]
     if training:

@@ -33,7 +33,7 @@ def command(folder):
     return [
         "compare", "--data", folder / "data", "--teacher", folder / "teacher.safetensors", "--student", NETWORK,
         "--steps", 2, "--seeds", 1, "--batch-size", 2, "--crop-size", "64x64", "--evaluate-every", 2,
-        "--device", "cpu", "--output", folder / "out",
+        "--device", "cpu", "--output", folder / "out", "--backbone-weights", "none",
     ]  # fmt: skip
 
 

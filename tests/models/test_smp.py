@@ -3,6 +3,7 @@
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from huggingface_hub import constants
 
 import bpkd_sdk
 from bpkd_sdk.models.smp import ARCHITECTURES, normalization
@@ -46,7 +47,7 @@ def test_get_spec_reads_the_size_divisor_of_a_module_of_the_library():
     ("encoder", "weights", "mean"),
     [
         ("tu-tf_efficientnet_lite0", "imagenet", (0.5, 0.5, 0.5)),
-        ("tu-tf_efficientnet_lite0", None, (0.485, 0.456, 0.406)),
+        ("tu-tf_efficientnet_lite0", "none", (0.485, 0.456, 0.406)),
     ],
 )
 def test_pretrained_weights_determine_the_normalisation(encoder, weights, mean):
@@ -54,15 +55,24 @@ def test_pretrained_weights_determine_the_normalisation(encoder, weights, mean):
     assert normalization(encoder, weights)[0] == pytest.approx(mean)
 
 
-def test_a_failed_download_names_the_weights(monkeypatch):
-    def offline(**_):
-        raise OSError("Name or service not known")
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet10t"])
+def test_without_a_connection_the_error_names_the_option_and_the_cache(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(RuntimeError, match=rf"'imagenet' weights.*{tmp_path}/hub (.*\n)*.*backbone_weights='none'"):
+        bpkd_sdk.create_model(f"smp/FPN/{encoder}", 5, backbone_weights="imagenet")
 
-    monkeypatch.setitem(ARCHITECTURES, "FPN", offline)
-    with pytest.raises(
-        RuntimeError, match=r"'imagenet' weights of encoder 'resnet18' could not be downloaded.*Connect"
-    ):
-        bpkd_sdk.create_model("smp/FPN/resnet18", 5, backbone_weights="imagenet")
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ("dpn92", r"no pretrained weights 'imagenet'. It has: 'imagenet\+5k'"),
+        ("tu-test_resnet.nope", "no pretrained weights .imagenet.. It has: none"),
+        ("tu-resnet18d_nope", "Did you mean 'resnet18d"),
+    ],
+)
+def test_weights_that_do_not_exist_are_refused_before_anything_else(encoder, message):
+    with pytest.raises(ValueError, match=message):
+        bpkd_sdk.train(f"smp/FPN/{encoder}", "no_data")
 
 
 def test_names_of_networks():

@@ -116,6 +116,7 @@ def test_the_description_contains_every_option():
         "weight_decay": 0.125, "poly_power": 2.0, "final_learning_rate": 1e-3, "learning_rate_warmup": 11,
         "method_warmup": 12, "gradient_clip": 13.0, "scale": (0.25, 4.0), "base_size": (96, 64),
         "max_class_share": 0.5, "student_feature": "neck", "teacher_feature": "head", "aux_weight": 0.75,
+        "backbone_weights": "none",
         "precision": "bf16", "teacher_precision": "fp16", "teacher_mean": (0.1,) * 3, "teacher_std": (0.2,) * 3,
         "channels_last": True, "compile": True, "device": "cpu", "workers": 3, "evaluate_every": 123,
         "checkpoint_every": 45, "log_every": 6, "trackers": ("wandb",), "boundary_width": 9, "check_data": False,
