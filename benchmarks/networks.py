@@ -19,7 +19,6 @@ from bpkd_sdk.models.encoders import BasicBlock, Bottleneck, InvertedResidual
 from bpkd_sdk.runtime import open_runtime
 from bpkd_sdk.runtime.inference import whole_logits
 
-SCENES = 32
 RIDGE = 0.01  # share of the mean square of the features
 
 
@@ -55,12 +54,17 @@ def _last_norm(module: nn.Module) -> nn.BatchNorm2d | None:
     return module.bn3 if isinstance(module, Bottleneck) else None
 
 
-def fitted(name: str, size: tuple[int, int]) -> nn.Module:
+def fitted(name: str, size: tuple[int, int], scenes: int = 32) -> nn.Module:
     """Return a `settled` network whose classifier is fitted to the nine classes of the scenes by ridge regression.
 
     Its logits are seldom equal, so masks can be compared.
+
+    Args:
+        name: Name of the network for `create_model`.
+        size: (height, width) of the scenes.
+        scenes: Number of scenes.
     """
-    data = ShapesDataset("fit", length=SCENES, size=size)
+    data = ShapesDataset("fit", length=scenes, size=size)
     network = settled(name, data.num_classes, size)
     (classifier,) = (m for m in network.modules() if isinstance(m, nn.Conv2d) and m.out_channels == data.num_classes)
     features: list[Tensor] = []

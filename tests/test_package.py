@@ -50,11 +50,13 @@ start = time.perf_counter()
 import bpkd_sdk
 seconds = time.perf_counter() - start
 loaded = [name for name in ("gradio", "onnx", "onnxruntime", "tensorrt", "timm", "torchvision") if name in sys.modules]
-print(json.dumps([seconds, loaded]))
+import bpkd_sdk.export.onnx, bpkd_sdk.export.benchmark.process, bpkd_sdk.serve.service.app
+print(json.dumps([seconds, loaded, "torchvision" in sys.modules]))
 """
-    seconds, loaded = json.loads(in_a_new_process(code))
+    seconds, loaded, torchvision_is_loaded = json.loads(in_a_new_process(code))
     assert loaded == []
     assert seconds < 0.5
+    assert not torchvision_is_loaded  # its import takes longer than all others together
 
 
 def test_training_needs_no_optional_package():

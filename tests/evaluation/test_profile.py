@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ ENTRIES = [pytest.param(entry, id=name) for name, entry in ZOO.items()]
 TABLE = [pytest.param(entry, id=name) for name, entry in ZOO.items() if not entry.variant_of]
 
 
+@cache
 def profile_of(entry: ZooEntry, num_classes: int) -> Profile:
     with torch.device("meta"):
         return profile(build_network(entry.name, num_classes, aux_head=entry.has_aux_head))

@@ -50,7 +50,7 @@ def check_engine(path, precision, network, **shapes):
 @pytest.mark.parametrize("name", [entry.name for entry in ZOO.values() if not entry.variant_of])
 def test_files_of_any_size(name, shallow, compiler, tmp_path):
     size = SIZES[name]
-    network = fitted(name, size)
+    network = fitted(name, size, scenes=12)
     files, reports = export(network, size, tmp_path, half=name in IN_ALL_PRECISIONS, dynamic_size=True)
     for report in reports:
         assert report.verified
@@ -67,7 +67,7 @@ def test_files_of_any_size(name, shallow, compiler, tmp_path):
 def test_files_of_any_number_of_images(shallow, compiler, tmp_path):
     """Engines for one batch size and for several, from the same files."""
     size = SIZES["pspnet_r18"]
-    network = fitted("pspnet_r18", size)
+    network = fitted("pspnet_r18", size, scenes=12)
     files, reports = export(network, size, tmp_path)
     for report in reports:
         assert report.verified
@@ -83,7 +83,7 @@ def test_files_of_any_number_of_images(shallow, compiler, tmp_path):
 def test_files_of_one_shape(name, shallow, compiler, tmp_path):
     """These networks export other layers for one shape: they pool to a fixed size, or cut the image into blocks."""
     size = SIZES[name]
-    network = fitted(name, size)
+    network = fitted(name, size, scenes=12)
     files, reports = export(network, size, tmp_path, dynamic_batch=False)
     assert all(report.verified for report in reports)
     for precision, path in files.items():

@@ -144,9 +144,11 @@ def test_channels_last_changes_nothing(network: tuple[ZooEntry, nn.Module]) -> N
     assert difference(got, expected.numpy()) < 1e-4
 
 
-def test_exports_with_dynamic_batch_height_and_width(network: tuple[ZooEntry, nn.Module]) -> None:
-    _, model = network
-    model.eval()
+@pytest.mark.parametrize("name", [name for name, entry in ZOO.items() if entry.variant_of])
+def test_variants_export_with_dynamic_batch_height_and_width(name: str) -> None:
+    """`tests/export/test_zoo.py` exports the other networks."""
+    with shallow_zoo():
+        model = build_network(name, 3).eval()
     dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     with torch.no_grad():
         program = torch.export.export(model, (torch.randn(2, 3, 97, 131),), dynamic_shapes=(dynamic,)).module()
