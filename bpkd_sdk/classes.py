@@ -67,14 +67,16 @@ def class_order(
     if not match_classes:
         return None
     ours, theirs = list(network.class_names), list(data.class_names)
-    if len(ours) == 1 and len(theirs) == 2:  # a single logit predicts the second class of the data
-        ours = [theirs[0], *ours]
+    is_unnamed = any(all(_UNNAMED.fullmatch(name) for name in names) for names in (ours, theirs))
+    if len(ours) == 1 and len(theirs) == 2:  # one logit predicts the class of its name, or else the second class
+        is_first = _plain(ours[0]) == _plain(theirs[0]) != _plain(theirs[1])
+        ours = [theirs[1 if is_first else 0], *ours]
     plain = list(map(_plain, ours)), list(map(_plain, theirs))
     if order := _permutation(ours, theirs) or _permutation(*plain):
         return order
     if ours == theirs or plain[0] == plain[1]:
         return None
-    if any(all(_UNNAMED.fullmatch(name) for name in names) for names in (ours, theirs)):
+    if is_unnamed:
         return _permutation(list(network.palette), list(data.palette))
     raise ValueError(
         f"{network_name} and {data_name} do not have the same classes.\n"
@@ -114,6 +116,17 @@ def check_mask_classes(num_classes: int) -> None:
             f"Expected at most {MAX_CLASSES} classes, but this network has {num_classes}. Masks are uint8: train a "
             "network with fewer classes, or merge classes."
         )
+
+
+def reorder_logits(logits: Tensor, columns: Tensor) -> Tensor:
+    """Put logits in the data's order.
+
+    Args:
+        logits: (N, C, h, w).
+        columns: Order of the classes as a tensor on the device of the logits: (C,), or [1, 0] for one logit, whose
+            class is the first of the data. The log odds of the second class are then the negative of the logit.
+    """
+    return -logits if logits.shape[1] == 1 else logits.index_select(1, columns)
 
 
 def reorder_masks(masks: Tensor, order: Order | None) -> Tensor:
@@ -163,13 +176,13 @@ class ReorderedNetwork(nn.Module):
     def forward(self, images: Tensor) -> SegmentationOutput:
         """Run the network on normalised images (N, 3, H, W) and reorder its logits."""
         output = as_output(self.network(images))
-        aux = None if output.aux_logits is None else output.aux_logits.index_select(1, self.columns)
-        return replace(output, logits=output.logits.index_select(1, self.columns), aux_logits=aux)
+        aux = None if output.aux_logits is None else reorder_logits(output.aux_logits, self.columns)
+        return replace(output, logits=reorder_logits(output.logits, self.columns), aux_logits=aux)
 
 
 @torch.no_grad()
 def reorder_classifier(network: nn.Module, order: Order, images: Tensor) -> None:
-    """Reorder the weights of the classifier to the data's order, in place.
+    """Reorder the weights of the classifier to the data's order, in place; those of one logit are negated.
 
     The classifier is found by trial: if its output channels are reordered, the logits must be reordered and otherwise
     unchanged. The auxiliary classifier is the last layer with that number of channels whose path starts with "aux".
@@ -183,14 +196,15 @@ def reorder_classifier(network: nn.Module, order: Order, images: Tensor) -> None
         ValueError: If neither a single layer nor all layers of that width together are the classifier. The network is
             then unchanged.
     """
+    logits = as_output(network(images)).logits
+    expected = reorder_logits(logits, torch.tensor(order, device=logits.device))
+    channels = logits.shape[1]
     layers = {
         name: module
         for name, module in network.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and len(module.weight) == len(order) and _groups(module) == 1
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and len(module.weight) == channels and _groups(module) == 1
     }
     main = [module for name, module in layers.items() if not name.startswith("aux")]
-    logits = as_output(network(images)).logits
-    expected = logits[:, list(order)]
     if torch.equal(logits, expected):
         raise ValueError(
             f"{type(network).__name__} has the data's classes in another order, and the logits of its classes are "
@@ -204,7 +218,7 @@ def reorder_classifier(network: nn.Module, order: Order, images: Tensor) -> None
             return
         _permute(candidate, tuple(order.index(column) for column in range(len(order))))
     raise ValueError(
-        f"{type(network).__name__} has the data's classes in another order, and none of its layers with {len(order)} "
+        f"{type(network).__name__} has the data's classes in another order, and none of its layers with {channels} "
         "channels could be reordered to correct this. Change the order of the data's classes to the network's."
     )
 
@@ -216,4 +230,4 @@ def _groups(layer: nn.Conv2d | nn.Linear) -> int:
 def _permute(layers: Sequence[nn.Module], order: Order) -> None:
     for layer in layers:
         for parameter in layer.parameters(recurse=False):
-            parameter.copy_(parameter[list(order)])
+            parameter.copy_(-parameter if len(parameter) == 1 else parameter[list(order)])

@@ -1,11 +1,32 @@
-"""`SegmentationOutput`, the output of a network for losses and distillation methods."""
+"""`SegmentationOutput`, the output of a network, and the two logits that losses see of a network with one logit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+# Names of torch's autograd nodes, without "Backward", of the operations that may follow the last activation.
+_SHAPE_OPERATIONS = {
+    "Alias",
+    "Clone",
+    "ConstantPadNd",
+    "Permute",
+    "ReshapeAlias",
+    "Slice",
+    "Squeeze",
+    "ToCopy",
+    "Transpose",
+    "UnsafeView",
+    "Unsqueeze",
+    "UpsampleBicubic2D",
+    "UpsampleBilinear2D",
+    "UpsampleNearest2D",
+    "View",
+}
 
 
 @dataclass(frozen=True)
@@ -57,3 +78,99 @@ def as_output(raw: object) -> SegmentationOutput:
     if logits.ndim != 4:
         raise TypeError(f"Expected logits of shape (N, C, h, w), but the network returned {tuple(logits.shape)}.")
     return SegmentationOutput(logits, aux_logits=aux_logits)
+
+
+def two_class_logits(logits: Tensor) -> Tensor:
+    """Return the logits [0, z] of two classes, where z is the log odds of the second class.
+
+    One logit is z itself: softmax([0, z]) is (1 - sigmoid(z), sigmoid(z)). Two logits (a, b) become [0, b - a], which
+    has the same softmax. A loss per channel (CWD, the body term of BPKD) is 0 for the channel of zeros.
+
+    Args:
+        logits: (N, 1, ...) or (N, 2, ...).
+
+    Returns:
+        (N, 2, ...), float32 or float64.
+
+    Example:
+        >>> two_class_logits(torch.tensor([[1.5]])).tolist()
+        [[0.0, 1.5]]
+        >>> two_class_logits(torch.tensor([[1.0, -1.0]])).tolist()
+        [[0.0, -2.0]]
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    odds = logits if logits.shape[1] == 1 else logits[:, 1:] - logits[:, :1]
+    return torch.cat([torch.zeros_like(odds), odds], 1)
+
+
+def comparable_outputs(
+    student: SegmentationOutput, teacher: SegmentationOutput
+) -> tuple[SegmentationOutput, SegmentationOutput]:
+    """Return both outputs with two logits [0, z] if one of the networks has one logit; otherwise return them unchanged.
+
+    Two logits become [0, z] too where the other network has one logit, so that all methods compare the same quantity.
+    """
+    counts = {student.logits.shape[1], teacher.logits.shape[1]}
+    if counts not in ({1}, {1, 2}):
+        return student, teacher
+    student, teacher = (replace(output, logits=two_class_logits(output.logits)) for output in (student, teacher))
+    return student, teacher
+
+
+def final_activation(network: nn.Module, images: Tensor, logits: Tensor) -> Literal["sigmoid", "softmax"] | None:
+    """Return the activation that a network ends with, found in the graph of torch's autograd.
+
+    Resizing, cropping and casting after the activation are allowed. The result is None if there is no such activation,
+    if the network cannot run with gradients, or if its outputs do not lie in 0..1.
+
+    Args:
+        network: Network in eval mode; its gradients are not changed.
+        images: Normalised images (N, 3, H, W) that it accepts.
+        logits: Its logits (N, C, h, w) for these images.
+    """
+    if logits.min() < 0 or logits.max() > 1:
+        return None
+    # The clone is no leaf, so that the network may change it in place. No tensors are saved for a backward pass.
+    images = images.detach().requires_grad_().clone()
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: images):
+            node = as_output(network(images)).logits.grad_fn
+    except RuntimeError:
+        return None
+    while node is not None:
+        name = node.name().rstrip("0123456789").removesuffix("Backward")
+        if name in ("Sigmoid", "Softmax"):
+            return "sigmoid" if name == "Sigmoid" else "softmax"
+        if name not in _SHAPE_OPERATIONS:
+            return None
+        node = node.next_functions[0][0]
+    return None
+
+
+def check_final_activation(
+    name: str, network: nn.Module, images: Tensor, logits: Tensor, *, allow_softmax: bool = False
+) -> None:
+    """Raise ValueError for a network that ends with a sigmoid or a softmax.
+
+    Args:
+        name: Name of the network at the start of the error message.
+        network: Network in eval mode.
+        images: Normalised images (N, 3, H, W) that it accepts.
+        logits: Its logits (N, C, h, w) for these images.
+        allow_softmax: Whether a softmax over several classes is accepted, because only masks are used: the largest
+            probability is that of the largest logit.
+    """
+    activation = final_activation(network, images, logits)
+    if activation is None or (activation == "softmax" and allow_softmax and logits.shape[1] > 1):
+        return
+    reason = "Losses, masks and confidences are computed from logits."
+    if activation == "sigmoid" and logits.shape[1] > 1:
+        reason = (
+            f"{logits.shape[1]} independent sigmoids (several classes per pixel) are not supported: each pixel has one "
+            "class, that of the largest logit."
+        )
+    inverse = "x.logit(eps=1e-6)" if activation == "sigmoid" else "x.clamp(min=1e-6).log()"
+    raise ValueError(
+        f"{name} ends with a {activation}, so it returns probabilities. {reason} Remove the {activation} "
+        f"(segmentation-models-pytorch: activation=None), or pass a module that returns {inverse} of its output x."
+    )

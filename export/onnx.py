@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bpkd_sdk.classes import check_class_count, check_mask_classes, class_order
 from bpkd_sdk.data import SegmentationDataset
@@ -22,7 +22,7 @@ from bpkd_sdk.export.verify import VerificationReport, verify
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.models import NetworkSpec, get_spec, load_model
 from bpkd_sdk.models.checkpoint import content_hash
-from bpkd_sdk.output import as_output
+from bpkd_sdk.output import as_output, check_final_activation
 from bpkd_sdk.runtime.inference import pad_to_multiple
 from bpkd_sdk.runtime.onnx import OnnxRuntime, seal_onnx
 
@@ -121,7 +121,8 @@ def to_onnx(
     target, spec = Path(path), get_spec(model)
     _check_arguments(target, input_size, precision, opset, spec.size_divisor)
     network = copy.deepcopy(model).cpu().float().eval()
-    _check_classes(network, spec, input_size, verify_on, match_classes)
+    logits = _check_logits(network, input_size, spec.size_divisor, argmax)
+    _check_classes(spec, spec.num_classes if logits is None else logits.shape[1], verify_on, match_classes)
     metadata = {
         "network": spec.to_dict(),
         "input_size": list(input_size),
@@ -161,28 +162,28 @@ def _check_arguments(target: Path, input_size: tuple[int, int], precision: str, 
         )
 
 
-def _check_classes(
-    network: nn.Module,
-    spec: NetworkSpec,
-    input_size: tuple[int, int],
-    data: SegmentationDataset | None,
-    match_classes: bool,
-) -> None:
+@torch.no_grad()
+def _check_logits(network: nn.Module, input_size: tuple[int, int], divisor: int, argmax: bool) -> Tensor | None:
+    """Run a network on a black image; return None if it fails, because tracing then reports the reason.
+
+    Raises:
+        ValueError: If it ends with a sigmoid, or with a softmax and the file returns logits.
+    """
+    image = pad_to_multiple(torch.zeros(1, 3, *input_size), divisor)
+    try:
+        logits = as_output(network(image)).logits
+    except Exception:  # the network's own code may raise anything
+        return None
+    check_final_activation("The network", network, image, logits, allow_softmax=argmax)
+    return logits
+
+
+def _check_classes(spec: NetworkSpec, classes: int, data: SegmentationDataset | None, match_classes: bool) -> None:
     """Raise ValueError if a mask cannot hold the network's classes, or if they differ from those of the data."""
-    classes = _count_classes(network, input_size, spec.size_divisor) or spec.num_classes
     check_mask_classes(classes)
     if data is not None:
         check_class_count(classes, data.num_classes, network_name="The network", data_name=data.name)
         class_order(spec, data, network_name="The network", data_name=data.name, match_classes=match_classes)
-
-
-@torch.no_grad()
-def _count_classes(network: nn.Module, input_size: tuple[int, int], divisor: int) -> int:
-    """Run a network to count its classes; return 0 if it fails, because tracing then reports the reason."""
-    try:
-        return as_output(network(pad_to_multiple(torch.zeros(1, 3, *input_size), divisor))).logits.shape[1]
-    except Exception:  # the network's own code may raise anything
-        return 0
 
 
 def _verify_draft(

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from bpkd_sdk.classes import MAX_CLASSES, check_mask_classes
 from bpkd_sdk.images import ImageSource, read_image
 from bpkd_sdk.models.spec import Color, NetworkSpec, distinct_colors
+from bpkd_sdk.output import two_class_logits
 from bpkd_sdk.runtime import Runtime, open_runtime
 from bpkd_sdk.runtime.base import Range
-from bpkd_sdk.runtime.inference import sliding_bands, sliding_masks, to_mask
+from bpkd_sdk.runtime.inference import check_logits, sliding_bands, sliding_masks, to_mask
 from bpkd_sdk.serve.overlay import draw_overlay
 
 
@@ -199,6 +200,7 @@ class Predictor:
             raise ValueError("The network is in training mode. Call model.eval() first.")
         self.runtime = open_runtime(source, device)
         self.class_names, self.palette = names_and_colors(self.runtime.spec)
+        self._is_checked = False
 
     @property
     def has_probabilities(self) -> bool:
@@ -333,6 +335,9 @@ class Predictor:
         with timer.stage("inference"):
             outputs = self.runtime.infer(inputs)
             self.runtime.synchronize()
+        if self.has_probabilities and not self._is_checked:  # only once, because the check waits for the device
+            check_logits(outputs, self.runtime.name)
+            self._is_checked = True
         return outputs[: len(outputs) - missing]
 
 
@@ -371,7 +376,7 @@ def _confidence_and_entropy(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
             against the background.
     """
     if logits.shape[1] == 1:
-        logits = torch.cat([-logits / 2, logits / 2], 1)
+        logits = two_class_logits(logits)
     log_p = logits.float().log_softmax(1)
     p = log_p.exp()
     entropy = -(p * log_p).sum(1) / np.log(logits.shape[1])

@@ -40,6 +40,8 @@ def order(network, data, palettes=((), ()), **options):
         (("0", "1"), ("sky", "car"), None),
         ((), ("sky", "car"), None),
         (("object",), ("background", "object"), None),  # of one logit
+        (("object",), ("Object", "background"), (1, 0)),
+        (("LABEL_0",), ("background", "object"), None),
     ],
 )
 def test_the_order_is_found_by_name(network, data, expected):
@@ -58,7 +60,6 @@ def test_the_order_is_found_by_colour_if_the_network_has_no_class_names():
         (("sky", "car"), ("sky", "bus")),
         (("sky", "sky"), ("sky", "car")),
         (("object",), ("background", "thing")),
-        (("object",), ("object", "background")),
     ],
 )
 def test_other_names_are_refused_unless_match_classes_is_false(network, data):

@@ -226,7 +226,13 @@ def label_problem(label: object) -> str | None:
         if isinstance(label, Tensor)
         else f"a {type(label).__name__}"
     )
-    return f"label is {kind}, expected a torch tensor of class ids, uint8 or int64 (H, W)"
+    problem = f"label is {kind}, expected a torch tensor of class ids, uint8 or int64 (H, W)"
+    if isinstance(label, Tensor) and label.ndim == 3 and label.shape[0] > 1:
+        problem += (
+            ". If it has one map per class: each pixel has exactly one class here. Return label.argmax(0) if the maps "
+            "exclude each other; several classes per pixel (multi-label) are not supported"
+        )
+    return problem
 
 
 def _prefixed(sample: str, problem: str) -> str:

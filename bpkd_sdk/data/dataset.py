@@ -91,8 +91,8 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         if count == 1:
             raise ValueError(
                 f"{self.name} has one class, {self.class_names[0]!r}. Add a class for all other pixels: class_names "
-                f"['background', {self.class_names[0]!r}], labels 0 and 1. A network with one logit is scored on "
-                "these two classes as well."
+                f"['background', {self.class_names[0]!r}], labels 0 and 1. A network with one logit "
+                "predicts these two classes as well."
             )
         if not 2 <= count <= MAX_CLASSES:
             raise ValueError(

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpkd_sdk.losses.tensors import at_least_float32
-from bpkd_sdk.output import SegmentationOutput, as_output
+from bpkd_sdk.output import SegmentationOutput, as_output, comparable_outputs
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -59,7 +59,8 @@ class DistillationLoss(nn.Module, ABC):
         """Compute the loss terms of one batch.
 
         Args:
-            student: Logits (N, C, h, w), or an output that contains them.
+            student: Logits (N, C, h, w), or an output that contains them. Training passes two logits [0, z] for both
+                networks if one of them has one logit z, see `bpkd_sdk.output.comparable_outputs`.
             teacher: Logits (N, C, h', w'), or an output that contains them; it receives no gradient.
             labels: (N, H, W) integers at the resolution of the images.
 
@@ -126,7 +127,7 @@ class WeightedLoss(DistillationLoss):
     """Base class of methods whose loss is a weighted sum of terms; a subclass implements `terms`.
 
     Args:
-        num_classes: C, the number of classes; None takes it from the first logits.
+        num_classes: C, the number of classes, 2 for networks with one logit; None takes it from the first logits.
         ignore_index: Label of void pixels.
         weights: Weight of each term by name, 0 or above. A term of weight 0 is not computed.
 
@@ -188,11 +189,13 @@ class WeightedLoss(DistillationLoss):
             return {name: weight * terms[name] for name, weight in self.weights.items() if weight}
 
     def _pair(self, student: SegmentationOutput, teacher: SegmentationOutput) -> OutputPair:
-        outputs = OutputPair(student, teacher)
+        outputs = OutputPair(*comparable_outputs(student, teacher))
         if self.num_classes is None:
             self.num_classes = outputs.num_classes
         if outputs.num_classes != self.num_classes:
-            raise ValueError(f"Expected logits of {self.num_classes} classes, but got {outputs.num_classes}.")
+            raise ValueError(
+                f"Expected logits of {self.num_classes} classes, but got {outputs.num_classes} (one logit has two)."
+            )
         self.check_num_classes(self.num_classes)
         return outputs
 

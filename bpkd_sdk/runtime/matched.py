@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bpkd_sdk.classes import ClassFacts, Order, check_class_count, class_order, reorder_masks
+from bpkd_sdk.classes import ClassFacts, Order, check_class_count, class_order, reorder_logits, reorder_masks
 from bpkd_sdk.runtime.base import Runtime, TorchRuntime
 from bpkd_sdk.runtime.inference import check_logits
 
@@ -76,7 +76,4 @@ class MatchedRuntime(Runtime):
         if not self.is_checked:  # only once, because the check waits for the device
             check_logits(outputs, self.name)
             self.is_checked = True
-        if self.columns is None:
-            return outputs
-        # A network with one logit: the logit of the other class is its negative.
-        return -outputs if outputs.shape[1] == 1 else outputs.index_select(1, self.columns)
+        return outputs if self.columns is None else reorder_logits(outputs, self.columns)

@@ -17,7 +17,7 @@ from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import Capture, eval_mode, feature_path, find_module, unwrap
 from bpkd_sdk.losses import METHODS, DistillationLoss, create_method
 from bpkd_sdk.models import get_spec, set_spec
-from bpkd_sdk.output import SegmentationOutput, as_output
+from bpkd_sdk.output import SegmentationOutput, as_output, check_final_activation
 from bpkd_sdk.runtime import Runtime, match_runtime
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.teacher import TeacherModel, teacher_logits
@@ -104,12 +104,17 @@ def run_on_black_crops(
             output = SegmentationOutput(teacher_logits(network, crops))
     else:
         with Capture(network, [] if feature is None else [feature]) as capture:
+            crop = torch.zeros(1, 3, *crop_size, device=_device(network))
             with _crop_errors(role, crop_size), eval_mode(network):
-                output = as_output(network(torch.zeros(1, 3, *crop_size, device=_device(network))))
+                output = as_output(network(crop))
             output = replace(output, features=capture.take())
-    if output.logits.shape[1] != dataset.num_classes:
+        with eval_mode(network):
+            check_final_activation(f"The {role}", network, crop, output.logits)
+    channels = output.logits.shape[1]
+    if max(channels, 2) != dataset.num_classes:
         raise ValueError(
-            f"The {role} predicts {output.logits.shape[1]} classes, but {dataset.name} has {dataset.num_classes}: "
+            f"The {role} predicts {'two classes by one logit' if channels == 1 else f'{channels} classes'}, but "
+            f"{dataset.name} has {dataset.num_classes}: "
             f"{', '.join(dataset.class_names[:8])}{', ...' if dataset.num_classes > 8 else ''}."
         )
     return output
@@ -180,9 +185,11 @@ def student_order(student: nn.Module, dataset: SegmentationDataset, config: Trai
 
 
 def match_student(
-    student: nn.Module, dataset: SegmentationDataset, crop_size: tuple[int, int], order: Order | None
+    student: nn.Module, dataset: SegmentationDataset, crop_size: tuple[int, int], order: Order | None, num_logits: int
 ) -> None:
     """Put the student's classifier in the data's order, in place, and write the data's classes to its spec.
+
+    A student with one logit predicts the second class by it, and its spec has both class names.
 
     Raises:
         ValueError: If the classifier cannot be reordered.
@@ -191,9 +198,7 @@ def match_student(
         images = torch.rand(1, 3, *crop_size, generator=torch.Generator().manual_seed(0)).to(_device(student))
         with eval_mode(student):
             reorder_classifier(unwrap(student), order, images)
-    spec = replace(
-        get_spec(student), num_classes=dataset.num_classes, class_names=dataset.class_names, palette=dataset.palette
-    )
+    spec = replace(get_spec(student), num_classes=num_logits, class_names=dataset.class_names, palette=dataset.palette)
     set_spec(student, spec)
 
 

@@ -14,7 +14,7 @@ from bpkd_sdk.features import Capture
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.tensors import at_least_float32
 from bpkd_sdk.models import get_spec
-from bpkd_sdk.output import SegmentationOutput, as_output
+from bpkd_sdk.output import SegmentationOutput, as_output, comparable_outputs, two_class_logits
 from bpkd_sdk.runtime.inference import to_mask
 from bpkd_sdk.training.config import TrainingConfig
 
@@ -77,9 +77,8 @@ class Objective(nn.Module):
             auxiliary = cross_entropy(student_output.aux_logits, labels, self.ignore_index, labelled_pixels)
             terms["aux"] = self.config.aux_weight * auxiliary
         if self.method is not None and teacher_output is not None:
-            terms |= {
-                name: method_factor * term for name, term in self.method(student_output, teacher_output, labels).items()
-            }
+            compared = comparable_outputs(student_output, teacher_output)
+            terms |= {name: method_factor * term for name, term in self.method(*compared, labels).items()}
         return terms
 
     def _run_student(self, images: Tensor) -> SegmentationOutput:
@@ -141,12 +140,14 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, labelled_pi
     """Compute the cross-entropy over labelled pixels, with logits resized to the labels; 0 if all pixels are void.
 
     Args:
-        logits: (N, C, h, w).
+        logits: (N, C, h, w); one logit is that of the second of two classes, see `two_class_logits`.
         labels: int64 (N, H, W).
         ignore_index: Void label.
         labelled_pixels: Divisor of the sum over pixels; None divides by the number of labelled pixels (the mean).
     """
-    total = F.cross_entropy(_resize(logits, labels), labels, ignore_index=ignore_index, reduction="sum")
+    resized = _resize(logits, labels)
+    resized = two_class_logits(resized) if resized.shape[1] == 1 else resized
+    total = F.cross_entropy(resized, labels, ignore_index=ignore_index, reduction="sum")
     return total / ((labels != ignore_index).sum().clamp(min=1) if labelled_pixels is None else labelled_pixels)
 
 

@@ -18,6 +18,7 @@ from bpkd_sdk.errors import format_list
 from bpkd_sdk.evaluation import EvaluationProtocol, evaluate
 from bpkd_sdk.losses import Method, create_method
 from bpkd_sdk.models import get_spec
+from bpkd_sdk.output import comparable_outputs
 from bpkd_sdk.progress import console
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.accelerator import broadcast_from_main, create_accelerator, teacher_dtype
@@ -94,7 +95,7 @@ def prepare(
     ]
     check_trainable(network, outputs[0].logits)
     if loss is not None:
-        loss.prepare(*outputs)
+        loss.prepare(*comparable_outputs(*outputs))
     labels_from_teacher = _labels_from_teacher(train_set, val_set, config)
 
     if teacher_model is not None:
@@ -110,7 +111,7 @@ def prepare(
             sample = DatasetSubset(val_set, [largest])
             _try_validation(network, sample, reference, config, protocol, accelerator.device)
 
-    match_student(network, train_set, crop_size, order)
+    match_student(network, train_set, crop_size, order, outputs[0].logits.shape[1])
     verb = "train" if loss is None else loss.name
     title = f"{verb} {get_spec(network).name or type(network).__name__}"
     folder, is_new = _open_folder(output_dir, title, resume, accelerator)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bpkd_sdk.output import two_class_logits
 from bpkd_sdk.training.teacher_check.crops import VOID, Sample, Size
 
 GOOD_ERROR = 0.03  # share of wrong pixels up to which no other input format is tried
@@ -29,7 +30,7 @@ def output_kind(outputs: Sequence[Tensor]) -> Kind:
         return "logits"
     tolerance = max(1e-3, torch.finfo(outputs[0].dtype).eps)
     sums = torch.cat([output.float().sum(0).flatten() for output in outputs])
-    if float(((sums - 1).abs() <= tolerance).float().mean()) > 0.99:
+    if len(lowest) > 1 and float(((sums - 1).abs() <= tolerance).float().mean()) > 0.99:
         return "probabilities"
     # Random weights too may give small positive values, but with little variation.
     return "sigmoids" if (highest - lowest).max() > 0.5 else "logits"
@@ -153,4 +154,4 @@ def _as_logits(values: Tensor, kind: Kind) -> Tensor:
         values = values.clamp(min=1e-6).log()
     elif kind == "sigmoids":
         values = values.logit(eps=1e-6)
-    return torch.cat([torch.zeros_like(values), values]) if len(values) == 1 else values
+    return two_class_logits(values[None])[0] if len(values) == 1 else values
