@@ -24,7 +24,7 @@ from bpkd_sdk.cli.common import (
     selects_files,
 )
 
-data_app = typer.Typer(help="Check and convert copies of public data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Check data sets, and convert annotations to masks.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -60,16 +60,65 @@ def check(
 
 
 @data_app.command("convert")
+@selects_files
 def convert(
-    root: Annotated[
+    *,
+    source: Annotated[
         Path,
-        typer.Argument(help="Folder VOC2010 with trainval_merged.json, or its parent."),
+        typer.Argument(
+            help="COCO .json, CVAT for images .xml, folder of LabelMe files, or folder of images and masks. Without "
+            "PATH: folder VOC2010 with trainval_merged.json of PASCAL Context, or its parent."
+        ),
     ],
+    path: Annotated[Path | None, typer.Argument(help="Folder of the data set to write.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images. Default: that of the annotations.")] = None,
+    split: Annotated[str, typer.Option(help="Split to write.")] = "train",
+    class_map: Annotated[
+        Path | None, typer.Option(help='JSON file such as {"vehicle": ["car", "truck"], "void": "sky"}.')
+    ] = None,
+    background: Annotated[
+        str | None, typer.Option(help="Class of pixels without annotation, or void. Default: background.")
+    ] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out annotations whose image is missing.")
+    ] = False,
+    selection: dict[str, Any],
 ) -> None:
-    """Write the labels and lists of PASCAL Context from its release file, or continue an interrupted conversion."""
-    from bpkd_sdk.data import convert_pascal_context
+    """Write annotations, or coloured masks, as id masks into a folder; repeat the command to continue it.
 
-    console.print(f"Labels and lists are in {convert_pascal_context(root)}", soft_wrap=True)
+    Without PATH: write the labels and lists of PASCAL Context from its release file.
+    """
+    from bpkd_sdk.data import convert_annotations, convert_pascal_context
+    from bpkd_sdk.files import read_json
+
+    if path is None:
+        try:
+            top = convert_pascal_context(source)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error} To convert other annotations, pass the folder to write as well: bpkd data convert {source} "
+                "my_data"
+            ) from error
+        console.print(f"Labels and lists are in {top}", soft_wrap=True)
+        return
+    report = convert_annotations(
+        source,
+        path,
+        split=split,
+        images=images,
+        class_map=None if class_map is None else read_json(class_map),
+        background=background,
+        skip_missing=skip_missing,
+        **selection,
+    )
+    total = sum(report.class_pixels.values())
+    table = Table("class", "images", "share of pixels", title=f"{report.images} images", title_justify="left")
+    for name, count in report.class_images.items():
+        table.add_row(escape(name), str(count), f"{report.class_pixels[name] / total:.2%}")
+    console.print(table)
+    if report.background_only:
+        console.print(f"{report.background_only} of {report.images} images have no annotated pixel.")
+    console.print(f"{report.format} written to {path}, split {split}. Check it: bpkd data check {path}", soft_wrap=True)
 
 
 @app.command()

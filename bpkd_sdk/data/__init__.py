@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bpkd_sdk.data.convert import ConversionReport, convert_annotations
 from bpkd_sdk.data.dataset import DatasetSubset, FileDataset, SegmentationDataset
 from bpkd_sdk.data.folder import open_folder
 from bpkd_sdk.data.integrity import SplitReport, check_dataset
@@ -15,6 +16,7 @@ from bpkd_sdk.errors import did_you_mean
 
 __all__ = [
     "DATASETS",
+    "ConversionReport",
     "DatasetEntry",
     "DatasetSubset",
     "FileDataset",
@@ -23,6 +25,7 @@ __all__ = [
     "ShapesDataset",
     "SplitReport",
     "check_dataset",
+    "convert_annotations",
     "convert_pascal_context",
     "open_dataset",
     "pair_files",

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from bpkd_sdk.images.reader import FORMATS, MAX_PIXELS, ImageSource, bit_depth, exif_orientation, read_image
+from bpkd_sdk.images.reader import (
+    FORMATS,
+    MAX_PIXELS,
+    ImageSource,
+    bit_depth,
+    exif_orientation,
+    image_size,
+    read_image,
+)
 from bpkd_sdk.images.samples import CutShortError, TooLargeError, UnknownFormatError, UnsupportedImageError
 
 __all__ = [
@@ -15,5 +23,6 @@ __all__ = [
     "UnsupportedImageError",
     "bit_depth",
     "exif_orientation",
+    "image_size",
     "read_image",
 ]

@@ -109,6 +109,20 @@ def exif_orientation(source: str | Path | bytes) -> int:
         return reader.orientation
 
 
+def image_size(source: str | Path | bytes) -> tuple[int, int]:
+    """Return the (height, width) of an image file as `read_image` returns it, upright. Pixels are not decoded.
+
+    Args:
+        source: Path, or the bytes of a file.
+
+    Raises:
+        The errors of `read_image`.
+    """
+    with _open(source, max_pixels=None) as reader:
+        size = reader.height, reader.width
+        return size if reader.orientation < 5 else size[::-1]
+
+
 class _Reader(Protocol):
     """An image file whose header has been read."""
 

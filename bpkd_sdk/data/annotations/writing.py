@@ -1,0 +1,116 @@
+"""Files that a conversion writes: links to the images, labels, and ``classes.json``."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from bpkd_sdk.data.annotations.classes import ClassChoice
+from bpkd_sdk.data.annotations.model import AnnotatedImage
+from bpkd_sdk.data.labels import read_label
+from bpkd_sdk.data.pairs import list_files
+from bpkd_sdk.errors import format_list, list_differences
+from bpkd_sdk.files import read_json, write_atomically, write_json
+from bpkd_sdk.progress import track
+
+
+def check_folder(labels: Path, record_file: Path, record: Mapping[str, Any], places: Mapping[Path, Path]) -> None:
+    """Raise FileExistsError if the folder contains files that this conversion would not have written."""
+    if record_file.is_file():
+        before = read_json(record_file)
+        if changed := list_differences({key: before.get(key) for key in record}, record):
+            raise FileExistsError(
+                f"{record_file} describes another conversion:\n{format_list(changed)}\nTo convert again, delete it and "
+                f"{labels}; otherwise choose another folder or split."
+            )
+    elif found := list_files(labels, ("",)):
+        raise FileExistsError(
+            f"{labels} contains {len(found)} files that no conversion recorded:\n{format_list(found, limit=5)}\nChoose "
+            "another folder or split, or move them away."
+        )
+    others = [
+        place
+        for image, place in places.items()
+        if place.exists() and not (place.samefile(image) or filecmp.cmp(image, place, shallow=False))
+    ]
+    if others:
+        raise FileExistsError(
+            f"{len(others)} images exist with another content:\n{format_list(others)}\nChoose another folder or split."
+        )
+
+
+def write_classes(file: Path, choice: ClassChoice) -> None:
+    """Write a ``classes.json``, unless it exists."""
+    if not file.exists():
+        palette = {"palette": [list(color) for color in choice.palette]} if choice.palette else {}
+        write_json(file, {"class_names": list(choice.names)} | palette)
+
+
+def link(source: Path, path: Path) -> None:
+    """Make a file appear at a path as a hard link, or as a copy on another disk, unless it exists."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), path)
+    except OSError:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        shutil.copyfile(source, temporary)
+        temporary.replace(path)
+
+
+def write_labels(
+    jobs: Sequence[tuple[Path, AnnotatedImage, tuple[int, int]]], choice: ClassChoice, record_file: Path
+) -> np.ndarray:
+    """Draw and write the labels that do not exist yet.
+
+    Args:
+        jobs: For each image, the path of its label, its annotation, and its (height, width).
+        choice: Classes of the labels.
+        record_file: Record of the conversion, which is removed together with all labels if annotations cannot be drawn.
+
+    Returns:
+        Number of pixels of each label value in each image, int64 (N, 256).
+
+    Raises:
+        ValueError: If annotations cannot be drawn; the first of them are listed.
+        KeyboardInterrupt: After Ctrl-C, with the number of written labels.
+    """
+    counts, problems = [], []
+    try:
+        for target, image, size in track(jobs, total=len(jobs), description="Writing labels"):
+            try:
+                if target.exists():
+                    label = read_label(target)
+                else:
+                    label = _draw(image, size, choice)
+                    write_atomically(target, cv2.imencode(".png", label)[1].tobytes())
+            except ValueError as error:
+                problems.append(f"{image.name}: {error}")
+                continue
+            counts.append(np.bincount(label.ravel(), minlength=256))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{len(counts)} of {len(jobs)} labels are written; repeat the command to continue"
+        ) from None
+    if problems:
+        for target, _, _ in jobs:
+            target.unlink(missing_ok=True)
+        record_file.unlink()
+        raise ValueError(f"{len(problems)} of {len(jobs)} annotations cannot be drawn:\n{format_list(problems)}")
+    return np.array(counts)
+
+
+def _draw(image: AnnotatedImage, size: tuple[int, int], choice: ClassChoice) -> np.ndarray:
+    """Draw the label map of an image, uint8 (H, W)."""
+    label = np.full(size, choice.background, np.uint8)
+    for category, mask in image.regions(*size):
+        label[mask] = choice.ids[category]
+    return label
