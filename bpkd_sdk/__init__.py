@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bpkd_sdk.comparison import Comparison, compare
-    from bpkd_sdk.data import SegmentationDataset, open_dataset
+    from bpkd_sdk.data import SegmentationDataset, as_dataset, open_dataset
     from bpkd_sdk.evaluation import EvaluationProtocol, Metrics, evaluate
     from bpkd_sdk.evaluation.profile import Profile, profile
     from bpkd_sdk.export import benchmark, quantize, to_onnx, to_tensorrt, to_triton, verify
@@ -32,7 +32,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _MODULES = {
     "bpkd_sdk.comparison": ("Comparison", "compare"),
-    "bpkd_sdk.data": ("SegmentationDataset", "open_dataset"),
+    "bpkd_sdk.data": ("SegmentationDataset", "as_dataset", "open_dataset"),
     "bpkd_sdk.evaluation": ("EvaluationProtocol", "Metrics", "evaluate"),
     "bpkd_sdk.evaluation.profile": ("Profile", "profile"),
     "bpkd_sdk.export": ("benchmark", "quantize", "to_onnx", "to_tensorrt", "to_triton", "verify"),
@@ -65,6 +65,7 @@ __all__ = [
     "SegmentationOutput",
     "TrainingConfig",
     "TrainingResult",
+    "as_dataset",
     "benchmark",
     "compare",
     "create_model",

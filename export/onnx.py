@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.classes import check_class_count, check_mask_classes, class_order
 from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data.adapt import as_dataset_of
 from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.export.trace import DeployableNetwork, first_reason, trace
 from bpkd_sdk.export.verify import VerificationReport, verify
@@ -76,7 +77,7 @@ def to_onnx(
     preprocess: bool = True,
     argmax: bool = True,
     opset: int = 18,
-    verify_on: SegmentationDataset | None = None,
+    verify_on: Any = None,
     match_classes: bool = True,
     force: bool = False,
 ) -> ExportReport:
@@ -104,7 +105,8 @@ def to_onnx(
         argmax: Whether the file returns uint8 masks (N, H, W); otherwise it returns float32 logits (N, C, H, W).
         opset: ONNX operator set; 18 is the newest whose Resize older CUDA builds of ONNX Runtime support.
         verify_on: Images to verify with in addition to the embedded photographs, for example validation images; their
-            sizes must be accepted by the file.
+            sizes must be accepted by the file. A data set of any library (see `as_dataset`), whose classes are the
+            network's if it does not state them.
         match_classes: Whether the network's class names are compared with those of `verify_on`; False takes classes by
             position.
         force: Whether a file that disagrees with torch is kept, as ``<name>.UNVERIFIED.onnx``, with a warning.
@@ -122,6 +124,8 @@ def to_onnx(
     _check_arguments(target, input_size, precision, opset, spec.size_divisor)
     network = copy.deepcopy(model).cpu().float().eval()
     logits = _check_logits(network, input_size, spec.size_divisor, argmax)
+    if verify_on is not None:
+        verify_on = as_dataset_of(verify_on, spec.class_names)
     _check_classes(spec, spec.num_classes if logits is None else logits.shape[1], verify_on, match_classes)
     metadata = {
         "network": spec.to_dict(),

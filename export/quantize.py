@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data.adapt import as_dataset_of
 from bpkd_sdk.errors import import_optional
 from bpkd_sdk.evaluation.agreement import MaskAgreement
 from bpkd_sdk.export.calibration import HELD_OUT, RANKING_IMAGES, HeldOutImages, measure_ranges, read_samples
@@ -101,7 +101,7 @@ class QuantizationReport:
 def quantize(
     source: str | Path,
     path: str | Path,
-    calibration_data: SegmentationDataset,
+    calibration_data: Any,
     *,
     images: int = 64,
     max_boundary_loss: float | None = None,
@@ -122,8 +122,9 @@ def quantize(
         source: ONNX file of `to_onnx` with precision="fp32", preprocess=True and argmax=True, that agrees with torch.
         path: File to write; it ends in ``.onnx``. Its metadata is that of `source`, without the agreement with torch,
             with precision "int8", and with the report under "quantization".
-        calibration_data: Images like those that the network will segment, of a size that the file accepts. Labels are
-            used if there are any; without labels, the classes may differ from the network's.
+        calibration_data: Images like those that the network will segment, of a size that the file accepts, in a data
+            set of any library (see `as_dataset`); its classes are the file's if it does not state them. Labels are used
+            if there are any; without labels, the classes may differ from the network's.
         images: Largest number of images to use.
         max_boundary_loss: Largest loss of boundary IoU (0..1). None: 0.01 with labels; 0.1 without labels, because
             every pixel that changes counts against the float32 file's own masks.
@@ -144,6 +145,7 @@ def quantize(
     if max_boundary_loss is not None and not max_boundary_loss <= 1:
         raise ValueError(f"Expected `max_boundary_loss` to be at most 1, but got {max_boundary_loss}.")
     runtime = _open_float_file(Path(source))
+    calibration_data = as_dataset_of(calibration_data, runtime.spec.class_names)
     samples = read_samples(calibration_data, images, runtime, match_classes)
     calibration_images = len(samples) - max(1, len(samples) // HELD_OUT)
     if max_boundary_loss is None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bpkd_sdk.classes import check_class_count, class_order, reorder_masks
 from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data.adapt import as_dataset_of
 from bpkd_sdk.data.photos import photo
 from bpkd_sdk.evaluation.agreement import mask_agreement
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
@@ -115,7 +116,7 @@ def verify(
     *,
     input_sizes: Sequence[tuple[int, int]] | None = None,
     batches: Sequence[int] | None = None,
-    data: SegmentationDataset | None = None,
+    data: Any = None,
     match_classes: bool = True,
 ) -> VerificationReport:
     """Segment natural images with an artifact and with its network, in float32 on the CPU, and compare the masks.
@@ -128,7 +129,8 @@ def verify(
             the traced one.
         batches: Numbers of images per batch, for every size. None: the smallest number that the artifact accepts, and
             two more or the largest number.
-        data: Further images, each of which is a run at its own size; with labels, both are also scored on them.
+        data: Further images, each of which is a run at its own size; with labels, both are also scored on them. A data
+            set of any library (see `as_dataset`), whose classes are the network's if it does not state them.
         match_classes: Whether the class names of both are compared with those of the data, and both are scored in the
             data's order; False takes classes by position.
 
@@ -146,6 +148,7 @@ def verify(
         runtime = match_runtime(runtime, spec, "the network", match_classes=match_classes)
     order = None
     if data is not None:
+        data = as_dataset_of(data, spec.class_names)
         _check_data(network, data)
         order = class_order(spec, data, network_name="The network", data_name=data.name, match_classes=match_classes)
     least, most = runtime.accepts.batch

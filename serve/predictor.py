@@ -132,7 +132,8 @@ def names_and_colors(spec: NetworkSpec) -> tuple[tuple[str, ...], tuple[Color, .
     if spec.num_classes == 1:
         names = ("background", *names) if len(names) == 1 else names
         palette = ((0, 0, 0), *palette) if len(palette) == 1 else palette
-    return names or tuple(map(str, range(num_ids))), palette or distinct_colors(num_ids)
+    names = names or tuple(map(str, range(num_ids)))
+    return names, palette or distinct_colors(names)
 
 
 class StageTimer:

@@ -12,7 +12,7 @@ import bpkd_sdk
 PUBLIC = [
     "BPKDLoss", "CIRKDLoss", "CWDLoss", "CanonicalKDLoss", "Comparison", "EvaluationProtocol", "IFVDLoss", "Metrics",
     "NetworkSpec", "Prediction", "Predictor", "Profile", "SKDSLoss", "SegmentationDataset", "SegmentationOutput",
-    "TrainingConfig", "TrainingResult", "benchmark", "compare", "create_model", "distill", "evaluate", "list_models",
+    "TrainingConfig", "TrainingResult", "as_dataset", "benchmark", "compare", "create_model", "distill", "evaluate", "list_models",
     "load_model", "open_dataset", "profile", "quantize", "reproduce", "save_model", "to_onnx", "to_tensorrt",
     "to_triton", "train", "verify",
 ]  # fmt: skip

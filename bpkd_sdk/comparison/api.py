@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from itertools import product
 from pathlib import Path
@@ -24,7 +24,6 @@ from bpkd_sdk.comparison.setup import (
     named_methods,
     time_per_step,
 )
-from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.checks import check_for_training, check_samples
 from bpkd_sdk.errors import format_list, import_optional, list_differences
 from bpkd_sdk.evaluation import evaluate
@@ -37,7 +36,7 @@ from bpkd_sdk.training.accelerator import create_accelerator
 from bpkd_sdk.training.compatibility import default_crop, student_order
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.origin import check_names
-from bpkd_sdk.training.prepare import open_splits
+from bpkd_sdk.training.prepare import DataSource, open_splits
 from bpkd_sdk.training.teacher import NetworkSource
 
 LOCK_FILE = "lock"  # locked by the process that trains in this folder
@@ -48,8 +47,9 @@ RunFolders = Mapping[tuple[int, str], Path]  # folder of each run, by seed and m
 def compare(
     teacher: NetworkSource,
     student: StudentSource,
-    data: str | Path | tuple[SegmentationDataset, SegmentationDataset],
+    data: DataSource,
     *,
+    class_names: Sequence[str] | None = None,
     methods: Methods = "all",
     steps: int | None = None,
     seconds: float | None = None,
@@ -68,7 +68,9 @@ def compare(
         student: Name that `create_model` accepts, or function from a number of classes to a module: a new network for
             each run, whose random weights depend only on the seed; by name, its encoder starts from ImageNet weights
             (see `backbone_weights` of `TrainingConfig`). Or a module or a checkpoint that every run starts from.
-        data: "shapes", path of a folder (see `open_dataset`), or pair (train, val) of data sets.
+        data: "shapes", path of a folder (see `open_dataset`), pair (train, val) of data sets of any library (see
+            `as_dataset`), or mapping of splits such as a `DatasetDict`.
+        class_names: Names of the classes in the order of their ids, for data that do not state them.
         methods: "all"; names, in a list or separated by commas, where "bpkd+cwd" combines two methods; or a mapping
             from names to methods as `distill` accepts them: ``{"no edges": BPKDLoss(edge_weight=0)}``.
         steps: Budget of each run in optimiser steps. Pass either `steps` or `seconds`.
@@ -91,7 +93,7 @@ def compare(
         import_optional(package, "compare")
     if seeds < 1:
         raise ValueError(f"Expected `seeds` to be at least 1, but got {seeds}.")
-    setup = _create_setup(teacher, student, data, Budget.create(steps, seconds), options)
+    setup = _create_setup(teacher, student, data, class_names, Budget.create(steps, seconds), options)
     losses = named_methods(methods, setup.train.num_classes, setup.train.ignore_index)
     if options.get("check_data", True):
         check_for_training(setup.train)
@@ -135,7 +137,8 @@ def compare(
 def _create_setup(
     teacher: NetworkSource,
     student: StudentSource,
-    data: str | Path | tuple[SegmentationDataset, SegmentationDataset],
+    data: DataSource,
+    class_names: Sequence[str] | None,
     budget: Budget,
     options: dict[str, Any],
 ) -> ComparisonSetup:
@@ -151,7 +154,7 @@ def _create_setup(
     accelerator = create_accelerator(config)
     if accelerator.num_processes > 1:
         raise ValueError("compare() measures the time of a single process; start it without a launcher.")
-    train, val = open_splits(data)
+    train, val = open_splits(data, class_names)
     if val is None:
         raise ValueError("compare() needs validation data. Pass a name, a folder, or a pair (train, val) of data sets.")
     for dataset in (train, val):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bpkd_sdk.data.adapt import as_dataset
 from bpkd_sdk.data.convert import ConversionReport, convert_annotations
 from bpkd_sdk.data.dataset import DatasetSubset, FileDataset, SegmentationDataset
 from bpkd_sdk.data.folder import open_folder
@@ -24,6 +25,7 @@ __all__ = [
     "SegmentationDataset",
     "ShapesDataset",
     "SplitReport",
+    "as_dataset",
     "check_dataset",
     "convert_annotations",
     "convert_pascal_context",

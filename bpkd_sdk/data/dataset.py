@@ -123,20 +123,6 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         check_samples(self)
 
 
-def expect_dataset(data: object, argument: str) -> None:
-    """Raise TypeError unless an argument is an open data set of this package.
-
-    Args:
-        data: Value of the argument.
-        argument: Name of the argument for the error message.
-    """
-    if not isinstance(data, SegmentationDataset):
-        raise TypeError(
-            f"Expected `{argument}` to be a SegmentationDataset, but got {type(data).__name__}. Open a folder or a "
-            "named data set with bpkd_sdk.open_dataset, or subclass bpkd_sdk.SegmentationDataset."
-        )
-
-
 class DatasetSubset(SegmentationDataset):
     """A selection of the samples of a data set.
 

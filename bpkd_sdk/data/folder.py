@@ -49,7 +49,7 @@ class FolderDataset(FileDataset):
             f"{root.name}/{split}",
             pairs,
             classes.names,
-            classes.palette or distinct_colors(len(classes.names)),
+            classes.palette or distinct_colors(classes.names),
             classes.ignore_index,
             classes.ids,
             classes.colors,

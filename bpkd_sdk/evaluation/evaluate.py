@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.dataset import default_workers, expect_dataset, ignore_interrupts
+from bpkd_sdk.data.adapt import as_dataset_of
+from bpkd_sdk.data.dataset import default_workers, ignore_interrupts
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 from bpkd_sdk.features import eval_mode
@@ -24,7 +26,7 @@ Source = nn.Module | Runtime | str | Path
 
 def evaluate(
     source: Source,
-    dataset: SegmentationDataset,
+    dataset: Any,
     *,
     protocol: EvaluationProtocol = EvaluationProtocol(),  # noqa: B008  (frozen)
     boundary_width: int | float = 3,
@@ -39,7 +41,8 @@ def evaluate(
 
     Args:
         source: Network to score: a module, a runtime, or a path or URL of one of the `bpkd_sdk.runtime.FORMATS`.
-        dataset: Data set of images and labels.
+        dataset: Data set of images and labels, of any library (see `as_dataset`). If it does not state its classes,
+            they are those of `source`.
         protocol: Evaluation protocol, which turns images into masks. The default is whole images at their own size.
         boundary_width: Distance of boundary IoU and boundary F1: pixels, or a share of the image diagonal if below 1.
         edge_width: Side in pixels of the trimap window that separates `edge_accuracy` from `body_accuracy`, odd.
@@ -58,24 +61,26 @@ def evaluate(
     Raises:
         ValueError: If sizes or classes do not fit together, or if the data have no labels and there is no `reference`.
     """
-    expect_dataset(dataset, "dataset")
-    dataset.check_classes()
-    if not dataset.has_labels and reference is None:
-        raise ValueError(f"{dataset.name} has no labels; pass `reference`, a network to compare with.")
-    counts = MetricCounts(
-        dataset.class_names,
-        ignore_index=dataset.ignore_index,
-        boundary_width=boundary_width,
-        edge_width=edge_width,
-    )
     with ExitStack() as stack:
+        runtime = stack.enter_context(_runtime(source, device))
+        dataset = as_dataset_of(dataset, runtime.spec.class_names)
+        dataset.check_classes()
+        if not dataset.has_labels and reference is None:
+            raise ValueError(f"{dataset.name} has no labels; pass `reference`, a network to compare with.")
+        counts = MetricCounts(
+            dataset.class_names,
+            ignore_index=dataset.ignore_index,
+            boundary_width=boundary_width,
+            edge_width=edge_width,
+        )
 
-        def open_source(source: Source) -> Runtime:
-            runtime = stack.enter_context(_runtime(source, device))
+        def match(runtime: Runtime) -> Runtime:
             return match_runtime(runtime, dataset, dataset.name, match_classes=match_classes)
 
-        network = open_source(source)
-        reference_network = None if reference is None else open_source(reference)
+        network = match(runtime)
+        reference_network = None
+        if reference is not None:
+            reference_network = match(stack.enter_context(_runtime(reference, device)))
         workers = min(default_workers(), len(dataset)) if network.device.type == "cuda" else 0
         for images, labels in _batches(dataset, batch_size, workers):
             masks = protocol.segment(network, images, batch_size)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Color = tuple[int, int, int]
+
+_BACKGROUND = ("background", "bg")  # names of the class that `distinct_colors` paints black
 
 
 @dataclass(frozen=True)
@@ -206,13 +209,25 @@ def smp_size_divisor(model: nn.Module) -> int:
     return int(getattr(getattr(model, "encoder", None), "output_stride", 1))
 
 
-def distinct_colors(count: int) -> tuple[Color, ...]:
+def distinct_colors(names: Sequence[str]) -> tuple[Color, ...]:
     """Return RGB colours (0..255) for classes without a palette.
 
-    The first is black; the others have hues a golden angle apart, in three brightnesses.
+    Background is black. The other colours have hues a golden angle apart, in three brightnesses.
+
+    Args:
+        names: Names of the classes.
+
+    Example:
+        >>> distinct_colors(["background", "road"])
+        ((0, 0, 0), (242, 109, 109))
+        >>> distinct_colors(["road"])
+        ((242, 109, 109),)
     """
-    hues = [
-        colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.55 + 0.4 * (index % 2), (0.95, 0.75, 0.55)[index % 3])
-        for index in range(count - 1)
-    ]
-    return ((0, 0, 0), *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in hues))
+    hues = count()
+    return tuple((0, 0, 0) if name.strip("_ ").lower() in _BACKGROUND else _color(next(hues)) for name in names)
+
+
+def _color(index: int) -> Color:
+    hue, saturation, brightness = index * 0.618034 % 1, 0.55 + 0.4 * (index % 2), (0.95, 0.75, 0.55)[index % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, brightness)
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def train(
     model: NetworkSource,
     data: DataSource,
     *,
+    class_names: Sequence[str] | None = None,
     steps: int = TrainingConfig.steps,
     batch_size: int = TrainingConfig.batch_size,
     crop_size: tuple[int, int] | None = None,
@@ -42,7 +44,9 @@ def train(
         model: Module, name that `create_model` accepts, or path of a checkpoint. A module is trained in place. The
             encoder of a network given by name starts from ImageNet weights, unless `backbone_weights` is "none" or the
             path of a file.
-        data: "shapes", path of a folder (see `open_dataset`), data set, or pair (train, val) of data sets.
+        data: "shapes", path of a folder (see `open_dataset`), data set of any library (see `as_dataset`), pair (train,
+            val) of data sets, or mapping of splits such as a `DatasetDict`.
+        class_names: Names of the classes in the order of their ids, for data that do not state them.
         steps: Number of optimiser steps.
         batch_size: Number of images per step, over all processes.
         crop_size: (height, width) of the training crops; None: the first image's size, at most 512 per side.
@@ -77,7 +81,7 @@ def train(
     for name in TEACHER_OPTIONS:
         if (value := getattr(config, name)) != getattr(TrainingConfig, name):
             raise ValueError(f"{name}={value!r} needs a teacher, and train() has none. Leave it out, or use distill().")
-    return run_training(prepare(None, model, None, data, config, protocol, output_dir, resume))
+    return run_training(prepare(None, model, None, data, config, protocol, output_dir, resume, class_names))
 
 
 def distill(
@@ -85,6 +89,7 @@ def distill(
     student: NetworkSource,
     data: DataSource,
     *,
+    class_names: Sequence[str] | None = None,
     method: Method = "bpkd",
     labels: LabelSource = "dataset",
     steps: int = TrainingConfig.steps,
@@ -112,7 +117,9 @@ def distill(
         student: Module, name that `create_model` accepts, or path of a checkpoint. A module is trained in place. The
             encoder of a network given by name starts from ImageNet weights, unless `backbone_weights` is "none" or the
             path of a file.
-        data: "shapes", path of a folder (see `open_dataset`), data set, or pair (train, val) of data sets.
+        data: "shapes", path of a folder (see `open_dataset`), data set of any library (see `as_dataset`), pair (train,
+            val) of data sets, or mapping of splits such as a `DatasetDict`.
+        class_names: Names of the classes in the order of their ids, for data that do not state them.
         method: Name in `bpkd_sdk.losses.METHODS`, a method with other arguments such as ``CWDLoss(weight=3)``, or a
             list of both.
         labels: "dataset" for the labels of the data, or "teacher" for the teacher's predictions, for images without
@@ -151,4 +158,4 @@ def distill(
     )
     if method is None or teacher is None:
         raise TypeError("distill() needs a teacher and a method. Use train() to train without them.")
-    return run_training(prepare(teacher, student, method, data, config, protocol, output_dir, resume))
+    return run_training(prepare(teacher, student, method, data, config, protocol, output_dir, resume, class_names))

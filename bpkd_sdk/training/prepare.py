@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from bpkd_sdk.data import DatasetSubset, SegmentationDataset, open_dataset
+from bpkd_sdk.data import DatasetSubset, SegmentationDataset, as_dataset, open_dataset
 from bpkd_sdk.data.checks import check_for_training, check_reports, check_samples, inspect_sample, inspect_samples
-from bpkd_sdk.data.dataset import expect_dataset
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.evaluation import EvaluationProtocol, evaluate
 from bpkd_sdk.losses import Method, create_method
@@ -39,7 +40,9 @@ from bpkd_sdk.training.state import STATE_FILE, check_checkpoint
 from bpkd_sdk.training.teacher import NetworkSource, TeacherModel, open_network, open_teacher
 from bpkd_sdk.training.teacher_check import warn_about_teacher
 
-DataSource = str | Path | SegmentationDataset | tuple[SegmentationDataset, SegmentationDataset | None]
+# Name or path of a data set, any data set that `as_dataset` accepts, a mapping of splits, or a pair (train, val).
+DataSource = Any
+VALIDATION_SPLITS = ("val", "validation", "valid")
 
 
 def prepare(
@@ -51,6 +54,7 @@ def prepare(
     protocol: EvaluationProtocol,
     output_dir: str | Path | None,
     resume: bool,
+    class_names: Sequence[str] | None = None,
 ) -> Task:
     """Open and check everything that a run needs; arguments and errors as `bpkd_sdk.distill`.
 
@@ -63,7 +67,7 @@ def prepare(
     sources = {"student": student} | ({} if teacher is None else {"teacher": teacher})
     check_names(sources, config.backbone_weights)
     accelerator = create_accelerator(config)
-    train_set, val_set = _open_data(data, config)
+    train_set, val_set = _open_data(data, class_names, config)
     torch.manual_seed(config.seed)
     teacher_model = None
     if teacher is not None:
@@ -141,9 +145,11 @@ def prepare(
     )
 
 
-def _open_data(data: DataSource, config: TrainingConfig) -> tuple[SegmentationDataset, SegmentationDataset | None]:
-    """Open training and validation data; check their classes and sizes, without reading a sample."""
-    train_set, val_set = open_splits(data)
+def _open_data(
+    data: DataSource, class_names: Sequence[str] | None, config: TrainingConfig
+) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    """Open training and validation data; check their classes and sizes."""
+    train_set, val_set = open_splits(data, class_names)
     for dataset in filter(None, (train_set, val_set)):
         dataset.check_classes()
     if len(train_set) < config.batch_size:
@@ -156,25 +162,45 @@ def _open_data(data: DataSource, config: TrainingConfig) -> tuple[SegmentationDa
     return train_set, val_set
 
 
-def open_splits(data: DataSource) -> tuple[SegmentationDataset, SegmentationDataset | None]:
-    """Open training and validation data; raise ValueError if their classes differ, TypeError for other objects."""
+def open_splits(
+    data: DataSource, class_names: Sequence[str] | None = None
+) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    """Open training and validation data.
+
+    Args:
+        data: Name or path of a data set, data set, mapping of splits, or pair (train, val).
+        class_names: Class names of data that do not state them.
+
+    Raises:
+        TypeError: For other objects.
+        ValueError: If the classes are not known, or differ between training and validation data.
+    """
     if isinstance(data, (str, Path)):
-        return open_dataset(data, split="train"), open_dataset(data, split="val")
-    if isinstance(data, tuple):
-        if len(data) != 2:
-            raise ValueError(f"Expected `data` to be a pair (train, val), but got {len(data)} entries.")
-        train_set, val_set = data
-        expect_dataset(train_set, "data[0]")
-        if val_set is not None:
-            expect_dataset(val_set, "data[1]")
-        if val_set is not None and val_set.class_names != train_set.class_names:
-            raise ValueError(
-                f"Training and validation data have different classes: {train_set.class_names} and "
-                f"{val_set.class_names}."
-            )
-        return train_set, val_set
-    expect_dataset(data, "data")
-    return data, None
+        data = (open_dataset(data, split="train"), open_dataset(data, split="val"))
+    if isinstance(data, Mapping):
+        data = _named_splits(data)
+    if not isinstance(data, tuple):
+        return as_dataset(data, class_names=class_names), None
+    if len(data) != 2:
+        raise ValueError(f"Expected `data` to be a pair (train, val), but got {len(data)} entries.")
+    train_set = as_dataset(data[0], class_names=class_names)
+    val_set = None if data[1] is None else as_dataset(data[1], class_names=class_names)
+    if val_set is not None and val_set.class_names != train_set.class_names:
+        raise ValueError(
+            f"Training and validation data have different classes: {train_set.class_names} and {val_set.class_names}."
+        )
+    return train_set, val_set
+
+
+def _named_splits(splits: Mapping[Any, Any]) -> tuple[Any, Any]:
+    """Return the training and the validation split of a mapping, such as a `DatasetDict`; None without validation."""
+    names = [name for name in VALIDATION_SPLITS if name in splits]
+    if "train" not in splits or (not names and len(splits) > 1):
+        raise ValueError(
+            f"Expected splits 'train' and 'val' or 'validation', but `data` has {', '.join(map(repr, splits))}. Pass a "
+            "pair (train, val) of splits, or (train, None) to train without validation."
+        )
+    return splits["train"], splits[names[0]] if names else None
 
 
 def _check_first_sample(dataset: SegmentationDataset, config: TrainingConfig) -> None:

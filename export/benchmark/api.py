@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from torch import nn
 
 from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data.adapt import as_dataset_of
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.export.benchmark.entry import GAP, Artifact, Entry
 from bpkd_sdk.export.benchmark.environment import Environment, list_gpus
@@ -25,7 +27,7 @@ DEFAULT_SIZE = (512, 1024)
 
 def benchmark(
     sources: Artifact | Sequence[Artifact],
-    data: SegmentationDataset | None = None,
+    data: Any = None,
     *,
     batch: int = 1,
     input_size: tuple[int, int] | None = None,
@@ -47,7 +49,8 @@ def benchmark(
     Args:
         sources: Artifacts: paths or URLs of any of `bpkd_sdk.runtime.FORMATS`, modules in eval mode, or runtimes such
             as ``TorchRuntime(torch.compile(model))``. An artifact that cannot run here becomes a row with the reason.
-        data: Data set whose images are the input; if it has labels, all artifacts are scored on all of its images.
+        data: Data set whose images are the input, of any library (see `as_dataset`). If it has labels, all artifacts
+            are scored on all of its images; if it does not state its classes, they are those of the first artifact.
             None: generated scenes, and no scores.
         batch: Number of images per call.
         input_size: (height, width) of the images. Images of `data` are resized to it for timing, not for scoring.
@@ -69,6 +72,9 @@ def benchmark(
     with _start(artifacts, device, batch) as entries:
         for entry in track(entries, total=len(entries), description="Opening"):
             entry.open()
+        if data is not None:
+            names = (entry.description.spec.class_names for entry in entries if entry.description)
+            data = as_dataset_of(data, next(filter(None, names), ()))
         input_size = input_size or _default_size(data, entries)
         images = _make_images(data, input_size, batch)
         for entry in track(entries, total=len(entries), description="Warming up"):

@@ -121,13 +121,28 @@ def test_a_student_with_a_softmax_inside_is_told(tmp_path):
         bpkd_sdk.train(nn.Sequential(tiny(3), Exp()), (Scenes(), None), output_dir=tmp_path, **OPTIONS)
 
 
-def test_what_is_no_data_set_is_named(tmp_path):
-    for data in ([1, 2], torch.utils.data.Subset(Scenes(), [0]), (Scenes(), [1])):
-        with pytest.raises(TypeError, match=r"to be a SegmentationDataset, but got (list|Subset)"):
-            bpkd_sdk.train(tiny(3), data, output_dir=tmp_path / "run", **OPTIONS)
-    with pytest.raises(TypeError, match="`dataset` to be a SegmentationDataset, but got str"):
-        bpkd_sdk.evaluate(tiny(3).eval(), "data")
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        pytest.param(3, TypeError, "Expected a data set that has a length .* but got a int", id="int"),
+        pytest.param([1, 2], ValueError, r"list does not state its classes.*class_names=\['background'", id="no-classes"),
+        pytest.param((Scenes(), [1]), ValueError, r"list\[0\]: sample is a int, expected \(image, mask\)", id="no-images"),
+        pytest.param((Scenes(), VAL, VAL), ValueError, "a pair .* but got 3 entries", id="three"),
+        pytest.param((n for n in range(3)), TypeError, "but got a generator. Data that are only iterated", id="generator"),
+        pytest.param(np.zeros((4, 8, 8, 3)), TypeError, r"an array, float64 \(4, 8, 8, 3\). Pair images", id="array"),
+        pytest.param({"train": Scenes(), "test": VAL}, ValueError, "but `data` has 'train', 'test'. Pass a pair", id="splits"),
+    ],
+)  # fmt: skip
+def test_what_is_no_data_set_is_named(tmp_path, data, error, message):
+    class_names = NAMES[:3] if isinstance(data, tuple) else None
+    with pytest.raises(error, match=message):
+        bpkd_sdk.train(tiny(3), data, class_names=class_names, output_dir=tmp_path / "run", **OPTIONS)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_path_of_a_data_set_is_not_scored():
+    with pytest.raises(TypeError, match="Expected a data set .* but got a str. Open a folder .*open_dataset"):
+        bpkd_sdk.evaluate(tiny(3).eval(), "data")
 
 
 def test_a_void_label_inside_the_classes(tmp_path):
