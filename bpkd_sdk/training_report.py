@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.resize import resize_label
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.runtime import TorchRuntime
 from bpkd_sdk.serve.overlay import BODY_COLOR, EDGE_COLOR, draw_difference, draw_overlay, picture_png
+from bpkd_sdk.sizes import resize_label
 from bpkd_sdk.training.loop import TrainingResult
 
 MAX_IMAGES = 4

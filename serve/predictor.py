@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Literal, TypeAlias, overload
+from typing import TypeAlias, overload
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from bpkd_sdk.images import ImageSource, read_image
 from bpkd_sdk.models.spec import Color, NetworkSpec, distinct_colors
 from bpkd_sdk.output import two_class_logits
 from bpkd_sdk.runtime import Runtime, open_runtime
-from bpkd_sdk.runtime.base import Range
-from bpkd_sdk.runtime.inference import check_logits, sliding_bands, sliding_masks, to_mask
+from bpkd_sdk.runtime.fit import Fit, StageTimer, check_fit, fitted_bands, largest_batch
+from bpkd_sdk.runtime.inference import check_logits, to_mask
 from bpkd_sdk.serve.overlay import draw_overlay
 
 
@@ -136,54 +135,27 @@ def names_and_colors(spec: NetworkSpec) -> tuple[tuple[str, ...], tuple[Color, .
     return names, palette or distinct_colors(names)
 
 
-class StageTimer:
-    """A timer that adds up the time of each stage. Time outside of "pre" and "inference" counts as "post"."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-        self.seconds = {"pre": 0.0, "inference": 0.0}
-
-    @contextmanager
-    def stage(self, name: Literal["pre", "inference"]) -> Iterator[None]:
-        """Add the time inside the context to a stage."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - start
-
-    def stop(self, num_images: int, reading_ms: float) -> Timings:
-        """Return the timings for one image.
-
-        Args:
-            num_images: Number of images in the batch.
-            reading_ms: Milliseconds for reading one image before the timer was started.
-        """
-        total = 1000 * (time.perf_counter() - self.start) / num_images
-        pre, inference = (1000 * seconds / num_images for seconds in self.seconds.values())
-        return Timings(reading_ms + pre, inference, total - pre - inference)
-
-
 Images: TypeAlias = list[ImageSource] | tuple[ImageSource, ...]
-
-MAX_BATCH_PIXELS = 2048 * 2048  # pixels of a batch; a larger image is segmented in windows
-WINDOW_SIDE = 1024  # side of these windows in pixels, if the network accepts any size
-MAX_BATCH = 8  # images in a batch
-_MIN_SIDE = 32  # a shorter side counts as this many pixels, because networks pad images to about this size
 
 
 class Predictor:
     """A predictor of masks. It can be called from several threads at once.
 
-    An image is segmented in overlapping windows if the network does not accept its size, or if it has more than
-    2048x2048 pixels.
+    A network gets whole images where it accepts their size. A file that was exported for one size gets other images by
+    the rule `fit`; so does a network of any size if an image has more than 2048x2048 pixels.
 
     Args:
         source: Path or URL in one of the `bpkd_sdk.runtime.FORMATS` (checkpoint, ONNX file, engine, Triton server), a
             module in eval mode (it is moved to the device), or a runtime.
         device: Device that runs the network: "auto" (torch's current accelerator if the format supports it, otherwise
             the CPU), "cpu", "cuda", "cuda:1" or "mps".
+        fit: "slide" (overlapping windows at the image's own scale), "resize" (the image resized to the file's size), or
+            "pad" (the image shrunk with its aspect ratio, and padded). The last two run the network once for each
+            image. See `bpkd_sdk.runtime.fit`.
 
     Attributes:
         runtime: Runtime of the network.
+        fit: Rule for images that the network does not get at their own size.
         class_names: Name of each class id in the masks; its number if the network has no names. A network with one
             class has two ids in its masks: the background and the class.
         palette: RGB colour (0..255) of each class id.
@@ -196,10 +168,14 @@ class Predictor:
         RuntimeError: If the network cannot run on this machine. See `bpkd_sdk.runtime.open_runtime`.
     """
 
-    def __init__(self, source: str | Path | nn.Module | Runtime, device: str | torch.device = "auto") -> None:
+    def __init__(
+        self, source: str | Path | nn.Module | Runtime, device: str | torch.device = "auto", *, fit: Fit = "slide"
+    ) -> None:
+        check_fit(fit)
         if isinstance(source, nn.Module) and any(module.training for module in source.modules()):
             raise ValueError("The network is in training mode. Call model.eval() first.")
         self.runtime = open_runtime(source, device)
+        self.fit = fit
         self.class_names, self.palette = names_and_colors(self.runtime.spec)
         self._is_checked = False
 
@@ -258,28 +234,25 @@ class Predictor:
         images = [read_image(source) for source in sources]
         reading_ms = 1000 * (time.perf_counter() - start) / max(len(images), 1)
         for (height, width, _), group in groupby(images, key=lambda image: image.shape):
-            same_size, batch_size = list(group), self._batch_size(height, width)
+            same_size, batch_size = list(group), largest_batch(self.runtime.accepts, (height, width))
             for first in range(0, len(same_size), batch_size):
                 batch = same_size[first : first + batch_size]
                 predictions += self._predict_batch(batch, reading_ms, confidence, entropy)
         return predictions
-
-    def _batch_size(self, height: int, width: int) -> int:
-        """Return the number of images or windows of this size that are segmented together."""
-        accepted = self.runtime.accepts.batch[1] or MAX_BATCH
-        return max(1, min(MAX_BATCH, accepted, MAX_BATCH_PIXELS // _count_pixels(height, width)))
 
     def _predict_batch(
         self, images: list[np.ndarray], reading_ms: float, confidence: bool, entropy: bool
     ) -> list[Prediction]:
         """Segment a batch of images, each uint8 (H, W, 3) of the same size."""
         batch, timer = np.stack(images), StageTimer()
-        bands = [_to_host(band, confidence, entropy) for band in self._outputs(batch, timer)]
+        outputs = fitted_bands(self.runtime, torch.from_numpy(batch).permute(0, 3, 1, 2), self.fit, timer=timer)
+        bands = [_to_host(self._checked(band), confidence, entropy) for band in outputs]
         masks = np.concatenate([mask for mask, _, _ in bands], axis=1)
         confidences, entropies = (
             None if parts[0] is None else np.concatenate(parts, axis=1) for parts in list(zip(*bands, strict=True))[1:]
         )
-        timings = timer.stop(len(images), reading_ms)
+        pre, inference, post = (1000 * seconds / len(images) for seconds in timer.stop())
+        timings = Timings(reading_ms + pre, inference, post)
         return [
             Prediction(
                 image,
@@ -293,62 +266,12 @@ class Predictor:
             for index, (image, mask) in enumerate(zip(images, masks, strict=True))
         ]
 
-    def _outputs(self, images: np.ndarray, timer: StageTimer) -> Iterator[Tensor]:
-        """Yield logits (N, C, h, W) or masks (N, h, W), depending on the network, in bands from top to bottom.
-
-        Args:
-            images: uint8 (N, H, W, 3).
-            timer: Timer of the batch.
-        """
-        height, width = images.shape[1:3]
-        accepts = self.runtime.accepts
-        if accepts.takes_size(height, width) and _count_pixels(height, width) <= MAX_BATCH_PIXELS:
-            yield self._run(torch.from_numpy(images), timer)
-        else:
-            window = _window_side(height, accepts.height), _window_side(width, accepts.width)
-            yield from self._slide(images, window, timer)
-
-    def _slide(self, images: np.ndarray, window: tuple[int, int], timer: StageTimer) -> Iterator[Tensor]:
-        height, width = images.shape[1:3]
-        bottom, right = max(window[0] - height, 0), max(window[1] - width, 0)
-        with timer.stage("pre"):
-            padded = np.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
-        inputs = torch.from_numpy(padded).permute(0, 3, 1, 2)
-
-        def run_window(part: Tensor) -> Tensor:
-            return self._run(part.permute(0, 2, 3, 1), timer)
-
-        if self.has_probabilities:
-            bands = sliding_bands(run_window, inputs, window, None, self._batch_size(*window))
-        else:
-            bands = iter([sliding_masks(run_window, inputs, window, None)])
-        for band in bands:
-            yield band[..., :height, :width]
-
-    def _run(self, images: Tensor, timer: StageTimer) -> Tensor:
-        """Return the output of the network for images (N, H, W, 3) of a size that it accepts."""
-        with timer.stage("pre"):
-            missing = max(self.runtime.accepts.batch[0] - len(images), 0)
-            if missing:
-                images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
-            inputs = self.runtime.prepare(images)
-            self.runtime.synchronize()
-        with timer.stage("inference"):
-            outputs = self.runtime.infer(inputs)
-            self.runtime.synchronize()
+    def _checked(self, outputs: Tensor) -> Tensor:
+        """Return the outputs of the network; warn if its first logits have no meaning."""
         if self.has_probabilities and not self._is_checked:  # only once, because the check waits for the device
             check_logits(outputs, self.runtime.name)
             self._is_checked = True
-        return outputs[: len(outputs) - missing]
-
-
-def _count_pixels(height: int, width: int) -> int:
-    return max(height, _MIN_SIDE) * max(width, _MIN_SIDE)
-
-
-def _window_side(side: int, accepted: Range) -> int:
-    smallest, largest = accepted
-    return max(smallest, min(side, WINDOW_SIDE if largest is None else largest))
+        return outputs
 
 
 def _to_host(

@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -50,6 +50,12 @@ SELECTION: dict[str, tuple[Any, Any]] = {
 }
 Output = Annotated[Path | None, typer.Option(help="Folder of the run. Default: a new folder in runs/.")]
 Resume = Annotated[bool, typer.Option(help="Continue the run in the output folder.")]
+Fit = Annotated[
+    Literal["slide", "resize", "pad"],
+    typer.Option(
+        help="Images of a size that the file was not exported for: 'slide' (overlapping windows), 'resize', or 'pad'."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -113,6 +119,16 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if not (cross and height.isdigit() and width.isdigit()):
         raise ValueError(f"Expected a size like 512x1024 (height x width), but got {text!r}.")
     return int(height), int(width)
+
+
+def parse_base_size(text: str | None) -> tuple[int, int] | None:
+    """Parse the sides of a rectangle in any order, such as "2048x1024", into (longer, shorter); return None for None.
+
+    Raises:
+        ValueError: If the text is not a size.
+    """
+    size = parse_size(text)
+    return size and (max(size), min(size))
 
 
 def print_json(content: Any) -> None:

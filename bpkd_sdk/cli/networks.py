@@ -12,11 +12,13 @@ from rich.table import Table
 from bpkd_sdk.cli.common import (
     DATA_HELP,
     AsJson,
+    Fit,
     MatchClasses,
     Root,
     app,
     console,
     errors,
+    parse_base_size,
     parse_size,
     print_classes,
     print_json,
@@ -39,13 +41,20 @@ def evaluate(
     boundary_width: Annotated[
         float, typer.Option(help="Distance of the boundary scores: pixels, or a share of the diagonal if below 1.")
     ] = 3,
-    window: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of a sliding window. Default: whole images.")] = None,
+    fit: Fit = "slide",
+    crop_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEIGHTxWIDTH",
+            help="What the network gets, by --fit. Default: whole images, or the size of an exported file.",
+        ),
+    ] = None,
     stride: Annotated[
-        str | None, typer.Option(help="HEIGHTxWIDTH step of the window. Default: two thirds of it.")
+        str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Step of windows. Default: two thirds of --crop-size.")
     ] = None,
     base_size: Annotated[
-        tuple[int, int] | None,
-        typer.Option(help="Longer and shorter side that images are fitted into first."),
+        str | None,
+        typer.Option(metavar="LONGERxSHORTER", help="Rectangle that images are fitted into first, upright or not."),
     ] = None,
     scales: Annotated[list[float], typer.Option(help="Factor on the image size; repeat to average.")] = [1.0],  # noqa: B006  (typer needs a list)
     flip: Annotated[bool, typer.Option(help="Average with mirror images.")] = False,
@@ -68,7 +77,7 @@ def evaluate(
         runtime,
         bpkd_sdk.open_dataset(name, root=root, split=split, **selection),
         protocol=EvaluationProtocol(
-            "slide" if window else "whole", parse_size(window), parse_size(stride), base_size, tuple(scales), flip
+            fit, parse_size(crop_size), parse_size(stride), parse_base_size(base_size), tuple(scales), flip
         ),
         batch_size=batch_size,
         boundary_width=boundary_width,

@@ -23,6 +23,7 @@ from bpkd_sdk.cli.common import (
     console,
     is_main_process,
     open_splits,
+    parse_base_size,
     parse_size,
     print_metrics,
     selects_files,
@@ -62,16 +63,18 @@ def training_options(command: Callable[..., None], *, without: Collection[str] =
     ]
 
     @functools.wraps(command)
-    def with_size(**arguments: Any) -> None:
+    def with_sizes(**arguments: Any) -> None:
         options = arguments["options"]
-        command(**arguments | {"options": options | {"crop_size": parse_size(options["crop_size"])}})
+        sizes = {"crop_size": parse_size(options["crop_size"]), "base_size": parse_base_size(options["base_size"])}
+        command(**arguments | {"options": options | sizes})
 
-    return add_options(with_size, "options", parameters)
+    return add_options(with_sizes, "options", parameters)
 
 
 def _option(name: str, field_type: Any, help_text: str | None) -> Any:
-    if name == "crop_size":
-        return Annotated[str | None, typer.Option(help=help_text, metavar="HEIGHTxWIDTH")]
+    if name in ("crop_size", "base_size"):
+        metavar = "HEIGHTxWIDTH" if name == "crop_size" else "LONGERxSHORTER"
+        return Annotated[str | None, typer.Option(help=help_text, metavar=metavar)]
     # typer supports neither unions of numbers nor tuples of any length.
     option_type = {"boundary_width": float, "trackers": list[str]}.get(name, field_type)
     return Annotated[option_type, typer.Option(help=help_text)]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from bpkd_sdk.data.resize import resize_label, scaled_size
+from bpkd_sdk.sizes import resize_label, scaled_size
 
 IMAGE_FILL = (124, 116, 104)  # mean colour of ImageNet, so that padding is near 0 after normalisation
 

@@ -1,43 +1,43 @@
-"""Evaluation protocols: whole images or sliding windows, image sizes, and mirror images."""
+"""Evaluation protocols: how images of any size are given to a network, at which scales, and with mirror images."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from bpkd_sdk.data.resize import scaled_size
-from bpkd_sdk.errors import check_choice
 from bpkd_sdk.runtime import Runtime
-from bpkd_sdk.runtime.inference import resized_bands, sliding_bands, to_mask
-
-Mode = Literal["whole", "slide"]
-BAND_ROWS = 64  # rows of a whole image's logits that are resized at once
+from bpkd_sdk.runtime.fit import Fit, check_fit, fitted_bands, resize_outputs
+from bpkd_sdk.runtime.inference import to_mask
+from bpkd_sdk.sizes import check_size, resize_images, scaled_size
 
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """The rules by which images become masks, as in OpenMMLab's test-time settings.
+    """The rules by which images become masks.
+
+    A network gets whole images where it accepts their size. For an exported file of one size, `fit` is the rule for all
+    other sizes, as in `Predictor`. `crop_size` states a size for any network: ``EvaluationProtocol(crop_size=(512,
+    1024))`` slides a window of this size, as in OpenMMLab's "slide" mode.
 
     There is one view of an image for each scale, and with `flip` its mirror image. The logits of each view are resized
     bilinearly to the size of the image. With several views, their class probabilities are averaged.
 
     Attributes:
-        mode: "whole" for whole images; "slide" for a sliding window, whose overlapping logits are averaged.
-        crop_size: (height, width) of the window.
-        stride: (vertical, horizontal) step of the window in pixels; None: two thirds of the window.
-        base_size: (longer side, shorter side) of a rectangle that all images are fitted into, smaller and larger ones;
-            None: images keep their size.
+        fit: "slide", "resize" or "pad": rule for images that the network does not get at their own size, see
+            `bpkd_sdk.runtime.fit`.
+        crop_size: (height, width) of what the network gets; None: whole images, or the size of an exported file.
+        stride: (vertical, horizontal) step of windows in pixels; None: two thirds of the window.
+        base_size: (longer side, shorter side) of a rectangle that all images are fitted into first, smaller and larger
+            ones; None: images keep their size.
         scales: Factors on this size, one view for each.
         flip: Whether to add the mirror image of every view.
     """
 
-    mode: Mode = "whole"
+    fit: Fit = "slide"
     crop_size: tuple[int, int] | None = None
     stride: tuple[int, int] | None = None
     base_size: tuple[int, int] | None = None
@@ -46,50 +46,56 @@ class EvaluationProtocol:
 
     def __post_init__(self) -> None:
         """Check the values of all fields."""
-        check_choice("mode", self.mode, get_args(Mode))
-        for name in ("crop_size", "stride", "base_size", "scales"):  # lists, as JSON returns them, become tuples
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
-        if self.mode == "whole" and (self.crop_size or self.stride):
-            raise ValueError(
-                f"crop_size={self.crop_size} and stride={self.stride} have no effect with mode='whole'. Leave them "
-                "out, or pass mode='slide' with `crop_size`, the (height, width) of the window."
-            )
-        if self.mode == "slide" and self.crop_size is None:
-            raise ValueError("mode='slide' needs `crop_size`, the (height, width) of the window.")
+        check_fit(self.fit)
+        if isinstance(self.scales, list):  # lists, as JSON returns them, become tuples
+            object.__setattr__(self, "scales", tuple(self.scales))
         for name in ("crop_size", "stride", "base_size"):
-            value = getattr(self, name)
-            if value is not None and not (len(value) == 2 and min(value) >= 1):
-                raise ValueError(f"Expected `{name}` to be two numbers of at least 1, but got {value}.")
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check_size(name, value))
         if self.base_size is not None and self.base_size[0] < self.base_size[1]:
             raise ValueError(f"Expected `base_size` to be (longer side, shorter side), but got {self.base_size}.")
+        if self.stride and (self.fit != "slide" or self.crop_size is None):
+            raise ValueError(
+                f"stride={self.stride} is the step of a window. Leave it out, or pass fit='slide' with `crop_size`, "
+                "the (height, width) of the window."
+            )
         if self.crop_size and self.stride and any(map(operator.gt, self.stride, self.crop_size)):
             raise ValueError(
                 f"Expected `stride` to be at most `crop_size`, but got {self.stride} and {self.crop_size}."
             )
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"Expected `scales` to be numbers above 0, at least one, but got {self.scales}.")
+        if self.fit == "resize" and (self.base_size or self.scales != (1.0,)):
+            raise ValueError(
+                f"base_size={self.base_size} and scales={self.scales} have no effect with fit='resize', which resizes "
+                "every image to one size. Leave them out, or pass fit='slide'."
+            )
 
     def segment(self, runtime: Runtime, images: Tensor, batch_size: int = 1) -> Tensor:
         """Segment images at their own size.
 
         Args:
-            runtime: Network to run. A runtime that returns masks can only segment whole images at their own size.
+            runtime: Network to run.
             images: RGB images of one size, uint8 (N, 3, H, W).
-            batch_size: Largest number of windows per forward pass.
+            batch_size: Largest number of images or windows per forward pass.
 
         Returns:
             Class ids, integers (N, H, W), on the device of the runtime.
 
         Raises:
-            ValueError: If the runtime returns masks, and the protocol needs logits.
+            ValueError: If the runtime returns masks, and the protocol averages several views, or if the runtime does
+                not accept `crop_size`.
         """
         size = (images.shape[2], images.shape[3])
         views = self._views(runtime, images, batch_size)
-        if self.scales == (1.0,) and not self.flip:
-            if self.mode == "whole" and scaled_size(size, 1.0, self.base_size) == size:
-                return runtime.segment(images)
-            return torch.cat([to_mask(band) for band in next(views)], dim=1)
+        if len(self.scales) == 1 and not self.flip:
+            masks = [runtime.masks(band) for band in next(views)]
+            return masks[0] if len(masks) == 1 else torch.cat(masks, dim=1)
+        if runtime.metadata["argmax"]:
+            raise ValueError(
+                f"{runtime.name} returns masks, but several `scales` or `flip` average logits. Export the network with "
+                "argmax=False, or leave them out."
+            )
         total: Tensor | None = None
         for bands in views:
             top = 0
@@ -102,28 +108,19 @@ class EvaluationProtocol:
         return to_mask(total)
 
     def _views(self, runtime: Runtime, images: Tensor, batch_size: int) -> Iterator[Iterator[Tensor]]:
-        """Yield the logits of each view at the size of the images, in bands of rows from top to bottom."""
+        """Yield the outputs of each view at the size of the images, in bands of rows from top to bottom."""
         size = (images.shape[2], images.shape[3])
         for scale in self.scales:
-            view = _resized(images, scaled_size(size, scale, self.base_size))
+            view = resize_images(images, scaled_size(size, scale, self.base_size))
             yield self._bands(runtime, view, size, batch_size)
             if self.flip:
                 yield (band.flip(3) for band in self._bands(runtime, view.flip(3), size, batch_size))
 
     def _bands(self, runtime: Runtime, view: Tensor, size: tuple[int, int], batch_size: int) -> Iterator[Tensor]:
-        if self.mode == "whole":
-            bands = iter(torch.split(runtime.logits(view), BAND_ROWS, dim=2))
-        else:
-            assert self.crop_size is not None  # noqa: S101  (checked by __post_init__)
-            bands = sliding_bands(runtime.logits, view, self.crop_size, self.stride, batch_size)
-        return bands if view.shape[2:] == size else resized_bands(bands, view.shape[2], size)
-
-
-def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    if images.shape[2:] == size:
-        return images
-    resized = F.interpolate(images.float(), size, mode="bilinear", align_corners=False)
-    return resized.round().clamp(0, 255).to(torch.uint8)
+        bands = fitted_bands(
+            runtime, view, self.fit, crop_size=self.crop_size, stride=self.stride, batch_size=batch_size
+        )
+        return resize_outputs(runtime, bands, (view.shape[2], view.shape[3]), size)
 
 
 def _probabilities(logits: Tensor) -> Tensor:

@@ -207,7 +207,6 @@ def _row(name: str, scores: list[float]) -> Recipe:
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         protocol=EvaluationProtocol(
-            mode="slide" if window else "whole",
             crop_size=window,
             stride=_WINDOW_STRIDE if window else None,
             base_size=settings.base_size,

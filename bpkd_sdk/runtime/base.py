@@ -56,6 +56,10 @@ class AcceptedImages:
         """Return whether images of this size are accepted."""
         return _within(height, self.height) and _within(width, self.width)
 
+    def describe_size(self) -> str:
+        """Return the accepted sizes as text, such as "512 x 1024" or "256 to 512 x 256 to 1024"."""
+        return f"{_format_range(self.height)} x {_format_range(self.width)}"
+
     def check(self, images: Tensor, name: str) -> None:
         """Raise ValueError unless a batch (N, H, W, 3) is accepted.
 
@@ -69,9 +73,8 @@ class AcceptedImages:
         count, height, width = images.shape[:3]
         if not self.takes_size(height, width):
             raise ValueError(
-                f"{name} takes images of {_format_range(self.height)} x {_format_range(self.width)} (height x width), "
-                f"but got {height} x {width}. Resize the images, or export with input_size=({height}, {width}) or "
-                "dynamic_size=True."
+                f"{name} takes images of {self.describe_size()} (height x width), but got {height} x {width}. Resize "
+                f"the images, or export with input_size=({height}, {width}) or dynamic_size=True."
             )
         if not _within(count, self.batch):
             advice = "Export with dynamic_batch=True." if self.batch[1] == 1 else "Split the batch."

@@ -138,31 +138,58 @@ def resized_bands(bands: Iterable[Tensor], height: int, size: tuple[int, int]) -
 
 
 def sliding_masks(
-    masks_of: Callable[[Tensor], Tensor], images: Tensor, crop_size: tuple[int, int], stride: tuple[int, int] | None
+    masks_of: Callable[[Tensor], Tensor],
+    images: Tensor,
+    crop_size: tuple[int, int],
+    stride: tuple[int, int] | None,
+    batch_size: int = 1,
 ) -> Tensor:
     """Compute masks from overlapping windows: each pixel comes from the window whose centre is nearest.
 
     Args:
-        masks_of: Function from the images of a window to their masks, (N, h, w).
+        masks_of: Function from the images of some windows to their masks, (n, h, w).
         images: (N, 3, H, W).
         crop_size: (height, width) of the window.
         stride: (vertical, horizontal) step in pixels; None: two thirds of the window.
+        batch_size: Largest number of windows per batch.
 
     Returns:
         (N, H, W) of the masks' type.
     """
     stride = stride or _two_thirds(crop_size)
+    height, width = crop_size
     shares = [_window_shares(*sizes) for sizes in zip(images.shape[2:], crop_size, stride, strict=True)]
+    windows = [
+        (index, top, rows, left, columns)
+        for (top, rows), (left, columns) in product(*shares)
+        for index in range(len(images))
+    ]
     result: Tensor | None = None
-    for (top, rows), (left, columns) in product(*shares):
-        masks = masks_of(images[..., top : top + crop_size[0], left : left + crop_size[1]])
+    for batch in (windows[i : i + batch_size] for i in range(0, len(windows), batch_size)):
+        masks = masks_of(
+            torch.stack([images[i, :, top : top + height, left : left + width] for i, top, _, left, _ in batch])
+        )
         if result is None:
-            result = masks.new_zeros(len(masks), *images.shape[2:])
-        result[:, rows, columns] = masks[
-            :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-        ]
+            result = masks.new_zeros(len(images), *images.shape[2:])
+        for (index, top, rows, left, columns), mask in zip(batch, masks, strict=True):
+            result[index, rows, columns] = mask[
+                rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+            ]
     assert result is not None  # noqa: S101  (an image has at least one window)
     return result
+
+
+def window_corners(
+    size: tuple[int, int], crop_size: tuple[int, int], stride: tuple[int, int] | None = None
+) -> list[tuple[int, int]]:
+    """Return (top, left) of each window over an image of a size, as `sliding_bands` and `sliding_masks` place them.
+
+    Example:
+        >>> window_corners((4, 9), (6, 6))
+        [(0, 0), (0, 3)]
+    """
+    tops, lefts = map(_window_starts, size, crop_size, stride or _two_thirds(crop_size))
+    return list(product(tops, lefts))
 
 
 def _window_shares(length: int, window: int, stride: int) -> list[tuple[int, slice]]:

@@ -277,8 +277,8 @@ def _try_validation(
     except Exception as error:  # a network may raise any exception for a size that it does not accept
         raise ValueError(
             f"The validation image {sample.sample_name(0)} of {size} cannot be segmented and scored: {error}\n"
-            "If the network accepts only images of the crops' size, pass protocol=EvaluationProtocol(mode='slide', "
-            "crop_size=(height, width)) with that size; to train without validation, pass data=(train, None)."
+            "If the network accepts only images of the crops' size, pass protocol=EvaluationProtocol(crop_size="
+            "(height, width)) with that size; to train without validation, pass data=(train, None)."
         ) from error
 
 

@@ -9,7 +9,6 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.data.resize import resize_label
 from bpkd_sdk.data.transforms import (
     IMAGE_FILL,
     PadTo,
@@ -22,6 +21,7 @@ from bpkd_sdk.data.transforms import (
     augment,
     training_transform,
 )
+from bpkd_sdk.sizes import resize_label
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.loader import training_loader
 

@@ -43,7 +43,10 @@ class LabelsAsImages(bpkd_sdk.SegmentationDataset):
 def test_a_perfect_network_scores_one_for_images_of_several_sizes(mode, batch_size):
     data = LabelsAsImages([(20, 30), (20, 30), (33, 17), (20, 30)])
     metrics = bpkd_sdk.evaluate(
-        Oracle(), data, protocol=EvaluationProtocol(mode, (16, 16) if mode == "slide" else None), batch_size=batch_size
+        Oracle(),
+        data,
+        protocol=EvaluationProtocol(crop_size=(16, 16) if mode == "slide" else None),
+        batch_size=batch_size,
     )
     assert metrics.miou == 1
     assert metrics.images == 4
@@ -91,8 +94,6 @@ def test_a_reference_network_replaces_labels():
 def test_invalid_arguments_are_named():
     data = ShapesDataset("val", length=1)
     with pytest.raises(ValueError, match="Did you mean 'slide'"):
-        EvaluationProtocol(mode="slides")
-    with pytest.raises(ValueError, match="needs `crop_size`"):
-        EvaluationProtocol(mode="slide")
+        EvaluationProtocol(fit="slides")
     with pytest.raises(ValueError, match=r"ends in one of .safetensors, .pth, .pt, .onnx.*but got 'student.tar'"):
         bpkd_sdk.evaluate("student.tar", data)

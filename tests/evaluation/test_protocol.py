@@ -10,10 +10,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.data.resize import scaled_size
 from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 from bpkd_sdk.runtime import TorchRuntime
 from bpkd_sdk.runtime.inference import resized_bands, sliding_bands
+from bpkd_sdk.sizes import scaled_size
 from tests.edges import Brightness, images_with_edges, mask_offsets
 from tests.networks import tiny
 
@@ -58,7 +58,7 @@ def test_windows_in_batches_of_any_size_are_averaged(size, crop, stride, batch_s
     expected = sliding_logits(model, images, crop, stride)
     actual = torch.cat(list(sliding_bands(TorchRuntime(model).logits, images, crop, stride, batch_size)), dim=2)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-    masks = EvaluationProtocol("slide", crop, stride).segment(TorchRuntime(model), images, batch_size)
+    masks = EvaluationProtocol(crop_size=crop, stride=stride).segment(TorchRuntime(model), images, batch_size)
     assert (masks == expected.argmax(1)).float().mean() > 0.999  # except for ties
 
 
@@ -80,7 +80,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(height, width, *, images=1, **settings):
-    protocol = EvaluationProtocol("slide", (32, 32), (16, 16), **settings)
+    protocol = EvaluationProtocol(crop_size=(32, 32), stride=(16, 16), **settings)
     with LiveBytes() as live:
         protocol.segment(TorchRuntime(tiny(19).eval()), images_of(images, 3, height, width), batch_size=4)
     return live.peak
@@ -133,7 +133,7 @@ def test_logits_of_fitted_images_are_resized_to_the_image_size(mode):
     inner = logits_of(model, resized) if mode == "whole" else sliding_logits(model, resized, (32, 32), (16, 16))
     expected = F.interpolate(inner, (30, 45), mode="bilinear", align_corners=False).argmax(1)
     window = {"crop_size": (32, 32), "stride": (16, 16)} if mode == "slide" else {}
-    protocol = EvaluationProtocol(mode, **window, base_size=(60, 40))
+    protocol = EvaluationProtocol(**window, base_size=(60, 40))
     assert (protocol.segment(TorchRuntime(model), images) == expected).float().mean() > 0.999
 
 
@@ -142,7 +142,7 @@ def test_probabilities_of_all_views_are_averaged(flip):
     model, images = tiny(5).eval(), images_of(1, 3, 32, 48)
     total = np.zeros((1, 5, 32, 48))
     for height, width in ((16, 24), (32, 48), (56, 84)):
-        view = F.interpolate(images.float(), (height, width), mode="bilinear", align_corners=False).round()
+        view = F.interpolate(images.float(), (height, width), mode="bilinear", antialias=True).round()
         for mirrored in [False, True][: 1 + flip]:
             inputs = torch.flip(view, [3]) if mirrored else view
             logits = logits_of(model, inputs)
@@ -171,7 +171,7 @@ def test_a_symmetric_image_has_a_symmetric_mask_with_flip():
 def test_evaluate_applies_all_settings_and_labels_keep_their_size():
     data = ShapesDataset("val", length=2, size=(48, 64))
     model = tiny(data.num_classes)
-    settings = {"mode": "slide", "crop_size": (32, 32), "stride": (20, 20), "base_size": (80, 60), "scales": (0.5, 1.0)}
+    settings = {"crop_size": (32, 32), "stride": (20, 20), "base_size": (80, 60), "scales": (0.5, 1.0)}
     protocol = EvaluationProtocol(**settings, flip=True)
     metrics = bpkd_sdk.evaluate(model, data, protocol=protocol, batch_size=3)
     correct = total = 0
@@ -198,10 +198,14 @@ def test_sizes_of_the_papers_data_sets(size, base, expected):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "slides"}, "Did you mean 'slide'"),
-        ({"mode": "slide"}, "needs `crop_size`"),
-        ({"mode": "slide", "crop_size": (0, 8)}, "`crop_size` to be two numbers of at least 1"),
-        ({"mode": "slide", "crop_size": (8, 8), "stride": (9, 8)}, "`stride` to be at most `crop_size`"),
+        ({"fit": "slides"}, "Did you mean 'slide'"),
+        ({"crop_size": (0, 8)}, r"`crop_size` to be \(height, width\), two whole numbers of at least 1"),
+        ({"crop_size": 512}, r"but got 512. For a square, pass \(512, 512\)"),
+        ({"crop_size": (8, 8), "stride": (9, 8)}, "`stride` to be at most `crop_size`"),
+        ({"crop_size": (8, 8), "stride": (4, 4), "fit": "pad"}, r"stride=\(4, 4\) is the step of a window"),
+        ({"stride": (16, 16)}, r"stride=\(16, 16\) is the step of a window"),
+        ({"fit": "resize", "base_size": (80, 60)}, "have no effect with fit='resize'"),
+        ({"fit": "resize", "scales": (0.5, 1.0)}, "have no effect with fit='resize'"),
         ({"base_size": (512, 2048)}, "longer side, shorter side"),
         ({"scales": ()}, "`scales` to be numbers above 0"),
         ({"scales": (1.0, 0.0)}, "`scales` to be numbers above 0"),
@@ -222,9 +226,9 @@ def test_invalid_settings_are_refused(settings, message):
         pytest.param({"base_size": (62, 62)}, id="smaller"),
         pytest.param({"base_size": (111, 111)}, id="larger"),
         pytest.param({"scales": (0.5, 1.0, 1.75), "flip": True}, id="scales-and-flip"),
-        pytest.param({"mode": "slide", "crop_size": (48, 48)}, id="slide"),
+        pytest.param({"crop_size": (48, 48)}, id="slide"),
         pytest.param(
-            {"mode": "slide", "crop_size": (56, 56), "stride": (43, 43), "base_size": (100, 100), "flip": True},
+            {"crop_size": (56, 56), "stride": (43, 43), "base_size": (100, 100), "flip": True},
             id="all-together",
         ),
     ],
@@ -238,10 +242,5 @@ def test_masks_lie_on_the_edges_of_images(settings, size, network):
 
 
 def test_lists_are_as_good_as_tuples():
-    lists = EvaluationProtocol("slide", [32, 32], [16, 16], [80, 60], [1.0])
-    assert lists == EvaluationProtocol("slide", (32, 32), (16, 16), (80, 60), (1.0,))
-
-
-def test_a_window_without_its_mode_is_refused():
-    with pytest.raises(ValueError, match=r"stride=\(16, 16\) have no effect with mode='whole'"):
-        EvaluationProtocol(stride=(16, 16))
+    lists = EvaluationProtocol("pad", [32, 32], None, [80, 60], [1.0])
+    assert lists == EvaluationProtocol("pad", (32, 32), None, (80, 60), (1.0,))

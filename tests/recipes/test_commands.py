@@ -63,7 +63,7 @@ def test_smoke_run_and_evaluation(bpkd, tmp_path):
     assert "this network" in out
     code, out, err = bpkd(
         "evaluate", tmp_path / "run/last.safetensors", "--data", "cityscapes", "--root", root, "--json",
-        "--window", "32x32", "--stride", "16x32", "--base-size", 48, 32, "--scales", 0.5, "--scales", 1, "--flip", "--batch-size", 4, "--device", "cpu",
+        "--crop-size", "32x32", "--stride", "16x32", "--base-size", "48x32", "--scales", 0.5, "--scales", 1, "--flip", "--batch-size", 4, "--device", "cpu",
     )  # fmt: skip
     assert code == 0, err
     expected = bpkd_sdk.evaluate(

@@ -41,7 +41,7 @@ def roots(tmp_path_factory):
 
 
 def options_of(recipe):
-    return SLIDING if recipe.protocol.mode == "slide" else SMALL
+    return SLIDING if recipe.protocol.crop_size else SMALL
 
 
 @cache
@@ -92,7 +92,7 @@ def student(roots, tmp_path_factory):
 def test_a_checkpoint_is_scored_by_the_rows_protocol(student, roots):
     assert student.plan.paper.miou == 40.62
     data = open_dataset("pascal_context_59", root=roots["pascal_context_59"], split="val")
-    settings = {"mode": "slide", "crop_size": (512, 512), "stride": (320, 320)}
+    settings = {"crop_size": (512, 512), "stride": (320, 320)}
     expected = bpkd_sdk.evaluate(
         student.checkpoint, data, protocol=EvaluationProtocol(base_size=(520, 520), **settings), device="cpu"
     ).to_dict()

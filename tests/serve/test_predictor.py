@@ -169,9 +169,10 @@ def test_masks_of_fixed_size_come_from_the_window_with_the_nearest_centre(model,
 
 @pytest.mark.parametrize("name", ["masks.onnx", "logits.onnx"])
 @pytest.mark.parametrize("size", [(20, 30), (1, 1), (40, 100)], ids=str)
-def test_images_smaller_than_a_fixed_size_are_padded_with_their_edges(model, files, name, size):
+def test_images_smaller_than_a_fixed_size_are_padded_with_the_mean_colour(model, files, name, size):
     image = scene(*size)
-    padded = np.pad(image, ((0, SIZE[0] - size[0]), (0, max(SIZE[1] - size[1], 0)), (0, 0)), mode="edge")
+    padded = np.full((SIZE[0], max(size[1], SIZE[1]), 3), (124, 116, 104), np.uint8)
+    padded[: size[0], : size[1]] = image
     prediction = Predictor(files / name, "cpu")(image)
     if size[1] <= SIZE[1]:
         expected = exact_logits(model, padded).argmax(0)[: size[0], : size[1]]

@@ -72,7 +72,7 @@ def with_facts(**facts):
         pytest.param(tiny(3), (Changed(lambda image, label: (image, label[None])), VAL), r"label is uint8 \(1, 48, 48\)", id="label-axes"),
         pytest.param(tiny(3), (Changed(lambda image, label: (image // 255, label)), VAL), "contain only the values 0 and 1", id="divided"),
         pytest.param(tiny(3), (Changed(lambda image, label: 1 / 0), VAL), r"scenes\[0\]: ZeroDivisionError", id="own-error"),
-        pytest.param(OfOneSize(), (Scenes(), VAL), r"validation image scenes\[0\] of \(48, 48\) cannot be .*match model.*\n.*mode='slide', crop_size", id="one-size"),
+        pytest.param(OfOneSize(), (Scenes(), VAL), r"validation image scenes\[0\] of \(48, 48\) cannot be .*match model.*\n.*EvaluationProtocol.crop_size=", id="one-size"),
         pytest.param(NotSaved(), (Scenes(), VAL), "checkpoint of NotSaved cannot be written", id="not-saved"),
         pytest.param(tiny(3).requires_grad_(False), (Scenes(), VAL), "no parameter that requires a gradient", id="frozen"),
         pytest.param(nn.Sequential(tiny(3), nn.Threshold(torch.inf, torch.nan)), (Scenes(), VAL), "student's outputs are not finite", id="nan"),
@@ -154,7 +154,7 @@ def test_a_void_label_inside_the_classes(tmp_path):
 
 
 def test_a_network_of_one_size_is_validated_by_windows(tmp_path):
-    protocol = EvaluationProtocol(mode="slide", crop_size=(32, 32))
+    protocol = EvaluationProtocol(crop_size=(32, 32))
     result = bpkd_sdk.train(OfOneSize(), (Scenes(), VAL), protocol=protocol, output_dir=tmp_path, **OPTIONS)
     assert result.metrics.images == 2
 

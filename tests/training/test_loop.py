@@ -392,11 +392,11 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_options(tmp_path):
 
 
 def test_validation_follows_the_protocol(tmp_path):
-    protocol = EvaluationProtocol("slide", crop_size=(16, 16), base_size=(60, 40))
+    protocol = EvaluationProtocol(crop_size=(16, 16), base_size=(60, 40))
     result = bpkd_sdk.train(tiny(9), (TRAIN, VAL), steps=2, protocol=protocol, output_dir=tmp_path, **OPTIONS)
     assert result.metrics == bpkd_sdk.evaluate(result.model, VAL, protocol=protocol)
     assert result.metrics != bpkd_sdk.evaluate(result.model, VAL)
-    assert json.loads((tmp_path / "run.json").read_text())["protocol"]["mode"] == "slide"
+    assert json.loads((tmp_path / "run.json").read_text())["protocol"]["crop_size"] == [16, 16]
 
 
 def test_interrupts_are_left_alone_outside_the_main_thread(tmp_path):

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.runtime import Runtime
+from bpkd_sdk.sizes import Size
 from bpkd_sdk.training.teacher import ExternalOnnxRuntime, TeacherModel
-from bpkd_sdk.training.teacher_check.crops import Sample, Size, cut_crops, read_samples
+from bpkd_sdk.training.teacher_check.crops import Sample, cut_crops, read_samples
 from bpkd_sdk.training.teacher_check.fit import Fit, Kind, class_ranges, measure_fit, output_kind
 from bpkd_sdk.training.teacher_check.inputs import InputFormat, TeacherRunner
 

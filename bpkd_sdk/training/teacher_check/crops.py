@@ -11,15 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.resize import scaled_size
 from bpkd_sdk.data.transforms import IMAGE_FILL
+from bpkd_sdk.sizes import Size, resize_images, resize_label, scaled_size
 
 MAX_CROP_PIXELS = 1 << 18  # of all crops together, unless the teacher accepts only larger ones
 MAX_CROPS, MIN_CROPS = 4, 2
 MAX_READ = 12  # number of images that are read in search of a second class
 VOID = -1  # label of the pixels that are left out
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,8 @@ def _read(dataset: SegmentationDataset, index: int, base_size: Size | None) -> S
     label = torch.where(known, label, VOID).short() if dataset.has_labels else torch.full(label.shape, VOID).short()
     if base_size is not None:
         size = scaled_size((image.shape[1], image.shape[2]), 1.0, base_size)
-        image = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round().byte()
-        label = F.interpolate(label[None, None].float(), size, mode="nearest-exact")[0, 0].short()
+        image = resize_images(image[None], size)[0]
+        label = resize_label(label, size)
     return Sample(image, label)
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpkd_sdk.output import two_class_logits
-from bpkd_sdk.training.teacher_check.crops import VOID, Sample, Size
+from bpkd_sdk.sizes import Size
+from bpkd_sdk.training.teacher_check.crops import VOID, Sample
 
 GOOD_ERROR = 0.03  # share of wrong pixels up to which no other input format is tried
 CLEARLY_BETTER = 0.7  # largest ratio of error and cross-entropy at which another input format is clearly better

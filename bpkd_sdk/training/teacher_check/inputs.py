@@ -15,8 +15,9 @@ from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD
 from bpkd_sdk.output import as_output
 from bpkd_sdk.runtime import AcceptedImages, Runtime
+from bpkd_sdk.sizes import Size
 from bpkd_sdk.training.teacher import TeacherModel
-from bpkd_sdk.training.teacher_check.crops import MAX_CROP_PIXELS, MAX_CROPS, Sample, Size
+from bpkd_sdk.training.teacher_check.crops import MAX_CROP_PIXELS, MAX_CROPS, Sample
 
 
 @dataclass(frozen=True)

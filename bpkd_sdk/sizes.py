@@ -1,17 +1,46 @@
-"""Rules for the sizes of images and for the resizing of labels.
-
-They are apart from the transforms because those import torchvision, which takes several seconds.
-"""
+"""Sizes of images: their check, and the resizing of images and label maps. It imports no torchvision, which is slow."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+Size = tuple[int, int]
 
-def scaled_size(size: tuple[int, int], scale: float, base_size: tuple[int, int] | None = None) -> tuple[int, int]:
+
+def check_size(argument: str, value: object) -> Size:
+    """Return a size as (height, width), two ints; raise ValueError unless it is two whole numbers of at least 1.
+
+    Args:
+        argument: Name of the argument in the message.
+        value: Value that was passed.
+
+    Example:
+        >>> check_size("input_size", [512, 1024])
+        (512, 1024)
+    """
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2:
+        height, width = value
+        whole = all(isinstance(side, Integral) and not isinstance(side, bool) for side in value)
+        if whole and height >= 1 and width >= 1:
+            return int(height), int(width)
+    is_side = isinstance(value, Integral) and not isinstance(value, bool)
+    advice = f" For a square, pass ({value}, {value})." if is_side else ""
+    raise ValueError(
+        f"Expected `{argument}` to be (height, width), two whole numbers of at least 1, but got {value!r}.{advice}"
+    )
+
+
+def format_size(size: Sequence[int]) -> str:
+    """Return a size as "512 x 1024", height first."""
+    return " x ".join(map(str, size))
+
+
+def scaled_size(size: Size, scale: float, base_size: Size | None = None) -> Size:
     """Return the size of a scaled image with the same aspect ratio.
 
     Args:
@@ -32,6 +61,22 @@ def scaled_size(size: tuple[int, int], scale: float, base_size: tuple[int, int] 
     factor = scale if base_size is None else scale * min(base_size[0] / max(size), base_size[1] / min(size))
     height, width = (max(1, int(side * factor + 0.5)) for side in size)
     return height, width
+
+
+def resize_images(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize images bilinearly about pixel centres, with antialiasing where they shrink, as in training.
+
+    Args:
+        images: (N, C, H, W) of any number type.
+        size: (h, w) of the result.
+
+    Returns:
+        (N, C, h, w) of the same type; integers are rounded.
+    """
+    if images.shape[2:] == tuple(size):
+        return images
+    resized = F.interpolate(images.float(), tuple(size), mode="bilinear", align_corners=False, antialias=True)
+    return (resized if images.is_floating_point() else resized.round_()).to(images.dtype)
 
 
 def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
