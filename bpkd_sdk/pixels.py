@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_CHANNELS = 16
 PERCENTILES = (2, 98)  # of a band's values, which become black and white in pictures of images that are not 8-bit RGB
 # An image type of at most 8 bits holds 255 steps; images that use fewer steps of their range have a wrong range.
 _STEPS = 255
+_TYPES = ("uint8", "uint16", "int8", "int16", "float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class PixelFormat:
                 f"the pixels are uint8, but values of {low:g} to {high:g} are expected. Pass the image with its "
                 "original values, or state value_range=(0, 255)"
             )
-        if kind not in ("uint8", "uint16", "float32", "float64"):
+        if kind not in _TYPES:
             return f"the pixels are {kind}, expected uint8, uint16 or float32"
         least, most = _limits(image)
         if not (math.isfinite(least) and math.isfinite(most)):
@@ -123,7 +125,7 @@ class PixelFormat:
 
     def canonical(self, image: Tensor) -> Tensor:
         """Return an image with values of this format as uint8 if `is_uint8`, otherwise as float32; no check is done."""
-        return image if self.is_uint8 else image.to(torch.float32)
+        return image if self.is_uint8 else image.float()
 
     def is_too_dark(self, brightest: float) -> bool:
         """Return whether images use no more than a 255th of the range, so that the range is that of another type.
@@ -152,10 +154,8 @@ class PixelFormat:
 
 
 def _limits(image: Tensor | np.ndarray) -> tuple[float, float]:
-    if isinstance(image, Tensor):
-        image = image.cpu().float() if image.dtype == torch.uint16 else image  # torch compares no uint16
-        return image.min().item(), image.max().item()
-    return float(image.min()), float(image.max())
+    array = image if isinstance(image, np.ndarray) else image.detach().cpu().numpy()  # torch compares no uint16
+    return float(array.min()), float(array.max())
 
 
 def _stretch(plane: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bpkd_sdk.images.channels import formats_of, read_pixels
 from bpkd_sdk.images.reader import (
     FORMATS,
     MAX_PIXELS,
@@ -23,6 +24,8 @@ __all__ = [
     "UnsupportedImageError",
     "bit_depth",
     "exif_orientation",
+    "formats_of",
     "image_size",
     "read_image",
+    "read_pixels",
 ]

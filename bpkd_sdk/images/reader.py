@@ -180,7 +180,7 @@ def _decode(source: ImageSource, max_pixels: int = MAX_PIXELS, formats: tuple[st
     if isinstance(source, Image.Image):
         name = getattr(source, "filename", "")
         with _name_errors(_File("the PIL image", str(name) if name else None)):
-            _check_size(source.height, source.width, max_pixels)
+            check_size(source.height, source.width, max_pixels)
             return from_pil(source)
     with _open(source, max_pixels, formats) as reader:
         return reader.decode()
@@ -194,16 +194,23 @@ def _from_array(array: np.ndarray, max_pixels: int) -> Samples:
         )
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ValueError(f"Expected an image array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), but got {array.shape}.")
-    _check_size(array.shape[0], array.shape[1], max_pixels)
+    check_size(array.shape[0], array.shape[1], max_pixels)
     return Samples(array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array)
 
 
 @contextmanager
 def _open(source: object, max_pixels: int | None = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> Iterator[_Reader]:
     """Open a file and read its header. Errors of all libraries become ValueErrors that name the file."""
+    with open_content(source) as (content, name):
+        yield _read_header(content, name, max_pixels, formats)
+
+
+@contextmanager
+def open_content(source: object) -> Iterator[tuple[IO[bytes], str]]:
+    """Open a file and yield it with its name; errors of all libraries become ValueErrors that name the file."""
     if isinstance(source, bytes):
         with _name_errors(file := _File(f"the file of {len(source)} bytes")):
-            yield _read_header(io.BytesIO(source), file, max_pixels, formats)
+            yield io.BytesIO(source), file.name
         return
     if not isinstance(source, (str, Path)):
         raise TypeError(f"Expected an image as array, PIL image, path or bytes, but got {type(source).__name__}.")
@@ -214,23 +221,24 @@ def _open(source: object, max_pixels: int | None = MAX_PIXELS, formats: tuple[st
         raise FileNotFoundError(f"There is no image at {source}.")
     # A buffer would copy the whole file again.
     with path.open("rb", buffering=0) as content, _name_errors(file := _File(path.name, str(path))):
-        yield _read_header(content, file, max_pixels, formats)
+        yield content, file.name
 
 
-def _read_header(content: IO[bytes], file: _File, max_pixels: int | None, formats: tuple[str, ...]) -> _Reader:
+def _read_header(content: IO[bytes], name: str, max_pixels: int | None, formats: tuple[str, ...]) -> _Reader:
     file_format = _format_of(content.read(16))
     if file_format is None or file_format not in formats:
         raise UnknownFormatError(
-            f"Expected a file of the formats {', '.join(formats)}, but {file.name} is none of them. Convert it to PNG."
+            f"Expected a file of the formats {', '.join(formats)}, but {name} is none of them. Convert it to PNG."
         )
     content.seek(0)
     reader = _READERS[file_format](content)
     if max_pixels is not None:
-        _check_size(reader.height, reader.width, max_pixels)
+        check_size(reader.height, reader.width, max_pixels)
     return reader
 
 
-def _check_size(height: int, width: int, max_pixels: int) -> None:
+def check_size(height: int, width: int, max_pixels: int) -> None:
+    """Raise an error for an image without pixels, or with more than `max_pixels`."""
     if height < 1 or width < 1:
         raise UnsupportedImageError(f"Expected an image with pixels, but got {height} x {width}.")
     if height * width > max_pixels:

@@ -72,7 +72,7 @@ class Samples:
             values = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB))
         elif channels == 4:
             values = _over_white(values, self.premultiplied)
-        return _upright(values, self.orientation)
+        return upright(values, self.orientation)
 
     def _eight_bits(self) -> np.ndarray:
         if self.values.dtype == np.uint8:
@@ -159,7 +159,8 @@ def _over_white(values: np.ndarray, premultiplied: bool) -> np.ndarray:
     return ((mixed + 127) // _WHITE).astype(np.uint8)
 
 
-def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn and mirror an image with the EXIF orientation 1 to 8 into its upright form."""
     if orientation == 1:
         return image
     image = np.ascontiguousarray(image)

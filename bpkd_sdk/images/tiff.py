@@ -65,7 +65,8 @@ class TiffReader:
         """
         if self._channels > 4:
             raise UnsupportedImageError(
-                f"Expected at most 4 channels, but got {self._channels}. Save the red, green and blue channels only."
+                f"Expected at most 4 channels, but got {self._channels}. Save the red, green and blue channels only, "
+                f'or state the channels of the data (in a folder: "channels": {self._channels} in classes.json).'
             )
         self._check_strips()
         if max(self._depths) > 8 and self._is_plain():
