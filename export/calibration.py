@@ -12,10 +12,11 @@ from torch import Tensor
 
 from bpkd_sdk.classes import check_class_count, class_order, reorder_labels
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.checks import image_problem
+from bpkd_sdk.data.checks import checked_image
 from bpkd_sdk.evaluation.agreement import MaskAgreement, mask_agreement
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.export.qdq import Layer, range_tensors, with_range_outputs
+from bpkd_sdk.pixels import check_pixels
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session
 
@@ -31,12 +32,13 @@ RANKING_IMAGES = 4
 def read_samples(
     data: SegmentationDataset, most: int, runtime: OnnxRuntime, match_classes: bool
 ) -> list[tuple[Tensor, Tensor]]:
-    """Read images (3, H, W) and labels (H, W) in the file's order of classes, spread evenly over the data set."""
+    """Read images (channels, H, W) and labels (H, W) in the file's order of classes, spread evenly over the data."""
     if most < HELD_OUT or len(data) < HELD_OUT:
         raise ValueError(
             f"Expected at least {HELD_OUT} images, {HELD_OUT - 1} to calibrate with and one to measure the loss on, "
             f"but got images={most} of {data.name}, which has {len(data)}."
         )
+    check_pixels(runtime.spec.pixels, data.pixels, network_name=str(runtime.path), data_name=data.name)
     order = None
     if data.has_labels:
         data.check_classes()
@@ -46,9 +48,8 @@ def read_samples(
     samples = []
     for index in np.linspace(0, len(data) - 1, min(most, len(data))).round().astype(int).tolist():
         image, label = data[index]
+        image = checked_image(data, index, image)
         height, width = image.shape[1:]
-        if problem := image_problem(image):
-            raise ValueError(f"{data.sample_name(index)}: {problem}.")
         if not runtime.accepts.takes_size(height, width):
             raise ValueError(
                 f"{runtime.path} takes images of {runtime.metadata['input_size']}, but {data.sample_name(index)} is "
@@ -59,7 +60,7 @@ def read_samples(
 
 
 def measure_ranges(model: ModelProto, layers: Sequence[Layer], images: Sequence[Tensor]) -> dict[str, float]:
-    """Measure the largest absolute value of each of `range_tensors(layers)` over images, uint8 (3, H, W)."""
+    """Measure the largest absolute value of each of `range_tensors(layers)` over images (channels, H, W)."""
     tensors = range_tensors(layers)
     session = open_session(with_range_outputs(model, tensors), torch.device("cpu"))
     name = session.get_inputs()[0].name
@@ -126,5 +127,5 @@ def _mask_classes(runtime: OnnxRuntime) -> int:
 
 
 def _to_batch(image: Tensor) -> Any:
-    """Turn an image, uint8 (3, H, W), into a batch, uint8 array (1, H, W, 3)."""
+    """Turn an image (channels, H, W) into a batch, array (1, H, W, channels)."""
     return image.permute(1, 2, 0)[None].contiguous().numpy()

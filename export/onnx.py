@@ -100,8 +100,9 @@ def to_onnx(
         dynamic_size: Whether the file accepts images of any size; it then computes padding, pooling and resizing for
             each size.
         precision: "fp32", or "fp16" inside the network with float32 around it.
-        preprocess: Whether the file accepts uint8 RGB images (N, H, W, 3) and normalises them; otherwise it accepts
-            normalised float32 (N, 3, H, W).
+        preprocess: Whether the file accepts images (N, H, W, channels) and normalises them: uint8 for the range 0 to
+            255, as of RGB images, and float32 with the original values for any other range, since ONNX Runtime and
+            TensorRT compute little in uint16. Otherwise it accepts normalised float32 (N, channels, H, W).
         argmax: Whether the file returns uint8 masks (N, H, W); otherwise it returns float32 logits (N, C, H, W).
         opset: ONNX operator set; 18 is the newest whose Resize older CUDA builds of ONNX Runtime support.
         verify_on: Images to verify with in addition to the embedded photographs, for example validation images; their
@@ -134,6 +135,7 @@ def to_onnx(
         "dynamic_size": dynamic_size,
         "precision": precision,
         "preprocess": preprocess,
+        "input_dtype": "uint8" if preprocess and spec.pixels.is_uint8 else "float32",
         "argmax": argmax,
         "training": getattr(model, "provenance", {}),
         "weights_sha256": content_hash(network.state_dict()),

@@ -217,7 +217,7 @@ def _open_float_file(path: Path) -> OnnxRuntime:
     metadata = runtime.metadata
     if not (metadata["preprocess"] and metadata["argmax"]):
         raise ValueError(
-            f"{path} does not map uint8 images to masks, by which the loss of int8 is measured; "
+            f"{path} does not map images to masks, by which the loss of int8 is measured; "
             "export the network with preprocess=True and argmax=True."
         )
     if metadata["precision"] != "fp32":

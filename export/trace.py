@@ -29,8 +29,8 @@ class DeployableNetwork(nn.Module):
     Args:
         network: Network in eval mode.
         spec: Facts of the network: normalisation and size divisor.
-        preprocess: Whether the input is uint8 RGB (N, H, W, 3) and is normalised inside; otherwise the input is
-            normalised float32 (N, 3, H, W).
+        preprocess: Whether the input is an image (N, H, W, channels), uint8 or float32 by the range of its values, and
+            is normalised inside; otherwise the input is normalised float32 (N, channels, H, W).
         argmax: Whether the output is a uint8 mask (N, H, W); otherwise it is float32 logits (N, C, H, W).
         dynamic_size: Whether the traced graph accepts images of any size.
     """
@@ -109,8 +109,9 @@ def _dynamic_axes(model: DeployableNetwork, dynamic_batch: bool) -> dict[int, st
 
 def _sample_images(model: DeployableNetwork, size: tuple[int, int], batch: int) -> Tensor:
     """Return generated images in the form that the network accepts."""
-    images = torch.from_numpy(np.stack([render(0, "trace", index, size)[0] for index in range(batch)]))
-    return images if model.preprocess else model.spec.normalize(images.permute(0, 3, 1, 2))
+    scenes = torch.from_numpy(np.stack([render(0, "trace", index, size)[0] for index in range(batch)]))
+    images = model.spec.imitate(scenes.permute(0, 3, 1, 2))
+    return images.permute(0, 2, 3, 1).contiguous() if model.preprocess else model.spec.normalize(images)
 
 
 def _export(model: DeployableNetwork, images: Tensor, axes: dict[int, str], opset: int) -> ModelProto:

@@ -78,10 +78,15 @@ class _Artifact:
     def spec(self) -> NetworkSpec:
         return NetworkSpec.from_dict(self.metadata["network"])
 
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether the input is uint8; otherwise it is float32."""
+        return bool(self.metadata["preprocess"]) and self.spec.pixels.is_uint8
+
     def input_dims(self, height: int, width: int) -> list[int]:
         """Return the input's shape in Triton's terms, which include the batch only if its size is fixed."""
-        batch = [] if self.metadata["dynamic_batch"] else [1]
-        return [*batch, *([height, width, 3] if self.metadata["preprocess"] else [3, height, width])]
+        batch, channels = [] if self.metadata["dynamic_batch"] else [1], self.spec.in_channels
+        return [*batch, *([height, width, channels] if self.metadata["preprocess"] else [channels, height, width])]
 
     def output_dims(self, height: int, width: int) -> list[int]:
         """Return the output's shape in Triton's terms."""
@@ -209,7 +214,7 @@ def _describe_model(name: str, backend: TritonBackend, artifact: _Artifact) -> M
     height, width = (least if least == most else -1 for least, most in limits)
     input_ = schema.ModelInput(
         name=artifact.input,
-        data_type=schema.TYPE_UINT8 if artifact.metadata["preprocess"] else schema.TYPE_FP32,
+        data_type=schema.TYPE_UINT8 if artifact.takes_bytes else schema.TYPE_FP32,
         dims=artifact.input_dims(height, width),
     )
     output = schema.ModelOutput(
@@ -277,8 +282,9 @@ def _add_warm_up(config: ModelConfig, artifact: _Artifact) -> None:
 
 def _warm_up_image(artifact: _Artifact) -> bytes:
     """Return the bytes of the input to warm up with."""
-    scene = torch.from_numpy(render(0, "warmup", 0, artifact.size)[0])
-    image = scene if artifact.metadata["preprocess"] else artifact.spec.normalize(scene.permute(2, 0, 1)[None])
+    scene = torch.from_numpy(render(0, "warmup", 0, artifact.size)[0]).permute(2, 0, 1)[None]
+    image = artifact.spec.imitate(scene)
+    image = image.permute(0, 2, 3, 1) if artifact.metadata["preprocess"] else artifact.spec.normalize(image)
     return image.contiguous().numpy().tobytes()
 
 

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from bpkd_sdk.classes import check_class_count, class_order, reorder_masks
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.adapt import as_dataset_of
+from bpkd_sdk.data.checks import checked_image
 from bpkd_sdk.data.photos import photo
 from bpkd_sdk.evaluation.agreement import mask_agreement
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.models import get_spec, load_model
+from bpkd_sdk.pixels import check_pixels
 from bpkd_sdk.runtime import Runtime, match_runtime, open_runtime
 from bpkd_sdk.runtime.base import Range
 from bpkd_sdk.runtime.inference import to_mask, whole_logits
@@ -153,12 +155,13 @@ def verify(
         order = class_order(spec, data, network_name="The network", data_name=data.name, match_classes=match_classes)
     least, most = runtime.accepts.batch
     batches = batches or (least, min(least + 2, most or least + 2))
-    images = _photo_batches(input_sizes or _default_sizes(runtime), batches)
+    images = map(spec.imitate, _photo_batches(input_sizes or _default_sizes(runtime), batches))
     runs = [_compare(runtime, network, batch)[0] for batch in images]
     if data is None:
         return VerificationReport(tuple(runs))
     counts = [MetricCounts(data.class_names, ignore_index=data.ignore_index) for _ in range(2)]
-    for image, label in data:
+    for index, (image, label) in enumerate(data):
+        image = checked_image(data, index, image)
         run, *masks = _compare(runtime, network, image[None])
         runs.append(run)
         if data.has_labels:
@@ -171,8 +174,9 @@ def verify(
 def _check_data(network: nn.Module, data: SegmentationDataset) -> None:
     """Raise ValueError if the data set's classes are wrong, or if their number is not the network's."""
     data.check_classes()
+    check_pixels(get_spec(network).pixels, data.pixels, network_name="The network", data_name=data.name)
     if data.has_labels:
-        channels = whole_logits(network, data[0][0][None]).shape[1]
+        channels = whole_logits(network, data.pixels.canonical(data[0][0])[None]).shape[1]
         check_class_count(channels, data.num_classes, network_name="The network", data_name=data.name)
 
 

@@ -175,12 +175,12 @@ class ComparisonSetup:
             return copy.deepcopy(self.student)
         if not isinstance(self.student, (str, Path)):
             return self.student(self.train.num_classes)
-        return open_network(self.student, self.train.num_classes, self.options["backbone_weights"])
+        return open_network(self.student, self.train.num_classes, self.options["backbone_weights"], self.train.pixels)
 
     def open_teacher(self) -> TeacherModel:
         """Open the teacher, as `distill` does."""
         config = TrainingConfig.from_options(self.options)
-        return open_teacher(self.teacher, self.train.num_classes, config, self.device)
+        return open_teacher(self.teacher, self.train.num_classes, config, self.device, self.train.pixels)
 
     def check_teacher(self) -> None:
         """Check the teacher once for all runs and warn about findings; ValueError if its outputs are not finite."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections import Counter
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.images import bit_depth, exif_orientation
+from bpkd_sdk.pixels import MAX_CHANNELS, PixelFormat
 from bpkd_sdk.progress import track
 
 LABEL_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -32,6 +34,10 @@ class Samples(Protocol):
     @property
     def num_classes(self) -> int:
         """Number of classes."""
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """Format of the images."""
 
     def __len__(self) -> int: ...
 
@@ -61,7 +67,7 @@ class SampleReport:
         problem: Reason why the sample cannot be used; None if it can.
         turned: Whether EXIF data rotate or mirror the image, so that the label may not fit it: labels are read as
             stored.
-        brightest: Largest value in the image; 255 if it cannot be read.
+        brightest: Largest value in the image; infinity if it cannot be read.
         bit_depth: Bits per channel that the image uses in its file; 8 if it is not known.
     """
 
@@ -70,7 +76,7 @@ class SampleReport:
     labels: tuple[int, ...] = ()
     problem: str | None = None
     turned: bool = False
-    brightest: int = 255
+    brightest: float = math.inf
     bit_depth: int = 8
 
 
@@ -118,12 +124,13 @@ def inspect_sample(dataset: Samples, index: int) -> SampleReport:
     try:
         image, label = dataset[index]
         path = dataset.image_path(index)
-        orientation, depth = (1, 8) if path is None else (exif_orientation(path), bit_depth(path))
+        is_rgb_file = path is not None and dataset.pixels.is_rgb8 and path.suffix.lower() != ".npy"
+        orientation, depth = (exif_orientation(path), bit_depth(path)) if path is not None and is_rgb_file else (1, 8)
     except (ValueError, OSError) as error:
         return SampleReport(sample, problem=_prefixed(sample, str(error)))
     except Exception as error:  # the data set of a user may raise any exception
         return SampleReport(sample, problem=_prefixed(sample, f"{type(error).__name__}: {error}"))
-    if problem := image_problem(image) or label_problem(label):
+    if problem := image_problem(image, dataset.pixels) or label_problem(label):
         return SampleReport(sample, problem=f"{sample}: {problem}")
     size = (image.shape[1], image.shape[2])
     if size != tuple(label.shape):
@@ -149,7 +156,7 @@ def inspect_sample(dataset: Samples, index: int) -> SampleReport:
         labels,
         problem,
         turned=dataset.has_labels and may_be_wrong,
-        brightest=int(image.max().item()),
+        brightest=dataset.pixels.canonical(image).max().item(),
         bit_depth=depth,
     )
 
@@ -167,10 +174,18 @@ def check_reports(dataset: Samples, reports: Sequence[SampleReport]) -> None:
             f"All labels of {dataset.name} are void ({dataset.ignore_index}), so there is nothing to learn or to "
             "score. If that value is a class, pass another ignore_index."
         )
-    if reports and max(report.brightest for report in reports) <= 1:
+    brightest = max((report.brightest for report in reports), default=math.inf)
+    if dataset.pixels.is_too_dark(brightest):
+        low, high = dataset.pixels.value_range
+        if dataset.pixels.is_uint8:
+            raise ValueError(
+                f"All images of {dataset.name} contain only the values 0 and 1, expected 0 to 255. Do not divide "
+                "images by 255: training and export normalise them."
+            )
         raise ValueError(
-            f"All images of {dataset.name} contain only the values 0 and 1, expected 0 to 255. Do not divide images by "
-            "255: training and export normalise them."
+            f"The largest value in all images of {dataset.name} is {brightest:g}, but their range is stated as "
+            f"{low:g} to {high:g}. State the range that the values have, for example value_range=({low:g}, "
+            f"{brightest:g})."
         )
     if turned := [report.sample for report in reports if report.turned]:
         warnings.warn(
@@ -202,19 +217,48 @@ def unknown_labels(dataset: Samples, label: Tensor) -> list[int]:
     return sorted(set(outside[outside != dataset.ignore_index].tolist()))
 
 
-def image_problem(image: object) -> str | None:
-    """Return the reason why an image of a data set cannot be used; None for uint8 (3, H, W)."""
+def image_problem(image: object, pixels: PixelFormat) -> str | None:
+    """Return the reason why an image of a data set cannot be used; None if it has the format.
+
+    Args:
+        image: Image of a data set, expected as a tensor (channels, H, W).
+        pixels: Format of the images of the data set.
+    """
+    expected = "uint8 (3, H, W) RGB" if pixels.is_rgb8 else f"({pixels.channels}, H, W), {pixels}"
     if not isinstance(image, Tensor):
-        return f"image is a {type(image).__name__}, expected a torch tensor, uint8 (3, H, W)"
-    if image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3 and image.numel():
-        return None
-    problem = f"image is {str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}, expected uint8 (3, H, W) RGB"
+        return f"image is a {type(image).__name__}, expected a torch tensor, {expected}"
+    if image.ndim == 3 and image.shape[0] == pixels.channels and image.numel():
+        if image.dtype == torch.uint8 and pixels.is_uint8:
+            return None
+        if not pixels.is_rgb8:
+            problem = pixels.problem(image)
+            return problem and f"image is not {expected}: {problem}"
+    problem = f"image is {str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}, expected {expected}"
+    if not pixels.is_rgb8 or not isinstance(image, Tensor) or not image.numel():
+        return problem
+    if image.ndim == 3 and image.shape[0] != 3 and image.shape[0] <= MAX_CHANNELS:
+        return f"{problem}. If the data have {image.shape[0]} channels, state channels={image.shape[0]}"
+    if image.dtype == torch.uint16:
+        return f"{problem}. {pixels.problem(image)}"
     if image.is_floating_point() and image.numel():
         problem += (
             f". Its values go from {image.min().item():.3g} to {image.max().item():.3g}; return the pixels as bytes of "
             "0 to 255, since training and export scale and normalise them themselves"
         )
     return problem
+
+
+def checked_image(dataset: Samples, index: int, image: Tensor) -> Tensor:
+    """Return an image of a data set as uint8 or float32; raise ValueError if it does not have the data set's format.
+
+    Args:
+        dataset: Data set that the image is from.
+        index: Index of the sample.
+        image: Image (channels, H, W).
+    """
+    if problem := image_problem(image, dataset.pixels):
+        raise ValueError(f"{dataset.sample_name(index)}: {problem}.")
+    return dataset.pixels.canonical(image)
 
 
 def label_problem(label: object) -> str | None:

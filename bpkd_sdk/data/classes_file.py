@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bpkd_sdk.errors import did_you_mean
 from bpkd_sdk.files import read_json
 from bpkd_sdk.models.spec import Color
+from bpkd_sdk.pixels import PixelFormat
 
 CLASSES_FILE = "classes.json"
 VOID = "void"
-KEYS = ("class_names", "palette", "ignore_index", "ids")
+PIXEL_KEYS = ("channels", "value_range", "bands")
+KEYS = ("class_names", "palette", "ignore_index", "ids", *PIXEL_KEYS)
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class FolderClasses:
         ignore_index: Label value of void pixels.
         ids: Class id, or `ignore_index`, of each value in the label files; None if the values are the class ids.
         colors: Class id, or `ignore_index`, of each colour in the label files; None if the files are read by value.
+        pixels: Format of the images.
     """
 
     names: tuple[str, ...]
@@ -33,6 +36,7 @@ class FolderClasses:
     ignore_index: int = 255
     ids: Mapping[int, int] | None = None
     colors: Mapping[Color, int] | None = None
+    pixels: PixelFormat = field(default_factory=PixelFormat)
 
 
 def read_classes(file: Path) -> FolderClasses:
@@ -64,7 +68,8 @@ def read_classes(file: Path) -> FolderClasses:
     palette = _parse_palette(file, values.get("palette", []))
     if palette and len(palette) != len(names):
         raise ValueError(f"{file} has {len(names)} class names but {len(palette)} colours.")
-    classes = FolderClasses(tuple(names), palette, ignore_index)
+    pixels = _parse_pixels(file, {key: values[key] for key in PIXEL_KEYS if key in values})
+    classes = FolderClasses(tuple(names), palette, ignore_index, pixels=pixels)
     return _add_mapping(file, classes, mapping) if mapping else classes
 
 
@@ -99,6 +104,16 @@ def _add_colors(classes: FolderClasses, colors: dict[Color, int]) -> FolderClass
     return replace(
         classes, palette=palette, colors={color: index for index, color in enumerate(classes.palette)} | colors
     )
+
+
+def _parse_pixels(file: Path, values: Mapping[str, Any]) -> PixelFormat:
+    example = '{"channels": 4, "value_range": [0, 65535], "bands": [2, 1, 0]}'
+    try:
+        return PixelFormat(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected {file} to describe images as in {example}, but got {dict(values)}. {error}"
+        ) from error
 
 
 def _parse_palette(file: Path, values: Any) -> tuple[Color, ...]:

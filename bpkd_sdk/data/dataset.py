@@ -1,4 +1,4 @@
-"""The interface of data sets, and its implementation for files: pairs of an RGB image and a label map."""
+"""The interface of data sets, and its implementation for files: pairs of an image and a label map."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from bpkd_sdk.classes import MAX_CLASSES
 from bpkd_sdk.data.checks import check_samples
 from bpkd_sdk.data.labels import narrow, read_colors, read_label
 from bpkd_sdk.data.pairs import Pair
-from bpkd_sdk.images import read_image
+from bpkd_sdk.images import read_pixels
 from bpkd_sdk.models.spec import Color
+from bpkd_sdk.pixels import PixelFormat
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
     """Base class of all data sets. A subclass sets the attributes and defines `__len__` and `__getitem__`.
 
     ``dataset[i]`` is an image, uint8 (3, H, W) RGB, and a label map, uint8 or int64 (H, W), with class ids in
-    [0, num_classes) or `ignore_index`.
+    [0, num_classes) or `ignore_index`. A data set of other images states `channels` and `value_range`: its images are
+    uint8 (channels, H, W) for the range (0, 255), otherwise uint16 or float32 with values in `value_range`.
 
     Attributes:
         name: Name in reports and error messages.
@@ -32,6 +34,10 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         palette: RGB colour (0..255) of each class.
         ignore_index: Label value of void pixels, which are neither learnt nor scored.
         has_labels: Whether the data have labels. If False, all label maps are blank.
+        channels: Number of channels of the images, 1 to 16.
+        value_range: Lowest and highest value that a channel can have; it is scaled to 0..1 before normalisation.
+        bands: Indices of the visible channels, see `bpkd_sdk.pixels.PixelFormat`; colours are augmented if there are
+            three.
     """
 
     name: str
@@ -39,11 +45,19 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
     palette: tuple[Color, ...]
     ignore_index: int = 255
     has_labels: bool = True
+    channels: int = 3
+    value_range: tuple[float, float] = (0, 255)
+    bands: tuple[int, ...] | None = None
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """Format of the images: `channels`, `value_range` and `bands`."""
+        return PixelFormat(self.channels, self.value_range, self.bands)
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -74,10 +88,16 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
     def check_classes(self) -> None:
         """Check that the class names, the palette and the void label fit together. No sample is read.
 
+        `channels`, `value_range` and `bands` are checked as well.
+
         Raises:
             ValueError: If there are fewer than 2 or more than 256 classes, if the palette has another length, or if
                 the void label is the id of a class.
         """
+        try:
+            _ = self.pixels
+        except ValueError as error:
+            raise ValueError(f"{error} ({self.name})") from error
         names, count = self.class_names, self.num_classes
         if isinstance(names, str) or not all(isinstance(name, str) for name in names) or len(set(names)) < count:
             raise ValueError(
@@ -139,6 +159,7 @@ class DatasetSubset(SegmentationDataset):
         self.palette = dataset.palette
         self.ignore_index = dataset.ignore_index
         self.has_labels = dataset.has_labels
+        self.channels, self.value_range, self.bands = dataset.channels, dataset.value_range, dataset.bands
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -172,6 +193,7 @@ class FileDataset(SegmentationDataset):
             A file with any other value is refused when it is read.
         colors: Class id, or `ignore_index`, of each RGB colour in the label files, which are then read by colour;
             None if the files are read by value. A file with any other colour is refused when it is read.
+        pixels: Format of the images.
     """
 
     def __init__(
@@ -183,6 +205,7 @@ class FileDataset(SegmentationDataset):
         ignore_index: int = 255,
         ids: Mapping[int, int] | None = None,
         colors: Mapping[Color, int] | None = None,
+        pixels: PixelFormat = PixelFormat(),  # noqa: B008  (frozen)
     ) -> None:
         self.name = name
         self.pairs = tuple(pairs)
@@ -192,6 +215,7 @@ class FileDataset(SegmentationDataset):
         self.ids = ids
         self.colors = colors
         self.has_labels = all(pair.label is not None for pair in self.pairs)
+        self.channels, self.value_range, self.bands = pixels.channels, pixels.value_range, pixels.bands
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -203,7 +227,7 @@ class FileDataset(SegmentationDataset):
             ValueError: If a file cannot be read, or if the label file contains a value or colour that is not mapped.
         """
         pair = self.pairs[index]
-        image = read_image(pair.image)
+        image = read_pixels(pair.image, self.pixels)
         label = np.zeros(image.shape[:2], np.uint8) if pair.label is None else self.read_label(pair.label)
         return torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(label)
 

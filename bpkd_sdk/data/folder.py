@@ -53,6 +53,7 @@ class FolderDataset(FileDataset):
             classes.ignore_index,
             classes.ids,
             classes.colors,
+            classes.pixels,
         )
         self.classes_file = root / CLASSES_FILE
         self.selection = dict(selection or {})
@@ -94,7 +95,10 @@ def open_folder(
     - ``ignore_index``: the void label, 255 by default;
     - ``ids``: the class of each value in the label files, ``{"0": "void", "1": "road", "2": "car"}``, or of each
       colour, ``{"#000000": "void", "#ff0000": "car"}``. ``class_names`` is then optional: the default is the names in
-      the order of their first appearance.
+      the order of their first appearance;
+    - ``channels``, ``value_range`` and ``bands``: the number of channels, the lowest and the highest value, and the
+      channels shown as red, green and blue, for images that are not 8-bit RGB: ``{"channels": 4, "value_range": [0,
+      65535], "bands": [2, 1, 0]}``. Such images are TIFF, NPY or PNG files and keep their values.
 
     By default, labels are read by value: grey values are class ids, and 255 is void. If most label files have colours
     (RGB that is not grey, or a palette that is not grey), labels are read by colour:

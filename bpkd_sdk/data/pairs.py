@@ -13,7 +13,7 @@ from unicodedata import normalize
 
 from bpkd_sdk.errors import format_list
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".npy")
 LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 LABEL_SUFFIXES = (*LOSSLESS_SUFFIXES, ".jpg", ".jpeg")  # read_label states why JPEG files cannot be used
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from bpkd_sdk.models.spec import IMAGENET_STD, NetworkSpec
 from bpkd_sdk.sizes import resize_label, scaled_size
 
 IMAGE_FILL = (124, 116, 104)  # mean colour of ImageNet, so that padding is near 0 after normalisation
@@ -86,7 +88,7 @@ class VariedCrop(v2.Transform):  # type: ignore[misc]
 
 
 class PhotometricDistortion(v2.Transform):  # type: ignore[misc]
-    """OpenMMLab's photometric distortion of uint8 RGB images. Each adjustment is applied with probability 0.5.
+    """OpenMMLab's photometric distortion of RGB images. Each adjustment is applied with probability 0.5.
 
     - Brightness: a number between -32 and 32 is added to all values.
     - Contrast: all values are multiplied by 0.5 to 1.5. It comes second or last.
@@ -95,7 +97,21 @@ class PhotometricDistortion(v2.Transform):  # type: ignore[misc]
 
     torchvision's RandomPhotometricDistort differs: its brightness multiplies, its contrast is relative to the mean, and
     it swaps channels.
+
+    Of images that are not 8-bit RGB, the three visible bands are distorted in the same way, in their range scaled to
+    0..1. The number for brightness is relative to the spread of the values, as it is for natural images: their standard
+    deviation is 0.23 of the range.
+
+    Args:
+        network: Facts of the student: format of the images, and their standard deviation.
     """
+
+    def __init__(self, network: NetworkSpec = NetworkSpec(None, 0)) -> None:  # noqa: B008  (frozen)
+        super().__init__()
+        self.pixels = network.pixels
+        self.brightness = 1.0
+        if not self.pixels.is_rgb8:
+            self.brightness = sum(network.std) / len(network.std) / (sum(IMAGENET_STD) / 3)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the adjustments, their order and their amounts."""
@@ -112,9 +128,25 @@ class PhotometricDistortion(v2.Transform):  # type: ignore[misc]
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Adjust an image; return a label unchanged."""
         if isinstance(inpt, tv_tensors.Image):
-            for adjust, amount in params["adjustments"]:
-                inpt = tv_tensors.wrap(adjust(inpt.as_subclass(Tensor), amount), like=inpt)
+            image = inpt.as_subclass(Tensor)
+            if self.pixels.is_rgb8:
+                for adjust, amount in params["adjustments"]:
+                    image = adjust(image, amount)
+            elif params["adjustments"]:
+                image = self._distort_bands(image, params["adjustments"])
+            inpt = tv_tensors.wrap(image, like=inpt)
         return inpt
+
+    def _distort_bands(self, image: Tensor, adjustments: list[tuple[Any, float]]) -> Tensor:
+        """Return an image whose visible bands are adjusted."""
+        (low, high), bands = self.pixels.value_range, list(self.pixels.bands or ())
+        visible = (image[bands].float() - low) / (high - low)
+        for adjust, amount in adjustments:
+            visible = adjust(visible, amount * self.brightness if adjust is adjust_brightness else amount)
+        image = image.clone()
+        values = visible * (high - low) + low
+        image[bands] = values.round().to(torch.uint8) if self.pixels.is_uint8 else values
+        return image
 
 
 def _coin_flip() -> bool:
@@ -122,36 +154,43 @@ def _coin_flip() -> bool:
 
 
 def adjust_brightness(image: Tensor, amount: float) -> Tensor:
-    """Add a number to all values of a uint8 image."""
+    """Add a number to all values of a uint8 image, or a 255th of it to a float image in 0..1."""
+    if image.is_floating_point():
+        return (image + amount / 255).clamp_(0, 1)
     return image.float().add_(amount).clamp_(0, 255).to(torch.uint8)
 
 
 def adjust_contrast(image: Tensor, factor: float) -> Tensor:
-    """Multiply all values of a uint8 image by a factor."""
+    """Multiply all values of a uint8 image, or of a float image in 0..1, by a factor."""
+    if image.is_floating_point():
+        return (image * factor).clamp_(0, 1)
     return image.float().mul_(factor).clamp_(0, 255).to(torch.uint8)
 
 
 def adjust_saturation(image: Tensor, factor: float) -> Tensor:
-    """Multiply the S of the HSV colours of a uint8 image (3, H, W), up to its largest value; keep H and V."""
+    """Multiply the S of the HSV colours of an image (3, H, W), uint8 or float, up to its largest; keep H and V."""
     value = image.amax(0)
     chroma = value - image.amin(0)
+    if image.is_floating_point():
+        return value - (value - image) * (value / chroma.clamp_(min=1e-12)).clamp_(max=factor)
     # The other channels move away from the largest one, or towards it, until the smallest is 0.
     factors = (value / chroma.clamp_(min=1)).clamp_(max=factor)
     return (value - (value - image) * factors).round_().to(torch.uint8)
 
 
 class PadTo(v2.Transform):  # type: ignore[misc]
-    """Padding at the bottom and at the right, with ImageNet's mean colour and the void label, up to a size.
+    """Padding at the bottom and at the right, with the mean of the images and the void label, up to a size.
 
     Args:
         size: Smallest (height, width) of the result.
         ignore_index: Label value of void pixels.
+        fill: Value of each channel.
     """
 
-    def __init__(self, size: tuple[int, int], ignore_index: int) -> None:
+    def __init__(self, size: tuple[int, int], ignore_index: int, fill: Sequence[float] = IMAGE_FILL) -> None:
         super().__init__()
         self.size = size
-        self.fills = {tv_tensors.Image: IMAGE_FILL, tv_tensors.Mask: ignore_index}
+        self.fills = {tv_tensors.Image: fill, tv_tensors.Mask: ignore_index}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Pad an image or a label."""
@@ -167,10 +206,12 @@ def training_transform(
     scale: tuple[float, float] = (0.5, 2.0),
     base_size: tuple[int, int] | None = None,
     max_class_share: float = 1.0,
+    network: NetworkSpec = NetworkSpec(None, 0),  # noqa: B008  (frozen)
 ) -> v2.Transform:
-    """Return the training transform of uint8 images and labels, in OpenMMLab's order.
+    """Return the training transform of images and labels, in OpenMMLab's order.
 
-    Scale, crop, flip, distort the colours, and pad with void if the image is smaller than the crop.
+    Scale, crop, flip, distort the colours, and pad with void if the image is smaller than the crop. Colours are
+    distorted only if three channels are visible.
 
     Args:
         crop_size: (height, width) of the result.
@@ -178,19 +219,21 @@ def training_transform(
         scale: Lowest and highest factor of `RandomScale`.
         base_size: (longer side, shorter side) that images are fitted into at factor 1; None: their own size.
         max_class_share: Largest share of one class in a crop, as for `VariedCrop`.
+        network: Facts of the student: format and mean of the images.
     """
+    is_visible = len(network.pixels.shown) == 3 and network.pixels.bands != ()
     return v2.Compose(
         [
             RandomScale(scale, base_size),
             VariedCrop(crop_size, ignore_index, max_class_share),
             v2.RandomHorizontalFlip(),
-            PhotometricDistortion(),
-            PadTo(crop_size, ignore_index),
+            *([PhotometricDistortion(network)] if is_visible else []),
+            PadTo(crop_size, ignore_index, IMAGE_FILL if network.pixels.is_rgb8 else network.mean_pixel),
         ]
     )
 
 
 def augment(transform: v2.Transform, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Apply a transform to an image, uint8 (3, H, W), and its label (H, W); both keep their dtype."""
+    """Apply a transform to an image, uint8 or float32 (C, H, W), and its label (H, W); both keep their dtype."""
     out_image, out_label = transform(tv_tensors.Image(image), tv_tensors.Mask(label))
     return out_image.as_subclass(Tensor), out_label.as_subclass(Tensor)

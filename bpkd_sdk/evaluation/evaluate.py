@@ -13,10 +13,12 @@ from torch.utils.data import DataLoader
 
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.adapt import as_dataset_of
+from bpkd_sdk.data.checks import checked_image
 from bpkd_sdk.data.dataset import default_workers, ignore_interrupts
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 from bpkd_sdk.features import eval_mode
+from bpkd_sdk.pixels import check_pixels
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime import Runtime, TorchRuntime, match_runtime, open_runtime
 
@@ -75,6 +77,7 @@ def evaluate(
         )
 
         def match(runtime: Runtime) -> Runtime:
+            check_pixels(runtime.spec.pixels, dataset.pixels, network_name=runtime.name, data_name=dataset.name)
             return match_runtime(runtime, dataset, dataset.name, match_classes=match_classes)
 
         network = match(runtime)
@@ -116,7 +119,9 @@ def _batches(dataset: SegmentationDataset, batch_size: int, workers: int) -> Ite
     """
     samples = DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=ignore_interrupts)
     batch: list[tuple[Tensor, Tensor]] = []
-    for sample in track(samples, total=len(dataset), description=f"Evaluating {dataset.name}"):
+    progress = track(samples, total=len(dataset), description=f"Evaluating {dataset.name}")
+    for index, (image, label) in enumerate(progress):
+        sample = checked_image(dataset, index, image), label
         if batch and (len(batch) == batch_size or batch[0][0].shape != sample[0].shape):
             yield _stack(batch)
             batch = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -22,9 +23,7 @@ _SIMPLE_TYPES = "bhefdBH"  # kinds of numbers that float32 holds without loss, a
 
 def formats_of(pixels: PixelFormat) -> tuple[str, ...]:
     """Return the formats of files that can contain images of a `PixelFormat`."""
-    if pixels.is_rgb8:
-        return FORMATS
-    return (*FORMATS, "NPY") if _is_grey8(pixels) else RAW_FORMATS
+    return (*FORMATS, "NPY") if pixels.is_rgb8 or _is_grey8(pixels) else RAW_FORMATS
 
 
 def read_pixels(
@@ -56,7 +55,7 @@ def read_pixels(
             the file. The errors of `read_image` are raised too.
     """
     formats = formats_of(pixels) if formats is None else formats
-    if pixels.is_rgb8:
+    if pixels.is_rgb8 and not (isinstance(source, (str, Path)) and str(source).endswith(".npy")):
         return read_image(source, max_pixels=max_pixels, formats=formats)
     if isinstance(source, np.ndarray):
         return _checked(source, pixels, max_pixels)

@@ -21,6 +21,7 @@ from bpkd_sdk.models.spec import (
     set_spec,
     smp_size_divisor,
 )
+from bpkd_sdk.pixels import PixelFormat
 
 _TIMM = "tu-"  # prefix of the library's names for encoders of timm
 
@@ -125,7 +126,7 @@ def build_network(
             mean, std = normalization(encoder, backbone_weights)
         origin = _origin(encoder, backbone_weights)
     spec = NetworkSpec(name=name, num_classes=num_classes, mean=mean, std=std, size_divisor=smp_size_divisor(model))
-    set_spec(model, spec.with_channels(in_channels))
+    set_spec(model, spec.for_images(PixelFormat(in_channels)))
     if origin is not None:
         set_provenance(model, {"backbone_weights": origin})
     return model

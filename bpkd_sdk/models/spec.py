@@ -84,11 +84,25 @@ class NetworkSpec:
         """Format of the images that the network takes."""
         return PixelFormat(self.in_channels, self.value_range, self.bands)
 
-    def with_channels(self, count: int) -> NetworkSpec:
-        """Return the spec for another number of channels, whose mean and standard deviation are not measured yet."""
-        if count == self.in_channels:
+    @property
+    def mean_pixel(self) -> tuple[float, ...]:
+        """Value of each channel that is 0 after normalisation; rounded if the images are bytes."""
+        low, high = self.value_range
+        values = [low + mean * (high - low) for mean in self.mean]
+        return tuple(map(round, values) if self.pixels.is_uint8 else values)
+
+    def for_images(self, pixels: PixelFormat) -> NetworkSpec:
+        """Return the spec for a format of images; unless it is 8-bit RGB, mean and deviation are not measured yet."""
+        if pixels.is_rgb8:
             return self
-        return dataclasses.replace(self, in_channels=count, mean=(), std=(), bands=None)
+        return dataclasses.replace(
+            self,
+            in_channels=pixels.channels,
+            value_range=pixels.value_range,
+            bands=pixels.bands,
+            mean=(),
+            std=(),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -119,7 +133,7 @@ class NetworkSpec:
         Raises:
             ValueError: If mean and standard deviation are not measured yet.
         """
-        self._check_measured()
+        self.check_measured()
         mean = images.new_tensor(self.mean, dtype=torch.float32).view(1, self.in_channels, 1, 1)
         std = images.new_tensor(self.std, dtype=torch.float32).view(1, self.in_channels, 1, 1)
         low, high = self.value_range
@@ -140,7 +154,7 @@ class NetworkSpec:
         """
         if self.pixels.is_rgb8:
             return pictures
-        self._check_measured()
+        self.check_measured()
         channels = torch.arange(self.in_channels) % 3
         normal = NetworkSpec(None, 0).normalize(pictures)[:, channels]
         mean, std = (normal.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
@@ -148,7 +162,8 @@ class NetworkSpec:
         values = (normal * std + mean).clamp(0, 1) * (high - low) + low
         return values.round().to(torch.uint8) if self.pixels.is_uint8 else values
 
-    def _check_measured(self) -> None:
+    def check_measured(self) -> None:
+        """Raise ValueError if mean and standard deviation are not measured yet."""
         if not self.mean:
             raise ValueError(
                 f"The mean and the standard deviation of the network's {self.in_channels} channels are not known yet. "
@@ -171,7 +186,7 @@ def get_spec(model: nn.Module) -> NetworkSpec:
     names = _hugging_face_names(model)
     channels = int(getattr(getattr(model, "encoder", None), "_in_channels", 3))  # segmentation-models-pytorch
     spec = NetworkSpec(None, num_classes=len(names), class_names=names, size_divisor=smp_size_divisor(model))
-    return spec.with_channels(channels)
+    return spec.for_images(PixelFormat(channels))
 
 
 def set_spec(model: nn.Module, spec: NetworkSpec) -> None:

@@ -16,6 +16,7 @@ from bpkd_sdk.models.decoders import AuxiliaryHead, ConcatHead, Head, ISAHead, P
 from bpkd_sdk.models.encoders import Backbone, HRNet, MobileNetV2, ResNet
 from bpkd_sdk.models.spec import NetworkSpec, set_provenance
 from bpkd_sdk.output import SegmentationOutput
+from bpkd_sdk.pixels import PixelFormat
 
 
 class SegmentationNetwork(nn.Module):
@@ -171,7 +172,7 @@ def build_network(
         AuxiliaryHead(backbone.out_channels, entry.aux_channels, num_classes)
         if aux_head and entry.aux_channels
         else None,
-        NetworkSpec(name=name, num_classes=num_classes, aux_head=aux_head).with_channels(in_channels),
+        NetworkSpec(name=name, num_classes=num_classes, aux_head=aux_head).for_images(PixelFormat(in_channels)),
     )
     initialize(network)
     origin: dict[str, Any] | None = None

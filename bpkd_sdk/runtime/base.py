@@ -2,10 +2,11 @@
 
 A call has three stages, which can be called and timed one by one:
 
-    prepare   uint8 images (N, H, W, 3)   -> inputs of the artifact, on its device
+    prepare   images (N, H, W, channels)  -> inputs of the artifact, on its device
     infer     inputs of the artifact      -> outputs of the artifact, on its device
     masks     outputs of the artifact     -> class ids (N, H, W) uint8, on its device
 
+Images are uint8 for the range 0 to 255, as 8-bit RGB is, and float32 for any other range of the network's spec.
 If an artifact does not contain the normalisation or the argmax, the runtime does it, on the artifact's device.
 """
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.models.spec import NetworkSpec, get_spec
+from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime.inference import full_size_logits, to_mask
 
 Range = tuple[int, int | None]
@@ -60,16 +62,20 @@ class AcceptedImages:
         """Return the accepted sizes as text, such as "512 x 1024" or "256 to 512 x 256 to 1024"."""
         return f"{_format_range(self.height)} x {_format_range(self.width)}"
 
-    def check(self, images: Tensor, name: str) -> None:
-        """Raise ValueError unless a batch (N, H, W, 3) is accepted.
+    def check(self, images: Tensor, name: str, pixels: PixelFormat) -> None:
+        """Raise ValueError unless a batch (N, H, W, channels) is accepted; the values are not read.
 
         Args:
             images: The batch.
             name: Name of the artifact in the error message.
+            pixels: Format of the images that the artifact accepts.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            kind = str(images.dtype).removeprefix("torch.")
-            raise ValueError(f"Expected images uint8 (N, H, W, 3), but got {kind} {tuple(images.shape)}.")
+        dtype = torch.uint8 if pixels.is_uint8 else torch.float32
+        if images.dtype != dtype or images.ndim != 4 or images.shape[3] != pixels.channels:
+            kind, expected = (str(type_).removeprefix("torch.") for type_ in (images.dtype, dtype))
+            expected = f"{expected} (N, H, W, {pixels.channels})"
+            unit = "" if pixels.is_rgb8 else f" of {pixels}"
+            raise ValueError(f"Expected images {expected}{unit}, but got {kind} {tuple(images.shape)}.")
         count, height, width = images.shape[:3]
         if not self.takes_size(height, width):
             raise ValueError(
@@ -99,10 +105,10 @@ class Runtime(ABC):
     Args:
         name: Name in error messages: a path, a URL or a class.
         spec: Facts of the network.
-        metadata: Facts of the artifact. "preprocess": whether it accepts uint8 (N, H, W, 3) and normalises it,
-            otherwise it accepts normalised float32 (N, 3, H, W). "argmax": whether it returns uint8 masks (N, H, W),
-            otherwise it returns float32 logits (N, C, H, W). "precision": fp32, fp16 or int8. For a file, all other
-            metadata of the file.
+        metadata: Facts of the artifact. "preprocess": whether it accepts images (N, H, W, channels) and normalises
+            them, otherwise it accepts normalised float32 (N, channels, H, W). "argmax": whether it returns uint8 masks
+            (N, H, W), otherwise it returns float32 logits (N, C, H, W). "precision": fp32, fp16 or int8. For a file,
+            all other metadata of the file.
         device: Device that it runs on, and that has the results of `prepare`, `infer` and `masks`.
         accepts: Images that it accepts.
     """
@@ -117,7 +123,7 @@ class Runtime(ABC):
         self.accepts = accepts
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Segment uint8 RGB images (N, H, W, 3) in host memory into uint8 masks (N, H, W) in host memory.
+        """Segment images (N, H, W, channels) in host memory into uint8 masks (N, H, W) in host memory.
 
         Raises:
             ValueError: If the artifact does not accept the images' type or size.
@@ -127,11 +133,11 @@ class Runtime(ABC):
         return np.asarray(masks.cpu().numpy())
 
     def segment(self, images: Tensor) -> Tensor:
-        """Segment uint8 RGB (N, 3, H, W) on any device into class ids (N, H, W) uint8 on the runtime's device."""
+        """Segment images (N, channels, H, W) on any device into class ids (N, H, W) uint8 on the runtime's device."""
         return self.masks(self.infer(self.prepare(images.permute(0, 2, 3, 1))))
 
     def logits(self, images: Tensor) -> Tensor:
-        """Compute float32 logits (N, C, H, W) on the runtime's device from uint8 RGB (N, 3, H, W) on any device.
+        """Compute float32 logits (N, C, H, W) on the runtime's device from images (N, channels, H, W) on any device.
 
         Raises:
             ValueError: If the artifact returns masks, or does not accept the images' type or size.
@@ -145,8 +151,8 @@ class Runtime(ABC):
         return self.logits(images)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Check images uint8 (N, H, W, 3) and return the artifact's inputs, on its device: the first stage."""
-        self.accepts.check(images, self.name)
+        """Check images (N, H, W, channels) and return the artifact's inputs, on its device: the first stage."""
+        self.accepts.check(images, self.name, self.spec.pixels)
         images = images.to(self.device, non_blocking=True)
         if self.metadata["preprocess"]:
             return images.contiguous()

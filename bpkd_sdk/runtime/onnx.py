@@ -187,7 +187,7 @@ class OnnxRuntime(Runtime):
         if not runs_on_gpu_alone(self.path, self.device, nhwc):
             return None
         (height, width), session = self.metadata["input_size"], self.session
-        inputs = self.prepare(torch.zeros(1, height, width, 3, dtype=torch.uint8))
+        inputs = self.prepare(self.spec.pixels.canonical(torch.zeros(1, height, width, self.spec.in_channels).byte()))
         try:
             return Recording(stream, lambda inputs: run_session(session, inputs, wait=False), inputs)
         except Exception as error:  # ONNX Runtime's own errors share no base class

@@ -16,7 +16,7 @@ from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import Capture, eval_mode, feature_path, find_module, unwrap
 from bpkd_sdk.losses import METHODS, DistillationLoss, create_method
-from bpkd_sdk.models import get_spec, set_spec
+from bpkd_sdk.models import NetworkSpec, get_spec, set_spec
 from bpkd_sdk.output import SegmentationOutput, as_output, check_final_activation
 from bpkd_sdk.runtime import Runtime, match_runtime
 from bpkd_sdk.training.config import TrainingConfig
@@ -99,13 +99,13 @@ def run_on_black_crops(
             f"{nearest}."
         )
     if isinstance(network, Runtime):
-        with _crop_errors(role, crop_size):
-            crops = torch.zeros(batch_size, 3, *crop_size, dtype=torch.uint8)
+        with _crop_errors(role, crop_size, dataset):
+            crops = dataset.pixels.canonical(torch.zeros(batch_size, dataset.channels, *crop_size, dtype=torch.uint8))
             output = SegmentationOutput(teacher_logits(network, crops))
     else:
         with Capture(network, [] if feature is None else [feature]) as capture:
-            crop = torch.zeros(1, 3, *crop_size, device=_device(network))
-            with _crop_errors(role, crop_size), eval_mode(network):
+            crop = torch.zeros(1, dataset.channels, *crop_size, device=_device(network))
+            with _crop_errors(role, crop_size, dataset), eval_mode(network):
                 output = as_output(network(crop))
             output = replace(output, features=capture.take())
         with eval_mode(network):
@@ -121,11 +121,13 @@ def run_on_black_crops(
 
 
 @contextmanager
-def _crop_errors(role: str, crop_size: tuple[int, int]) -> Iterator[None]:
+def _crop_errors(role: str, crop_size: tuple[int, int], dataset: SegmentationDataset) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise ValueError(f"The {role} cannot process a crop of {crop_size}: {error}") from error
+        raise ValueError(
+            f"The {role} cannot process a crop of {crop_size} with {dataset.channels} channels: {error}"
+        ) from error
 
 
 def check_trainable(student: nn.Module, logits: Tensor) -> None:
@@ -185,9 +187,14 @@ def student_order(student: nn.Module, dataset: SegmentationDataset, config: Trai
 
 
 def match_student(
-    student: nn.Module, dataset: SegmentationDataset, crop_size: tuple[int, int], order: Order | None, num_logits: int
+    student: nn.Module,
+    spec: NetworkSpec,
+    dataset: SegmentationDataset,
+    crop_size: tuple[int, int],
+    order: Order | None,
+    num_logits: int,
 ) -> None:
-    """Put the student's classifier in the data's order, in place, and write the data's classes to its spec.
+    """Put the student's classifier in the data's order, in place, and set its spec with the data's classes.
 
     A student with one logit predicts the second class by it, and its spec has both class names.
 
@@ -195,10 +202,12 @@ def match_student(
         ValueError: If the classifier cannot be reordered.
     """
     if order is not None:
-        images = torch.rand(1, 3, *crop_size, generator=torch.Generator().manual_seed(0)).to(_device(student))
+        images = torch.rand(1, dataset.channels, *crop_size, generator=torch.Generator().manual_seed(0)).to(
+            _device(student)
+        )
         with eval_mode(student):
             reorder_classifier(unwrap(student), order, images)
-    spec = replace(get_spec(student), num_classes=num_logits, class_names=dataset.class_names, palette=dataset.palette)
+    spec = replace(spec, num_classes=num_logits, class_names=dataset.class_names, palette=dataset.palette)
     set_spec(student, spec)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bpkd_sdk.errors import check_choice, did_you_mean
+from bpkd_sdk.pixels import MAX_CHANNELS
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Optimizer = Literal["sgd", "adamw"]
@@ -40,7 +41,7 @@ CHECKED_TYPES: dict[str, tuple[Any, str]] = {
     "int | float": (Real, "a number"),
     "tuple[int, int]": _TUPLE,
     "tuple[float, float]": _TUPLE,
-    "tuple[float, float, float]": _TUPLE,
+    "tuple[float, ...]": _TUPLE,
 }
 
 # Options without an effect in training without a teacher.
@@ -90,9 +91,9 @@ class TrainingConfig:
         precision: "auto", "fp32", "fp16" or "bf16"; "auto" is bf16 on a GPU that supports it, fp16 on other GPUs and
             fp32 on a CPU.
         teacher_precision: Precision of the teacher, as `precision`; None: that of the student.
-        teacher_mean: Mean per RGB channel of images in 0..1, for a teacher in an ONNX file that does not contain it;
+        teacher_mean: Mean per channel of images in 0..1, for a teacher in an ONNX file that does not contain it;
             None: ImageNet's.
-        teacher_std: Standard deviation per RGB channel of images in 0..1, for the same teachers; None: ImageNet's.
+        teacher_std: Standard deviation per channel of images in 0..1, for the same teachers; None: ImageNet's.
         channels_last: Whether networks and images use the channels-last memory format, in which GPUs convolve fastest
             in half precision.
         compile: Whether student and teacher are compiled by torch.compile; the first step then takes a minute.
@@ -133,8 +134,8 @@ class TrainingConfig:
     labels: LabelSource = "dataset"
     precision: Precision = "auto"
     teacher_precision: Precision | None = None
-    teacher_mean: tuple[float, float, float] | None = None
-    teacher_std: tuple[float, float, float] | None = None
+    teacher_mean: tuple[float, ...] | None = None
+    teacher_std: tuple[float, ...] | None = None
     channels_last: bool = False
     compile: bool = False
     device: str = "auto"
@@ -169,8 +170,10 @@ class TrainingConfig:
                 raise ValueError(f"Expected `{name}` to be above 0, but got {value}.")
         for name in ("teacher_mean", "teacher_std"):
             value = getattr(self, name)
-            if value is not None and len(value) != 3:
-                raise ValueError(f"Expected `{name}` to be three numbers, one per RGB channel, but got {value}.")
+            if value is not None and not 1 <= len(value) <= MAX_CHANNELS:
+                raise ValueError(
+                    f"Expected `{name}` to be 1 to {MAX_CHANNELS} numbers, one per channel, but got {value}."
+                )
         if self.crop_size is not None and not (len(self.crop_size) == 2 and min(self.crop_size) >= 1):
             raise ValueError(f"Expected `crop_size` to be (height, width), but got {self.crop_size}.")
         if not 0 < self.scale[0] <= self.scale[1]:

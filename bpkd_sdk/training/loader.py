@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.checks import image_problem, label_problem, unknown_labels
+from bpkd_sdk.data.checks import checked_image, label_problem, unknown_labels
 from bpkd_sdk.data.dataset import default_workers, ignore_interrupts
 from bpkd_sdk.data.transforms import augment, training_transform
+from bpkd_sdk.models import NetworkSpec
 from bpkd_sdk.training.config import TrainingConfig
 
 Draw = tuple[int, int]  # (number of samples that were drawn before, index of the sample in the data set)
@@ -27,6 +28,7 @@ def training_loader(
     first_step: int,
     on_gpu: bool,
     use_labels: bool = True,
+    network: NetworkSpec = NetworkSpec(None, 0),  # noqa: B008  (frozen)
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Create the loader of the remaining batches, `config.accumulate` of them per step, for all processes together.
 
@@ -37,15 +39,17 @@ def training_loader(
         first_step: Number of steps that were done before.
         on_gpu: Whether batches are copied to a GPU: memory is then pinned, and worker processes load by default.
         use_labels: False returns 0 for every pixel inside the image, for data whose labels the teacher predicts.
+        network: Facts of the student: format and mean of the images.
 
     Returns:
-        A loader of uint8 images (N, 3, h, w) and labels (N, h, w). Labels are uint8 if both the labels of the data set
-        and its void label fit, and int64 otherwise. accelerate gives each process its shard of a batch.
+        A loader of images (N, channels, h, w), uint8 or float32, and labels (N, h, w). Labels are uint8 if both the
+        labels of the data set and its void label fit, and int64 otherwise. accelerate gives each process its shard of
+        a batch.
     """
     draws = range(first_step * config.batch_size, config.steps * config.batch_size)
     workers = config.workers if config.workers is not None else (default_workers() if on_gpu else 0)
     return DataLoader(
-        _AugmentedDataset(dataset, config, crop_size, use_labels=use_labels),
+        _AugmentedDataset(dataset, config, crop_size, network, use_labels=use_labels),
         sampler=_ShuffledDraws(len(dataset), draws, config.seed),
         batch_size=config.batch_size // config.accumulate,
         num_workers=workers,
@@ -85,7 +89,13 @@ class _AugmentedDataset(Dataset[tuple[Tensor, Tensor]]):
     """Data set with the training transform applied; each draw has its own random stream."""
 
     def __init__(
-        self, dataset: SegmentationDataset, config: TrainingConfig, crop_size: tuple[int, int], *, use_labels: bool
+        self,
+        dataset: SegmentationDataset,
+        config: TrainingConfig,
+        crop_size: tuple[int, int],
+        network: NetworkSpec,
+        *,
+        use_labels: bool,
     ) -> None:
         self.dataset = dataset
         self.seed = config.seed
@@ -96,12 +106,14 @@ class _AugmentedDataset(Dataset[tuple[Tensor, Tensor]]):
             scale=config.scale,
             base_size=config.base_size,
             max_class_share=config.max_class_share,
+            network=network,
         )
 
     def __getitem__(self, item: Draw) -> tuple[Tensor, Tensor]:
         draw, index = item
         image, label = self.dataset[index]
-        if problem := image_problem(image) or label_problem(label):
+        image = checked_image(self.dataset, index, image)
+        if problem := label_problem(label):
             raise ValueError(f"{self.dataset.sample_name(index)}: {problem}.")
         if self.dataset.ignore_index not in range(256):
             label = label.long()  # the transform pads crops with the void label, which uint8 cannot hold

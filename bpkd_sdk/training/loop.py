@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bpkd_sdk.data import DatasetSubset
 from bpkd_sdk.evaluation import Metrics, evaluate
 from bpkd_sdk.features import Capture
-from bpkd_sdk.models import save_model
+from bpkd_sdk.models import get_spec, save_model
 from bpkd_sdk.models.checkpoint import SUFFIX
 from bpkd_sdk.models.spec import set_provenance
 from bpkd_sdk.training.accelerator import (
@@ -111,6 +111,7 @@ class _Trainer:
             use_labels=not task.labels_from_teacher,
             first_step=self.position.step,
             on_gpu=device.type == "cuda",
+            network=get_spec(task.student),
         )
         # accelerate moves batches to the device, runs the objective in autocast, and wraps it in
         # DistributedDataParallel; the objective without the wrapper is for saving and loading.

@@ -20,6 +20,7 @@ from bpkd_sdk.evaluation import EvaluationProtocol, evaluate
 from bpkd_sdk.losses import Method, create_method
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.output import comparable_outputs
+from bpkd_sdk.pixels import check_pixels
 from bpkd_sdk.progress import console
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.accelerator import broadcast_from_main, create_accelerator, teacher_dtype
@@ -34,6 +35,7 @@ from bpkd_sdk.training.compatibility import (
 )
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.monitor import check_trackers
+from bpkd_sdk.training.normalization import check_teacher_images, choose_spec, using_spec
 from bpkd_sdk.training.origin import check_names, describe_origin, format_origin
 from bpkd_sdk.training.records import Task, read_history
 from bpkd_sdk.training.state import STATE_FILE, check_checkpoint
@@ -71,8 +73,8 @@ def prepare(
     torch.manual_seed(config.seed)
     teacher_model = None
     if teacher is not None:
-        teacher_model = open_teacher(teacher, train_set.num_classes, config, accelerator.device)
-    network = open_network(student, train_set.num_classes, config.backbone_weights)
+        teacher_model = open_teacher(teacher, train_set.num_classes, config, accelerator.device, train_set.pixels)
+    network = open_network(student, train_set.num_classes, config.backbone_weights, train_set.pixels)
     origin = {"student": describe_origin(student, network)}
     if teacher is not None and teacher_model is not None:
         origin["teacher"] = describe_origin(teacher, teacher_model)
@@ -84,6 +86,11 @@ def prepare(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     for dataset in filter(None, (train_set, val_set)):
         _check_first_sample(dataset, config)
+    spec, measured = choose_spec(network, train_set, config.seed)
+    if measured and accelerator.is_main_process:
+        console.print(measured, markup=False, highlight=False, soft_wrap=True)
+    if teacher_model is not None:
+        check_teacher_images(teacher_model, train_set)
 
     networks = [model for model in (network, teacher_model) if model is not None]
     crop_size = config.crop_size or default_crop(train_set, networks)
@@ -113,9 +120,10 @@ def prepare(
         if val_set is not None:
             reference = teacher_model if labels_from_teacher else None
             sample = DatasetSubset(val_set, [largest])
-            _try_validation(network, sample, reference, config, protocol, accelerator.device)
+            with using_spec(network, spec):
+                _try_validation(network, sample, reference, config, protocol, accelerator.device)
 
-    match_student(network, train_set, crop_size, order, outputs[0].logits.shape[1])
+    match_student(network, spec, train_set, crop_size, order, outputs[0].logits.shape[1])
     verb = "train" if loss is None else loss.name
     title = f"{verb} {get_spec(network).name or type(network).__name__}"
     folder, is_new = _open_folder(output_dir, title, resume, accelerator)
@@ -152,6 +160,7 @@ def _open_data(
     train_set, val_set = open_splits(data, class_names)
     for dataset in filter(None, (train_set, val_set)):
         dataset.check_classes()
+        check_pixels(dataset.pixels, train_set.pixels, network_name=dataset.name, data_name=train_set.name)
     if len(train_set) < config.batch_size:
         raise ValueError(
             f"{train_set.name} has {len(train_set)} images, too few for a batch of {config.batch_size} different ones. "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import Capture
-from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, load_model
+from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, get_spec, load_model, set_spec
 from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec
 from bpkd_sdk.output import SegmentationOutput, as_output
+from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime import AcceptedImages, Runtime, open_runtime
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.onnx import METADATA_KEY, OnnxRuntime, open_session, run_session
@@ -79,23 +81,36 @@ def is_name(source: NetworkSource | Runtime | None) -> TypeGuard[str | Path]:
     return isinstance(source, (str, Path)) and Path(source).suffix not in files
 
 
-def open_network(source: NetworkSource, num_classes: int, backbone_weights: str) -> nn.Module:
+def open_network(
+    source: NetworkSource,
+    num_classes: int,
+    backbone_weights: str,
+    pixels: PixelFormat = PixelFormat(),  # noqa: B008  (frozen)
+) -> nn.Module:
     """Return a module as it is, load a checkpoint, or build a network by name.
 
     Args:
         source: Module, checkpoint or name.
         num_classes: Number of classes of a network that is built by name.
         backbone_weights: Weights of the encoder of a network that is built by name, as for `create_model`.
+        pixels: Format of the images that a network is built for by name.
     """
     if isinstance(source, nn.Module):
         return source
     if is_name(source):
-        return create_model(str(source), num_classes, backbone_weights=backbone_weights)
+        options: dict[str, Any] = {"backbone_weights": backbone_weights, "in_channels": pixels.channels}
+        network = create_model(str(source), num_classes, **options)
+        set_spec(network, get_spec(network).for_images(pixels))
+        return network
     return load_model(source)
 
 
 def open_teacher(
-    source: NetworkSource | Runtime, num_classes: int, config: TrainingConfig, device: torch.device
+    source: NetworkSource | Runtime,
+    num_classes: int,
+    config: TrainingConfig,
+    device: torch.device,
+    pixels: PixelFormat = PixelFormat(),  # noqa: B008  (frozen)
 ) -> TeacherModel:
     """Open a teacher as a module in eval mode, or as the runtime of an exported file.
 
@@ -104,13 +119,14 @@ def open_teacher(
         num_classes: Number of classes of a network that is built by name.
         config: Options of the run: the teacher's precision and normalisation.
         device: Device of the student. An ONNX file runs on it if it is a CUDA GPU, and otherwise on the CPU.
+        pixels: Format of the images of the data.
 
     Raises:
         ValueError: If a module is in training mode, a file returns no logits, or an option does not apply.
     """
     suffix = Path(source).suffix if isinstance(source, (str, Path)) else ""
     if suffix == ".onnx":
-        runtime = open_onnx_teacher(Path(str(source)), device, config.teacher_mean, config.teacher_std)
+        runtime = open_onnx_teacher(Path(str(source)), device, config.teacher_mean, config.teacher_std, pixels)
         return _check_runtime(runtime, config)
     if config.teacher_mean or config.teacher_std:
         raise ValueError(
@@ -120,7 +136,7 @@ def open_teacher(
         )
     if isinstance(source, Runtime) or suffix in ENGINE_SUFFIXES:
         return _check_runtime(open_runtime(source, device), config)
-    network = open_network(source, num_classes, config.backbone_weights)
+    network = open_network(source, num_classes, config.backbone_weights, pixels)
     if is_name(source):
         warnings.warn(
             f"The teacher {str(source)!r} is built by name, so its decoder has random weights. Pass the checkpoint of "
@@ -151,14 +167,16 @@ def open_onnx_teacher(
     device: torch.device,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    pixels: PixelFormat = PixelFormat(),  # noqa: B008  (frozen)
 ) -> Runtime:
     """Open an ONNX file of this package or of another exporter.
 
     Args:
         path: ONNX file.
         device: Device of the student. The file runs on a CUDA device, and otherwise on the CPU.
-        mean: Mean per RGB channel of images in 0..1, for a file of another exporter; None: ImageNet's.
-        std: Standard deviation per RGB channel of images in 0..1, for the same files; None: ImageNet's.
+        mean: Mean per channel of images in 0..1, for a file of another exporter; None: ImageNet's.
+        std: Standard deviation per channel of images in 0..1, for the same files; None: ImageNet's.
+        pixels: Format of the images of the data. If it is not 8-bit RGB, a file of another exporter needs mean and std.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -168,7 +186,14 @@ def open_onnx_teacher(
     device = device if device.type == "cuda" else torch.device("cpu")
     session = open_session(path, device)
     if METADATA_KEY not in session.get_modelmeta().custom_metadata_map:
-        return ExternalOnnxRuntime(path, session, device, mean or IMAGENET_MEAN, std or IMAGENET_STD)
+        if not pixels.is_rgb8 and not (mean and std):
+            raise ValueError(
+                f"{path} does not state how images are normalised, and ImageNet's values are for 8-bit RGB, but the "
+                f"data have {pixels}. Pass teacher_mean and teacher_std, {pixels.channels} values each, in 0..1."
+            )
+        facts = NetworkSpec(None, 0).for_images(pixels)
+        facts = replace(facts, mean=tuple(mean or IMAGENET_MEAN), std=tuple(std or IMAGENET_STD))
+        return ExternalOnnxRuntime(path, session, device, facts)
     if mean or std:
         raise ValueError(f"{path} contains its own normalisation. Leave out teacher_mean and teacher_std.")
     return OnnxRuntime(path, device)
@@ -177,15 +202,14 @@ def open_onnx_teacher(
 class ExternalOnnxRuntime(Runtime):
     """Runtime of an ONNX file that another exporter wrote.
 
-    The file must take one float image (N, 3, H, W) and return one map of logits (N, C, h, w) at any stride. Such a file
-    does not state its normalisation, so the caller provides it.
+    The file must take one float image (N, channels, H, W) and return one map of logits (N, C, h, w) at any stride. Such
+    a file does not state its normalisation, so the caller provides it.
 
     Args:
         path: ONNX file, named in errors.
         session: ONNX Runtime session of the file.
         device: Device of the session.
-        mean: Mean per RGB channel of images in 0..1.
-        std: Standard deviation per RGB channel of images in 0..1.
+        spec: Format of the images, and normalisation.
 
     Raises:
         ValueError: If the file does not take one float image, or does not return one map of logits.
@@ -197,16 +221,15 @@ class ExternalOnnxRuntime(Runtime):
         path: Path,
         session: InferenceSession,
         device: torch.device,
-        mean: Sequence[float],
-        std: Sequence[float],
+        spec: NetworkSpec,
     ) -> None:
         if device.type == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
             raise RuntimeError(f"ONNX Runtime cannot use {device} for {path}. Run `bpkd doctor`.")
         self.session = session
-        image = _image_input(path, session)
+        image = _image_input(path, session, spec.in_channels)
         classes = _logits_output(path, session).shape[1]
         self.dtype = _FLOAT_TYPES[image.type]
-        spec = NetworkSpec(None, classes if isinstance(classes, int) else 0, mean=tuple(mean), std=tuple(std))
+        spec = replace(spec, num_classes=classes if isinstance(classes, int) else 0)
         facts = {"preprocess": False, "argmax": False, "precision": str(self.dtype).removeprefix("torch.")}
         batch, _, height, width = (side if isinstance(side, int) else None for side in image.shape)
         super().__init__(
@@ -228,13 +251,13 @@ class ExternalOnnxRuntime(Runtime):
             raise RuntimeError(f"{self.name} failed on images of shape {tuple(inputs.shape)}: {error}") from error
 
 
-def _image_input(path: Path, session: InferenceSession) -> Any:
+def _image_input(path: Path, session: InferenceSession, count: int) -> Any:
     inputs = session.get_inputs()
     if len(inputs) == 1 and inputs[0].type in _FLOAT_TYPES and len(inputs[0].shape) == 4:
         channels = inputs[0].shape[1]
-        if channels == 3 or not isinstance(channels, int):
+        if channels == count or not isinstance(channels, int):
             return inputs[0]
-    raise ValueError(f"Expected {path} to take one image, float (N, 3, H, W), but it takes:\n{_format(inputs)}")
+    raise ValueError(f"Expected {path} to take one image, float (N, {count}, H, W), but it takes:\n{_format(inputs)}")
 
 
 def _logits_output(path: Path, session: InferenceSession) -> Any:

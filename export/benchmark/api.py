@@ -9,14 +9,17 @@ from typing import Any
 
 import cv2
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.adapt import as_dataset_of
+from bpkd_sdk.data.checks import checked_image
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.export.benchmark.entry import GAP, Artifact, Entry
 from bpkd_sdk.export.benchmark.environment import Environment, list_gpus
 from bpkd_sdk.export.benchmark.report import BenchmarkReport
+from bpkd_sdk.models import NetworkSpec
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime import Runtime
 
@@ -76,7 +79,7 @@ def benchmark(
             names = (entry.description.spec.class_names for entry in entries if entry.description)
             data = as_dataset_of(data, next(filter(None, names), ()))
         input_size = input_size or _default_size(data, entries)
-        images = _make_images(data, input_size, batch)
+        images = _make_images(data, input_size, batch, _first_spec(entries))
         for entry in track(entries, total=len(entries), description="Warming up"):
             entry.warm_up(images)
         turns = [entry for index in range(ROUNDS) for entry in (entries if index % 2 == 0 else reversed(entries))]
@@ -124,10 +127,37 @@ def _default_size(data: SegmentationDataset | None, entries: Sequence[Entry]) ->
     return next((found.input_size for found in descriptions if found and found.input_size), DEFAULT_SIZE)
 
 
-def _make_images(data: SegmentationDataset | None, input_size: tuple[int, int], batch: int) -> np.ndarray:
-    """Return images of the data, repeated if there are too few, or scenes: uint8 (BATCHES * batch, H, W, 3)."""
+def _first_spec(entries: Sequence[Entry]) -> NetworkSpec:
+    """Return the facts of the first artifact that could be opened."""
+    return next((entry.description.spec for entry in entries if entry.description), NetworkSpec(None, 0))
+
+
+def _make_images(
+    data: SegmentationDataset | None, input_size: tuple[int, int], batch: int, spec: NetworkSpec
+) -> np.ndarray:
+    """Return images of the data, repeated if there are too few, or scenes as a network takes them.
+
+    Args:
+        data: Data set, or None for scenes.
+        input_size: (height, width) of the images.
+        batch: Number of images per call.
+        spec: Facts of the network.
+
+    Returns:
+        (BATCHES * batch, H, W, channels).
+    """
     indices = range(BATCHES * batch)
     if data is None:
-        return np.stack([render(0, "benchmark", index, input_size)[0] for index in indices])
-    images = (data[index % len(data)][0].permute(1, 2, 0).numpy() for index in indices)
-    return np.stack([cv2.resize(image, input_size[::-1], interpolation=cv2.INTER_AREA) for image in images])
+        scenes = np.stack([render(0, "benchmark", index, input_size)[0] for index in indices])
+        images = spec.imitate(torch.from_numpy(scenes).permute(0, 3, 1, 2))
+        return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+    samples = (index % len(data) for index in indices)
+    return np.stack([_resize(checked_image(data, index, data[index][0]), input_size) for index in samples])
+
+
+def _resize(image: Tensor, input_size: tuple[int, int]) -> np.ndarray:
+    """Resize an image (channels, H, W) to (height, width, channels)."""
+    pixels, side = np.ascontiguousarray(image.permute(1, 2, 0).numpy()), input_size[::-1]
+    # OpenCV resizes at most four channels at once by area.
+    parts = (np.ascontiguousarray(pixels[..., start : start + 4]) for start in range(0, pixels.shape[2], 4))
+    return np.dstack([cv2.resize(part, side, interpolation=cv2.INTER_AREA) for part in parts])

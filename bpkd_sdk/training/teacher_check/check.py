@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data.transforms import IMAGE_FILL
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.sizes import Size
 from bpkd_sdk.training.teacher import ExternalOnnxRuntime, TeacherModel
@@ -78,7 +79,7 @@ def check_teacher(
         is_labelled = dataset.num_classes > 1 and fit.total > 0
         images = f"{len(crops)} training image{'s' if len(crops) > 1 else ''}"
         findings = []
-        if _is_constant(crops, outputs):
+        if _is_constant(crops, outputs, dataset.pixels.value_range):
             findings.append(
                 f"The teacher returns the same output for every pixel of {images}. Check that its weights are loaded "
                 "and that teacher.spec normalises images as in its training."
@@ -127,13 +128,14 @@ def _run_on_crops(
     teacher: TeacherRunner, samples: Sequence[Sample], crop_size: Size
 ) -> tuple[list[Sample], list[Tensor]]:
     """Cut crops that the teacher accepts, and run it on them."""
-    crops = cut_crops(samples, [teacher.crop_size(sample.size, crop_size) for sample in samples])
+    fill = IMAGE_FILL if teacher.spec.pixels.is_rgb8 else teacher.spec.mean_pixel
+    crops = cut_crops(samples, [teacher.crop_size(sample.size, crop_size) for sample in samples], fill)
     try:
         return crops, teacher(crops, teacher.own_format)
     except (RuntimeError, ValueError, AssertionError):  # some modules accept only the size of the training crops
         if isinstance(teacher.model, Runtime) or all(crop.size == crop_size for crop in crops):
             raise
-    crops = cut_crops(samples, [crop_size] * len(samples))
+    crops = cut_crops(samples, [crop_size] * len(samples), fill)
     return crops, teacher(crops, teacher.own_format)
 
 
@@ -165,10 +167,11 @@ def _count_not_finite(outputs: Sequence[Tensor]) -> list[int]:
     return [int((~torch.isfinite(output)).any(0).sum()) for output in outputs]
 
 
-def _is_constant(crops: Sequence[Sample], outputs: Sequence[Tensor]) -> bool:
+def _is_constant(crops: Sequence[Sample], outputs: Sequence[Tensor], value_range: tuple[float, float]) -> bool:
     """Return whether outputs are the same for every pixel, although the images vary."""
     images = [crop.image for crop in crops]
-    if max(int(image.max()) for image in images) - min(int(image.min()) for image in images) < 16:
+    low, high = value_range
+    if max(image.max().item() for image in images) - min(image.min().item() for image in images) < (high - low) / 16:
         return False
     lowest, highest = class_ranges(outputs)
     return bool((highest - lowest).max() <= 1e-4 * torch.maximum(highest.abs(), lowest.abs()).max())
@@ -207,11 +210,16 @@ def _fit_findings(
         ]
     if not fit.is_chance:
         return []
+    channels = teacher.spec.in_channels
+    not_tried = (
+        f" Other normalisations and orders of the {channels} channels were not tried: they are known for RGB only."
+    )
+    not_tried = "" if channels == 3 else not_tried
     return [
         f"The teacher is no better than chance: over {images} its accuracy is {fit.accuracy:.3f} (always "
         f"{class_names[int(fit.counts.sum(0).argmax())]!r}: {fit.majority_accuracy:.3f}), and its cross-entropy "
         f"{fit.cross_entropy:.3f} (the classes' frequencies: {fit.entropy:.3f}). Check that its weights are loaded, "
-        "that its classes are in the data's order, and that it was trained for these classes."
+        f"that its classes are in the data's order, and that it was trained for these classes.{not_tried}"
     ]
 
 

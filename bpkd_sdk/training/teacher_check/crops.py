@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data.checks import checked_image
 from bpkd_sdk.data.transforms import IMAGE_FILL
 from bpkd_sdk.sizes import Size, resize_images, resize_label, scaled_size
 
@@ -25,7 +26,7 @@ class Sample:
     """An image with its label map.
 
     Attributes:
-        image: uint8 (3, H, W).
+        image: uint8 or float32 (channels, H, W).
         label: int16 (H, W), with `VOID` for pixels without a label.
     """
 
@@ -60,6 +61,7 @@ def read_samples(dataset: SegmentationDataset, base_size: Size | None) -> list[S
 
 def _read(dataset: SegmentationDataset, index: int, base_size: Size | None) -> Sample:
     image, label = dataset[index]
+    image = checked_image(dataset, index, image)
     label = label.int()  # uint8 cannot be compared with an ignore index outside 0..255
     known = (label >= 0) & (label < dataset.num_classes) & (label != dataset.ignore_index)
     label = torch.where(known, label, VOID).short() if dataset.has_labels else torch.full(label.shape, VOID).short()
@@ -70,18 +72,19 @@ def _read(dataset: SegmentationDataset, index: int, base_size: Size | None) -> S
     return Sample(image, label)
 
 
-def cut_crops(samples: Sequence[Sample], sizes: Sequence[Size]) -> list[Sample]:
+def cut_crops(samples: Sequence[Sample], sizes: Sequence[Size], fill: Sequence[float] = IMAGE_FILL) -> list[Sample]:
     """Cut the crop with the most mixed classes out of each sample, and keep the most mixed crops, best first.
 
     Args:
         samples: Images with labels.
         sizes: (height, width) of the crop of each sample; smaller samples are padded.
+        fill: Value of each channel in the padding.
     """
     crops = []
     for sample, size in zip(samples, sizes, strict=True):
         (top, left), mixture = _highest_entropy_window(sample.label, size)
         image, label = (part[..., top : top + size[0], left : left + size[1]] for part in (sample.image, sample.label))
-        crops.append((mixture, int((label != VOID).sum()), _pad(Sample(image, label), size)))
+        crops.append((mixture, int((label != VOID).sum()), _pad(Sample(image, label), size, fill)))
     crops.sort(key=lambda crop: crop[:2], reverse=True)
     count = min(MAX_CROPS, max(MIN_CROPS, MAX_CROP_PIXELS // max(map(math.prod, sizes))))
     return [crop for _, _, crop in crops[:count]]
@@ -112,12 +115,12 @@ def _highest_entropy_window(label: Tensor, size: Size) -> tuple[Size, float]:
     return (min(top * step, limits[0]), min(left * step, limits[1])), float(mixture)
 
 
-def _pad(sample: Sample, size: Size) -> Sample:
+def _pad(sample: Sample, size: Size, fill: Sequence[float]) -> Sample:
     """Pad a sample at the bottom and at the right, as the training transform does."""
     height, width = sample.size
     if (height, width) == size:
         return sample
-    image = torch.tensor(IMAGE_FILL, dtype=torch.uint8).view(3, 1, 1).repeat(1, *size)
+    image = torch.tensor(fill, dtype=sample.image.dtype).view(-1, 1, 1).repeat(1, *size)
     label = torch.full(size, VOID, dtype=torch.int16)
     image[:, :height, :width], label[:height, :width] = sample.image, sample.label
     return Sample(image, label)

@@ -26,8 +26,8 @@ class InputFormat:
 
     Attributes:
         name: Name of the normalisation in a finding; empty for the teacher's own.
-        mean: Mean per RGB channel of images in 0..1.
-        std: Standard deviation per RGB channel of images in 0..1.
+        mean: Mean per channel of images in 0..1.
+        std: Standard deviation per channel of images in 0..1.
         is_bgr: Whether the normalised channels are put in BGR order.
     """
 
@@ -74,8 +74,10 @@ class TeacherRunner:
         self.own_format = InputFormat("", self.spec.mean, self.spec.std)
 
     def other_formats(self) -> Iterator[InputFormat]:
-        """Yield all input formats but the teacher's own."""
+        """Yield all input formats but the teacher's own; none for other than three channels."""
         own = self.own_format
+        if len(own.mean) != 3:
+            return
         yield replace(own, is_bgr=True)
         if not self.normalizes_inside:
             for other in NORMALIZATIONS:
