@@ -211,7 +211,8 @@ def list_features(module: nn.Module, input_size: tuple[int, int] = (512, 512)) -
     reference = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     try:
         with eval_mode(network), torch.no_grad():
-            network(torch.zeros(1, 3, *input_size, device=reference.device, dtype=reference.dtype))
+            channels = getattr(getattr(network, "spec", None), "in_channels", 3)
+            network(torch.zeros(1, channels, *input_size, device=reference.device, dtype=reference.dtype))
     finally:
         for handle in handles:
             handle.remove()

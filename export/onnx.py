@@ -175,7 +175,7 @@ def _check_logits(network: nn.Module, input_size: tuple[int, int], divisor: int,
     Raises:
         ValueError: If it ends with a sigmoid, or with a softmax and the file returns logits.
     """
-    image = pad_to_multiple(torch.zeros(1, 3, *input_size), divisor)
+    image = pad_to_multiple(torch.zeros(1, get_spec(network).in_channels, *input_size), divisor)
     try:
         logits = as_output(network(image)).logits
     except Exception:  # the network's own code may raise anything

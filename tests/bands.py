@@ -1,6 +1,8 @@
 """Scenes of squares with four channels of 12 bits: red, green, blue and near infrared, which alone shows the class."""
 
 import json
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tifffile
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 
 import bpkd_sdk
+import bpkd_sdk.export
 from tests.scenes import scene
 
 RANGE = (0, 4095)
@@ -50,8 +53,38 @@ def write_bands(root, *, train=8, val=4, size=48, **facts):
             (root / part / split).mkdir(parents=True)
         for index in range(count):
             image, label = band_scene(start + index, size)
-            tifffile.imwrite(root / f"images/{split}/{index}.tif", image, photometric="minisblack", planarconfig="contig")
+            tifffile.imwrite(
+                root / f"images/{split}/{index}.tif", image, photometric="minisblack", planarconfig="contig"
+            )
             Image.fromarray(label).save(root / f"labels/{split}/{index}.png")
     content = {"class_names": NAMES, "channels": 4, "value_range": RANGE, "bands": (2, 1, 0)} | facts
     (root / "classes.json").write_text(json.dumps(content))
     return root
+
+
+class Bands(NamedTuple):
+    """Results of `train_on_bands`; `root` is the folder of the data, `run` the result of the training."""
+
+    root: Path
+    run: bpkd_sdk.TrainingResult
+    onnx: Path
+    report: bpkd_sdk.export.ExportReport
+
+
+def train_on_bands(folder):
+    """Write the data, train a student by name, and export it to a file that is compared on the validation images."""
+    root = write_bands(folder / "data")
+    run = bpkd_sdk.train(
+        "smp/Linknet/tu-test_resnet",
+        root,
+        steps=12,
+        evaluate_every=12,
+        batch_size=4,
+        learning_rate=0.05,
+        backbone_weights="none",
+        output_dir=folder / "run",
+        device="cpu",
+    )
+    val = bpkd_sdk.open_dataset(root, split="val")
+    report = bpkd_sdk.to_onnx(run.checkpoint, folder / "student.onnx", input_size=(48, 48), verify_on=val)
+    return Bands(root, run, report.path, report)

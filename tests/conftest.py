@@ -75,3 +75,11 @@ def tiny_onnx(tmp_path_factory):
     from tests.tritonserver import export_tiny
 
     return export_tiny(tmp_path_factory.mktemp("onnx"))
+
+
+@pytest.fixture(scope="session")
+def bands(tmp_path_factory):
+    """Folder of scenes with four channels of 12 bits, a student trained on it, and its exported file."""
+    from tests.bands import train_on_bands
+
+    return train_on_bands(tmp_path_factory.mktemp("bands"))

@@ -273,7 +273,7 @@ class ConcatenatedDataset(SegmentationDataset):
         self.parts = tuple(parts)
         first = parts[0]
         for part in parts[1:]:
-            for fact in ("class_names", "ignore_index", "has_labels"):
+            for fact in ("class_names", "ignore_index", "has_labels", "pixels"):
                 ours, theirs = getattr(first, fact), getattr(part, fact)
                 if ours != theirs:
                     raise ValueError(
@@ -285,6 +285,7 @@ class ConcatenatedDataset(SegmentationDataset):
         self.palette = first.palette
         self.ignore_index = first.ignore_index
         self.has_labels = first.has_labels
+        self.channels, self.value_range, self.bands = first.channels, first.value_range, first.bands
         self.ends = tuple(accumulate(map(len, parts)))
 
     def __len__(self) -> int:
