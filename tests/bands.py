@@ -77,8 +77,8 @@ def train_on_bands(folder):
     run = bpkd_sdk.train(
         "smp/Linknet/tu-test_resnet",
         root,
-        steps=12,
-        evaluate_every=12,
+        steps=20,
+        evaluate_every=20,
         batch_size=4,
         learning_rate=0.05,
         backbone_weights="none",
