@@ -62,7 +62,7 @@ class AcceptedImages:
         """Return the accepted sizes as text, such as "512 x 1024" or "256 to 512 x 256 to 1024"."""
         return f"{_format_range(self.height)} x {_format_range(self.width)}"
 
-    def check(self, images: Tensor, name: str, pixels: PixelFormat) -> None:
+    def check(self, images: Tensor, name: str, pixels: PixelFormat = PixelFormat()) -> None:  # noqa: B008  (frozen)
         """Raise ValueError unless a batch (N, H, W, channels) is accepted; the values are not read.
 
         Args:
