@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -95,7 +96,7 @@ def open_splits(data: str, root: Path | None, selection: Mapping[str, Any]) -> A
     import bpkd_sdk
 
     train, val = (bpkd_sdk.open_dataset(data, root=root, split=split, **selection) for split in ("train", "val"))
-    if selection["val_share"] is not None:
+    if selection["val_share"] is not None and int(os.environ.get("RANK", 0)) == 0:
         errors.print(f"Validation: {len(val)} of {len(train) + len(val)} images of {data}.", highlight=False)
     return train, val
 

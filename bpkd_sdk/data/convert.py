@@ -117,6 +117,11 @@ def convert_annotations(
         folder = Path(images) if images is not None else source if source.is_dir() else source.parent
         located = locate_images(annotations.images, folder, skip_unlabelled=skip_unlabelled, skip_missing=skip_missing)
         inputs = list_files(source, (".json",)) if source.is_dir() else [source]
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"Expected the data set to be written outside of the folder of the images, {folder}, but got {path}. Pass "
+            "another folder."
+        )
     choice = choose_classes(annotations, class_map, background, path / CLASSES_FILE)
     sizes = check_sizes(located)
     names = {image: image.relative_to(folder) for image in located}

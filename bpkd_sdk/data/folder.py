@@ -18,7 +18,6 @@ from bpkd_sdk.data.pairs import (
     Pair,
     find_labels,
     match_files,
-    parse_names,
     require_labels,
     shared_name,
 )
@@ -151,7 +150,9 @@ def open_folder(
     if not images.is_dir():
         raise FileNotFoundError(describe_missing(root, layout, source))
     labels = layout.labels_of(root, source)
-    pairs = match_files(images, labels, layout.names)
+    folders = layout.label_folders(root) | ({labels} if labels is not None else set())
+    label_files = {folder: find_labels(folder, layout.names) for folder in folders}
+    pairs = match_files(images, label_files[labels] if labels is not None else None, layout.names)
     selection: dict[str, Any] = {} if pattern is None else {"pattern": pattern}
     if skip_unlabelled:
         labelled = _labelled(root, pairs)
@@ -161,14 +162,15 @@ def open_folder(
         advice = "\nPass skip_unlabelled=True (--skip-unlabelled) to leave these images out."
         pairs = require_labels(pairs, labels, layout.names, advice)
     if labels is not None:
-        _warn_of_unused_labels(layout, images, labels, pairs)
+        _warn_of_unused_labels(layout, images, labels, label_files[labels], pairs)
     if val_share is not None and divided:
         chosen = _divide(pairs, images, val_share, val_seed)
         pairs = [pair for pair in pairs if (pair in chosen) == (split == "val")]
         selection |= {"val_share": val_share, "val_seed": val_seed}
         if split == "val":
             selection["val_images"] = [shared_name(pair.image, images) for pair in pairs]
-    return FolderDataset(root, split, pairs, find_classes(root, layout.label_files(root)), selection)
+    files = sorted(path for found in label_files.values() for paths in found.values() for path in paths)
+    return FolderDataset(root, split, pairs, find_classes(root, files), selection)
 
 
 def _labelled(root: Path, pairs: Sequence[Pair]) -> list[Pair]:
@@ -188,12 +190,13 @@ def _labelled(root: Path, pairs: Sequence[Pair]) -> list[Pair]:
     return labelled
 
 
-def _warn_of_unused_labels(layout: Layout, images: Path, labels: Path, pairs: Sequence[Pair]) -> None:
+def _warn_of_unused_labels(
+    layout: Layout, images: Path, labels: Path, found: Mapping[str, Sequence[Path]], pairs: Sequence[Pair]
+) -> None:
     """Warn of label files without an image, unless the folder also contains the labels of other splits."""
     if layout.labels is not None and "{split}" in layout.images and "{split}" not in layout.labels:
         return
     used = {path for pair in pairs for path in (pair.image, pair.label)}
-    found = find_labels(labels, parse_names(layout.names)[1])
     if unused := [path for paths in found.values() for path in paths if path not in used]:
         warnings.warn(
             f"{len(unused)} label files in {labels} have no image of the same name in {images} with one of the "

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from bpkd_sdk.data.pairs import IMAGE_SUFFIXES, SAME_NAMES, find_labels, list_files, parse_names
+from bpkd_sdk.data.pairs import IMAGE_SUFFIXES, SAME_NAMES, list_files, parse_names
 from bpkd_sdk.errors import format_list
 
 VAL_ADVICE = "val_share=0.1 (--val-share 0.1) holds out a tenth of the training images for validation"
@@ -48,13 +48,10 @@ class Layout:
         folders = root.glob(self.images.replace("{split}", "*"))
         return sorted(match["split"] for folder in folders if (match := re.fullmatch(path, folder.as_posix())))
 
-    def label_files(self, root: Path) -> list[Path]:
-        """Return the label files of all splits."""
-        if self.labels is None:
-            return []
-        name = parse_names(self.names)[1]
-        folders = {root / self.labels.replace("{split}", split) for split in self.splits(root) or [""]}
-        return sorted(path for folder in folders for paths in find_labels(folder, name).values() for path in paths)
+    def label_folders(self, root: Path) -> set[Path]:
+        """Return the folders of the label files of all splits."""
+        splits = self.splits(root) or [""]
+        return set() if self.labels is None else {root / self.labels.replace("{split}", split) for split in splits}
 
 
 def find_layout(root: Path, pattern: str | None, divided: bool) -> Layout:

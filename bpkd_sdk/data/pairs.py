@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
@@ -69,16 +69,23 @@ def pair_files(images: Path, labels: Path | None, names: str = SAME_NAMES) -> li
         FileNotFoundError: If the folder of images is missing, or no file in it matches.
         ValueError: If an image has no label file or several, or if two images share one; the first of them are listed.
     """
-    pairs = match_files(images, labels, names)
-    return pairs if labels is None else require_labels(pairs, labels, names)
+    if labels is None:
+        return match_files(images, None, names)
+    return require_labels(match_files(images, find_labels(labels, names), names), labels, names)
 
 
-def match_files(images: Path, labels: Path | None, names: str = SAME_NAMES) -> list[Pair]:
-    """Match images with label files as `pair_files` does; the label of an image that has none is None."""
-    image_name, label_name = parse_names(names)
+def match_files(images: Path, labels: Mapping[str, Sequence[Path]] | None, names: str) -> list[Pair]:
+    """Match images with label files as `pair_files` does; the label of an image that has none is None.
+
+    Args:
+        images: Folder of the images.
+        labels: Label files that `find_labels` returned; None for data without labels.
+        names: File names of an image and its label file, as `pair_files` accepts them.
+    """
+    image_name, _ = parse_names(names)
     if not images.is_dir():
         raise FileNotFoundError(f"There is no folder {images}.")
-    label_files = {} if labels is None else find_labels(labels, label_name)
+    label_files = labels or {}
     all_labels = {path for paths in label_files.values() for path in paths}
     candidates = [path for path in list_files(images, IMAGE_SUFFIXES) if path not in all_labels]
     keys = {path: key for path in candidates if (key := _key(path, images, image_name, IMAGE_SUFFIXES))}
@@ -110,16 +117,17 @@ def match_files(images: Path, labels: Path | None, names: str = SAME_NAMES) -> l
     return [Pair(path, label_files[key][0] if key in label_files else None) for path, key in keys.items()]
 
 
-def find_labels(labels: Path, label_name: str) -> dict[str, list[Path]]:
+def find_labels(labels: Path, names: str) -> dict[str, list[Path]]:
     """Find the label files in a folder, by the name that they share with their image.
 
     Args:
         labels: Folder of the label files.
-        label_name: File name of a label file, with ``{}`` for the shared name.
+        names: File names of an image and its label file, as `pair_files` accepts them.
 
     Returns:
         The paths of each shared name. A JPEG file is left out if the name has a file without loss.
     """
+    _, label_name = parse_names(names)
     found = defaultdict(list)
     for path in list_files(labels, LABEL_SUFFIXES):
         if key := _key(path, labels, label_name, LABEL_SUFFIXES):

@@ -178,10 +178,10 @@ def shape(label, points, kind="polygon", **others):
 
 
 def test_labelme_shapes_are_drawn_in_the_order_of_the_file(tmp_path):
-    photo(tmp_path / "a.jpg")
+    photo(tmp_path / "raw/a.jpg")
     bits = io.BytesIO()
     Image.fromarray(np.array([[1, 0], [1, 1]], bool)).save(bits, "PNG")
-    labelme_file(tmp_path, [
+    labelme_file(tmp_path / "raw", [
         shape("dog", [[0, 0], [12, 0], [12, 12], [0, 12]]),
         shape("cat", [[10, 8], [2, 2]], "rectangle"),
         shape("_background_", [[4, 4], [6, 4], [6, 6], [4, 6]], None),
@@ -189,7 +189,7 @@ def test_labelme_shapes_are_drawn_in_the_order_of_the_file(tmp_path):
         shape("__ignore__", [[26, 0], [30, 0], [30, 2], [26, 2]], "oriented_rectangle"),
         shape("dog", [[15, 1], [16, 2]], "mask", mask=base64.b64encode(bits.getvalue()).decode()),
     ])  # fmt: skip
-    convert_annotations(tmp_path, tmp_path / "out")
+    convert_annotations(tmp_path / "raw", tmp_path / "out")
     data = open_dataset(tmp_path / "out")
     assert data.class_names == ("background", "cat", "dog")
     expected = filled(0, 0, 12, 12, 2)
@@ -329,6 +329,28 @@ def test_names_that_fit_several_images_are_refused(tmp_path, run):
     source.write_text(json.dumps(content))
     with pytest.raises(FileNotFoundError, match="1 of 1 annotated images are not in"):
         run(source)
+
+
+def test_shapes_that_cover_no_pixel_are_named(tmp_path, run):
+    annotations = [instance(10, 5, [[1, 1, 4, 4]]), instance(10, 6, [box(0, 0, 3, 3)])]
+    with pytest.warns(UserWarning, match=r"1 shapes cover no pixel, .*\n  a.jpg: car"):
+        label, _, _ = run(coco_file(tmp_path, annotations))
+    assert np.array_equal(label, filled(0, 0, 3, 3, 2))
+
+
+def test_a_data_set_is_not_written_among_its_source_images(tmp_path):
+    source = coco_file(tmp_path, [instance(10, 5, [box(0, 0, 3, 3)])])
+    with pytest.raises(ValueError, match="outside of the folder of the images"):
+        convert_annotations(source, tmp_path / "photos/out", images=tmp_path / "photos")
+
+
+def test_images_in_their_place_stay_there(tmp_path, run):
+    source = coco_file(tmp_path, [instance(10, 5, [box(0, 0, 3, 3)])])
+    place = tmp_path / "out/images/train"
+    place.parent.mkdir(parents=True)
+    (tmp_path / "photos").rename(place)
+    label, _, _ = run(source, images=place)
+    assert np.array_equal(label, filled(0, 0, 3, 3))
 
 
 @pytest.mark.parametrize(

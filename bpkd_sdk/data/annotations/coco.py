@@ -122,7 +122,7 @@ def _panoptic_regions(
         path = folder / annotation["file_name"]
         if not path.is_file():
             raise ValueError(f"there is no file {path} with the segments. Put the PNG files into the folder {folder}")
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:
             pixels = np.asarray(image.convert("RGB")).astype(np.int32)
         ids = pixels @ np.array([1, 256, 65536])
         if ids.shape != (height, width):

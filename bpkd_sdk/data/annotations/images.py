@@ -38,7 +38,7 @@ def locate_images(
         raise FileNotFoundError(f"The folder {folder} {reason}. Pass the folder of the images: images=... (--images).")
     by_name = defaultdict(list)
     for file in files:
-        by_name[normalize("NFC", file.name)].append(file)
+        by_name[_parts(file.name)[-1]].append(file)
     located: dict[Path, AnnotatedImage] = {}
     missing, problems = [], []
     for image in annotated:
@@ -91,7 +91,9 @@ def check_sizes(located: dict[Path, AnnotatedImage]) -> dict[Path, tuple[int, in
 
 
 def _parts(path: str) -> tuple[str, ...]:
-    return tuple(part for part in PurePosixPath(normalize("NFC", path)).parts if part not in ("/", "..", "."))
+    """Return the folders and the name of a path, with the suffix in lower case."""
+    normal = PurePosixPath(normalize("NFC", path))
+    return tuple(part for part in normal.with_suffix(normal.suffix.lower()).parts if part not in ("/", "..", "."))
 
 
 def _fits(stated: tuple[str, ...], found: tuple[str, ...]) -> bool:

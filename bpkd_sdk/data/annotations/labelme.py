@@ -92,7 +92,7 @@ def _mask(shape: Shape, height: int, width: int) -> np.ndarray:
     if kind in ("rectangle", "circle", "mask"):
         (x, y), (to_x, to_y) = points
         if kind == "mask":
-            with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
+            with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=["PNG"]) as image:
                 return place_mask(np.asarray(image).astype(bool), round(x), round(y), height, width)
         radius = math.dist((x, y), (to_x, to_y))
         return draw_polygons(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,14 +84,16 @@ def write_labels(
         ValueError: If annotations cannot be drawn; the first of them are listed.
         KeyboardInterrupt: After Ctrl-C, with the number of written labels.
     """
-    counts, problems = [], []
+    counts: list[np.ndarray] = []
+    problems: list[str] = []
+    empty: list[str] = []
     try:
         for target, image, size in track(jobs, total=len(jobs), description="Writing labels"):
             try:
                 if target.exists():
                     label = read_label(target)
                 else:
-                    label = _draw(image, size, choice)
+                    label = _draw(image, size, choice, empty)
                     write_atomically(target, cv2.imencode(".png", label)[1].tobytes())
             except ValueError as error:
                 problems.append(f"{image.name}: {error}")
@@ -105,12 +108,19 @@ def write_labels(
             target.unlink(missing_ok=True)
         record_file.unlink()
         raise ValueError(f"{len(problems)} of {len(jobs)} annotations cannot be drawn:\n{format_list(problems)}")
+    if empty:
+        warnings.warn(
+            f"{len(empty)} shapes cover no pixel, and are not in the labels:\n{format_list(empty, limit=5)}",
+            stacklevel=3,
+        )
     return np.array(counts)
 
 
-def _draw(image: AnnotatedImage, size: tuple[int, int], choice: ClassChoice) -> np.ndarray:
-    """Draw the label map of an image, uint8 (H, W)."""
+def _draw(image: AnnotatedImage, size: tuple[int, int], choice: ClassChoice, empty: list[str]) -> np.ndarray:
+    """Draw the label map of an image, uint8 (H, W); append the shapes that cover no pixel to `empty`."""
     label = np.full(size, choice.background, np.uint8)
     for category, mask in image.regions(*size):
         label[mask] = choice.ids[category]
+        if not mask.any():
+            empty.append(f"{image.name}: {category}")
     return label
