@@ -1,7 +1,8 @@
-"""Reader of ``classes.json``, the file that states the classes of a folder and the meaning of its labels."""
+"""Readers of ``classes.json`` and ``labelmap.txt``, which state the classes and the meaning of labels in a folder."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from bpkd_sdk.models.spec import Color
 from bpkd_sdk.pixels import PixelFormat
 
 CLASSES_FILE = "classes.json"
+LABELMAP_FILE = "labelmap.txt"  # of the masks that CVAT exports
 VOID = "void"
 PIXEL_KEYS = ("channels", "value_range", "bands")
 KEYS = ("class_names", "palette", "ignore_index", "ids", *PIXEL_KEYS)
@@ -71,6 +73,30 @@ def read_classes(file: Path) -> FolderClasses:
     pixels = _parse_pixels(file, {key: values[key] for key in PIXEL_KEYS if key in values})
     classes = FolderClasses(tuple(names), palette, ignore_index, pixels=pixels)
     return _add_mapping(file, classes, mapping) if mapping else classes
+
+
+def read_labelmap(file: Path) -> FolderClasses:
+    """Read a ``labelmap.txt``, as CVAT writes beside its masks: lines of a class and its colour, ``car:200,0,0::``.
+
+    Raises:
+        ValueError: If a line has no colour, or if classes share a name or a colour.
+    """
+    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    colors: dict[Color, str] = {}
+    for line in filter(None, lines):
+        if line.startswith("#"):
+            continue
+        match = re.fullmatch(r"([^:]+):(\d+),(\d+),(\d+)(:.*)?", line)
+        color = tuple(int(value) for value in match.groups()[1:4]) if match else ()
+        if match is None or max(color) > 255 or color in colors or match[1] in colors.values():
+            raise ValueError(
+                f"Expected lines of {file} to be a class and a colour of its own, such as car:200,0,0::, but got "
+                f"{line!r}. To state the classes otherwise, write {file.with_name(CLASSES_FILE)}."
+            )
+        colors[color[0], color[1], color[2]] = match[1]
+    names = tuple(name for name in colors.values() if name.lower() != VOID)
+    targets = {color: names.index(name) if name in names else 255 for color, name in colors.items()}
+    return _add_colors(FolderClasses(names), targets)
 
 
 def _add_mapping(file: Path, classes: FolderClasses, mapping: Mapping[str, str]) -> FolderClasses:

@@ -104,7 +104,8 @@ def open_folder(
 
     - The colours are those of ``ids`` or ``palette``, otherwise those of the palette in the first label file. Other
       files are refused if they contain other colours.
-    - Without a ``classes.json``, each colour of the palette is a class.
+    - Without a ``classes.json``, the classes and colours are those of ``labelmap.txt``, which CVAT writes beside its
+      masks; without both, each colour of the palette is a class.
 
     If there are two classes and the label files contain only 0 and 255, these values are the two classes.
 
@@ -143,7 +144,7 @@ def open_folder(
     if not divided and not layout.has_splits:
         raise ValueError(
             f"The pattern {pattern!r} has no {{split}}, so all splits would be the same images. Add {{split}} to a "
-            f"folder, or pass val_share: {VAL_ADVICE}."
+            f"folder, or divide the images: {VAL_ADVICE}."
         )
     source = "train" if divided else split
     images = layout.images_of(root, source)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bpkd_sdk.classes import MAX_CLASSES
-from bpkd_sdk.data.classes_file import CLASSES_FILE, VOID, FolderClasses, read_classes
+from bpkd_sdk.data.classes_file import CLASSES_FILE, LABELMAP_FILE, VOID, FolderClasses, read_classes, read_labelmap
 from bpkd_sdk.data.labels import distinct_pixel_colors, hex_color, palette_of, read_label
 from bpkd_sdk.models.spec import Color
 
@@ -27,7 +27,7 @@ _shown_warnings: set[str] = set()
 def find_classes(root: Path, files: Sequence[Path]) -> FolderClasses:
     """Determine the classes and the meaning of the labels in a folder.
 
-    The sources are ``classes.json`` and a sample of the label files.
+    The sources are ``classes.json``, or ``labelmap.txt`` of CVAT, and a sample of the label files.
 
     Args:
         root: Folder of the data set, with ``classes.json`` if there is one.
@@ -38,6 +38,8 @@ def find_classes(root: Path, files: Sequence[Path]) -> FolderClasses:
     """
     file = root / CLASSES_FILE
     classes = read_classes(file) if file.is_file() else None
+    if classes is None and (root / LABELMAP_FILE).is_file():
+        return read_labelmap(root / LABELMAP_FILE)
     if classes is not None and (classes.ids is not None or classes.colors is not None):
         return classes
     sample = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, SAMPLED_FILES).astype(int))] if files else []

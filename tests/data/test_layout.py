@@ -6,9 +6,11 @@ import warnings
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 import bpkd_sdk
+from bpkd_sdk.cli import app
 from bpkd_sdk.data import check_dataset, open_dataset
 from tests.networks import tiny
 
@@ -198,7 +200,7 @@ def test_the_default_layout_without_splits_is_divided(undivided):
 
 
 def test_val_share_is_refused_where_it_means_nothing(undivided):
-    with pytest.raises(FileNotFoundError, match=r"splits found: train\. val_share=0.1 \(--val-share 0.1\)"):
+    with pytest.raises(FileNotFoundError, match=r"splits found: train\. .*val_share=0.1\), or --val-share 0.1"):
         open_dataset(undivided, split="val")
     for share in (0, 1, 10, -0.1, "0.1", True):
         with pytest.raises(ValueError, match="share between 0 and 1"):
@@ -279,3 +281,34 @@ def test_gif_masks_are_read_by_their_palette(root):
     with pytest.warns(UserWarning, match="contain only 0 and 255"):
         data = open_dataset(root, pattern="{}.jpg:{}_mask.gif")
     assert np.array_equal(data[1][1].numpy(), np.eye(8))
+
+
+def test_masks_of_cvat_are_read_by_their_labelmap(root):
+    (root / "classes.json").unlink()
+    lines = ["# label:color_rgb:parts:actions", "background:0,0,0::", "car:200,0,0::", "void:9,9,9::"]
+    (root / "labelmap.txt").write_text("\n".join(lines) + "\n")
+    write(root / "JPEGImages/a.jpg")
+    (root / "SegmentationClass").mkdir()
+    ids = np.arange(64, dtype=np.uint8).reshape(8, 8) % 3
+    mask = Image.fromarray(ids, "P")
+    mask.putpalette([0, 0, 0, 200, 0, 0, 9, 9, 9])
+    mask.save(root / "SegmentationClass/a.png")
+    write(root / "JPEGImages/b.jpg")
+    mask.convert("RGB").save(root / "SegmentationClass/b.png")
+    pattern = "JPEGImages/{}.jpg:SegmentationClass/{}.png"
+    data = [open_dataset(root, split=s, pattern=pattern, val_share=0.8, val_seed=1) for s in ("train", "val")]
+    for part in data:
+        assert part.class_names == ("background", "car")
+        assert part.palette == ((0, 0, 0), (200, 0, 0))
+        assert np.array_equal(part[0][1].numpy(), np.where(ids == 2, 255, ids))
+    (root / "labelmap.txt").write_text("background:0,0,0::\ncar:0,0,0::\n")
+    with pytest.raises(ValueError, match=r"a colour of its own, such as car:200,0,0::, but got 'car:0,0,0::'"):
+        open_dataset(root, pattern=pattern, val_share=0.8, val_seed=1)
+
+
+def test_all_commands_that_open_data_select_files_alike():
+    commands = typer.main.get_command(app).commands
+    opening = [commands[name] for name in ("train", "distill", "compare", "evaluate", "export", "benchmark")]
+    for command in (*opening, *commands["data"].commands.values()):
+        names = {parameter.name for parameter in command.params}
+        assert {"pattern", "val_share", "val_seed", "skip_unlabelled"} <= names, command.name

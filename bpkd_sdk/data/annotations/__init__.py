@@ -15,7 +15,10 @@ from bpkd_sdk.files import read_json
 
 __all__ = ["FORMATS", "AnnotatedImage", "Annotations", "read_annotations"]
 
-FORMATS = "a COCO file (.json), a file of CVAT for images 1.1 (.xml), or a folder of LabelMe files (.json)"
+FORMATS = (
+    "a COCO file (.json), a file of CVAT for images 1.1 (.xml), a folder of LabelMe files (.json), or a folder of "
+    "images and masks (images/<split> and labels/<split>, or other folders by --pattern)"
+)
 
 
 def read_annotations(source: Path) -> Annotations:
@@ -33,7 +36,7 @@ def read_annotations(source: Path) -> Annotations:
         first = read_json(files[0]) if files and files[0].suffix.lower() == ".json" else None
         if isinstance(first, dict) and "shapes" in first:
             return read_labelme(source)
-        found = f"it contains:\n{format_list(files, limit=5)}" if files else "it contains no annotation file."
+        found = f"it contains:\n{format_list(files, limit=5)}" if files else "it contains neither."
         raise ValueError(f"Expected {FORMATS}, but got the folder {source}; {found}")
     if not source.is_file():
         raise FileNotFoundError(f"There is no file or folder {source}.")
