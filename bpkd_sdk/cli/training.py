@@ -63,21 +63,36 @@ def training_options(command: Callable[..., None], *, without: Collection[str] =
     ]
 
     @functools.wraps(command)
-    def with_sizes(**arguments: Any) -> None:
+    def with_parsed(**arguments: Any) -> None:
         options = arguments["options"]
-        sizes = {"crop_size": parse_size(options["crop_size"]), "base_size": parse_base_size(options["base_size"])}
-        command(**arguments | {"options": options | sizes})
+        parsed = {
+            "crop_size": parse_size(options["crop_size"]),
+            "base_size": parse_base_size(options["base_size"]),
+            "class_weights": _parse_class_weights(options["class_weights"]),
+        }
+        command(**arguments | {"options": options | parsed})
 
-    return add_options(with_sizes, "options", parameters)
+    return add_options(with_parsed, "options", parameters)
 
 
 def _option(name: str, field_type: Any, help_text: str | None) -> Any:
     if name in ("crop_size", "base_size"):
         metavar = "HEIGHTxWIDTH" if name == "crop_size" else "LONGERxSHORTER"
         return Annotated[str | None, typer.Option(help=help_text, metavar=metavar)]
+    if name == "class_weights":
+        return Annotated[str | None, typer.Option(help=help_text, metavar="balanced|NUMBER,NUMBER,...")]
     # typer supports neither unions of numbers nor tuples of any length.
-    option_type = {"boundary_width": float, "trackers": list[str]}.get(name, field_type)
+    option_type = {"boundary_width": float, "trackers": list[str], "losses": list[str]}.get(name, field_type)
     return Annotated[option_type, typer.Option(help=help_text)]
+
+
+def _parse_class_weights(text: str | None) -> str | tuple[float, ...] | None:
+    if text is None or text == "balanced":
+        return text
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"Expected --class-weights 'balanced', or numbers as in 1,2.5,4, but got {text!r}.") from error
 
 
 @app.command()

@@ -15,7 +15,7 @@ from bpkd_sdk.models.zoo import ZOO, build_network
 from bpkd_sdk.output import as_output
 from bpkd_sdk.recipes.plan import Plan
 from bpkd_sdk.training.accelerator import create_accelerator
-from bpkd_sdk.training.objective import cross_entropy
+from bpkd_sdk.training.label_losses import cross_entropy
 
 BYTES_PER_FLOAT = 4
 BYTES_PER_TRAINED_WEIGHT = 3 * BYTES_PER_FLOAT  # the weight, its gradient and its momentum

@@ -16,6 +16,7 @@ from bpkd_sdk.pixels import MAX_CHANNELS
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Optimizer = Literal["sgd", "adamw"]
 LabelSource = Literal["dataset", "teacher"]
+LabelLoss = Literal["ce", "dice", "focal", "lovasz"]
 
 DEFAULT_LEARNING_RATE: dict[str, float] = {"sgd": 0.01, "adamw": 6e-4}
 MINIMUM = {
@@ -29,6 +30,7 @@ MINIMUM = {
     "method_warmup": 0,
     "weight_decay": 0,
     "aux_weight": 0,
+    "freeze_encoder_steps": 0,
     "workers": 0,
     "seed": 0,
 }
@@ -66,7 +68,8 @@ class TrainingConfig:
         batch_size: Number of images per step, over all processes.
         accumulate: Number of micro-batches that a batch is split into, which pass through the networks one after the
             other to save memory. Only operations that compare images of a batch depend on it: batch norm, CIRKD's
-            mini-batch term, and the critics of SKDS and IFVD, which do one step per micro-batch.
+            mini-batch term, the Dice and Lovasz losses, and the critics of SKDS and IFVD, which do one step per
+            micro-batch.
         crop_size: (height, width) of the training crops; None: the first image's size, at most 512 per side.
         learning_rate: Learning rate at the first step, without warm-up; None: 0.01 for SGD, 6e-4 for AdamW.
         optimizer: "sgd" (momentum 0.9, as in the paper) or "adamw".
@@ -84,7 +87,13 @@ class TrainingConfig:
         student_feature: Module path of the student's feature map, for methods that compare features (see
             `bpkd_sdk.features`); None: the last one before its classifier.
         teacher_feature: Module path of the teacher's feature map; None: the last one before its classifier.
-        aux_weight: Weight of the auxiliary head's cross-entropy, for a student with an auxiliary head.
+        losses: Losses on the labels, each a name, or a name and a weight as in "dice:0.5": "ce" (cross-entropy), and
+            "dice", "focal" and "lovasz" of segmentation-models-pytorch.
+        class_weights: Weight of each class in the cross-entropy: one number per class, or "balanced" for
+            w_c = N / (K n_c), where n_c of the N labelled training pixels have the class c, and K classes occur.
+        aux_weight: Weight of the same losses on the logits of the auxiliary head, for a student with one.
+        freeze_encoder_steps: Number of steps at the start during which the student's encoder does not change; its batch
+            norm then uses its stored statistics.
         backbone_weights: Weights that the encoder of a network given by name starts from: "imagenet" (downloaded by the
             network's library), "none" for random ones, or the path of a file with a state dict of the encoder.
         labels: "dataset", or "teacher", which replaces all labels by the teacher's predictions.
@@ -129,7 +138,10 @@ class TrainingConfig:
     max_class_share: float = 1.0
     student_feature: str | None = None
     teacher_feature: str | None = None
+    losses: tuple[str, ...] = ("ce",)
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
     aux_weight: float = 0.4
+    freeze_encoder_steps: int = 0
     backbone_weights: str = "imagenet"
     labels: LabelSource = "dataset"
     precision: Precision = "auto"
@@ -152,6 +164,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
+        _ = self.loss_weights  # raises an error if `losses` cannot be read
+        self._check_class_weights()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             annotation = str(field.type).removesuffix(" | None")
@@ -191,6 +205,49 @@ class TrainingConfig:
         check_choice("labels", self.labels, get_args(LabelSource))
         check_choice("precision", self.precision, get_args(Precision))
         check_choice("teacher_precision", self.teacher_precision, (*get_args(Precision), None))
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each loss on the labels by name."""
+        if not isinstance(self.losses, (tuple, list)) or not all(isinstance(entry, str) for entry in self.losses):
+            raise ValueError(f"Expected `losses` to be a tuple such as ('ce', 'dice:0.5'), but got {self.losses!r}.")
+        weights: dict[str, float] = {}
+        for entry in self.losses:
+            name, _, text = entry.partition(":")
+            check_choice("losses", name, get_args(LabelLoss))
+            try:
+                weight = float(text or 1)
+            except ValueError:
+                weight = math.nan
+            if not 0 < weight < math.inf or name in weights:
+                raise ValueError(
+                    f"Expected each entry of `losses` to be another name, or a name with a weight above 0 such as "
+                    f"'dice:0.5', but got {self.losses}."
+                )
+            weights[name] = weight
+        if not weights:
+            raise ValueError("Expected at least one name in `losses`, but got none. The default is ('ce',).")
+        return weights
+
+    def _check_class_weights(self) -> None:
+        weights = self.class_weights
+        if weights is None:
+            return
+        if isinstance(weights, (tuple, list)):
+            numbers = [isinstance(weight, Real) and not isinstance(weight, bool) for weight in weights]
+            valid = all(numbers) and all(0 <= weight < math.inf for weight in weights) and any(weights)
+        else:
+            valid = weights == "balanced"
+        if not valid:
+            raise ValueError(
+                "Expected `class_weights` to be 'balanced', or one number per class, 0 or above and not all 0, but got "
+                f"{weights!r}."
+            )
+        if "ce" not in self.loss_weights:
+            raise ValueError(
+                f"`class_weights` apply to the cross-entropy, and `losses` is {self.losses}. Add 'ce' to `losses`, or "
+                "leave `class_weights` out."
+            )
 
     @property
     def start_learning_rate(self) -> float:

@@ -28,6 +28,8 @@ from bpkd_sdk.training.accelerator import (
     teacher_dtype,
 )
 from bpkd_sdk.training.config import TrainingConfig
+from bpkd_sdk.training.freezing import FrozenEncoder, find_encoder
+from bpkd_sdk.training.label_losses import LabelLosses
 from bpkd_sdk.training.loader import mixed_seed, training_loader
 from bpkd_sdk.training.monitor import LiveView, LossTermMonitor, StepMeter, Trackers
 from bpkd_sdk.training.objective import Objective, predicted_labels, to_device
@@ -97,7 +99,8 @@ class _Trainer:
         if task.teacher is not None:
             dtype = teacher_dtype(config, self.accelerator)
             self.teacher = Teacher(task.teacher, teacher_capture, config, device, dtype)
-        self.objective = Objective(task.student, student_capture, task.method, config, task.train.ignore_index)
+        losses = LabelLosses(config.loss_weights, task.train.ignore_index, task.class_weights)
+        self.objective = Objective(task.student, student_capture, task.method, config, losses)
         to_device(self.objective, device, config)
         optimizer = _create_optimizer([p for p in self.objective.parameters() if p.requires_grad], config)
         self.position = self._restore(optimizer)
@@ -122,6 +125,12 @@ class _Trainer:
             # DDP would broadcast all buffers at every step, CIRKD's memory included. Only the statistics of batch norm
             # differ between processes, and `average_batch_norm_statistics` averages them.
             self.wrapped_objective.broadcast_buffers = False
+        self.objective.train()
+        self.frozen: FrozenEncoder | None = None
+        if self.position.step < config.freeze_encoder_steps:
+            keep_graph = self.accelerator.num_processes > 1
+            self.frozen = FrozenEncoder(find_encoder(task.student), keep_graph=keep_graph)
+            stack.callback(self._release_encoder)
         self.is_graph_recorded = False
         self.metrics: Metrics | None = None
 
@@ -152,7 +161,6 @@ class _Trainer:
         """Do the remaining steps; return the scores of the final weights."""
         config, view = self.config, LiveView(self.task.title, self.config.steps, self.position.step)
         term_monitor = LossTermMonitor(self.task.features)
-        self.wrapped_objective.train()
         with _deferred_interrupt() as requested, view:
             if self.is_evaluation_due:  # the run was stopped between a checkpoint and its evaluation
                 self._evaluate(view)
@@ -194,6 +202,8 @@ class _Trainer:
             infinity.
         """
         step = self.position.step
+        if step >= self.config.freeze_encoder_steps:
+            self._release_encoder()
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step)
         method_factor, labelled_pixels = self.config.method_factor_at(step), self._labelled_pixels(micro_batches)
@@ -218,10 +228,17 @@ class _Trainer:
                 self.accelerator.backward(loss)
             for name, term in terms.items():
                 mean_terms[name] = mean_terms.get(name, 0) + term.detach() / len(micro_batches)
+        if self.frozen is not None:
+            self.frozen.drop_gradients()
         if self.config.gradient_clip is not None:
             self.accelerator.clip_grad_norm_(self.wrapped_objective.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         return mean_terms, teacher_sum
+
+    def _release_encoder(self) -> None:
+        if self.frozen is not None:
+            self.frozen.release()
+            self.frozen = None
 
     def _batches(self) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each remaining step."""
@@ -271,6 +288,8 @@ class _Trainer:
         record = meter.record(self.position.step, self.accelerator)
         record["weights"] = self.objective.weights(record["terms"], self.config.method_factor_at(last_step))
         record["learning_rate"] = self.config.learning_rate_at(last_step)
+        if last_step < self.config.freeze_encoder_steps:
+            record["encoder"] = "frozen"
         self.position = replace(self.position, seconds=self.position.seconds + record["seconds"])
         if self.accelerator.is_main_process:
             self._append_record(record)

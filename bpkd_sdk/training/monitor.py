@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bpkd_sdk.errors import check_choice, flatten
 from bpkd_sdk.progress import console, progress_bar
-from bpkd_sdk.training.config import TrainingConfig
+from bpkd_sdk.training.config import LabelLoss, TrainingConfig
 
 DOMINANCE_RATIO = 100  # ratio of a term to the cross-entropy above which a warning is given
 STEPS_AT_ZERO = 50  # number of steps with a term at exactly 0 after which a warning is given
@@ -81,7 +81,7 @@ class StepMeter:
 
 
 class DominantTermWarning(UserWarning):
-    """Warning that the size of a distillation term is more than `DOMINANCE_RATIO` times the cross-entropy."""
+    """Warning that the size of a distillation term is more than `DOMINANCE_RATIO` times the loss on the labels."""
 
 
 class ZeroTermWarning(UserWarning):
@@ -102,13 +102,15 @@ class LossTermMonitor:
 
     def observe(self, record: Mapping[str, Any], first_step: int) -> None:
         """Check the record of the steps after `first_step`."""
-        cross_entropy = record["terms"]["ce"]
+        on_labels = {name: value for name, value in record["terms"].items() if name in get_args(LabelLoss)}
+        label_loss = sum(on_labels.values())
+        label_loss_name = "cross-entropy" if set(on_labels) == {"ce"} else "loss on the labels"
         for name, value in record["terms"].items():
-            if cross_entropy > 0 and abs(value) > DOMINANCE_RATIO * cross_entropy:
+            if label_loss > 0 and abs(value) > DOMINANCE_RATIO * label_loss:
                 self._warn_once(
                     name,
-                    f"At step {record['step']} the term {name!r} is {value:.3g}, {abs(value) / cross_entropy:.0f} "
-                    f"times the cross-entropy ({cross_entropy:.3g}), so the labels have almost no effect. Lower its "
+                    f"At step {record['step']} the term {name!r} is {value:.3g}, {abs(value) / label_loss:.0f} "
+                    f"times the {label_loss_name} ({label_loss:.3g}), so the labels have almost no effect. Lower its "
                     "weight.",
                     DominantTermWarning,
                 )
@@ -119,7 +121,7 @@ class LossTermMonitor:
 
     def _warn_of_zero(self, name: str, step: int) -> None:
         checks = ["whether the labels are all void (the data set's ignore_index)"]
-        if name != "ce":
+        if name not in get_args(LabelLoss):
             checks += [
                 "for a term on edges, whether the crops contain edges at the logits' size (crop_size, scale)",
                 "whether the teacher is trained, and is another network than the student",
@@ -178,6 +180,8 @@ class LiveView:
         """Show the loss terms of a record with their weights, warm-up included."""
         self.terms, self.weights = record["terms"], record["weights"]
         self.status = f"learning rate {record['learning_rate']:.2e}   {record['images_per_second']:.1f} images/s"
+        if "encoder" in record:
+            self.status += f"   encoder {record['encoder']}"
 
     def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Show the scores of an evaluation; without a terminal, print them as one line."""

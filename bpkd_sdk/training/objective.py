@@ -7,16 +7,15 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpkd_sdk.features import Capture
 from bpkd_sdk.losses import DistillationLoss
-from bpkd_sdk.losses.tensors import at_least_float32
 from bpkd_sdk.models import get_spec
-from bpkd_sdk.output import SegmentationOutput, as_output, comparable_outputs, two_class_logits
+from bpkd_sdk.output import SegmentationOutput, as_output, comparable_outputs
 from bpkd_sdk.runtime.inference import to_mask
 from bpkd_sdk.training.config import TrainingConfig
+from bpkd_sdk.training.label_losses import LabelLosses, resize_to_labels
 
 
 class Objective(nn.Module):
@@ -30,7 +29,7 @@ class Objective(nn.Module):
         capture: Recorder of the student's feature map.
         method: Distillation method, prepared for the two networks; None trains on the labels alone.
         config: Options of the run.
-        ignore_index: Void label of the data set.
+        label_losses: Losses on the labels.
     """
 
     def __init__(
@@ -39,14 +38,14 @@ class Objective(nn.Module):
         capture: Capture,
         method: DistillationLoss | None,
         config: TrainingConfig,
-        ignore_index: int,
+        label_losses: LabelLosses,
     ) -> None:
         super().__init__()
         self.student = student
         self.method = method
         self.capture = capture
         self.config = config
-        self.ignore_index = ignore_index
+        self.label_losses = label_losses
         self.call_student = compiled_call(student, config)
 
     def forward(
@@ -63,22 +62,29 @@ class Objective(nn.Module):
             images: uint8 (N, 3, h, w).
             labels: Integers (N, h, w).
             teacher_output: Output of the teacher for these images; None without a teacher.
-            labelled_pixels: Divisor of the summed cross-entropy, see `cross_entropy`.
+            labelled_pixels: Divisor of the losses that are sums over pixels, see `LabelLosses`.
             method_factor: Factor on the method's terms during its warm-up, above 0 and at most 1.
 
         Returns:
-            Scalars by name: "ce", "aux" if the student has an auxiliary head, and the terms of the method.
+            Scalars by name: the losses on the labels, "aux" if the student has an auxiliary head, and the terms of the
+            method.
         """
         labels = labels.long()  # converted on the device, because labels are transferred as uint8
         # Hooks record the feature map while the student runs.
         student_output = replace(self._run_student(images), features=self.capture.take())
-        terms = {"ce": cross_entropy(student_output.logits, labels, self.ignore_index, labelled_pixels)}
+        terms: dict[str, Tensor] = self.label_losses(student_output.logits, labels, labelled_pixels)
         if student_output.aux_logits is not None:
-            auxiliary = cross_entropy(student_output.aux_logits, labels, self.ignore_index, labelled_pixels)
-            terms["aux"] = self.config.aux_weight * auxiliary
+            auxiliary = self.label_losses(student_output.aux_logits, labels, labelled_pixels)
+            terms["aux"] = self.config.aux_weight * torch.stack(list(auxiliary.values())).sum()
         if self.method is not None and teacher_output is not None:
             compared = comparable_outputs(student_output, teacher_output)
-            terms |= {name: method_factor * term for name, term in self.method(*compared, labels).items()}
+            method_terms = self.method(*compared, labels)
+            if both := terms.keys() & method_terms:
+                raise ValueError(
+                    f"The method {self.method.name!r} returns a term with the name of another loss: "
+                    f"{', '.join(sorted(both))}. Give its terms other names."
+                )
+            terms |= {name: method_factor * term for name, term in method_terms.items()}
         return terms
 
     def _run_student(self, images: Tensor) -> SegmentationOutput:
@@ -94,7 +100,7 @@ class Objective(nn.Module):
 
     def weights(self, terms: Mapping[str, object], method_factor: float) -> dict[str, float]:
         """Return the factor on each of these terms, the warm-up included; terms with an unknown factor are left out."""
-        weights = {"ce": 1.0, "aux": self.config.aux_weight}
+        weights = {**self.config.loss_weights, "aux": self.config.aux_weight}
         if self.method is not None:
             weights |= {name: method_factor * weight for name, weight in self.method.weights.items()}
         return {name: weights[name] for name in terms if name in weights}
@@ -133,23 +139,4 @@ def predicted_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> Tenso
         int64 (N, H, W).
     """
     labels = labels.long()
-    return torch.where(labels == ignore_index, labels, to_mask(_resize(logits, labels)))
-
-
-def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, labelled_pixels: Tensor | None = None) -> Tensor:
-    """Compute the cross-entropy over labelled pixels, with logits resized to the labels; 0 if all pixels are void.
-
-    Args:
-        logits: (N, C, h, w); one logit is that of the second of two classes, see `two_class_logits`.
-        labels: int64 (N, H, W).
-        ignore_index: Void label.
-        labelled_pixels: Divisor of the sum over pixels; None divides by the number of labelled pixels (the mean).
-    """
-    resized = _resize(logits, labels)
-    resized = two_class_logits(resized) if resized.shape[1] == 1 else resized
-    total = F.cross_entropy(resized, labels, ignore_index=ignore_index, reduction="sum")
-    return total / ((labels != ignore_index).sum().clamp(min=1) if labelled_pixels is None else labelled_pixels)
-
-
-def _resize(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.interpolate(at_least_float32(logits), labels.shape[1:], mode="bilinear", align_corners=False)
+    return torch.where(labels == ignore_index, labels, to_mask(resize_to_labels(logits, labels)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -34,6 +35,8 @@ from bpkd_sdk.training.compatibility import (
     student_order,
 )
 from bpkd_sdk.training.config import TrainingConfig
+from bpkd_sdk.training.freezing import find_encoder
+from bpkd_sdk.training.label_losses import balanced_class_weights, check_class_weights
 from bpkd_sdk.training.monitor import check_trackers
 from bpkd_sdk.training.normalization import check_teacher_images, choose_spec, using_spec
 from bpkd_sdk.training.origin import check_names, describe_origin, format_origin
@@ -70,6 +73,7 @@ def prepare(
     check_names(sources, config.backbone_weights)
     accelerator = create_accelerator(config)
     train_set, val_set = _open_data(data, class_names, config)
+    check_class_weights(train_set, config)
     torch.manual_seed(config.seed)
     teacher_model = None
     if teacher is not None:
@@ -92,6 +96,14 @@ def prepare(
     if teacher_model is not None:
         check_teacher_images(teacher_model, train_set)
 
+    if config.freeze_encoder_steps:
+        find_encoder(network)
+        if origin["student"].keys() == {"network", "built"}:
+            warnings.warn(
+                f"freeze_encoder_steps={config.freeze_encoder_steps} freezes random weights: the encoder of {student} "
+                "is not pretrained. Pass backbone_weights='imagenet', or leave freeze_encoder_steps out.",
+                stacklevel=3,
+            )
     networks = [model for model in (network, teacher_model) if model is not None]
     crop_size = config.crop_size or default_crop(train_set, networks)
     loss = None
@@ -123,6 +135,11 @@ def prepare(
             with using_spec(network, spec):
                 _try_validation(network, sample, reference, config, protocol, accelerator.device)
 
+    class_weights = None if config.class_weights == "balanced" else config.class_weights
+    if config.class_weights == "balanced":
+        counted = balanced_class_weights(train_set) if accelerator.is_main_process else None
+        class_weights = broadcast_from_main(counted)
+
     match_student(network, spec, train_set, crop_size, order, outputs[0].logits.shape[1])
     verb = "train" if loss is None else loss.name
     title = f"{verb} {get_spec(network).name or type(network).__name__}"
@@ -146,6 +163,7 @@ def prepare(
         val=val_set,
         labels_from_teacher=labels_from_teacher,
         crop_size=crop_size,
+        class_weights=class_weights,
         config=config,
         protocol=protocol,
         output_dir=folder,

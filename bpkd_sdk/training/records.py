@@ -66,6 +66,7 @@ class Task:
         val: Validation data, or None.
         labels_from_teacher: Whether the teacher's predictions replace the labels, in training and in evaluation.
         crop_size: (height, width) of the training crops.
+        class_weights: Weight of each class in the cross-entropy; None for 1.
         config: Options of the run.
         protocol: How validation images are segmented.
         output_dir: Folder of the run.
@@ -82,6 +83,7 @@ class Task:
     val: SegmentationDataset | None
     labels_from_teacher: bool
     crop_size: tuple[int, int]
+    class_weights: tuple[float, ...] | None
     config: TrainingConfig
     protocol: EvaluationProtocol
     output_dir: Path
@@ -182,6 +184,7 @@ def _run_facts(task: Task) -> dict[str, Any]:
         "seed": task.config.seed,
         "config": task.config.to_dict(),
         "crop_size": task.crop_size,
+        "class_weights": task.class_weights,
         "protocol": dataclasses.asdict(task.protocol),
         "method": method_arguments(task.method),
         "features": dict(zip(("student", "teacher"), task.features, strict=True)),

@@ -18,8 +18,8 @@ from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 from bpkd_sdk.losses import BPKDLoss
 from bpkd_sdk.output import SegmentationOutput
 from bpkd_sdk.training.config import TrainingConfig
+from bpkd_sdk.training.label_losses import cross_entropy
 from bpkd_sdk.training.monitor import DominantTermWarning
-from bpkd_sdk.training.objective import cross_entropy
 from tests.networks import tiny
 
 TRAIN, VAL = ShapesDataset("train", length=10, size=(48, 48)), ShapesDataset("val", length=3, size=(48, 40))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import bpkd_sdk
 from tests.training import two_processes
-from tests.training.two_processes import VAL, Interrupted, Network, distilled, interrupted
+from tests.training.two_processes import LABEL_LOSSES, VAL, Encoded, Interrupted, Network, distilled, interrupted
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +46,17 @@ def test_the_same_global_batch_gives_the_same_weights(runs, tmp_path):
         assert ours.get("terms", {}) == pytest.approx(theirs.get("terms", {}), rel=1e-5)
 
 
+def test_losses_on_labels_and_the_freezing_of_the_encoder(runs, tmp_path):
+    """Two processes and two micro-batches see the same images together, so Dice and Lovasz are equal too."""
+    one = distilled(tmp_path, Encoded(), accumulate=2, **LABEL_LOSSES)
+    assert_alike(tmp_path, runs / "label_losses")
+    history = [json.loads(line) for line in (runs / "label_losses" / "history.jsonl").read_text().splitlines()]
+    assert {"ce", "focal", "dice", "lovasz", "canonical/logit"} < history[0]["terms"].keys()
+    for ours, theirs in zip(one.history, history, strict=True):
+        assert ours.get("terms", {}) == pytest.approx(theirs.get("terms", {}), rel=1e-5)
+        assert ours.get("encoder") == theirs.get("encoder")
+
+
 @pytest.mark.parametrize("name", ["two", "one_then_two"])
 def test_each_image_is_scored_once(runs, name):
     model = bpkd_sdk.load_model(runs / name / "last.safetensors", model=Network(width=8, seed=3))
@@ -66,7 +77,7 @@ def test_only_the_main_process_writes_and_all_agree(runs):
     assert any(path.endswith("history.jsonl") for path in main["written"])
     assert other["written"] == []
     assert main["results"] == other["results"]
-    assert main["results"].keys() == {"two", "one_then_two", "trained_norm", "cirkd", "skds", "ifvd"}
+    assert main["results"].keys() == {"two", "one_then_two", "trained_norm", "label_losses", "cirkd", "skds", "ifvd"}
     for name in ("skds", "ifvd"):
         assert any("critic" in key and key.endswith("running_mean") for key in main["results"][name]["method"])
 

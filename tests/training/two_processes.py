@@ -58,8 +58,30 @@ class Network(nn.Module):
         return self.body(images)
 
 
-def distilled(folder: Path, **options) -> TrainingResult:
-    student = Network(width=8, seed=options.pop("student_seed", 0), norm=options.pop("norm", FrozenNorm))
+class Encoded(nn.Module):
+    """A network with an encoder."""
+
+    def __init__(self):
+        super().__init__()
+        layers = Network(width=8, seed=0).body
+        self.encoder, self.head = layers[:5], layers[5:]
+
+    def forward(self, images):
+        return self.head(self.encoder(images))
+
+
+# Each process of two has the images of one of two micro-batches.
+LABEL_LOSSES = {
+    "losses": ("ce", "focal:2", "dice", "lovasz:0.5"),
+    "class_weights": "balanced",
+    "freeze_encoder_steps": 2,
+    "steps": 4,
+}
+
+
+def distilled(folder: Path, student: nn.Module | None = None, **options) -> TrainingResult:
+    if student is None:
+        student = Network(width=8, seed=options.pop("student_seed", 0), norm=options.pop("norm", FrozenNorm))
     return bpkd_sdk.distill(
         Network(width=12, seed=1).eval(),
         student,
@@ -116,6 +138,7 @@ def main(folder: Path) -> None:
     interrupted(folder / "two_then_one", rank=1)
     results["one_then_two"] = distilled(folder / "one_then_two", method=Interrupted(9), resume=True)
     results["trained_norm"] = distilled(folder / "trained_norm", norm=nn.BatchNorm2d, steps=3)
+    results["label_losses"] = distilled(folder / "label_losses", Encoded(), **LABEL_LOSSES)
     methods = {name: create_method(name, 9) for name in ("cirkd", "skds", "ifvd")}
     for name, method in methods.items():
         results[name] = distilled(folder / name, method=method, steps=3, accumulate=2)
