@@ -139,11 +139,11 @@ def convert_annotations(
     places = {image: path / "images" / split / name for image, name in names.items()}
     check_folder(path / "labels" / split, record_file, record, places)
     write_json(record_file, record)
-    write_classes(path / CLASSES_FILE, choice)
     for image, place in places.items():
         link(image, place)
     jobs = [(targets[image], located[image], sizes[image]) for image in located]
-    counts = write_labels(jobs, choice, record_file)
+    counts = write_labels(jobs, choice)
+    write_classes(path / CLASSES_FILE, choice)
     class_of_value = dict(enumerate(choice.names)) | {VOID_ID: VOID}
     report = ConversionReport(
         path,
@@ -164,7 +164,7 @@ def _read_masks(data: FolderDataset) -> tuple[Annotations, dict[Path, AnnotatedI
         raise ValueError(f"{data.name} has no labels to convert.")
     data.check_classes()
     located = {
-        pair.image: AnnotatedImage(str(pair.label), None, partial(_mask_regions, data, pair.label))
+        pair.image: AnnotatedImage(pair.image.name, None, partial(_mask_regions, data, pair.label))
         for pair in data.pairs
         if pair.label is not None
     }

@@ -45,7 +45,7 @@ class FolderDataset(FileDataset):
         selection: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
-            f"{root.name}/{split}",
+            f"{root.absolute().name}/{split}",
             pairs,
             classes.names,
             classes.palette or distinct_colors(classes.names),

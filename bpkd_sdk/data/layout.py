@@ -70,6 +70,10 @@ def find_layout(root: Path, pattern: str | None, divided: bool) -> Layout:
     is_flat = divided and not (root / "images" / "train").is_dir()
     ending = "" if is_flat and not _has_split_folders(root / "images") else "/{split}"
     images, labels = (folder or default + ending for folder, default in zip(folders, ("images", "labels"), strict=True))
+    if (images, names[0]) == (labels, names[1]):
+        raise ValueError(
+            f"Images and labels of the pattern {pattern!r} are the same files. State what differs in them."
+        )
     has_labels = bool(folders[1]) or (root / "labels").is_dir()
     return Layout(images, labels if has_labels else None, ":".join(names))
 

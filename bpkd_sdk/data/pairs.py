@@ -33,22 +33,33 @@ class Pair:
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """Return the files in a folder and its sub-folders that end in one of the suffixes, in any case, sorted.
 
+    The list is empty if the folder does not exist.
+
     Hidden files and folders are left out: ``._a.png`` of macOS, ``.ipynb_checkpoints``, ``__MACOSX``. Links to folders
-    are followed.
+    are followed; a folder that is reached twice is listed once.
 
     Args:
         folder: Folder to search.
         suffixes: Suffixes in lower case, for example ".png".
+
+    Raises:
+        OSError: If a folder cannot be read.
     """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    if not folder.is_dir():
+        return []
     files: list[Path] = []
     seen = set()
-    for current, folders, names in os.walk(folder, followlinks=True):
+    for current, folders, names in os.walk(folder, followlinks=True, onerror=fail):
         real = os.path.realpath(current)
-        if real in seen:  # a link to a folder that contains it
+        if real in seen:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in _JUNK_FOLDERS]
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _JUNK_FOLDERS)
         files += [
             Path(current, name) for name in names if not name.startswith(".") and name.lower().endswith(tuple(suffixes))
         ]
@@ -125,11 +136,14 @@ def find_labels(labels: Path, names: str) -> dict[str, list[Path]]:
         names: File names of an image and its label file, as `pair_files` accepts them.
 
     Returns:
-        The paths of each shared name. A JPEG file is left out if the name has a file without loss.
+        The paths of each shared name. A JPEG file is left out if the name has a file without loss, and so is a file
+        that fits the name of images if that is the longer one, for images and labels in one folder.
     """
-    _, label_name = parse_names(names)
+    image_name, label_name = parse_names(names)
     found = defaultdict(list)
     for path in list_files(labels, LABEL_SUFFIXES):
+        if len(image_name) > len(label_name) and _key(path, labels, image_name, IMAGE_SUFFIXES):
+            continue
         if key := _key(path, labels, label_name, LABEL_SUFFIXES):
             found[key].append(path)
     return {
@@ -152,11 +166,16 @@ def require_labels(pairs: list[Pair], labels: Path, names: str, advice: str = ""
     """
     if unlabelled := [pair.image for pair in pairs if pair.label is None]:
         name = parse_names(names)[1]
-        found = list_files(labels, (*LABEL_SUFFIXES, ".json", ".xml", ".txt", ".npy")) if labels.is_dir() else []
+        folder = labels if labels.is_dir() else labels.parent
+        found = list_files(folder, (*LABEL_SUFFIXES, ".json", ".xml", ".txt", ".npy"))
         raise ValueError(
             f"{len(unlabelled)} of {len(pairs)} images have no label (expected {labels / name}):\n"
             f"{format_list(unlabelled)}"
-            + (f"\nFiles there, for example:\n{format_list(found, limit=3)}" if found else "\nThere are no labels.")
+            + (
+                f"\nFiles in {folder}, for example:\n{format_list(found, limit=3)}"
+                if found
+                else "\nThere are no labels."
+            )
             + advice
         )
     return pairs

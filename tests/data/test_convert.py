@@ -312,7 +312,11 @@ def test_missing_and_unlabelled_images_are_refused_or_left_out(tmp_path, run):
         run(source)
     with pytest.raises(ValueError, match=r"1 of 2 images in .* have no annotation:\n.*c.jpg\n.*--skip-unlabelled"):
         run(source, skip_missing=True)
-    _, report, data = run(source, skip_missing=True, skip_unlabelled=True)
+    with (
+        pytest.warns(UserWarning, match=r"1 annotations without an image are left out:\n  b.jpg"),
+        pytest.warns(UserWarning, match=r"1 images without an annotation are left out:\n.*c.jpg"),
+    ):
+        _, report, data = run(source, skip_missing=True, skip_unlabelled=True)
     assert (report.images, len(data)) == (1, 1)
     with pytest.raises(FileNotFoundError, match=r"none does not exist.*--images"):
         run(source, images=tmp_path / "none")
@@ -367,7 +371,7 @@ def test_polygons_that_cannot_be_drawn_are_listed_and_nothing_remains(tmp_path, 
     source = coco_file(
         tmp_path, [good, instance(11, 5, [polygon]), instance(12, 6, [polygon])], ["a.jpg", "b.jpg", "c.jpg"]
     )
-    with pytest.raises(ValueError, match=rf"2 of 3 annotations cannot be drawn:\n  b.jpg: annotation 1: .*{message}"):
+    with pytest.raises(ValueError, match=rf"2 of 3 labels cannot be made:\n  b.jpg: annotation 1: .*{message}"):
         run(source)
     assert not list((tmp_path / "out").rglob("*.png"))
     source = coco_file(tmp_path, [good], ["a.jpg", "b.jpg", "c.jpg"])
@@ -416,6 +420,7 @@ def test_an_interrupted_conversion_continues(tmp_path, run, monkeypatch):
         run(source)
     with pytest.raises(ValueError, match="2 of 4 images have no label"):
         open_dataset(tmp_path / "out")
+    assert not (tmp_path / "out/classes.json").exists()
     monkeypatch.setattr(writing, "write_atomically", original)
     before = [path.stat().st_mtime_ns for path in written]
     _, report, data = run(source)

@@ -87,6 +87,35 @@ def test_images_and_masks_may_share_a_folder_and_need_no_splits(root):
     assert sorted(names(train) + names(val)) == [(f"{name}.png", f"{name}_mask.png") for name in "abcdefgh"]
 
 
+def test_the_longer_name_decides_in_a_shared_folder(root):
+    """Every name with _img would also fit the name of labels."""
+    for name in "abcd":
+        write(root / f"{name}_img.png", 9)
+        write(root / f"{name}.png", 1)
+    data = [open_dataset(root, split=s, pattern="./{}_img.png:./{}.png", val_share=0.4) for s in ("train", "val")]
+    assert sorted(names(data[0]) + names(data[1])) == [(f"{name}_img.png", f"{name}.png") for name in "abcd"]
+
+
+def test_labels_without_a_folder_of_the_split_are_missing_labels(root):
+    write(root / "images/train/a.png")
+    write(root / "labels/a.png")
+    with pytest.raises(
+        ValueError,
+        match=r"1 of 1 images have no label .*labels/train.*(.|\n)*Files in .*labels, for .*\n.*labels/a.png",
+    ):
+        open_dataset(root)
+
+
+def test_links_to_folders_are_followed_once(root, tmp_path_factory):
+    photos = tmp_path_factory.mktemp("photos")
+    write(photos / "images/a.png")
+    write(root / "labels/train/deep/a.png")
+    (root / "images/train").mkdir(parents=True)
+    (root / "images/train/deep").symlink_to(photos / "images")
+    (photos / "images/again").symlink_to(photos / "images")
+    assert names(open_dataset(root)) == [("a.png", "a.png")]
+
+
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
@@ -94,8 +123,9 @@ def test_images_and_masks_may_share_a_folder_and_need_no_splits(root):
         ("a.png:{}_gt.png", "separated by a colon"),
         ("{}_img:{}_gt.png", "separated by a colon"),
         ("x/{}/{}.png:{}_gt.png", "Expected folders of the pattern"),
+        ("./{}.*:./{}.*", "are the same files"),
         ("{}_left.png:{}_gt.png", r"No image in .*images/train has a name like \{\}_left.png; .*example:\n.*0_img.png"),
-        ("{}_img.png:{}_mask.png", r"2 of 2 images have no label .expected .*_mask.png.:\n.*0_img.png(.|\n)*Files there, for example:\n.*0_gt.png"),
+        ("{}_img.png:{}_mask.png", r"2 of 2 images have no label .expected .*_mask.png.:\n.*0_img.png(.|\n)*Files in .*, for example:\n.*0_gt.png"),
         ("p/{split}/{}.png:q/{}.png", r"no folder .*p/train\. .*splits found: none(.|\n)*images/: 2 images, such as train/0_img.png(.|\n)*--pattern"),
     ],
 )  # fmt: skip

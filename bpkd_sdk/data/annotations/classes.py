@@ -66,6 +66,8 @@ def choose_classes(
             f"Classes differ only in upper and lower case: {', '.join(typos)}. Unite them by class_map (--class-map), "
             f'for example {{"{names[-1]}": {list(similar[names[-1].lower()])}, ...}}.'.replace("'", '"')
         )
+    if not all(name.strip() for name in names):
+        raise ValueError(f"Expected every category to have a name, but got {list(annotations.categories)}.")
     if len(names) < 2:
         raise ValueError(
             f"Expected at least 2 classes, but the annotations have {list(names)}, and pixels without annotation are "

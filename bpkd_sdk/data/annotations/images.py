@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -66,6 +67,12 @@ def locate_images(
             f"{len(unlabelled)} of {len(files)} images in {folder} have no annotation:\n{format_list(unlabelled)}\n"
             "Pass skip_unlabelled=True (--skip-unlabelled) to leave them out."
         )
+    for what, left_out in (("annotations without an image", missing), ("images without an annotation", unlabelled)):
+        if left_out:
+            warnings.warn(
+                f"{len(left_out)} {what} are left out:\n{format_list(left_out, limit=5)}",
+                stacklevel=3,
+            )
     return dict(sorted(located.items()))
 
 

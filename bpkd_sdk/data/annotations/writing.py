@@ -24,14 +24,15 @@ from bpkd_sdk.progress import track
 
 def check_folder(labels: Path, record_file: Path, record: Mapping[str, Any], places: Mapping[Path, Path]) -> None:
     """Raise FileExistsError if the folder contains files that this conversion would not have written."""
-    if record_file.is_file():
+    found = list_files(labels, ("",))
+    if found and record_file.is_file():
         before = read_json(record_file)
         if changed := list_differences({key: before.get(key) for key in record}, record):
             raise FileExistsError(
                 f"{record_file} describes another conversion:\n{format_list(changed)}\nTo convert again, delete it and "
                 f"{labels}; otherwise choose another folder or split."
             )
-    elif found := list_files(labels, ("",)):
+    elif found:
         raise FileExistsError(
             f"{labels} contains {len(found)} files that no conversion recorded:\n{format_list(found, limit=5)}\nChoose "
             "another folder or split, or move them away."
@@ -67,24 +68,22 @@ def link(source: Path, path: Path) -> None:
         temporary.replace(path)
 
 
-def write_labels(
-    jobs: Sequence[tuple[Path, AnnotatedImage, tuple[int, int]]], choice: ClassChoice, record_file: Path
-) -> np.ndarray:
+def write_labels(jobs: Sequence[tuple[Path, AnnotatedImage, tuple[int, int]]], choice: ClassChoice) -> np.ndarray:
     """Draw and write the labels that do not exist yet.
 
     Args:
         jobs: For each image, the path of its label, its annotation, and its (height, width).
         choice: Classes of the labels.
-        record_file: Record of the conversion, which is removed together with all labels if annotations cannot be drawn.
 
     Returns:
         Number of pixels of each label value in each image, int64 (N, 256).
 
     Raises:
-        ValueError: If annotations cannot be drawn; the first of them are listed.
+        ValueError: If annotations cannot be drawn; the first of them are listed, and no label that was written remains.
         KeyboardInterrupt: After Ctrl-C, with the number of written labels.
     """
     counts: list[np.ndarray] = []
+    written: list[Path] = []
     problems: list[str] = []
     empty: list[str] = []
     try:
@@ -95,6 +94,7 @@ def write_labels(
                 else:
                     label = _draw(image, size, choice, empty)
                     write_atomically(target, cv2.imencode(".png", label)[1].tobytes())
+                    written.append(target)
             except ValueError as error:
                 problems.append(f"{image.name}: {error}")
                 continue
@@ -104,10 +104,9 @@ def write_labels(
             f"{len(counts)} of {len(jobs)} labels are written; repeat the command to continue"
         ) from None
     if problems:
-        for target, _, _ in jobs:
-            target.unlink(missing_ok=True)
-        record_file.unlink()
-        raise ValueError(f"{len(problems)} of {len(jobs)} annotations cannot be drawn:\n{format_list(problems)}")
+        for target in written:
+            target.unlink()
+        raise ValueError(f"{len(problems)} of {len(jobs)} labels cannot be made:\n{format_list(problems)}")
     if empty:
         warnings.warn(
             f"{len(empty)} shapes cover no pixel, and are not in the labels:\n{format_list(empty, limit=5)}",
