@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from bpkd_sdk.output import SegmentationOutput, as_output
+from bpkd_sdk.output import as_output
 
 MAX_CLASSES = 256  # masks are uint8
 
@@ -67,16 +66,16 @@ def class_order(
     if not match_classes:
         return None
     ours, theirs = list(network.class_names), list(data.class_names)
-    is_unnamed = any(all(_UNNAMED.fullmatch(name) for name in names) for names in (ours, theirs))
+    unnamed = is_unnamed(ours) or is_unnamed(theirs)
     if len(ours) == 1 and len(theirs) == 2:  # one logit predicts the class of its name, or else the second class
-        is_first = _plain(ours[0]) == _plain(theirs[0]) != _plain(theirs[1])
+        is_first = plain_name(ours[0]) == plain_name(theirs[0]) != plain_name(theirs[1])
         ours = [theirs[1 if is_first else 0], *ours]
-    plain = list(map(_plain, ours)), list(map(_plain, theirs))
+    plain = list(map(plain_name, ours)), list(map(plain_name, theirs))
     if order := _permutation(ours, theirs) or _permutation(*plain):
         return order
     if ours == theirs or plain[0] == plain[1]:
         return None
-    if is_unnamed:
+    if unnamed:
         return _permutation(list(network.palette), list(data.palette))
     raise ValueError(
         f"{network_name} and {data_name} do not have the same classes.\n"
@@ -94,7 +93,12 @@ def _permutation(ours: Sequence[object], theirs: Sequence[object]) -> Order | No
     return tuple(map(ours.index, theirs))
 
 
-def _plain(name: str) -> str:
+def is_unnamed(class_names: Sequence[str]) -> bool:
+    """Return whether there are no class names, or only placeholders such as "class 0" and "LABEL_0"."""
+    return all(_UNNAMED.fullmatch(name) for name in class_names)
+
+
+def plain_name(name: str) -> str:
     """Return a name without case, spaces, hyphens and underscores."""
     return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name)).casefold()
 
@@ -156,28 +160,6 @@ def reorder_labels(labels: Tensor, order: Order | None, ignore_index: int) -> Te
     columns = torch.tensor(order, device=labels.device)
     known = labels != ignore_index
     return torch.where(known, columns[torch.where(known, labels, 0).long()], ignore_index).to(labels.dtype)
-
-
-class ReorderedNetwork(nn.Module):
-    """Wrapper that returns a network's logits in the data's order; the network itself is not changed.
-
-    Args:
-        network: Segmentation network.
-        order: Column of the network's logits for each class of the data.
-    """
-
-    def __init__(self, network: nn.Module, order: Order) -> None:
-        super().__init__()
-        self.network = network
-        self.columns: Tensor
-        self.register_buffer("columns", torch.tensor(order), persistent=False)
-        self.train(network.training)
-
-    def forward(self, images: Tensor) -> SegmentationOutput:
-        """Run the network on normalised images (N, 3, H, W) and reorder its logits."""
-        output = as_output(self.network(images))
-        aux = None if output.aux_logits is None else reorder_logits(output.aux_logits, self.columns)
-        return replace(output, logits=reorder_logits(output.logits, self.columns), aux_logits=aux)
 
 
 @torch.no_grad()

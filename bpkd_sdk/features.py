@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from bpkd_sdk.classes import ReorderedNetwork
 from bpkd_sdk.errors import did_you_mean, format_list
+from bpkd_sdk.views import ViewedNetwork
 
 INPUT = ":input"
 
@@ -117,11 +117,11 @@ def find_module(module: nn.Module, path: str) -> nn.Module:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Return the network inside wrappers: torch.compile, DistributedDataParallel, DataParallel, `ReorderedNetwork`."""
+    """Return the network inside wrappers: torch.compile, DistributedDataParallel, DataParallel, `ViewedNetwork`."""
     while True:
         if isinstance(module, (DistributedDataParallel, DataParallel)):
             module = module.module
-        elif isinstance(module, ReorderedNetwork):
+        elif isinstance(module, ViewedNetwork):
             module = module.network
         elif isinstance(original := getattr(module, "_orig_mod", None), nn.Module):
             module = original

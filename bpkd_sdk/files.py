@@ -43,15 +43,26 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, unique_keys: bool = False) -> Any:
     """Read a JSON file in UTF-8, with or without a byte-order mark.
+
+    Args:
+        path: File to read.
+        unique_keys: Whether a key that an object contains twice is an error; otherwise its last value counts.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If the file is not JSON; the message names the file.
     """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if repeated := [key for key in content if [name for name, _ in pairs].count(key) > 1]:
+            raise ValueError(f"{path} contains the key {repeated[0]!r} twice in one object. Keep one of them.")
+        return content
+
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        return json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=unique if unique_keys else None)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8 ({error}). Save it again as UTF-8.") from error
     except (json.JSONDecodeError, RecursionError) as error:

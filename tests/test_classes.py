@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bpkd_sdk
-from bpkd_sdk.classes import ReorderedNetwork, class_order, reorder_classifier, reorder_labels, reorder_masks
+from bpkd_sdk.classes import class_order, reorder_classifier, reorder_labels, reorder_masks
 from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.output import as_output
@@ -172,14 +172,6 @@ def test_a_network_whose_classifier_is_not_found_is_unchanged():
     with pytest.raises(ValueError, match="none of its layers with 3 channels"):
         reorder_classifier(network, ORDER, torch.rand(1, 3, 32, 32))
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-
-
-def test_a_reordered_network_does_not_change_the_network_inside():
-    network = tiny(3).eval()
-    wrapped, images = ReorderedNetwork(network, ORDER), torch.rand(1, 3, 32, 32)
-    assert torch.equal(wrapped(images).logits, network(images)[:, list(ORDER)])
-    assert not wrapped.training
-    assert wrapped.state_dict().keys() == {f"network.{key}" for key in network.state_dict()}
 
 
 @pytest.fixture(scope="module")

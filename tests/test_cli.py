@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.models import set_spec
 from bpkd_sdk.models.zoo import build_network
 from bpkd_sdk.quickstart import quickstart
 from tests.scenes import write_folder
@@ -77,6 +79,34 @@ def test_evaluate_has_no_data_set_but_the_one_that_the_checkpoint_names(bpkd, tm
     assert "my_data/val has 3: one, two, three" in err
     code, _, _ = bpkd("evaluate", checkpoint, "--data", root, "--no-match-classes")
     assert code == 0
+
+
+def test_a_class_map_is_read_from_a_file(bpkd, tmp_path):
+    root = write_folder(tmp_path / "my_data", train=2, val=1)
+    teacher = bpkd_sdk.create_model(NETWORK, 4).eval()
+    set_spec(teacher, replace(teacher.spec, class_names=("soil", "rose", "brick", "leaf")))
+    bpkd_sdk.save_model(teacher, tmp_path / "teacher.safetensors")
+    file = tmp_path / "map.json"
+    file.write_text('{"background": "soil", "red": ["rose", "brick"], "green": "*"}')
+    call = ("distill", tmp_path / "teacher.safetensors", NETWORK, "--data", root, "--class-map", file)
+    options = ("--steps", 1, "--batch-size", 2, "--crop-size", "32x32", "--device", "cpu", "--no-check-teacher")
+    options += ("--backbone-weights", "none")
+    views = ("--teacher-scale", 2, "--teacher-augment", "flip", "--teacher-augment", 0.5)
+    code, _, err = bpkd(*call, "--output", tmp_path / "run", *options, *views)
+    assert code == 0, err
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["class_map"] == {"background": ["soil"], "red": ["rose", "brick"], "green": ["*"]}
+    assert (facts["config"]["teacher_scale"], facts["config"]["teacher_augment"]) == (2, ["flip", 0.5])
+    code, out, err = bpkd("evaluate", tmp_path / "teacher.safetensors", "--data", root, "--class-map", file, "--json")
+    assert (code, json.loads(out)["class_names"]) == (0, ["background", "red", "green"]), err
+    file.write_text('{"red": "rose", "red": "brick"}')
+    code, _, err = bpkd(*call)
+    assert code == 1
+    assert "map.json contains the key 'red' twice in one object" in err
+    file.write_text('["rose"]')
+    code, _, err = bpkd(*call)
+    assert code == 1
+    assert "to contain a JSON object such as" in err
 
 
 def test_errors_are_one_message_and_a_code(bpkd, tmp_path):

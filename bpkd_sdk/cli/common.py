@@ -30,6 +30,14 @@ MatchClasses = Annotated[
     bool,
     typer.Option(help="Match the classes of network and data by name and refuse other names, or match by position."),
 ]
+ClassMapFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--class-map",
+        help="JSON file with the network's classes for each class of the data, for a network with other classes: "
+        '{"road": ["road", "parking"], "background": "*"}.',
+    ),
+]
 Root = Annotated[Path | None, typer.Option(help="Folder of a named data set.")]
 SELECTION: dict[str, tuple[Any, Any]] = {
     "pattern": (
@@ -99,6 +107,23 @@ def open_splits(data: str, root: Path | None, selection: Mapping[str, Any]) -> A
     if selection["val_share"] is not None and int(os.environ.get("RANK", 0)) == 0:
         errors.print(f"Validation: {len(val)} of {len(train) + len(val)} images of {data}.", highlight=False)
     return train, val
+
+
+def read_class_map(path: Path | None) -> Any:
+    """Read the file of --class-map; return None for None.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not a JSON object, or contains a key twice.
+    """
+    if path is None:
+        return None
+    from bpkd_sdk.files import read_json
+
+    content = read_json(path, unique_keys=True)
+    if not isinstance(content, dict):
+        raise ValueError(f'Expected {path} to contain a JSON object such as {{"road": ["road", "parking"]}}.')
+    return content
 
 
 def is_main_process() -> bool:

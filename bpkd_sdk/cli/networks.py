@@ -12,6 +12,7 @@ from rich.table import Table
 from bpkd_sdk.cli.common import (
     DATA_HELP,
     AsJson,
+    ClassMapFile,
     Fit,
     MatchClasses,
     Root,
@@ -23,6 +24,7 @@ from bpkd_sdk.cli.common import (
     print_classes,
     print_json,
     print_metrics,
+    read_class_map,
     selects_files,
 )
 
@@ -61,6 +63,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Largest number of images, or windows, per forward pass.")] = 1,
     device: Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda, ...")] = "auto",
     match_classes: MatchClasses = True,
+    class_map: ClassMapFile = None,
     as_json: AsJson = False,
     selection: dict[str, Any],
 ) -> None:
@@ -82,6 +85,7 @@ def evaluate(
         batch_size=batch_size,
         boundary_width=boundary_width,
         match_classes=match_classes,
+        class_map=read_class_map(class_map),
     )
     if as_json:
         print_json(metrics.to_dict())

@@ -14,6 +14,7 @@ import docstring_parser
 import typer
 
 from bpkd_sdk.cli.common import (
+    ClassMapFile,
     Data,
     Output,
     Resume,
@@ -26,6 +27,7 @@ from bpkd_sdk.cli.common import (
     parse_base_size,
     parse_size,
     print_metrics,
+    read_class_map,
     selects_files,
 )
 from bpkd_sdk.training.config import TEACHER_OPTIONS, TrainingConfig
@@ -65,14 +67,24 @@ def training_options(command: Callable[..., None], *, without: Collection[str] =
     @functools.wraps(command)
     def with_parsed(**arguments: Any) -> None:
         options = arguments["options"]
-        parsed = {
+        parsed: dict[str, Any] = {
             "crop_size": parse_size(options["crop_size"]),
             "base_size": parse_base_size(options["base_size"]),
             "class_weights": _parse_class_weights(options["class_weights"]),
         }
+        if "teacher_augment" in options:
+            parsed["teacher_augment"] = tuple(map(_number, options["teacher_augment"]))
         command(**arguments | {"options": options | parsed})
 
     return add_options(with_parsed, "options", parameters)
+
+
+def _number(text: str) -> str | float:
+    """Return the number that a text states, or the text if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _option(name: str, field_type: Any, help_text: str | None) -> Any:
@@ -82,7 +94,8 @@ def _option(name: str, field_type: Any, help_text: str | None) -> Any:
     if name == "class_weights":
         return Annotated[str | None, typer.Option(help=help_text, metavar="balanced|NUMBER,NUMBER,...")]
     # typer supports neither unions of numbers nor tuples of any length.
-    option_type = {"boundary_width": float, "trackers": list[str], "losses": list[str]}.get(name, field_type)
+    lists = dict.fromkeys(("trackers", "losses", "teacher_augment"), list[str])
+    option_type = {"boundary_width": float, **lists}.get(name, field_type)
     return Annotated[option_type, typer.Option(help=help_text)]
 
 
@@ -133,6 +146,7 @@ def distill(
         list[str],
         typer.Option(help="bpkd, bpkd_paper, cwd, skds, ifvd, cirkd or canonical; repeat the option to combine them."),
     ] = ["bpkd"],  # noqa: B006  (typer requires a list)
+    class_map: ClassMapFile = None,
     output: Output = None,
     resume: Resume = False,
     selection: dict[str, Any],
@@ -146,6 +160,7 @@ def distill(
         student,
         open_splits(data, root, selection),
         method=method if len(method) > 1 else method[0],
+        class_map=read_class_map(class_map),
         output_dir=output,
         resume=resume,
         **options,
@@ -183,6 +198,7 @@ def compare(
         str, typer.Option(help="'all', or names separated by commas; bpkd+cwd combines two methods.")
     ] = "all",
     seeds: Annotated[int, typer.Option(help="Number of runs of each method.")] = 3,
+    class_map: ClassMapFile = None,
     data: Data = "shapes",
     root: Root = None,
     output: Annotated[Path, typer.Option(help="Folder of all runs; repeat the same command to resume.")] = Path(
@@ -202,6 +218,7 @@ def compare(
         steps=steps,
         seconds=seconds,
         seeds=seeds,
+        class_map=read_class_map(class_map),
         output_dir=output,
         **options,
     )

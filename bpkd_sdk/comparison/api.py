@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
@@ -13,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import nn
 
+from bpkd_sdk.class_map import ClassMap
 from bpkd_sdk.comparison.report import Comparison
 from bpkd_sdk.comparison.run import RESULT_FILE, SCORES, Run, read_run, run_one
 from bpkd_sdk.comparison.setup import (
@@ -33,7 +35,7 @@ from bpkd_sdk.losses.method import method_arguments
 from bpkd_sdk.progress import console
 from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.training.accelerator import create_accelerator
-from bpkd_sdk.training.compatibility import default_crop, student_order
+from bpkd_sdk.training.compatibility import default_crop, describe_left_out, match_teacher, student_order
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.origin import check_names
 from bpkd_sdk.training.prepare import DataSource, open_splits
@@ -54,6 +56,7 @@ def compare(
     steps: int | None = None,
     seconds: float | None = None,
     seeds: int = 3,
+    class_map: ClassMap | None = None,
     output_dir: str | Path = "runs/comparison",
     **options: Any,
 ) -> Comparison:
@@ -77,6 +80,7 @@ def compare(
         seconds: Budget of each run in seconds of training, without evaluation. Every method is timed first, on this
             machine and in the real training loop, and gets the number of steps that fit.
         seeds: Number of runs of each method; their seeds are 0, 1, ...
+        class_map: Names or ids of the teacher's classes for each class of the data, as in `distill`.
         output_dir: Folder of the comparison, see `Comparison`.
         **options: Fields of `TrainingConfig` for all runs, for example ``evaluate_every=50``.
 
@@ -93,8 +97,10 @@ def compare(
         import_optional(package, "compare")
     if seeds < 1:
         raise ValueError(f"Expected `seeds` to be at least 1, but got {seeds}.")
-    setup = _create_setup(teacher, student, data, class_names, Budget.create(steps, seconds), options)
-    losses = named_methods(methods, setup.train.num_classes, setup.train.ignore_index)
+    budget = Budget.create(steps, seconds)
+    setup = _create_setup(teacher, student, data, class_names, budget, class_map, options)
+    num_classes = setup.train.num_classes if setup.classes is None else len(setup.classes.taught)
+    losses = named_methods(methods, num_classes, setup.train.ignore_index)
     if options.get("check_data", True):
         check_for_training(setup.train)
         check_samples(setup.val)
@@ -140,6 +146,7 @@ def _create_setup(
     data: DataSource,
     class_names: Sequence[str] | None,
     budget: Budget,
+    class_map: ClassMap | None,
     options: dict[str, Any],
 ) -> ComparisonSetup:
     if "seed" in options:
@@ -170,10 +177,14 @@ def _create_setup(
         device=accelerator.device,
         options=shared,
     )
+    opened = setup.open_teacher()
+    classes = match_teacher(opened, train, config, class_map)
+    if class_map is None and classes is not None and classes.class_map is not None:
+        console.print(describe_left_out(classes, train), highlight=False)
     if config.crop_size is None:
         # All runs use one size; the default of the student alone may not be accepted by the teacher.
-        setup.options["crop_size"] = default_crop(train, [setup.new_student(0), setup.open_teacher()])
-    return setup
+        setup.options["crop_size"] = default_crop(train, [setup.new_student(0), opened])
+    return dataclasses.replace(setup, classes=classes)
 
 
 def _write_or_compare(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -200,6 +211,7 @@ def _teacher_scores(setup: ComparisonSetup, path: Path) -> dict[str, float]:
             boundary_width=setup.options["boundary_width"],
             device=setup.device,
             match_classes=setup.options["match_classes"],
+            class_map=setup.class_map,
         )
         write_json(path, metrics.to_dict())
     scores = read_json(path)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bpkd_sdk.class_map import ClassGroups, ClassMap
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.files import file_sha256
 from bpkd_sdk.losses import METHODS, DistillationLoss, Method, create_method
@@ -21,11 +22,10 @@ from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.checkpoint import content_hash
 from bpkd_sdk.training.accelerator import create_accelerator, teacher_dtype
 from bpkd_sdk.training.api import distill, train
-from bpkd_sdk.training.compatibility import match_teacher
 from bpkd_sdk.training.config import TEACHER_OPTIONS, TrainingConfig
 from bpkd_sdk.training.loop import TrainingResult
 from bpkd_sdk.training.records import fingerprint
-from bpkd_sdk.training.teacher import NetworkSource, TeacherModel, open_network, open_teacher
+from bpkd_sdk.training.teacher import NetworkSource, TeacherModel, add_views, open_network, open_teacher
 from bpkd_sdk.training.teacher_check import warn_about_teacher
 
 BASELINE = "alone"  # name of the baseline: the student trained without a teacher
@@ -158,6 +158,7 @@ class ComparisonSetup:
         budget: Budget of every run.
         device: Device of every run.
         options: Further options of `distill`, the same for every run.
+        classes: The teacher's classes for each class of the data; None for the same classes in the same order.
     """
 
     teacher: NetworkSource
@@ -167,6 +168,12 @@ class ComparisonSetup:
     budget: Budget
     device: torch.device
     options: dict[str, Any]
+    classes: ClassGroups | None = None
+
+    @property
+    def class_map(self) -> ClassMap | None:
+        """Names or ids of the teacher's classes for each class of the data; None if both have the same classes."""
+        return None if self.classes is None else self.classes.class_map
 
     def new_student(self, seed: int) -> nn.Module:
         """Create the student before training; random weights depend only on the seed, not on the method."""
@@ -177,18 +184,19 @@ class ComparisonSetup:
             return self.student(self.train.num_classes)
         return open_network(self.student, self.train.num_classes, self.options["backbone_weights"], self.train.pixels)
 
-    def open_teacher(self) -> TeacherModel:
-        """Open the teacher, as `distill` does."""
+    def open_teacher(self, *, augment: bool = True) -> TeacherModel:
+        """Open the teacher with the views that it teaches with, as `distill` does, or with its main view only."""
         config = TrainingConfig.from_options(self.options)
-        return open_teacher(self.teacher, self.train.num_classes, config, self.device, self.train.pixels)
+        opened = open_teacher(self.teacher, self.train.num_classes, config, self.device, self.train.pixels)
+        return add_views(opened, config.teacher_scale, config.teacher_augment if augment else ())
 
     def check_teacher(self) -> None:
         """Check the teacher once for all runs and warn about findings; ValueError if its outputs are not finite."""
         config = TrainingConfig.from_options(self.options)
-        teacher = match_teacher(self.open_teacher(), self.train, config)
+        teacher = self.open_teacher(augment=False)
         dtype = teacher_dtype(config, create_accelerator(config))
         height, width = self.options["crop_size"]
-        warn_about_teacher(teacher, self.train, (height, width), self.device, dtype, config.base_size)
+        warn_about_teacher(teacher, self.train, (height, width), self.device, dtype, config.base_size, self.classes)
 
     def train_student(
         self,
@@ -212,6 +220,7 @@ class ComparisonSetup:
             options = {name: value for name, value in options.items() if name not in TEACHER_OPTIONS}
             return train(student, (self.train, val), **options)
         teacher = copy.deepcopy(self.teacher)
+        options["class_map"] = self.class_map
         return distill(teacher, student, (self.train, val), method=copy.deepcopy(method), **options)
 
     def settings(self) -> dict[str, Any]:
@@ -222,6 +231,7 @@ class ComparisonSetup:
             "train": _data_facts(self.train),
             "val": _data_facts(self.val),
             "teacher": _teacher_hash(self.teacher),
+            "class_map": self.class_map,
             "student": {
                 "network": get_spec(student).name or type(student).__name__,
                 "weights_of_seed_0": content_hash(student.state_dict()),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from bpkd_sdk.class_map import ClassMap
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.adapt import as_dataset_of
 from bpkd_sdk.data.checks import checked_image
@@ -38,6 +39,7 @@ def evaluate(
     reference: Source | None = None,
     sum_across_processes: Callable[[Tensor], Tensor] | None = None,
     match_classes: bool = True,
+    class_map: ClassMap | None = None,
 ) -> Metrics:
     """Score a network on a data set; masks are compared with labels at the size of the labels.
 
@@ -56,6 +58,9 @@ def evaluate(
             of the data. None: this process scores all of the data.
         match_classes: Whether to match the class names of `source` and `reference` with those of the data, and to put
             the classes in the order of the data. False takes classes by position.
+        class_map: Names or ids of the network's classes for each class of the data, see `bpkd_sdk.class_map`, for a
+            network with other classes: `reference` or, without one, `source`. Pixels where the reference finds classes
+            that the map leaves out are not scored; a source chooses among the classes that the map contains.
 
     Returns:
         Scores over all images.
@@ -76,19 +81,23 @@ def evaluate(
             edge_width=edge_width,
         )
 
-        def match(runtime: Runtime) -> Runtime:
+        def match(runtime: Runtime, class_map: ClassMap | None, *, others: bool = False) -> Runtime:
             check_pixels(runtime.spec.pixels, dataset.pixels, network_name=runtime.name, data_name=dataset.name)
-            return match_runtime(runtime, dataset, dataset.name, match_classes=match_classes)
+            return match_runtime(
+                runtime, dataset, dataset.name, match_classes=match_classes, class_map=class_map, others=others
+            )
 
-        network = match(runtime)
+        network = match(runtime, class_map if reference is None else None)
         reference_network = None
         if reference is not None:
-            reference_network = match(stack.enter_context(_runtime(reference, device)))
+            reference_network = match(stack.enter_context(_runtime(reference, device)), class_map, others=True)
         workers = min(default_workers(), len(dataset)) if network.device.type == "cuda" else 0
         for images, labels in _batches(dataset, batch_size, workers):
             masks = protocol.segment(network, images, batch_size)
             if reference_network is not None:
                 labels = protocol.segment(reference_network, images, batch_size)
+                if class_map is not None:  # the id after the last class is that of the classes that are left out
+                    labels = labels.long().where(labels != dataset.num_classes, dataset.ignore_index)
             try:
                 counts.update(masks, labels.to(masks.device))
             except (ValueError, TypeError) as error:

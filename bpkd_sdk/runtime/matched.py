@@ -7,12 +7,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bpkd_sdk.class_map import ClassGroups, ClassMap, group_classes
 from bpkd_sdk.classes import ClassFacts, Order, check_class_count, class_order, reorder_logits, reorder_masks
 from bpkd_sdk.runtime.base import Runtime, TorchRuntime
 from bpkd_sdk.runtime.inference import check_logits
 
 
-def match_runtime(runtime: Runtime, data: ClassFacts, data_name: str, *, match_classes: bool = True) -> MatchedRuntime:
+def match_runtime(
+    runtime: Runtime,
+    data: ClassFacts,
+    data_name: str,
+    *,
+    match_classes: bool = True,
+    class_map: ClassMap | None = None,
+    others: bool = False,
+) -> MatchedRuntime:
     """Compare the classes of a runtime with those of data, and put them in the data's order.
 
     Args:
@@ -20,11 +29,18 @@ def match_runtime(runtime: Runtime, data: ClassFacts, data_name: str, *, match_c
         data: Class names and palette of a data set, or of another network.
         data_name: Name of the data in error messages.
         match_classes: Whether class names are compared; False takes the runtime's classes by position.
+        class_map: Classes of the runtime for each class of the data, see `bpkd_sdk.class_map`; None: the same classes.
+        others: Whether logits have a further channel, and masks a further id, for classes that the map leaves out.
 
     Raises:
-        ValueError: If the number of classes or their names differ. For a module, and for a file that does not state its
-            number of classes, the first call raises it.
+        ValueError: If the number of classes or their names differ, or do not fit the map. For a module, and for a file
+            that does not state its number of classes, the first call raises it.
     """
+    if class_map is not None:
+        if runtime.metadata["argmax"]:
+            raise ValueError(f"class_map merges logits, but {runtime.name} returns masks. Export it with argmax=False.")
+        groups = group_classes(class_map, runtime.spec, data, network_name=runtime.name, data_name=data_name)
+        return MatchedRuntime(runtime, data, data_name, None, groups, others=others)
     # The spec of a module may be older than its classifier, so the first call checks the number of classes.
     if runtime.spec.num_classes and not isinstance(runtime, TorchRuntime):
         check_class_count(
@@ -42,9 +58,20 @@ class MatchedRuntime(Runtime):
         data: Class names and palette of the data.
         data_name: Name of the data in error messages.
         order: The runtime's class for each class of the data; None for the same order.
+        groups: The runtime's classes for each class of the data, if they are merged.
+        others: Whether a further channel contains the classes that the groups leave out.
     """
 
-    def __init__(self, runtime: Runtime, data: ClassFacts, data_name: str, order: Order | None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        data: ClassFacts,
+        data_name: str,
+        order: Order | None,
+        groups: ClassGroups | None = None,
+        *,
+        others: bool = False,
+    ) -> None:
         names, palette = tuple(data.class_names), tuple(data.palette)
         one_logit = runtime.spec.num_classes == 1 and len(names) == 2
         spec = replace(runtime.spec, num_classes=1 if one_logit else len(names), class_names=names, palette=palette)
@@ -52,6 +79,8 @@ class MatchedRuntime(Runtime):
         self.runtime = runtime
         self.data_name = data_name
         self.order = order
+        self.groups = groups
+        self.others = others
         self.is_checked = False
         self.columns = None if order is None else torch.tensor(order, device=runtime.device)
 
@@ -70,10 +99,13 @@ class MatchedRuntime(Runtime):
     def _reordered(self, outputs: Tensor) -> Tensor:
         if outputs.ndim == 3:
             return reorder_masks(outputs, self.order)
-        check_class_count(
-            outputs.shape[1], len(self.spec.class_names), network_name=self.name, data_name=self.data_name
-        )
+        if self.groups is None:
+            check_class_count(
+                outputs.shape[1], len(self.spec.class_names), network_name=self.name, data_name=self.data_name
+            )
         if not self.is_checked:  # only once, because the check waits for the device
             check_logits(outputs, self.name)
             self.is_checked = True
+        if self.groups is not None:
+            return self.groups.merge(outputs, others=self.others)
         return outputs if self.columns is None else reorder_logits(outputs, self.columns)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bpkd_sdk.class_map import ClassMap
 from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.losses import Method
 from bpkd_sdk.runtime import Runtime
@@ -92,6 +93,7 @@ def distill(
     class_names: Sequence[str] | None = None,
     method: Method = "bpkd",
     labels: LabelSource = "dataset",
+    class_map: ClassMap | None = None,
     steps: int = TrainingConfig.steps,
     batch_size: int = TrainingConfig.batch_size,
     crop_size: tuple[int, int] | None = None,
@@ -124,6 +126,9 @@ def distill(
             list of both.
         labels: "dataset" for the labels of the data, or "teacher" for the teacher's predictions, for images without
             labels.
+        class_map: Names or ids of the teacher's classes for each class of the data, for a teacher with other classes:
+            ``{"road": ["road", "parking"], "background": "*"}``. None matches equal names; further classes of the
+            teacher are then left out. `bpkd_sdk.class_map` states what the losses then compare.
         steps: Number of optimiser steps.
         batch_size: Number of images per step, over all processes.
         crop_size: (height, width) of the training crops; None: the first image's size, at most 512 per side.
@@ -158,4 +163,6 @@ def distill(
     )
     if method is None or teacher is None:
         raise TypeError("distill() needs a teacher and a method. Use train() to train without them.")
-    return run_training(prepare(teacher, student, method, data, config, protocol, output_dir, resume, class_names))
+    return run_training(
+        prepare(teacher, student, method, data, config, protocol, output_dir, resume, class_names, class_map)
+    )

@@ -11,17 +11,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from bpkd_sdk.classes import Order, ReorderedNetwork, class_order, reorder_classifier
+from bpkd_sdk.class_map import ClassGroups, ClassMap, group_classes, map_by_name
+from bpkd_sdk.classes import Order, class_order, reorder_classifier
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import Capture, eval_mode, feature_path, find_module, unwrap
 from bpkd_sdk.losses import METHODS, DistillationLoss, create_method
 from bpkd_sdk.models import NetworkSpec, get_spec, set_spec
 from bpkd_sdk.output import SegmentationOutput, as_output, check_final_activation
-from bpkd_sdk.runtime import Runtime, match_runtime
+from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.teacher import TeacherModel, teacher_logits
 from bpkd_sdk.training.teacher_check import output_kind
+from bpkd_sdk.views import ViewedNetwork
 
 
 def default_crop(dataset: SegmentationDataset, networks: Sequence[TeacherModel]) -> tuple[int, int]:
@@ -74,6 +76,7 @@ def run_on_black_crops(
     dataset: SegmentationDataset,
     crop_size: tuple[int, int],
     batch_size: int,
+    classes: ClassGroups | None = None,
 ) -> SegmentationOutput:
     """Run a network on black crops, to check that it accepts the crops and has as many classes as the data.
 
@@ -84,9 +87,10 @@ def run_on_black_crops(
         dataset: Training data.
         crop_size: (height, width) of the crops.
         batch_size: Number of crops for an exported file; a module accepts any number and gets one crop.
+        classes: The network's classes for each class of the data; None for the same classes.
 
     Returns:
-        The output of the network, with the recorded feature map.
+        The output of the network in the data's classes, with the recorded feature map.
 
     Raises:
         ValueError: If the network does not accept the crops, or has another number of classes.
@@ -109,13 +113,18 @@ def run_on_black_crops(
                 output = as_output(network(crop))
             output = replace(output, features=capture.take())
         with eval_mode(network):
-            check_final_activation(f"The {role}", network, crop, output.logits)
+            inner = network.network if isinstance(network, ViewedNetwork) else network
+            logits = output.logits if inner is network else as_output(inner(crop)).logits
+            check_final_activation(f"The {role}", inner, crop, logits)
+    if classes is not None:
+        output = replace(output, logits=classes.merge(output.logits))
     channels = output.logits.shape[1]
     if max(channels, 2) != dataset.num_classes:
+        advice = " To teach other classes, pass class_map (--class-map)." if role == "teacher" else ""
         raise ValueError(
             f"The {role} predicts {'two classes by one logit' if channels == 1 else f'{channels} classes'}, but "
             f"{dataset.name} has {dataset.num_classes}: "
-            f"{', '.join(dataset.class_names[:8])}{', ...' if dataset.num_classes > 8 else ''}."
+            f"{', '.join(dataset.class_names[:8])}{', ...' if dataset.num_classes > 8 else ''}.{advice}"
         )
     return output
 
@@ -149,26 +158,48 @@ def check_trainable(student: nn.Module, logits: Tensor) -> None:
         )
 
 
-def match_teacher(teacher: TeacherModel, dataset: SegmentationDataset, config: TrainingConfig) -> TeacherModel:
-    """Wrap a teacher so that its classes are in the data's order; the teacher itself is not changed.
+def match_teacher(
+    teacher: TeacherModel, dataset: SegmentationDataset, config: TrainingConfig, class_map: ClassMap | None
+) -> ClassGroups | None:
+    """Find the teacher's classes for each class of the data.
+
+    Args:
+        teacher: Teacher, whose spec has its class names.
+        dataset: Training data.
+        config: Options of the run.
+        class_map: Names or ids of the teacher's classes for each class of the data, see `bpkd_sdk.class_map`. None:
+            equal names; a teacher that has further classes teaches without them.
+
+    Returns:
+        The teacher's classes for each class of the data; None for the same classes in the same order.
 
     Raises:
-        ValueError: If the teacher has other classes than the data.
+        ValueError: If the class map does not fit, or if there is none and the teacher lacks a class of the data.
     """
-    if isinstance(teacher, Runtime):
-        return match_runtime(teacher, dataset, dataset.name, match_classes=config.match_classes)
-    order = class_order(
-        get_spec(teacher),
-        dataset,
-        network_name="The teacher",
-        data_name=dataset.name,
-        match_classes=config.match_classes,
+    spec = teacher.spec if isinstance(teacher, Runtime) else get_spec(teacher)
+    if class_map is None and config.match_classes:
+        class_map = map_by_name(spec, dataset, network_name="The teacher", data_name=dataset.name)
+    if class_map is not None:
+        return group_classes(class_map, spec, dataset, network_name="the teacher", data_name=dataset.name)
+    try:
+        order = class_order(
+            spec, dataset, network_name="The teacher", data_name=dataset.name, match_classes=config.match_classes
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{error} If the classes differ, pass class_map (--class-map): the teacher's classes for each class of the "
+            f"data, such as {{{dataset.class_names[0]!r}: [{spec.class_names[0]!r}], ...}}."
+        ) from error
+    return None if order is None else ClassGroups(tuple((column,) for column in order))
+
+
+def describe_left_out(classes: ClassGroups, dataset: SegmentationDataset) -> str:
+    """Return a sentence on a teacher that has all classes of the data and more, found without a class map."""
+    left = (classes.channels or 0) - dataset.num_classes
+    return (
+        f"The teacher's {dataset.num_classes} classes of {dataset.name} are found by name; its {left} others are left "
+        "out, unless class_map assigns them."
     )
-    if order is None:
-        return teacher
-    matched = ReorderedNetwork(teacher, order).to(_device(teacher))
-    set_spec(matched, replace(get_spec(teacher), class_names=dataset.class_names, palette=dataset.palette))
-    return matched
 
 
 def student_order(student: nn.Module, dataset: SegmentationDataset, config: TrainingConfig) -> Order | None:

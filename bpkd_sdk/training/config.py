@@ -55,6 +55,8 @@ TEACHER_OPTIONS = (
     "teacher_precision",
     "teacher_mean",
     "teacher_std",
+    "teacher_scale",
+    "teacher_augment",
     "check_teacher",
 )
 
@@ -103,6 +105,12 @@ class TrainingConfig:
         teacher_mean: Mean per channel of images in 0..1, for a teacher in an ONNX file that does not contain it;
             None: ImageNet's.
         teacher_std: Standard deviation per channel of images in 0..1, for the same teachers; None: ImageNet's.
+        teacher_scale: Factor on the size at which the teacher sees the crops, resized bilinearly; rounded to sizes that
+            the teacher accepts. 1.5 costs 2.25 times as much. Methods that compare features see those of this size.
+        teacher_augment: Further views of the crops for the teacher: "flip" adds the mirror image of every view, a
+            number a view at `teacher_scale` times this factor. Probabilities are averaged over all views, features are
+            those of the view without augmentation. A view costs its scale squared: ("flip", 0.75, 1.25) is 2 (1 +
+            0.75^2 + 1.25^2) = 6.25 times as much as no augmentation.
         channels_last: Whether networks and images use the channels-last memory format, in which GPUs convolve fastest
             in half precision.
         compile: Whether student and teacher are compiled by torch.compile; the first step then takes a minute.
@@ -148,6 +156,8 @@ class TrainingConfig:
     teacher_precision: Precision | None = None
     teacher_mean: tuple[float, ...] | None = None
     teacher_std: tuple[float, ...] | None = None
+    teacher_scale: float = 1.0
+    teacher_augment: tuple[str | float, ...] = ()
     channels_last: bool = False
     compile: bool = False
     device: str = "auto"
@@ -178,16 +188,17 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ValueError(f"Expected `{name}` to be at least {minimum}, but got {value}.")
-        for name in ("gradient_clip", "learning_rate", "poly_power"):
+        for name in ("gradient_clip", "learning_rate", "poly_power", "teacher_scale"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"Expected `{name}` to be above 0, but got {value}.")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"Expected `{name}` to be a finite number above 0, but got {value}.")
         for name in ("teacher_mean", "teacher_std"):
             value = getattr(self, name)
             if value is not None and not 1 <= len(value) <= MAX_CHANNELS:
                 raise ValueError(
                     f"Expected `{name}` to be 1 to {MAX_CHANNELS} numbers, one per channel, but got {value}."
                 )
+        _check_augmentation(self.teacher_augment)
         if self.crop_size is not None and not (len(self.crop_size) == 2 and min(self.crop_size) >= 1):
             raise ValueError(f"Expected `crop_size` to be (height, width), but got {self.crop_size}.")
         if not 0 < self.scale[0] <= self.scale[1]:
@@ -299,6 +310,22 @@ class TrainingConfig:
             if isinstance(value, Path):
                 values[key] = str(value)
         return cls(**values)
+
+
+def _check_augmentation(augment: object) -> None:
+    """Raise ValueError unless `teacher_augment` is a tuple of "flip" and scales other than 1, each once."""
+    items: list[Any] = list(augment) if isinstance(augment, (tuple, list)) else [None]
+    scales = [item for item in items if item != "flip"]
+    is_number = all(isinstance(item, Real) and not isinstance(item, bool) for item in scales)
+    if (
+        not is_number
+        or not all(0 < scale < math.inf and scale != 1 for scale in scales)
+        or len(set(items)) < len(items)
+    ):
+        raise ValueError(
+            'Expected `teacher_augment` to be a tuple of "flip" and scales above 0, such as ("flip", 0.75, 1.25), each '
+            f"once and without 1, which is always a view, but got {augment!r}."
+        )
 
 
 def _ramp(step: int, warmup: int) -> float:

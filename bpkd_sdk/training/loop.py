@@ -98,9 +98,9 @@ class _Trainer:
         self.teacher = None
         if task.teacher is not None:
             dtype = teacher_dtype(config, self.accelerator)
-            self.teacher = Teacher(task.teacher, teacher_capture, config, device, dtype)
+            self.teacher = Teacher(task.teacher, teacher_capture, config, device, dtype, task.classes)
         losses = LabelLosses(config.loss_weights, task.train.ignore_index, task.class_weights)
-        self.objective = Objective(task.student, student_capture, task.method, config, losses)
+        self.objective = Objective(task.student, student_capture, task.method, config, losses, task.classes)
         to_device(self.objective, device, config)
         optimizer = _create_optimizer([p for p in self.objective.parameters() if p.requires_grad], config)
         self.position = self._restore(optimizer)
@@ -220,7 +220,8 @@ class _Trainer:
                     teacher_output = self.teacher(images)
                     teacher_sum = teacher_sum + teacher_output.logits.sum(dtype=torch.float32)
                     if self.task.labels_from_teacher:
-                        labels = predicted_labels(teacher_output.logits, labels, self.task.train.ignore_index)
+                        data = self.task.train
+                        labels = predicted_labels(teacher_output.logits, labels, data.ignore_index, data.num_classes)
                 terms: dict[str, Tensor] = self.wrapped_objective(
                     images, labels, teacher_output, labelled_pixels, method_factor
                 )
@@ -311,6 +312,7 @@ class _Trainer:
             boundary_width=self.config.boundary_width,
             reference=self.task.teacher if self.task.labels_from_teacher else None,
             match_classes=self.config.match_classes,
+            class_map=self.task.class_map if self.task.labels_from_teacher else None,
             sum_across_processes=lambda count: self.accelerator.reduce(count.to(self.accelerator.device)).cpu(),
         )
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.features import Capture
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.models import get_spec
@@ -30,6 +31,7 @@ class Objective(nn.Module):
         method: Distillation method, prepared for the two networks; None trains on the labels alone.
         config: Options of the run.
         label_losses: Losses on the labels.
+        classes: The teacher's classes for each class of the data; the method compares those that the teacher has.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Objective(nn.Module):
         method: DistillationLoss | None,
         config: TrainingConfig,
         label_losses: LabelLosses,
+        classes: ClassGroups | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -46,6 +49,7 @@ class Objective(nn.Module):
         self.capture = capture
         self.config = config
         self.label_losses = label_losses
+        self.classes = classes
         self.call_student = compiled_call(student, config)
 
     def forward(
@@ -77,8 +81,11 @@ class Objective(nn.Module):
             auxiliary = self.label_losses(student_output.aux_logits, labels, labelled_pixels)
             terms["aux"] = self.config.aux_weight * torch.stack(list(auxiliary.values())).sum()
         if self.method is not None and teacher_output is not None:
-            compared = comparable_outputs(student_output, teacher_output)
-            method_terms = self.method(*compared, labels)
+            compared = student_output, teacher_output
+            if self.classes is not None:
+                compared = self.classes.select(student_output), self.classes.select(teacher_output)
+                labels = self.classes.select_labels(labels, self.label_losses.ignore_index)
+            method_terms = self.method(*comparable_outputs(*compared), labels)
             if both := terms.keys() & method_terms:
                 raise ValueError(
                     f"The method {self.method.name!r} returns a term with the name of another loss: "
@@ -127,16 +134,23 @@ def to_device(network: nn.Module, device: torch.device, config: TrainingConfig) 
     return network.to(memory_format=torch.channels_last) if config.channels_last else network
 
 
-def predicted_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+def predicted_labels(logits: Tensor, labels: Tensor, ignore_index: int, num_classes: int) -> Tensor:
     """Replace labels by the classes that logits predict; void pixels stay void.
 
+    Pixels become void too where the classes of the teacher that are left out are likelier than every class of the data.
+
     Args:
-        logits: (N, C, h, w), resized bilinearly to the size of the labels.
+        logits: (N, C, h, w), or (N, C + 1, h, w) with a channel of the classes that are left out. They are resized
+            bilinearly to the size of the labels.
         labels: Integers (N, H, W); only their void pixels are used.
         ignore_index: Void label.
+        num_classes: C, the number of classes of the data.
 
     Returns:
         int64 (N, H, W).
     """
-    labels = labels.long()
-    return torch.where(labels == ignore_index, labels, to_mask(resize_to_labels(logits, labels)))
+    void = labels == ignore_index
+    predicted = to_mask(resize_to_labels(logits, labels))
+    if logits.shape[1] > num_classes:
+        void = void | (predicted == num_classes)
+    return predicted.masked_fill(void, ignore_index)

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from bpkd_sdk.class_map import ClassMap
 from bpkd_sdk.data import DatasetSubset, SegmentationDataset, as_dataset, open_dataset
 from bpkd_sdk.data.checks import check_for_training, check_reports, check_samples, inspect_sample, inspect_samples
 from bpkd_sdk.errors import format_list
@@ -28,6 +29,7 @@ from bpkd_sdk.training.accelerator import broadcast_from_main, create_accelerato
 from bpkd_sdk.training.compatibility import (
     check_trainable,
     default_crop,
+    describe_left_out,
     feature_paths,
     match_student,
     match_teacher,
@@ -42,7 +44,7 @@ from bpkd_sdk.training.normalization import check_teacher_images, choose_spec, u
 from bpkd_sdk.training.origin import check_names, describe_origin, format_origin
 from bpkd_sdk.training.records import Task, read_history
 from bpkd_sdk.training.state import STATE_FILE, check_checkpoint
-from bpkd_sdk.training.teacher import NetworkSource, TeacherModel, open_network, open_teacher
+from bpkd_sdk.training.teacher import NetworkSource, TeacherModel, add_views, open_network, open_teacher
 from bpkd_sdk.training.teacher_check import warn_about_teacher
 
 # Name or path of a data set, any data set that `as_dataset` accepts, a mapping of splits, or a pair (train, val).
@@ -60,6 +62,7 @@ def prepare(
     output_dir: str | Path | None,
     resume: bool,
     class_names: Sequence[str] | None = None,
+    class_map: ClassMap | None = None,
 ) -> Task:
     """Open and check everything that a run needs; arguments and errors as `bpkd_sdk.distill`.
 
@@ -75,18 +78,22 @@ def prepare(
     train_set, val_set = _open_data(data, class_names, config)
     check_class_weights(train_set, config)
     torch.manual_seed(config.seed)
-    teacher_model = None
+    opened = teacher_model = classes = None
     if teacher is not None:
-        teacher_model = open_teacher(teacher, train_set.num_classes, config, accelerator.device, train_set.pixels)
+        opened = open_teacher(teacher, train_set.num_classes, config, accelerator.device, train_set.pixels)
+        classes = match_teacher(opened, train_set, config, class_map)
+        teacher_model = add_views(opened, config.teacher_scale, config.teacher_augment)
     network = open_network(student, train_set.num_classes, config.backbone_weights, train_set.pixels)
     origin = {"student": describe_origin(student, network)}
-    if teacher is not None and teacher_model is not None:
-        origin["teacher"] = describe_origin(teacher, teacher_model)
+    if teacher is not None and opened is not None:
+        origin["teacher"] = describe_origin(teacher, opened)
     if accelerator.is_main_process:
         parts = {role: format_origin(facts) for role, facts in origin.items()}
         if resume and output_dir is not None and (Path(output_dir) / STATE_FILE).is_file():
             parts["student"] = f"{origin['student']['network']} with the weights of the run in {output_dir}"
         text = " ".join(f"{role.capitalize()}: {part}." for role, part in parts.items())
+        if class_map is None and classes is not None and classes.class_map is not None:
+            text += f" {describe_left_out(classes, train_set)}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     for dataset in filter(None, (train_set, val_set)):
         _check_first_sample(dataset, config)
@@ -108,32 +115,36 @@ def prepare(
     crop_size = config.crop_size or default_crop(train_set, networks)
     loss = None
     if method is not None:
-        loss = create_method(method, train_set.num_classes, ignore_index=train_set.ignore_index)
+        count = train_set.num_classes if classes is None else len(classes.taught)
+        loss = create_method(method, count, ignore_index=train_set.ignore_index)
     features = feature_paths(network, teacher_model, loss, config)
     images = config.batch_size // (config.accumulate * accelerator.num_processes)
     outputs = [
-        run_on_black_crops(role, model, path, train_set, crop_size, images)
-        for role, model, path in zip(("student", "teacher"), (network, teacher_model), features, strict=True)
+        run_on_black_crops(role, model, path, train_set, crop_size, images, groups)
+        for role, model, path, groups in (
+            ("student", network, features[0], None),
+            ("teacher", teacher_model, features[1], classes),
+        )
         if model is not None
     ]
     check_trainable(network, outputs[0].logits)
     if loss is not None:
-        loss.prepare(*comparable_outputs(*outputs))
+        loss.prepare(*comparable_outputs(*(outputs if classes is None else map(classes.select, outputs))))
     labels_from_teacher = _labels_from_teacher(train_set, val_set, config)
 
-    if teacher_model is not None:
-        teacher_model = match_teacher(teacher_model, train_set, config)
     order = student_order(network, train_set, config)
     if accelerator.is_main_process:  # the other processes wait in _open_folder
         largest = _check_data(train_set, val_set, config, need_labels=not labels_from_teacher)
-        if teacher_model is not None and config.check_teacher:
+        if opened is not None and config.check_teacher:
             dtype = teacher_dtype(config, accelerator)
-            warn_about_teacher(teacher_model, train_set, crop_size, accelerator.device, dtype, config.base_size)
+            checked = add_views(opened, config.teacher_scale)
+            warn_about_teacher(checked, train_set, crop_size, accelerator.device, dtype, config.base_size, classes)
         if val_set is not None:
             reference = teacher_model if labels_from_teacher else None
             sample = DatasetSubset(val_set, [largest])
+            class_map = classes.class_map if classes is not None and labels_from_teacher else None
             with using_spec(network, spec):
-                _try_validation(network, sample, reference, config, protocol, accelerator.device)
+                _try_validation(network, sample, reference, class_map, config, protocol, accelerator.device)
 
     class_weights = None if config.class_weights == "balanced" else config.class_weights
     if config.class_weights == "balanced":
@@ -157,6 +168,7 @@ def prepare(
         student=network,
         teacher=teacher_model,
         origin=origin,
+        classes=classes,
         method=loss,
         features=features,
         train=train_set,
@@ -285,6 +297,7 @@ def _try_validation(
     network: nn.Module,
     sample: SegmentationDataset,
     reference: TeacherModel | None,
+    class_map: ClassMap | None,
     config: TrainingConfig,
     protocol: EvaluationProtocol,
     device: torch.device,
@@ -299,6 +312,7 @@ def _try_validation(
             boundary_width=config.boundary_width,
             reference=reference,
             match_classes=config.match_classes,
+            class_map=class_map,
             device=device,
         )
     except Exception as error:  # a network may raise any exception for a size that it does not accept

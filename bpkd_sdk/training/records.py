@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from bpkd_sdk.class_map import ClassGroups, ClassMap
 from bpkd_sdk.data import FileDataset, SegmentationDataset
 from bpkd_sdk.data.folder import FolderDataset
 from bpkd_sdk.errors import flatten, format_list, list_differences
@@ -60,6 +61,7 @@ class Task:
         student: Network to train; its spec contains the data's classes.
         teacher: Module in eval mode or runtime that returns logits; None for supervised training.
         origin: Origin of the weights that "student" and "teacher" start with, plain JSON values by role.
+        classes: The teacher's classes for each class of the data; None for the same classes in the same order.
         method: Distillation method, prepared for the two networks; None for supervised training.
         features: Module paths of the student's and the teacher's feature map; None if the method uses none.
         train: Training data.
@@ -77,6 +79,7 @@ class Task:
     student: nn.Module
     teacher: TeacherModel | None
     origin: Mapping[str, dict[str, Any]]
+    classes: ClassGroups | None
     method: DistillationLoss | None
     features: tuple[str | None, str | None]
     train: SegmentationDataset
@@ -88,6 +91,11 @@ class Task:
     protocol: EvaluationProtocol
     output_dir: Path
     accelerator: Accelerator
+
+    @property
+    def class_map(self) -> ClassMap | None:
+        """Names or ids of the teacher's classes for each class of the data; None if both have the same classes."""
+        return None if self.classes is None else self.classes.class_map
 
 
 def append_history(folder: Path, record: Mapping[str, Any]) -> None:
@@ -126,7 +134,8 @@ def write_run(task: Task, first_step: int) -> None:
 def check_same_inputs(task: Task) -> None:
     """Compare the inputs of a resumed run with its run.json, and warn about other versions of packages.
 
-    The data, the class names, the teacher, the student's architecture, the crop size and the feature maps are compared.
+    The data, the class names, the teacher, its class map, the student's architecture, the crop size and the feature
+    maps are compared.
     The options are compared by `restore_state`.
 
     Raises:
@@ -170,7 +179,7 @@ def _input_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
             split: {key: value for key, value in (data or {}).items() if key not in ("name", "selection")}
             for split, data in facts.get("data", {}).items()
         },
-        "teacher": {identity: teacher.get(identity)}
+        "teacher": {identity: teacher.get(identity), "class_map": json.dumps(facts.get("class_map"))}
         | {key: (teacher.get("spec") or {}).get(key) for key in ("mean", "std")},
         "student": {key: student.get(key) for key in ("parameters", "spec")},  # the state file contains the weights
         "crop_size": facts.get("crop_size"),
@@ -191,6 +200,7 @@ def _run_facts(task: Task) -> dict[str, Any]:
         "student": _network_facts(task.student),
         "teacher": _network_facts(task.teacher),
         "origin": dict(task.origin),
+        "class_map": task.class_map,
         "data": {"train": _data_facts(task.train), "val": _data_facts(task.val)},
         "parts": [],
     }

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import Capture
 from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, get_spec, load_model, set_spec
@@ -21,8 +22,10 @@ from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime import AcceptedImages, Runtime, open_runtime
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.onnx import METADATA_KEY, OnnxRuntime, open_session, run_session
+from bpkd_sdk.runtime.viewed import ViewedRuntime
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.objective import compiled_call, network_input, to_device
+from bpkd_sdk.views import ViewedNetwork, Views
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -42,27 +45,42 @@ class Teacher:
         config: Options of the run.
         device: Device of a module.
         dtype: Data type of a module's autocast; float32 for none.
+        classes: The teacher's classes for each class of the data; None for the same classes.
     """
 
     def __init__(
-        self, model: TeacherModel, capture: Capture, config: TrainingConfig, device: torch.device, dtype: torch.dtype
+        self,
+        model: TeacherModel,
+        capture: Capture,
+        config: TrainingConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        classes: ClassGroups | None,
     ) -> None:
         self.model = model
         self.capture = capture
         self.config = config
+        self.classes = classes
         if isinstance(model, nn.Module):
             self.autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
             self.call = compiled_call(to_device(model, device, config), config)
 
     def __call__(self, images: Tensor) -> SegmentationOutput:
-        """Run the teacher on uint8 images (N, 3, h, w) on the device; return its output without a gradient."""
+        """Run the teacher on uint8 images (N, 3, h, w) on the device; return its output without a gradient.
+
+        The logits have the data's classes, and a further channel for classes of the teacher that are left out.
+        """
         if isinstance(self.model, Runtime):
-            return SegmentationOutput(teacher_logits(self.model, images))
+            return SegmentationOutput(self._merge(teacher_logits(self.model, images)))
         with torch.inference_mode(), self.autocast:
             output = as_output(self.call(network_input(self.model, images, self.config)))
             features = self.capture.take()
         # Inference tensors cannot be saved for a backward pass; a clone made outside of inference mode can.
-        return SegmentationOutput(output.logits.clone(), {path: map_.clone() for path, map_ in features.items()})
+        logits = self._merge(output.logits.clone())
+        return SegmentationOutput(logits, {path: map_.clone() for path, map_ in features.items()})
+
+    def _merge(self, logits: Tensor) -> Tensor:
+        return logits if self.classes is None else self.classes.merge(logits, others=True)
 
 
 def teacher_logits(runtime: Runtime, images: Tensor) -> Tensor:
@@ -148,6 +166,29 @@ def open_teacher(
     if training:
         raise ValueError(f"The teacher is in training mode ({training[0]}). Call teacher.eval() first.")
     return network
+
+
+def add_views(teacher: TeacherModel, scale: float, augment: Sequence[str | float] = ()) -> TeacherModel:
+    """Return a teacher that runs on views of its images; the same teacher if there is only the image itself.
+
+    Args:
+        teacher: Teacher, which is not changed.
+        scale: Factor on the size of every view, `TrainingConfig.teacher_scale`.
+        augment: Further views, `TrainingConfig.teacher_augment`.
+
+    Raises:
+        ValueError: If an exported file does not accept the sizes of the views.
+    """
+    scales = (scale, *(scale * factor for factor in augment if not isinstance(factor, str)))
+    if scales == (1.0,) and not augment:
+        return teacher
+    spec = teacher.spec if isinstance(teacher, Runtime) else get_spec(teacher)
+    views = Views(scales, flip="flip" in augment, size_divisor=spec.size_divisor)
+    if isinstance(teacher, Runtime):
+        return ViewedRuntime(teacher, views)
+    viewed = ViewedNetwork(teacher, views)
+    set_spec(viewed, spec)
+    return viewed
 
 
 def _check_runtime(runtime: Runtime, config: TrainingConfig) -> Runtime:

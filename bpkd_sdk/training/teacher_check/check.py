@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.transforms import IMAGE_FILL
 from bpkd_sdk.runtime import Runtime
@@ -53,6 +54,7 @@ def check_teacher(
     device: torch.device,
     dtype: torch.dtype,
     base_size: Size | None = None,
+    classes: ClassGroups | None = None,
 ) -> TeacherCheck:
     """Check a teacher on a few training images.
 
@@ -66,16 +68,17 @@ def check_teacher(
         device: Device of the training.
         dtype: Data type of a module's autocast; float32 for none.
         base_size: (longer side, shorter side) that training resizes images into; None: they keep their size.
+        classes: The teacher's classes for each class of the data; None for the same classes in the same order.
 
     Raises:
         ValueError: If outputs are not finite.
     """
     with _keep_random_state(device), torch.no_grad():
-        checked = TeacherRunner(teacher, device, dtype)
+        checked = TeacherRunner(teacher, device, dtype, classes)
         crops, outputs = _run_on_crops(checked, read_samples(dataset, base_size), crop_size)
         _check_finite(checked, crops, outputs)
         kind = output_kind(outputs)
-        fit = measure_fit(crops, outputs, kind)
+        fit = measure_fit(crops, outputs, kind, classes)
         is_labelled = dataset.num_classes > 1 and fit.total > 0
         images = f"{len(crops)} training image{'s' if len(crops) > 1 else ''}"
         findings = []
@@ -105,9 +108,10 @@ def warn_about_teacher(
     device: torch.device,
     dtype: torch.dtype,
     base_size: Size | None,
+    classes: ClassGroups | None = None,
 ) -> None:
     """Warn about each finding of `check_teacher`; arguments and errors are the same."""
-    check = check_teacher(teacher, dataset, crop_size, device=device, dtype=dtype, base_size=base_size)
+    check = check_teacher(teacher, dataset, crop_size, device=device, dtype=dtype, base_size=base_size, classes=classes)
     for finding in check.findings:
         warnings.warn(finding, TeacherWarning, stacklevel=4)
 
@@ -233,12 +237,12 @@ def _better_format(
     """
     best, best_fit = teacher.own_format, fit.first
     for input_format in teacher.other_formats():
-        other_fit = measure_fit(crops[:1], teacher(crops[:1], input_format), kind)
+        other_fit = measure_fit(crops[:1], teacher(crops[:1], input_format), kind, teacher.classes)
         if other_fit.cross_entropy < best_fit.cross_entropy:
             best, best_fit = input_format, other_fit
     if best == teacher.own_format:
         return None
-    best_fit = measure_fit(crops, teacher(crops, best), kind)
+    best_fit = measure_fit(crops, teacher(crops, best), kind, teacher.classes)
     return (best, best_fit) if best_fit.is_clearly_better(fit) else None
 
 
@@ -259,7 +263,8 @@ def _format_advice(teacher: TeacherRunner, input_format: InputFormat, num_classe
         code = f"dataclasses.replace(get_spec(teacher), mean={mean}, std={std})"
     else:
         divisor = f", size_divisor={spec.size_divisor}" if spec.size_divisor > 1 else ""
-        code = f"NetworkSpec(name=None, num_classes={num_classes}, mean={mean}, std={std}{divisor})"
+        count = num_classes if teacher.classes is None else teacher.classes.channels or "..."
+        code = f"NetworkSpec(name=None, num_classes={count}, mean={mean}, std={std}{divisor})"
     if not input_format.is_bgr:
         return f"Set teacher.spec = {code}."
     return f"Swap its channels: pass a module whose forward returns teacher(x.flip(1)), with its spec = {code}."

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.output import two_class_logits
 from bpkd_sdk.sizes import Size
 from bpkd_sdk.training.teacher_check.crops import VOID, Sample
@@ -121,11 +122,21 @@ class Fit:
         )
 
 
-def measure_fit(crops: Sequence[Sample], outputs: Sequence[Tensor], kind: Kind) -> Fit:
-    """Compare outputs (C, h, w) with the labels of their crops, at every second pixel in both directions."""
+def measure_fit(
+    crops: Sequence[Sample], outputs: Sequence[Tensor], kind: Kind, classes: ClassGroups | None = None
+) -> Fit:
+    """Compare outputs with the labels of their crops, at every second pixel in both directions.
+
+    Args:
+        crops: Images and labels.
+        outputs: Output (K, h, w) for each crop.
+        kind: What the outputs are.
+        classes: Channels of the outputs for each class of the labels; None for the same classes in the same order.
+    """
     losses, counts, hits = [], [], []
     for crop, output in zip(crops, outputs, strict=True):
         logits = _as_logits(_resize_and_subsample(output.float(), crop.size), kind)
+        logits = logits if classes is None else classes.merge(logits[None])[0]
         label = crop.label[::2, ::2].to(logits.device).long()
         label = torch.where(label < len(logits), label, VOID)
         losses.append(F.cross_entropy(logits[None], label[None], ignore_index=VOID, reduction="sum"))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.features import eval_mode
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD
@@ -58,10 +59,14 @@ class TeacherRunner:
         model: Module, which is moved to the device, or a runtime that returns logits.
         device: Device of a module.
         dtype: Data type of a module's autocast; float32 for none.
+        classes: The teacher's classes for each class of the data; None for the same classes in the same order.
     """
 
-    def __init__(self, model: TeacherModel, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: TeacherModel, device: torch.device, dtype: torch.dtype, classes: ClassGroups | None
+    ) -> None:
         self.model = model
+        self.classes = classes
         self.dtype = dtype
         if isinstance(model, Runtime):
             self.device, self.spec, self.accepts = model.device, model.spec, model.accepts
