@@ -324,7 +324,7 @@ def test_what_does_not_fit_is_refused(tmp_path, teacher, student, options, error
         ({"workers": -1}, "`workers` to be at least 0"),
         ({"seed": -1}, "`seed` to be at least 0"),
         ({"crop_size": (512,)}, r"`crop_size` to be \(height, width\), but got \(512,\)"),
-        ({"teacher_mean": (0.5,)}, "`teacher_mean` to be three numbers"),
+        ({"teacher_mean": (0.5,) * 17}, "`teacher_mean` to be 1 to 16 numbers"),
     ],
     ids=str,
 )
