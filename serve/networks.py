@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from bpkd_sdk.export.benchmark.facts import count_cost
+from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime import Runtime, match_runtime
 from bpkd_sdk.serve.predictor import Predictor, Timings
 
@@ -108,6 +109,11 @@ class ModelSet:
         """All networks that were opened, the teacher first."""
         return (*([] if self.teacher is None else [self.teacher]), *self.students)
 
+    @property
+    def pixels(self) -> PixelFormat:
+        """Format of the images that the networks take, which is that of the first; 8-bit RGB without a network."""
+        return next((model.predictor.pixels for model in self.available), PixelFormat())
+
     def student(self, name: str) -> ServedModel:
         """Return the student with this name.
 
@@ -169,13 +175,19 @@ def _open(source: ModelSource, name: str, device: str | torch.device) -> ServedM
 def reorder_models(models: ModelSet) -> ModelSet:
     """Reorder the classes of all students like those of the teacher, or like those of the first student without one.
 
-    A student whose classes differ from the teacher's becomes unavailable. Without a teacher it is kept as it is.
+    A student whose classes differ from the teacher's becomes unavailable. Without a teacher it is kept as it is. A
+    student that takes other images than the first network becomes unavailable, since all of them get one image.
     """
     reference = next(iter(models.available), None)
     if reference is None:
         return models
     students, mismatched = [], []
     for student in models.students:
+        pixels, expected_pixels = student.predictor.pixels, models.pixels
+        if (pixels.channels, pixels.value_range) != (expected_pixels.channels, expected_pixels.value_range):
+            reason = f"This network takes images of {pixels}, but {reference.name} takes {expected_pixels}."
+            mismatched.append(UnavailableModel(student.name, reason))
+            continue
         predictor = _match_predictor(student.predictor, reference)
         if predictor is student.predictor or (predictor is None and models.teacher is None):
             students.append(student)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TypeAlias, overload
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.classes import MAX_CLASSES, check_mask_classes
-from bpkd_sdk.images import ImageSource, read_image
+from bpkd_sdk.images import ImageSource, read_pixels
 from bpkd_sdk.models.spec import Color, NetworkSpec, distinct_colors
 from bpkd_sdk.output import two_class_logits
+from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime import Runtime, open_runtime
 from bpkd_sdk.runtime.fit import Fit, StageTimer, check_fit, fitted_bands, largest_batch
 from bpkd_sdk.runtime.inference import check_logits, to_mask
@@ -48,8 +50,8 @@ class Prediction:
     """The result of a `Predictor` for one image.
 
     Attributes:
-        image: Image that was segmented, uint8 (H, W, 3) RGB. It is the array that was passed to the predictor, if that
-            array already had this form; it is not copied.
+        image: Image that was segmented: uint8 (H, W, 3) RGB, or (H, W, channels) in the format of the network. It is
+            the array that was passed to the predictor, if that array already had this form; it is not copied.
         mask: Class ids in the size of the image, uint8 (H, W).
         class_names: Name of each class.
         palette: RGB colour (0..255) of each class.
@@ -57,6 +59,7 @@ class Prediction:
         confidence: Probability (0..1) of the class in the mask, float32 (H, W); None unless requested.
         entropy: Normalised entropy of the class probabilities, float32 (H, W): 0 if one class has probability 1, and 1
             if all classes have the same probability; None unless requested.
+        pixels: Format of the image.
     """
 
     image: np.ndarray = field(repr=False)
@@ -66,6 +69,12 @@ class Prediction:
     timings: Timings
     confidence: np.ndarray | None = None
     entropy: np.ndarray | None = None
+    pixels: PixelFormat = field(default_factory=PixelFormat)
+
+    @cached_property
+    def picture(self) -> np.ndarray:
+        """Picture of the image, uint8 (H, W, 3) RGB: the image itself, or as `pixels.picture_rule` states."""
+        return self.pixels.picture(self.image)
 
     @property
     def latency_ms(self) -> float:
@@ -81,7 +90,7 @@ class Prediction:
         alpha: float = 0.5,
         legend: bool = False,
     ) -> np.ndarray:
-        """Draw the mask over the image, using `bpkd_sdk.serve.draw_overlay`.
+        """Draw the mask over the picture of the image, using `bpkd_sdk.serve.draw_overlay`.
 
         The mask of a network contains no void, so all ids are drawn, including 255.
 
@@ -106,7 +115,7 @@ class Prediction:
             [[50, 50, 50], [150, 100, 50]]
         """
         return draw_overlay(
-            self.image,
+            self.picture,
             self.mask,
             self.palette,
             class_names=self.class_names,
@@ -175,9 +184,15 @@ class Predictor:
         if isinstance(source, nn.Module) and any(module.training for module in source.modules()):
             raise ValueError("The network is in training mode. Call model.eval() first.")
         self.runtime = open_runtime(source, device)
+        self.runtime.spec.check_measured()
         self.fit = fit
         self.class_names, self.palette = names_and_colors(self.runtime.spec)
         self._is_checked = False
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """Format of the images that the network takes."""
+        return self.runtime.spec.pixels
 
     @property
     def has_probabilities(self) -> bool:
@@ -202,8 +217,9 @@ class Predictor:
         """Segment one image, a batch or a stream.
 
         Args:
-            image: One image as `bpkd_sdk.images.read_image` takes it; or a list or tuple of images, or an array
-                (N, H, W, 3); or an iterator of images, for example the frames of a video.
+            image: One image as `bpkd_sdk.images.read_image` takes it, or for a network of other images as
+                `bpkd_sdk.images.read_pixels` does; or a list or tuple of images, or an array (N, H, W, channels); or an
+                iterator of images, for example the frames of a video.
             confidence: Whether to return the probability of the predicted class for every pixel.
             entropy: Whether to return the entropy of the class probabilities for every pixel.
 
@@ -231,7 +247,7 @@ class Predictor:
     def _predict(self, sources: Images, confidence: bool, entropy: bool) -> list[Prediction]:
         predictions: list[Prediction] = []
         start = time.perf_counter()
-        images = [read_image(source) for source in sources]
+        images = [self._read(source) for source in sources]
         reading_ms = 1000 * (time.perf_counter() - start) / max(len(images), 1)
         for (height, width, _), group in groupby(images, key=lambda image: image.shape):
             same_size, batch_size = list(group), largest_batch(self.runtime.accepts, (height, width))
@@ -240,10 +256,20 @@ class Predictor:
                 predictions += self._predict_batch(batch, reading_ms, confidence, entropy)
         return predictions
 
+    def _read(self, source: ImageSource) -> np.ndarray:
+        pixels = self.pixels
+        if pixels.is_rgb8 and isinstance(source, np.ndarray) and source.ndim == 3 and source.shape[2] == 4:
+            raise ValueError(
+                f"The network takes images of {pixels}, but got an array of 4 channels, {source.shape}. If the fourth "
+                "is transparency, pass image[..., :3], or the PIL image, which is shown over white. If all four are "
+                "data, use a network that is built for them: create_model(..., in_channels=4)."
+            )
+        return read_pixels(source, pixels)
+
     def _predict_batch(
         self, images: list[np.ndarray], reading_ms: float, confidence: bool, entropy: bool
     ) -> list[Prediction]:
-        """Segment a batch of images, each uint8 (H, W, 3) of the same size."""
+        """Segment a batch of images, each (H, W, channels) of the same size."""
         batch, timer = np.stack(images), StageTimer()
         outputs = fitted_bands(self.runtime, torch.from_numpy(batch).permute(0, 3, 1, 2), self.fit, timer=timer)
         bands = [_to_host(self._checked(band), confidence, entropy) for band in outputs]
@@ -262,6 +288,7 @@ class Predictor:
                 timings,
                 None if confidences is None else confidences[index],
                 None if entropies is None else entropies[index],
+                self.pixels,
             )
             for index, (image, mask) in enumerate(zip(images, masks, strict=True))
         ]

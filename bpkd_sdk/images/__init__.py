@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bpkd_sdk.images.channels import formats_of, read_pixels
+from bpkd_sdk.images.channels import RAW_FORMATS, formats_of, read_pixels
 from bpkd_sdk.images.reader import (
     FORMATS,
     MAX_PIXELS,
@@ -17,6 +17,7 @@ from bpkd_sdk.images.samples import CutShortError, TooLargeError, UnknownFormatE
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
+    "RAW_FORMATS",
     "CutShortError",
     "ImageSource",
     "TooLargeError",

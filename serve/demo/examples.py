@@ -13,8 +13,9 @@ from bpkd_sdk.data.classes_file import CLASSES_FILE
 from bpkd_sdk.data.folder import FolderDataset
 from bpkd_sdk.data.folder_classes import find_classes
 from bpkd_sdk.data.pairs import Pair, pair_files
-from bpkd_sdk.images import read_image
+from bpkd_sdk.images import read_pixels
 from bpkd_sdk.models.spec import NetworkSpec
+from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.serve.networks import ModelSet
 
 MAX_EXAMPLES = 12
@@ -95,9 +96,9 @@ def generate_examples(path: Path) -> list[Pair]:
     return pairs
 
 
-def write_thumbnail(source: Path, path: Path) -> str:
+def write_thumbnail(source: Path, path: Path, pixels: PixelFormat) -> str:
     """Write a small version of the image `source` into the folder `path`, and return its path."""
-    image = read_image(source)
+    image = pixels.picture(read_pixels(source, pixels))
     scale = _THUMBNAIL_SIDE / max(image.shape[:2])
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     thumbnail = cv2.resize(image, None, fx=scale, fy=scale, interpolation=interpolation)

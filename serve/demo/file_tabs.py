@@ -14,7 +14,7 @@ import numpy as np
 
 from bpkd_sdk.serve.demo.controls import EXPECTED_ERRORS, Controls, JobControls, show_warning
 from bpkd_sdk.serve.demo.scene import draw_full_size
-from bpkd_sdk.serve.demo.uploads import new_file
+from bpkd_sdk.serve.demo.uploads import new_file, upload_types
 from bpkd_sdk.serve.networks import ModelSet
 from bpkd_sdk.serve.overlay import picture_png
 from bpkd_sdk.serve.predictor import Predictor
@@ -33,7 +33,9 @@ def build_batch_tab(models: ModelSet, controls: Controls, limits: Limits) -> Non
     """Create the tab for many images and connect its events."""
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            files = gr.File(label="Images", file_count="multiple", file_types=["image"], elem_id="images")
+            files = gr.File(
+                label="Images", file_count="multiple", file_types=upload_types(models.pixels), elem_id="images"
+            )
             job_controls = JobControls.build(models, "Segment all images", "segment-all")
         with gr.Column(min_width=300):
             archive = gr.File(label="Masks and overlays", interactive=False, elem_id="archive")
@@ -87,19 +89,23 @@ def write_zip(
             name = next(name for name in itertools.chain([image_path.stem], numbered) if name not in names)
             names.add(name)
             try:
-                image = read_untrusted_image(read_bounded(image_path, limits.max_upload_bytes), limits)
+                content = read_bounded(image_path, limits.max_upload_bytes)
+                image = read_untrusted_image(content, limits, predictor.pixels)
                 prediction = predictor(image)
             except EXPECTED_ERRORS as error:
                 yield f"{image_path.name} was skipped: {error}"
                 continue
-            overlay = draw_full_size(image, prediction.mask, prediction.palette, alpha, width)
+            overlay = draw_full_size(prediction.picture, prediction.mask, prediction.palette, alpha, width)
             archive.writestr(f"masks/{name}.png", mask_png(prediction))
             archive.writestr(f"overlays/{name}.png", picture_png(overlay))
             yield None
 
 
 def build_video_tab(models: ModelSet, controls: Controls, limits: Limits) -> None:
-    """Create the tab for a video and connect its events."""
+    """Create the tab for a video and connect its events; or state why networks of other images take no video."""
+    if not models.pixels.is_rgb8:
+        gr.Markdown(f"A video has three channels of 8 bits, and these networks take images of {models.pixels}.")
+        return
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
             video = gr.File(label="Video", file_types=["video"], elem_id="video")

@@ -14,7 +14,7 @@ from bpkd_sdk.data.pairs import Pair
 from bpkd_sdk.serve.demo import tables
 from bpkd_sdk.serve.demo.controls import DRAWING_EVENT, EXPECTED_ERRORS, NETWORK_EVENT, Controls, show_warning
 from bpkd_sdk.serve.demo.scene import Scene
-from bpkd_sdk.serve.demo.uploads import copy_file, new_file, write_picture
+from bpkd_sdk.serve.demo.uploads import copy_file, new_file, upload_types, write_picture
 from bpkd_sdk.serve.networks import ModelSet
 from bpkd_sdk.serve.service.limits import Limits
 
@@ -66,10 +66,17 @@ class ImageTab:
         self._connect()
 
     def _build_inputs(self, thumbnails: Sequence[str]) -> None:
-        sources: list[Any] = ["upload", "webcam", "clipboard"]
-        self.photo = gr.Image(
-            label="Image", type="filepath", sources=sources, height=300, buttons=["fullscreen"], elem_id="photo"
-        )
+        pixels = self.models.pixels
+        self.photo: gr.Image | gr.File
+        if pixels.is_rgb8:
+            sources: list[Any] = ["upload", "webcam", "clipboard"]
+            self.photo = gr.Image(
+                label="Image", type="filepath", sources=sources, height=300, buttons=["fullscreen"], elem_id="photo"
+            )
+        else:  # browsers cannot show these files
+            types = upload_types(pixels)
+            label = f"Image: {pixels} ({', '.join(types)})"
+            self.photo = gr.File(label=label, file_types=types, height=160, elem_id="photo")
         # Replaced here because Gradio writes a .pyi file beside each module that subclasses a component.
         self.photo.preprocess = _upload_path  # type: ignore[method-assign]
         self.gallery = gr.Dataset(
@@ -126,8 +133,9 @@ class ImageTab:
             self.difference_text, self.classes, self.errors_tab, self.errors, self.errors_text, self.caption,
         ]  # fmt: skip
         uploads = [self.photo, self.label]
+        chosen = [self.photo.input] if isinstance(self.photo, gr.Image) else [self.photo.upload, self.photo.clear]
         for event in (
-            self.photo.input(self._open, [self.photo, *inputs], [*outputs, *uploads], **NETWORK_EVENT),
+            gr.on(chosen, self._open, [self.photo, *inputs], [*outputs, *uploads], **NETWORK_EVENT),
             self.gallery.click(self._open_example, [self.gallery, *inputs], [*outputs, *uploads], **NETWORK_EVENT),
             student.input(self._change_student, [self.scene, *inputs], outputs, **NETWORK_EVENT),
         ):
@@ -151,16 +159,19 @@ class ImageTab:
         if path is None:
             return closed
         try:
-            return self._show(Scene.open(Path(path), self.limits), student, alpha, width) | {self.label: None}
+            return self._show(self._scene(Path(path)), student, alpha, width) | {self.label: None}
         except EXPECTED_ERRORS as error:
             show_warning(error)
             return closed | {self.photo: None}
+
+    def _scene(self, path: Path) -> Scene:
+        return Scene.open(path, self.limits, self.models.pixels)
 
     def _open_example(self, index: int, student: str, alpha: float, width: int) -> Any:
         pair = self.examples[index]
         image, label = copy_file(pair.image), pair.label and copy_file(pair.label)
         try:
-            scene = Scene.open(image, self.limits).with_label(label, self._num_classes(student))
+            scene = self._scene(image).with_label(label, self._num_classes(student))
             update = self._show(scene, student, alpha, width)
             return update | {self.photo: str(image), self.label: label and str(label)}
         except EXPECTED_ERRORS as error:
@@ -203,7 +214,7 @@ class ImageTab:
             self.overlay: self._draw_overlay(scene, student, alpha, width),
             self.boundaries: self._draw_boundaries(scene, student, width),
             self.classes: tables.classes_table(predictions),
-            self.caption: tables.caption(predictions, scene.size),
+            self.caption: tables.caption(predictions, scene.size, scene.pixels.picture_rule),
             self.errors_tab: gr.update(visible=scene.label is not None),
         }
         if self.models.teacher is not None:

@@ -58,7 +58,7 @@ def build_demo(
     models = _displayed(models)
     temporary = tempfile.TemporaryDirectory(prefix="bpkd-examples-")
     pairs = collect_examples(models, examples, Path(temporary.name))
-    thumbnails = [write_thumbnail(pair.image, Path(temporary.name)) for pair in pairs]
+    thumbnails = [write_thumbnail(pair.image, Path(temporary.name), models.pixels) for pair in pairs]
     limits = limits or Limits()
     demo = RestrictedBlocks(limits, title=title, fill_width=True)
     with demo:

@@ -17,8 +17,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from bpkd_sdk.data.labels import read_label
-from bpkd_sdk.images import read_image
+from bpkd_sdk.images import read_pixels
 from bpkd_sdk.models.spec import Color
+from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.serve.networks import ServedModel
 from bpkd_sdk.serve.overlay import Difference, draw_difference, draw_overlay
 from bpkd_sdk.serve.predictor import Prediction, Timings
@@ -76,9 +77,10 @@ class Scene:
         name: Name of the image file without its suffix.
         content: Content of the image file.
         size: Height and width of the image in pixels.
-        page_image: Image in the size of the page, uint8 (h, w, 3) RGB.
+        page_image: Picture of the image in the size of the page, uint8 (h, w, 3) RGB.
         label: Ground-truth class ids, uint8 (H, W), 255 for void; None without a label.
         predictions: Prediction of each network, by the name of the network.
+        pixels: Format of the image.
     """
 
     name: str
@@ -87,17 +89,19 @@ class Scene:
     page_image: np.ndarray
     label: np.ndarray | None = None
     predictions: Mapping[str, CachedPrediction] = field(default_factory=dict)
+    pixels: PixelFormat = field(default_factory=PixelFormat)
 
     @classmethod
-    def open(cls, source: Path, limits: Limits) -> Scene:
-        """Read an image file.
+    def open(cls, source: Path, limits: Limits, pixels: PixelFormat = PixelFormat()) -> Scene:  # noqa: B008  (frozen)
+        """Read an image file of a format that the networks take.
 
         Raises:
             ValueError: If the file is not an image, or exceeds the limits.
         """
         content = read_bounded(source, limits.max_upload_bytes)
-        image = read_untrusted_image(content, limits)
-        return cls(source.stem, content, (image.shape[0], image.shape[1]), resize_to_page(image))
+        image = read_untrusted_image(content, limits, pixels)
+        page_image = resize_to_page(pixels.picture(image))
+        return cls(source.stem, content, (image.shape[0], image.shape[1]), page_image, pixels=pixels)
 
     def with_label(self, source: Path | None, num_classes: int | None = None) -> Scene:
         """Return the scene with the label of a PNG file, or without a label.
@@ -138,8 +142,13 @@ class Scene:
 
     @property
     def image(self) -> np.ndarray:
-        """Image in its own size, uint8 (H, W, 3) RGB."""
-        return read_image(self.content)
+        """Image in its own size, (H, W, channels)."""
+        return read_pixels(self.content, self.pixels)
+
+    @property
+    def picture(self) -> np.ndarray:
+        """Picture of the image in its own size, uint8 (H, W, 3) RGB."""
+        return self.pixels.picture(self.image)
 
     def overlay(self, model: str | None, alpha: float, width: int) -> np.ndarray:
         """Draw the mask of a network over the image in the size of the page; None returns the image alone."""
@@ -158,12 +167,12 @@ class Scene:
     def full_size_overlay(self, model: str, alpha: float, width: int) -> np.ndarray:
         """Draw the mask of a network over the image in the size of the image."""
         prediction = self.predictions[model]
-        return draw_full_size(self.image, prediction.mask, prediction.palette, alpha, width)
+        return draw_full_size(self.picture, prediction.mask, prediction.palette, alpha, width)
 
     def difference(self, teacher: str, student: str) -> tuple[np.ndarray, Difference]:
         """Draw the pixels where two networks differ, in the size of the page, and return the shares of these pixels."""
         masks = self.predictions[teacher].mask, self.predictions[student].mask
-        picture, difference = draw_difference(self.image, *masks, label=self.label)
+        picture, difference = draw_difference(self.picture, *masks, label=self.label)
         return resize_to_page(picture), difference
 
     def errors(self, model: str | None) -> np.ndarray:
@@ -176,7 +185,7 @@ class Scene:
             return self.page_image
         if self.label is None:
             raise ValueError("This scene has no label. Call with_label() first.")
-        return resize_to_page(draw_difference(self.image, self.label, self.predictions[model].mask)[0])
+        return resize_to_page(draw_difference(self.picture, self.label, self.predictions[model].mask)[0])
 
 
 def _png_size(source: Path) -> tuple[int, int]:

@@ -126,14 +126,22 @@ def _score(prediction: CachedPrediction, label: np.ndarray) -> Metrics:
     return counts.compute()
 
 
-def caption(predictions: Mapping[str, CachedPrediction], image_size: tuple[int, int]) -> str:
-    """Format the legend of the classes present, the size (height, width) of the image and the time of each network."""
+def caption(predictions: Mapping[str, CachedPrediction], image_size: tuple[int, int], picture_rule: str = "") -> str:
+    """Format the legend of the classes present, the size of the image and the time of each network.
+
+    Args:
+        predictions: Predictions of the image, by the name of the network.
+        image_size: (height, width) of the image.
+        picture_rule: Sentence that states how pictures show the image; empty for RGB images.
+    """
     present: dict[str, Color] = {}
     for prediction in predictions.values():
         for class_id in np.flatnonzero(np.bincount(prediction.page_mask.ravel())).tolist():
             present[prediction.class_names[class_id]] = prediction.palette[class_id]
     times = " &middot; ".join(_format_timings(name, prediction.timings) for name, prediction in predictions.items())
-    return f"{_legend(present)}<p class=faint>{image_size[1]} x {image_size[0]} pixels &middot; {times}</p>"
+    size = f"{image_size[1]} x {image_size[0]} pixels"
+    rule = f"<p class=faint>{escape(picture_rule)}</p>" if picture_rule else ""
+    return f"{_legend(present)}<p class=faint>{size} &middot; {times}</p>{rule}"
 
 
 def _format_timings(name: str, timings: Timings) -> str:

@@ -21,8 +21,9 @@ import gradio as gr
 import numpy as np
 from gradio.utils import get_upload_folder
 
+from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.serve.overlay import picture_png
-from bpkd_sdk.serve.service.limits import Limits
+from bpkd_sdk.serve.service.limits import Limits, upload_formats
 
 STATE_MEMORY = 2_000_000_000  # bytes for the images and masks of all visitors
 RETENTION_SECONDS = 900  # lifetime of generated files; every move of a control generates a picture
@@ -106,6 +107,14 @@ def remove_old_files(seconds: float = 0) -> None:
     with _removal_lock:
         while _generated and _generated[0][0] <= end:
             shutil.rmtree(_generated.popleft()[1], ignore_errors=True)
+
+
+def upload_types(pixels: PixelFormat) -> list[str]:
+    """Return the types of files that a visitor can choose, as Gradio names them."""
+    if pixels.is_rgb8:
+        return ["image"]
+    suffixes = {"TIFF": [".tif", ".tiff"], "JPEG": [".jpg", ".jpeg"]}
+    return [suffix for name in upload_formats(pixels) for suffix in suffixes.get(name, [f".{name.lower()}"])]
 
 
 def copy_file(source: Path) -> Path:

@@ -20,9 +20,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 from bpkd_sdk import __version__
+from bpkd_sdk.images import RAW_FORMATS
 from bpkd_sdk.models.spec import Color
 from bpkd_sdk.serve.networks import ModelSet, ServedModel, check_models
-from bpkd_sdk.serve.service.limits import FORM_FIELD, IMAGE_FORMATS, BodyLimitMiddleware, Limits
+from bpkd_sdk.serve.service.limits import FORM_FIELD, IMAGE_FORMATS, BodyLimitMiddleware, Limits, upload_formats
 from bpkd_sdk.serve.service.metrics import Metrics, RequestMetricsMiddleware
 from bpkd_sdk.serve.service.responses import Problem, ResponseFormat, Segmentation, problem_response
 from bpkd_sdk.serve.service.security import AccessPolicy, SecurityMiddleware
@@ -33,13 +34,29 @@ log = logging.getLogger("bpkd_sdk.serve")
 
 
 class ModelInfo(BaseModel):
-    """Network that the server can run."""
+    """Network that the server can run.
+
+    Attributes:
+        name: Name of the network.
+        device: Device that runs it.
+        class_names: Name of each class id.
+        palette: RGB colour of each class id.
+        has_confidence: Whether confidence can be requested.
+        channels: Number of channels of the images.
+        value_range: Lowest and highest value of a channel.
+        formats: Formats of the files that can be sent.
+        pictures: How overlays show the channels; empty for RGB images.
+    """
 
     name: str
     device: str
     class_names: tuple[str, ...]
     palette: tuple[Color, ...]
     has_confidence: bool
+    channels: int
+    value_range: tuple[float, float]
+    formats: tuple[str, ...]
+    pictures: str
 
 
 def create_app(
@@ -166,6 +183,10 @@ def _add_models(app: FastAPI, served: Sequence[ServedModel]) -> None:
                 class_names=model.predictor.class_names,
                 palette=model.predictor.palette,
                 has_confidence=model.predictor.has_probabilities,
+                channels=model.predictor.pixels.channels,
+                value_range=model.predictor.pixels.value_range,
+                formats=upload_formats(model.predictor.pixels),
+                pictures=model.predictor.pixels.picture_rule,
             )
             for model in served
         ]
@@ -199,6 +220,8 @@ _DESCRIPTION = """Semantic segmentation: send an image, receive the class of eac
 
     curl --data-binary @photo.jpg 'http://127.0.0.1:7860/v1/segment?format=mask' -o mask.png
 
+A network of other channels than RGB takes TIFF, NPY and PNG files with the original values; `/v1/models` states them.
+
 Errors are `application/problem+json`; the server's log contains their `request_id`."""
 
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
@@ -206,7 +229,8 @@ _REQUEST: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            **{f"image/{name.lower()}": _BINARY for name in IMAGE_FORMATS},
+            **{f"image/{name.lower()}": _BINARY for name in (*IMAGE_FORMATS, "TIFF")},
+            "application/octet-stream": _BINARY,
             "multipart/form-data": {
                 "schema": {"type": "object", "required": [FORM_FIELD], "properties": {FORM_FIELD: _BINARY["schema"]}}
             },
@@ -224,7 +248,10 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     404: {"description": "The network does not exist."},
     408: {"description": "The upload took too long."},
     413: {"description": "The request has too many bytes, or the image too many pixels."},
-    415: {"description": f"The content of the file is none of {', '.join(IMAGE_FORMATS)}."},
+    415: {
+        "description": f"The content of the file is none of {', '.join(IMAGE_FORMATS)}; or, for a "
+        f"network of other channels than RGB, none of {', '.join(RAW_FORMATS)}."
+    },
     422: {
         "description": "The file is damaged, a parameter is invalid, or confidence is requested from a network that "
         "returns masks only."

@@ -106,7 +106,7 @@ class Batcher:
         """Add an image to the queue and return its future, which can be cancelled until its batch starts.
 
         Args:
-            image: uint8 (H, W, 3) RGB image.
+            image: Image (H, W, channels) in the format of the network.
             confidence: Whether to predict the confidence of each pixel.
 
         Raises:
@@ -132,7 +132,9 @@ class Batcher:
         """Segment a black image, so that no client waits for the network's one-time set-up; set `ready` on success."""
         height, width = self.predictor.runtime.metadata.get("input_size", _WARM_UP_SIZE)
         try:
-            self.predictor(np.zeros((height, width, 3), np.uint8))
+            pixels = self.predictor.pixels
+            dtype = np.uint8 if pixels.is_uint8 else np.float32
+            self.predictor(np.full((height, width, pixels.channels), pixels.value_range[0], dtype))
         except Exception as error:
             log.warning(
                 "%s fails on a black image, so the server is not ready; next attempt in %g s: %s",

@@ -14,10 +14,13 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bpkd_sdk.images import TooLargeError, UnknownFormatError, read_image
+from bpkd_sdk.images import RAW_FORMATS, TooLargeError, UnknownFormatError, read_pixels
+from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.serve.service.responses import Problem, problem_response
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # no TIFF: its many codecs are a risk with untrusted files
+# No TIFF, whose many codecs are a risk with untrusted files. Networks of other channels get TIFF files too, of which
+# `bpkd_sdk.images.read_pixels` decodes only a few lossless codecs.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 FORM_FIELD = "image"
 
 # Longest allowed side of an image, relative to the side of the largest square. Networks pad both sides to a multiple of
@@ -46,6 +49,16 @@ class Limits:
     max_requests: int = 64
     max_decoded_images: int = 8
     timeout: float = 30.0
+
+    def max_pixels_of(self, pixels: PixelFormat) -> int:
+        """Return the maximum pixels of an image, so that one image does not need more than all decoded images may."""
+        pixel_bytes = pixels.channels * (1 if pixels.is_uint8 else 4)
+        return min(self.max_pixels, 3 * self.max_decoded_images * self.max_pixels // pixel_bytes)
+
+
+def upload_formats(pixels: PixelFormat) -> tuple[str, ...]:
+    """Return the formats of files that visitors can send for images of a `PixelFormat`."""
+    return IMAGE_FORMATS if pixels.is_rgb8 or (pixels.channels == 1 and pixels.is_uint8) else RAW_FORMATS
 
 
 class BodyLimitMiddleware:
@@ -149,8 +162,8 @@ class AdmissionControl:
 
     @contextmanager
     def admit_image(self, image: np.ndarray) -> Iterator[None]:
-        """Count the pixels of a decoded image as in flight, or raise a `Problem` with status 503."""
-        pixels = image.shape[0] * image.shape[1]
+        """Count the pixels of a decoded image as in flight, as those of an RGB image, or raise a `Problem` (503)."""
+        pixels = -(-image.nbytes // 3)
         if self._pixels + pixels > self.limits.max_decoded_images * self.limits.max_pixels:
             raise _queue_full()
         self._pixels += pixels
@@ -208,25 +221,31 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     return path.read_bytes()
 
 
-def read_untrusted_image(content: bytes, limits: Limits) -> np.ndarray:
-    """Decode an untrusted image file to uint8 (H, W, 3) RGB. No error message contains a path.
+def read_untrusted_image(content: bytes, limits: Limits, pixels: PixelFormat) -> np.ndarray:
+    """Decode an untrusted image file to (H, W, channels). No error message contains a path.
+
+    Args:
+        content: Content of the file.
+        limits: Limits of images.
+        pixels: Format of the images that the network takes.
 
     Raises:
-        UnknownFormatError: If the format is not one of `IMAGE_FORMATS`.
+        UnknownFormatError: If the format is not one of `upload_formats`.
         TooLargeError: If the image has too many pixels, or is too long and thin.
         ValueError: If the file is damaged.
     """
-    image = read_image(content, max_pixels=limits.max_pixels, formats=IMAGE_FORMATS)
+    max_pixels = limits.max_pixels_of(pixels)
+    image = read_pixels(content, pixels, max_pixels=max_pixels, formats=upload_formats(pixels))
     height, width, _ = image.shape
     if max(height, width) > _MAX_SIDE_RATIO * limits.max_pixels**0.5:
         raise TooLargeError(f"An image of {height} x {width} is too long and thin.")
     return image
 
 
-def decode_upload(content: bytes, limits: Limits) -> np.ndarray:
+def decode_upload(content: bytes, limits: Limits, pixels: PixelFormat) -> np.ndarray:
     """Decode an uploaded image as `read_untrusted_image` does; raise every error as a `Problem`."""
     try:
-        return read_untrusted_image(content, limits)
+        return read_untrusted_image(content, limits, pixels)
     except UnknownFormatError as error:
         raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, str(error)) from error
     except TooLargeError as error:

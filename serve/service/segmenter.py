@@ -161,7 +161,8 @@ class Segmenter:
 
     async def _process(self, upload: bytes, request: SegmentRequest, batcher: Batcher) -> Response:
         timings_ms: dict[str, float] = {}
-        image = await self._run_in_thread("decode", timings_ms, lambda: decode_upload(upload, self.limits))
+        pixels = batcher.predictor.pixels
+        image = await self._run_in_thread("decode", timings_ms, lambda: decode_upload(upload, self.limits, pixels))
         with self.admission.admit_image(image):
             result = await asyncio.wrap_future(batcher.submit(image, confidence=request.needs_confidence))
             timings_ms |= result.timings_ms
