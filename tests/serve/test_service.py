@@ -213,7 +213,8 @@ def test_the_documentation_loads_nothing_from_other_servers(server):
     assert set(paths) == {"/v1/segment", "/v1/models", "/healthz", "/readyz", "/metrics"}
     segment = paths["/v1/segment"]["post"]
     assert set(segment["requestBody"]["content"]) == {
-        "image/jpeg", "image/png", "image/webp", "image/bmp", "multipart/form-data"
+        "image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "application/octet-stream",
+        "multipart/form-data",
     }  # fmt: skip
     assert set(segment["responses"]["200"]["content"]) == {"application/json", "image/png"}
 
