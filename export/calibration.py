@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bpkd_sdk.classes import check_class_count, class_order, reorder_labels
+from bpkd_sdk.classes import Order, check_class_count, class_order, reorder_labels
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.checks import checked_image
 from bpkd_sdk.evaluation.agreement import MaskAgreement, mask_agreement
@@ -18,7 +18,9 @@ from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.export.qdq import Layer, range_tensors, with_range_outputs
 from bpkd_sdk.pixels import check_pixels
 from bpkd_sdk.progress import track
+from bpkd_sdk.runtime.fit import Fit, fit_images, fit_size
 from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session
+from bpkd_sdk.sizes import format_size, resize_label
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -27,12 +29,21 @@ if TYPE_CHECKING:
 # One of HELD_OUT images measures the loss and does not calibrate. The first RANKING_IMAGES of these rank the layers.
 HELD_OUT = 4
 RANKING_IMAGES = 4
+_GOLDEN_RATIO = 0.618034  # multiples of it, without their whole part, are spread evenly
+
+Sample = tuple[Tensor, Tensor]
 
 
 def read_samples(
-    data: SegmentationDataset, most: int, runtime: OnnxRuntime, match_classes: bool
-) -> list[tuple[Tensor, Tensor]]:
-    """Read images (channels, H, W) and labels (H, W) in the file's order of classes, spread evenly over the data."""
+    data: SegmentationDataset, most: int, runtime: OnnxRuntime, fit: Fit, match_classes: bool
+) -> list[list[Sample]]:
+    """Read images that are spread evenly over a data set, as the file gets them.
+
+    Returns:
+        For each image, one sample: the image (C, h, w) of a size that the file accepts, and its label (h, w) in the
+        file's order of classes, without the padding. If the file gets windows of the images, each image gives as many
+        as make `most` samples together, at least one.
+    """
     if most < HELD_OUT or len(data) < HELD_OUT:
         raise ValueError(
             f"Expected at least {HELD_OUT} images, {HELD_OUT - 1} to calibrate with and one to measure the loss on, "
@@ -45,17 +56,51 @@ def read_samples(
         name, classes = str(runtime.path), _mask_classes(runtime) or data.num_classes
         check_class_count(classes, data.num_classes, network_name=name, data_name=data.name)
         order = class_order(runtime.spec, data, network_name=name, data_name=data.name, match_classes=match_classes)
+    indices = np.linspace(0, len(data) - 1, min(most, len(data))).round().astype(int).tolist()
+    return [
+        _fitted_samples(data, index, order, runtime, fit, most // len(indices), number)
+        for number, index in enumerate(indices)
+    ]
+
+
+def _fitted_samples(
+    data: SegmentationDataset,
+    index: int,
+    order: Order | None,
+    runtime: OnnxRuntime,
+    fit: Fit,
+    most: int,
+    number: int,
+) -> list[Sample]:
+    """Read one image, and return the parts of it that the file gets; at most `most` windows, spread evenly.
+
+    Args:
+        data: Data set.
+        index: Index of the image.
+        order: Result of `class_order`.
+        runtime: The file.
+        fit: Rule for images of a size that the file does not accept.
+        most: Largest number of windows.
+        number: Number of the images that were read before; it moves the windows.
+    """
+    image, label = data[index]
+    image = checked_image(data, index, image)
+    if label.shape != image.shape[1:]:
+        raise ValueError(
+            f"{data.sample_name(index)}: the image is {format_size(image.shape[1:])} and the label "
+            f"{format_size(label.shape)} (height x width). Both must have the same size."
+        )
+    fitted = fit_size((image.shape[1], image.shape[2]), runtime.accepts, fit)
+    image = fit_images(image[None], fitted, runtime.spec)[0]
+    label = resize_label(reorder_labels(label, order, data.ignore_index), fitted.inner)
+    (height, width), corners = fitted.window, fitted.corners()
+    count = min(most, len(corners))
+    first = int(number * _GOLDEN_RATIO % 1 * len(corners))
     samples = []
-    for index in np.linspace(0, len(data) - 1, min(most, len(data))).round().astype(int).tolist():
-        image, label = data[index]
-        image = checked_image(data, index, image)
-        height, width = image.shape[1:]
-        if not runtime.accepts.takes_size(height, width):
-            raise ValueError(
-                f"{runtime.path} takes images of {runtime.metadata['input_size']}, but {data.sample_name(index)} is "
-                f"{[height, width]}. Resize the images, or export with input_size={(height, width)}."
-            )
-        samples.append((image, reorder_labels(label, order, data.ignore_index)))
+    for part in range(count):
+        top, left = corners[(first + part * len(corners) // count) % len(corners)]
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        samples.append((image[:, rows, columns], label[rows, columns]))
     return samples
 
 
@@ -77,14 +122,12 @@ class HeldOutImages:
     Args:
         runtime: The float32 file.
         data: Data set that the images are from.
-        samples: Images (3, H, W) and labels (H, W).
+        samples: Images (3, H, W) and labels (h, w), which are smaller where an image is padded.
     """
 
-    def __init__(
-        self, runtime: OnnxRuntime, data: SegmentationDataset, samples: Sequence[tuple[Tensor, Tensor]]
-    ) -> None:
-        self.images = [image for image, _ in samples]
-        self.float_masks = self._run(runtime.session, self.images)
+    def __init__(self, runtime: OnnxRuntime, data: SegmentationDataset, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+        self.float_masks = self._run(runtime.session, samples)
         self.references = [label for _, label in samples] if data.has_labels else self.float_masks
         self.class_names, self.ignore_index = data.class_names, data.ignore_index
         if not data.has_labels:  # then the data's classes may differ from the network's
@@ -107,12 +150,13 @@ class HeldOutImages:
         return self.boundary_iou - self._score(self._segment(model)).boundary_iou
 
     def _segment(self, model: ModelProto, most: int | None = None) -> list[Tensor]:
-        """Return the masks (H, W) of a model for the first `most` images; None: for all."""
-        return self._run(open_session(model, torch.device("cpu")), self.images[:most])
+        """Return the masks (h, w) of a model for the first `most` images; None: for all."""
+        return self._run(open_session(model, torch.device("cpu")), self.samples[:most])
 
-    def _run(self, session: InferenceSession, images: Sequence[Tensor]) -> list[Tensor]:
+    def _run(self, session: InferenceSession, samples: Sequence[Sample]) -> list[Tensor]:
         name = session.get_inputs()[0].name
-        return [torch.from_numpy(session.run(None, {name: _to_batch(image)})[0])[0] for image in images]
+        masks = [torch.from_numpy(session.run(None, {name: _to_batch(image)})[0])[0] for image, _ in samples]
+        return [mask[: label.shape[0], : label.shape[1]] for mask, (_, label) in zip(masks, samples, strict=True)]
 
     def _score(self, masks: Sequence[Tensor]) -> Metrics:
         counts = MetricCounts(self.class_names, ignore_index=self.ignore_index)

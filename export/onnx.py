@@ -26,6 +26,7 @@ from bpkd_sdk.models.checkpoint import content_hash
 from bpkd_sdk.output import as_output, check_final_activation
 from bpkd_sdk.runtime.inference import pad_to_multiple
 from bpkd_sdk.runtime.onnx import OnnxRuntime, seal_onnx
+from bpkd_sdk.sizes import check_size
 
 Precision = Literal["fp32", "fp16"]
 
@@ -105,9 +106,9 @@ def to_onnx(
             TensorRT compute little in uint16. Otherwise it accepts normalised float32 (N, channels, H, W).
         argmax: Whether the file returns uint8 masks (N, H, W); otherwise it returns float32 logits (N, C, H, W).
         opset: ONNX operator set; 18 is the newest whose Resize older CUDA builds of ONNX Runtime support.
-        verify_on: Images to verify with in addition to the embedded photographs, for example validation images; their
-            sizes must be accepted by the file. A data set of any library (see `as_dataset`), whose classes are the
-            network's if it does not state them.
+        verify_on: Images to verify with in addition to the embedded photographs, for example validation images, of any
+            size: a file of one size gets windows of other images. A data set of any library (see `as_dataset`), whose
+            classes are the network's if it does not state them.
         match_classes: Whether the network's class names are compared with those of `verify_on`; False takes classes by
             position.
         force: Whether a file that disagrees with torch is kept, as ``<name>.UNVERIFIED.onnx``, with a warning.
@@ -118,6 +119,7 @@ def to_onnx(
             those of `verify_on`.
         RuntimeError: If torch cannot export the network, or ONNX Runtime and torch disagree; no file is written then.
     """
+    input_size = check_size("input_size", input_size)
     for package in ("onnx", "onnxscript", "onnxslim", "onnxruntime"):
         import_optional(package, "export")
     model = source if isinstance(source, nn.Module) else load_model(source)

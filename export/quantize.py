@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from bpkd_sdk.export.calibration import HELD_OUT, RANKING_IMAGES, HeldOutImages,
 from bpkd_sdk.export.qdq import Layer, find_layers, inner_layers, insert_qdq
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.progress import track
+from bpkd_sdk.runtime.fit import Fit, check_fit
 from bpkd_sdk.runtime.onnx import OnnxRuntime, read_onnx, seal_onnx
 
 if TYPE_CHECKING:
@@ -105,6 +107,7 @@ def quantize(
     *,
     images: int = 64,
     max_boundary_loss: float | None = None,
+    fit: Fit = "slide",
     match_classes: bool = True,
 ) -> QuantizationReport:
     """Put as many convolutions, matrix products and sums of an ONNX file into int8 as a limit on boundary loss allows.
@@ -122,12 +125,15 @@ def quantize(
         source: ONNX file of `to_onnx` with precision="fp32", preprocess=True and argmax=True, that agrees with torch.
         path: File to write; it ends in ``.onnx``. Its metadata is that of `source`, without the agreement with torch,
             with precision "int8", and with the report under "quantization".
-        calibration_data: Images like those that the network will segment, of a size that the file accepts, in a data
-            set of any library (see `as_dataset`); its classes are the file's if it does not state them. Labels are used
-            if there are any; without labels, the classes may differ from the network's.
-        images: Largest number of images to use.
+        calibration_data: Images of any size like those that the network will segment, in a data set of any library (see
+            `as_dataset`); its classes are the file's if it does not state them. Labels are used if there are any;
+            without labels, the classes may differ from the network's.
+        images: Largest number of images to use. With windows of larger images, each image gives a window, at another
+            place in each image; of fewer images, more windows are used.
         max_boundary_loss: Largest loss of boundary IoU (0..1). None: 0.01 with labels; 0.1 without labels, because
             every pixel that changes counts against the float32 file's own masks.
+        fit: "slide", "resize" or "pad": rule for images of a size that the file does not accept, the same as when the
+            network will be used; see `bpkd_sdk.runtime.fit`.
         match_classes: Whether the file's class names are compared with those of labelled data, and labels are put in
             the file's order; False takes classes by position.
 
@@ -142,12 +148,14 @@ def quantize(
     target = Path(path)
     if target.suffix != ".onnx":
         raise ValueError(f"Expected a path that ends in '.onnx', but got {str(target)!r}.")
+    check_fit(fit)
     if max_boundary_loss is not None and not max_boundary_loss <= 1:
         raise ValueError(f"Expected `max_boundary_loss` to be at most 1, but got {max_boundary_loss}.")
     runtime = _open_float_file(Path(source))
     calibration_data = as_dataset_of(calibration_data, runtime.spec.class_names)
-    samples = read_samples(calibration_data, images, runtime, match_classes)
+    samples = read_samples(calibration_data, images, runtime, fit, match_classes)
     calibration_images = len(samples) - max(1, len(samples) // HELD_OUT)
+    calibrating, measuring = list(chain(*samples[:calibration_images])), list(chain(*samples[calibration_images:]))
     if max_boundary_loss is None:
         max_boundary_loss = LIMIT_WITH_LABELS if calibration_data.has_labels else LIMIT_WITHOUT_LABELS
     model, _ = read_onnx(Path(source))
@@ -156,8 +164,8 @@ def quantize(
         raise ValueError(
             f"{source} has {weighted} layers with weights; the first and the last stay in float32, so none remains."
         )
-    ranges = measure_ranges(model, layers, [image for image, _ in samples[:calibration_images]])
-    held_out = HeldOutImages(runtime, calibration_data, samples[calibration_images:])
+    ranges = measure_ranges(model, layers, [image for image, _ in calibrating])
+    held_out = HeldOutImages(runtime, calibration_data, measuring)
     alone = {
         layer: _measure_layer(layer, held_out.agreement(insert_qdq(model, [layer], ranges), RANKING_IMAGES))
         for layer in track(layers, total=len(layers), description="Measuring layers")
@@ -188,6 +196,7 @@ def quantize(
         quantized=sum(layer.weighted for layer in chosen),
         layers=[dataclasses.asdict(layer) for layer in measured],
         data=calibration_data.name,
+        fit=fit,
         max_boundary_loss=max_boundary_loss,
         agreement_before=runtime.metadata["parity"]["agreement"],
         **summary,

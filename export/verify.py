@@ -22,9 +22,11 @@ from bpkd_sdk.evaluation.agreement import mask_agreement
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.models import get_spec, load_model
 from bpkd_sdk.pixels import check_pixels
-from bpkd_sdk.runtime import Runtime, match_runtime, open_runtime
+from bpkd_sdk.runtime import AcceptedImages, Runtime, TorchRuntime, match_runtime, open_runtime
 from bpkd_sdk.runtime.base import Range
+from bpkd_sdk.runtime.fit import Fit, check_fit, fit_images, fit_size, fitted_bands
 from bpkd_sdk.runtime.inference import to_mask, whole_logits
+from bpkd_sdk.sizes import check_size
 
 _SMALLEST_SIDE = 33  # pixels
 
@@ -119,6 +121,7 @@ def verify(
     input_sizes: Sequence[tuple[int, int]] | None = None,
     batches: Sequence[int] | None = None,
     data: Any = None,
+    fit: Fit = "slide",
     match_classes: bool = True,
 ) -> VerificationReport:
     """Segment natural images with an artifact and with its network, in float32 on the CPU, and compare the masks.
@@ -133,6 +136,8 @@ def verify(
             two more or the largest number.
         data: Further images, each of which is a run at its own size; with labels, both are also scored on them. A data
             set of any library (see `as_dataset`), whose classes are the network's if it does not state them.
+        fit: "slide", "resize" or "pad": rule for images of `data` of a size that the artifact does not accept, by which
+            both get them; see `bpkd_sdk.runtime.fit`.
         match_classes: Whether the class names of both are compared with those of the data, and both are scored in the
             data's order; False takes classes by position.
 
@@ -142,6 +147,9 @@ def verify(
             data.
         RuntimeError: If the artifact cannot run.
     """
+    check_fit(fit)
+    if input_sizes is not None:
+        input_sizes = [check_size("input_sizes", size) for size in input_sizes]
     runtime = open_runtime(source)
     network = copy.deepcopy(reference) if isinstance(reference, nn.Module) else load_model(reference)
     network = network.cpu().float().eval()
@@ -151,18 +159,21 @@ def verify(
     order = None
     if data is not None:
         data = as_dataset_of(data, spec.class_names)
-        _check_data(network, data)
+        _check_data(network, runtime.accepts, data, fit)
         order = class_order(spec, data, network_name="The network", data_name=data.name, match_classes=match_classes)
     least, most = runtime.accepts.batch
     batches = batches or (least, min(least + 2, most or least + 2))
-    images = map(spec.imitate, _photo_batches(input_sizes or _default_sizes(runtime), batches))
-    runs = [_compare(runtime, network, batch)[0] for batch in images]
+    runs = []
+    reference_runtime = _ReferenceRuntime(network, runtime)
+    for batch in map(spec.imitate, _photo_batches(input_sizes or _default_sizes(runtime), batches)):
+        runtime.accepts.check(batch.permute(0, 2, 3, 1), runtime.name, runtime.spec.pixels)
+        runs.append(_compare(runtime, reference_runtime, batch, fit)[0])
     if data is None:
         return VerificationReport(tuple(runs))
     counts = [MetricCounts(data.class_names, ignore_index=data.ignore_index) for _ in range(2)]
     for index, (image, label) in enumerate(data):
         image = checked_image(data, index, image)
-        run, *masks = _compare(runtime, network, image[None])
+        run, *masks = _compare(runtime, reference_runtime, image[None], fit)
         runs.append(run)
         if data.has_labels:
             for counter, mask in zip(counts, masks, strict=True):
@@ -171,12 +182,15 @@ def verify(
 
 
 @torch.inference_mode()
-def _check_data(network: nn.Module, data: SegmentationDataset) -> None:
+def _check_data(network: nn.Module, accepts: AcceptedImages, data: SegmentationDataset, fit: Fit) -> None:
     """Raise ValueError if the data set's classes are wrong, or if their number is not the network's."""
     data.check_classes()
     check_pixels(get_spec(network).pixels, data.pixels, network_name="The network", data_name=data.name)
     if data.has_labels:
-        channels = whole_logits(network, data.pixels.canonical(data[0][0])[None]).shape[1]
+        image = data.pixels.canonical(data[0][0])[None]
+        fitted = fit_size((image.shape[2], image.shape[3]), accepts, fit)
+        part = fit_images(image, fitted, get_spec(network))[..., : fitted.window[0], : fitted.window[1]]
+        channels = whole_logits(network, part).shape[1]
         check_class_count(channels, data.num_classes, network_name="The network", data_name=data.name)
 
 
@@ -206,20 +220,42 @@ def _photo_batches(sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> 
         yield torch.stack([photo(next(index), size) for _ in range(batch)])
 
 
+class _ReferenceRuntime(TorchRuntime):
+    """The network in torch, which gets the same images as the artifact, and returns masks or logits as it does.
+
+    Args:
+        network: Network in float32 on the CPU.
+        artifact: Artifact that was made from it.
+    """
+
+    def __init__(self, network: nn.Module, artifact: Runtime) -> None:
+        super().__init__(network, "cpu", name=artifact.name)
+        self.accepts = artifact.accepts
+        self.metadata = {**self.metadata, "argmax": artifact.metadata["argmax"]}
+
+    def infer(self, inputs: Tensor) -> Tensor:
+        """Compute logits (N, C, H, W), or masks (N, H, W) if the artifact returns masks."""
+        logits = super().infer(inputs)
+        return to_mask(logits).to(torch.uint8) if self.metadata["argmax"] else logits
+
+
 @torch.inference_mode()
-def _compare(artifact: Runtime, network: nn.Module, images: Tensor) -> tuple[VerificationRun, Tensor, Tensor]:
-    """Segment one batch, uint8 (N, 3, H, W); return the agreement, the network's mask and the artifact's mask."""
-    logits = whole_logits(network, images)
-    expected = to_mask(logits)
-    output = artifact.infer(artifact.prepare(images.permute(0, 2, 3, 1))).cpu()
+def _compare(
+    artifact: Runtime, reference: _ReferenceRuntime, images: Tensor, fit: Fit
+) -> tuple[VerificationRun, Tensor, Tensor]:
+    """Segment one batch, (N, C, H, W); return the agreement, the network's mask and the artifact's mask."""
+    outputs, expected = (
+        torch.cat([band.cpu() for band in fitted_bands(runtime, images, fit)], dim=-2)
+        for runtime in (artifact, reference)
+    )
     difference = None
     if not artifact.metadata["argmax"]:
-        difference = ((output - logits).abs().max() / logits.abs().max()).item()
-        output = to_mask(output)
-    whole, edge, body = mask_agreement(output, expected)
+        difference = ((outputs - expected).abs().max() / expected.abs().max()).item()
+        outputs, expected = to_mask(outputs), to_mask(expected)
+    whole, edge, body = mask_agreement(outputs, expected)
     assert whole is not None  # noqa: S101  (an image has pixels)
     height, width = images.shape[2:]
-    return VerificationRun((height, width), len(images), whole, edge, body, difference), expected, output
+    return VerificationRun((height, width), len(images), whole, edge, body, difference), expected, outputs
 
 
 def _without_none(values: Iterable[float | None]) -> list[float]:

@@ -16,6 +16,7 @@ from torch import nn
 from bpkd_sdk.export.benchmark.facts import count_cost
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime import Runtime, match_runtime
+from bpkd_sdk.runtime.fit import Fit, check_fit, fit_size
 from bpkd_sdk.serve.predictor import Predictor, Timings
 
 ModelSource: TypeAlias = str | Path | nn.Module | Runtime | Predictor
@@ -53,11 +54,14 @@ class ServedModel:
         Args:
             image_size: Height and width of the image in pixels.
         """
-        divisor = self.predictor.runtime.spec.size_divisor
-        height, width = (side + -side % divisor for side in image_size)
+        runtime = self.predictor.runtime
+        fitted = fit_size(image_size, runtime.accepts, self.predictor.fit)
+        divisor = runtime.spec.size_divisor
+        height, width = (side + -side % divisor for side in fitted.window)
         if (height, width) not in self._costs:
-            self._costs[height, width] = count_cost(self.predictor.runtime, (height, width))
-        return self._costs[height, width]
+            self._costs[height, width] = count_cost(runtime, (height, width))
+        params, macs = self._costs[height, width]
+        return params, macs and macs * len(fitted.corners())
 
     def measure(self, image: np.ndarray) -> Timings:
         """Return the median times from an image to its mask. Each image size is measured once.
@@ -132,6 +136,7 @@ def open_models(
     *,
     teacher: ModelSource | None = None,
     device: str | torch.device = "auto",
+    fit: Fit = "slide",
 ) -> ModelSet:
     """Open networks. A network that cannot be opened is recorded with the reason; the others are opened anyway.
 
@@ -139,6 +144,7 @@ def open_models(
         students: Sources of the students, each as `Predictor` takes it, or a `Predictor`.
         teacher: Source of the teacher, or None.
         device: Device for all networks except those that are specified as a `Predictor`.
+        fit: Rule for images of a size that a network does not accept, as for `Predictor`, for the same networks.
 
     Raises:
         ValueError: If neither a teacher nor a student is specified.
@@ -146,7 +152,8 @@ def open_models(
     sources = [*students, *([] if teacher is None else [teacher])]
     if not sources:
         raise ValueError("Expected a teacher, a student or both, but got neither.")
-    models = [_open(source, name, device) for source, name in zip(sources, _unique_names(sources), strict=True)]
+    check_fit(fit)
+    models = [_open(source, name, device, fit) for source, name in zip(sources, _unique_names(sources), strict=True)]
     opened_teacher = models[-1] if teacher is not None and isinstance(models[-1], ServedModel) else None
     return ModelSet(
         opened_teacher,
@@ -164,9 +171,9 @@ def check_models(models: object) -> None:
         )
 
 
-def _open(source: ModelSource, name: str, device: str | torch.device) -> ServedModel | UnavailableModel:
+def _open(source: ModelSource, name: str, device: str | torch.device, fit: Fit) -> ServedModel | UnavailableModel:
     try:
-        return ServedModel(name, source if isinstance(source, Predictor) else Predictor(source, device))
+        return ServedModel(name, source if isinstance(source, Predictor) else Predictor(source, device, fit=fit))
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         # Visitors of the demo see the reason, so it must not contain the path of the file.
         return UnavailableModel(name, str(error).replace(_title(source), name))
@@ -211,7 +218,7 @@ def _match_predictor(predictor: Predictor, reference: ServedModel) -> Predictor 
     if not spec.class_names or not reference_spec.class_names:
         return None
     try:
-        return Predictor(match_runtime(predictor.runtime, reference_spec, reference.name))
+        return Predictor(match_runtime(predictor.runtime, reference_spec, reference.name), fit=predictor.fit)
     except ValueError:
         return None
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from bpkd_sdk.cli.common import MatchClasses, Root, app, console, errors, parse_size, selects_files
+from bpkd_sdk.cli.common import Fit, MatchClasses, Root, app, console, errors, parse_size, selects_files
 from bpkd_sdk.files import write_atomically
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ def export(
     root: Root = None,
     images: Annotated[int | None, typer.Option(help="int8: largest number of calibration images.")] = None,
     max_boundary_loss: Annotated[float | None, typer.Option(help="int8: largest loss of boundary IoU, 0 to 1.")] = None,
+    fit: Annotated[
+        Literal["slide", "resize", "pad"] | None,
+        typer.Option(help="int8: calibration images of other sizes: 'slide' (overlapping windows), 'resize', 'pad'."),
+    ] = None,
     batch: Annotated[str | None, typer.Option(help="Engine: SMALLEST,BEST,LARGEST number of images per batch.")] = None,
     sizes: Annotated[
         str | None,
@@ -91,6 +95,7 @@ def export(
         "calibration_data": data and bpkd_sdk.open_dataset(data, root=root, split="train", **selection),
         "images": images,
         "max_boundary_loss": max_boundary_loss,
+        "fit": fit,
         "batch": parse_batch(batch),
         "input_sizes": parse_sizes(sizes),
         "workspace_mb": workspace_mb,
@@ -219,6 +224,7 @@ def benchmark(
     ] = None,
     duration: Annotated[float, typer.Option(help="Seconds of timed calls for each artifact.")] = 10.0,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")] = "auto",
+    fit: Fit = "slide",
     match_classes: MatchClasses = True,
     json: Annotated[Path | None, typer.Option(help="File to write all figures to, as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="File to write the table to, as Markdown.")] = None,
@@ -237,6 +243,7 @@ def benchmark(
         input_size=parse_size(size),
         duration=duration,
         device=device,
+        fit=fit,
         match_classes=match_classes,
     )
     for path, content in ((json, report.to_json), (markdown, report.to_markdown), (html, report.to_html)):

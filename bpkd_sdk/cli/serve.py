@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from bpkd_sdk.cli.common import app, console, errors
+from bpkd_sdk.cli.common import Fit, app, console, errors
 
 if TYPE_CHECKING:
     from bpkd_sdk.serve.networks import ModelSet
@@ -44,6 +44,7 @@ def serve(
         bool, typer.Option("--insecure", help="Accept requests without credentials, from every machine.")
     ] = False,
     device: Annotated[str, typer.Option(help="Device of the networks: 'auto', 'cpu', 'cuda', ...")] = "auto",
+    fit: Fit = "slide",
     demo: Annotated[bool, typer.Option(help="Serve the demo page beside the HTTP service.")] = True,
     examples: Annotated[
         Path | None,
@@ -99,7 +100,7 @@ def serve(
     )
     with listen(host, port) as listener:
         with errors.status("Opening the networks"):
-            models = open_models(student, teacher=teacher, device=device)
+            models = open_models(student, teacher=teacher, device=device, fit=fit)
         service = create_app(
             models,
             access=access,

@@ -82,6 +82,10 @@ class AcceptedImages:
                 f"{name} takes images of {self.describe_size()} (height x width), but got {height} x {width}. Resize "
                 f"the images, or export with input_size=({height}, {width}) or dynamic_size=True."
             )
+        self.check_batch(count, name)
+
+    def check_batch(self, count: int, name: str) -> None:
+        """Raise ValueError unless this number of images is accepted at a time."""
         if not _within(count, self.batch):
             advice = "Export with dynamic_batch=True." if self.batch[1] == 1 else "Split the batch."
             raise ValueError(f"{name} takes {_format_range(self.batch)} image(s) at a time, but got {count}. {advice}")

@@ -22,6 +22,8 @@ from bpkd_sdk.export.benchmark.report import BenchmarkReport
 from bpkd_sdk.models import NetworkSpec
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime import Runtime
+from bpkd_sdk.runtime.fit import Fit, check_fit
+from bpkd_sdk.sizes import check_size
 
 ROUNDS = 5
 BATCHES = 4  # number of different batches, used in turns
@@ -36,6 +38,7 @@ def benchmark(
     input_size: tuple[int, int] | None = None,
     duration: float = 10.0,
     device: str = "auto",
+    fit: Fit = "slide",
     match_classes: bool = True,
 ) -> BenchmarkReport:
     """Measure the cost, latency, memory, precision and accuracy of artifacts side by side.
@@ -60,19 +63,24 @@ def benchmark(
             None: size of the data's first image; without data, the first size that an artifact states, or 512x1024.
         duration: Seconds of timed calls for each artifact. Each round has at least two whole calls and one in stages.
         device: "auto" (torch's current accelerator if the artifact supports it, otherwise the CPU), "cpu", "cuda", ...
+        fit: "slide", "resize" or "pad": rule for images of a size that an artifact does not accept, for timing and
+            scoring; see `bpkd_sdk.runtime.fit`.
         match_classes: Whether to compare the class names of each artifact with those of `data`, and to score its masks
             in the order of the data. False: classes are matched by position.
 
     Raises:
         ValueError: If an argument is out of its range.
     """
+    check_fit(fit)
+    if input_size is not None:
+        input_size = check_size("input_size", input_size)
     artifacts = [sources] if isinstance(sources, (str, Path, nn.Module, Runtime)) else list(sources)
     if not artifacts:
         raise ValueError("Expected at least one artifact to benchmark, but got none.")
     if batch < 1 or duration <= 0:
         raise ValueError(f"Expected `batch` of at least 1 and `duration` above 0, but got {batch} and {duration}.")
     environment = Environment.here()
-    with _start(artifacts, device, batch) as entries:
+    with _start(artifacts, device, batch, fit) as entries:
         for entry in track(entries, total=len(entries), description="Opening"):
             entry.open()
         if data is not None:
@@ -103,16 +111,17 @@ def benchmark(
         gap=GAP,
         environment=environment,
         clocks_after=clocks_after,
+        fit=fit,
     )
 
 
 @contextmanager
-def _start(artifacts: Sequence[Artifact], device: str, batch: int) -> Iterator[list[Entry]]:
+def _start(artifacts: Sequence[Artifact], device: str, batch: int, fit: Fit) -> Iterator[list[Entry]]:
     """Yield the entries of the artifacts, and end their processes after the block."""
     entries: list[Entry] = []
     try:
         for source in artifacts:
-            entries.append(Entry(source, device, batch))  # noqa: PERF401  (if one fails, those before it are closed)
+            entries.append(Entry(source, device, batch, fit))  # noqa: PERF401  (if one fails, those before it are closed)
         yield entries
     finally:
         for entry in entries:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,9 @@ from bpkd_sdk.export.benchmark.facts import Facts
 from bpkd_sdk.export.benchmark.process import ArtifactError, RemoteSubject
 from bpkd_sdk.export.benchmark.report import STAGES, UNSTEADY, BenchmarkRow, Percentiles
 from bpkd_sdk.export.benchmark.subject import Description, Subject, Times, WarmUp
-from bpkd_sdk.runtime import Runtime, TorchRuntime, find_format
+from bpkd_sdk.runtime import AcceptedImages, Runtime, TorchRuntime, find_format
+from bpkd_sdk.runtime.fit import Fit, fit_size
+from bpkd_sdk.sizes import format_size
 
 Artifact = str | Path | nn.Module | Runtime
 T = TypeVar("T")
@@ -38,14 +41,15 @@ class Entry:
             measured in this process.
         device: Device to run the artifact on.
         batch: Number of images per call.
+        fit: Rule for images of a size that the artifact does not accept.
 
     Attributes:
         problem: Reason why the artifact could not be measured; None if it could.
         not_scored: Reason why the artifact has no scores although the data has labels; None otherwise.
     """
 
-    def __init__(self, source: Artifact, device: str, batch: int) -> None:
-        self.source, self.device, self.batch = source, device, batch
+    def __init__(self, source: Artifact, device: str, batch: int, fit: Fit = "slide") -> None:
+        self.source, self.device, self.batch, self.fit = source, device, batch, fit
         self.problem: str | None = None
         self.not_scored: str | None = None
         self.description: Description | None = None
@@ -57,7 +61,7 @@ class Entry:
         self._remote: RemoteSubject | None = None
         if isinstance(source, (str, Path)):
             self._attempt(lambda: find_format(str(source)))
-            self._remote = None if self.problem else RemoteSubject(source, device, batch)
+            self._remote = None if self.problem else RemoteSubject(source, device, batch, fit)
         self._subject: RemoteSubject | Subject | None = self._remote
 
     def open(self) -> None:
@@ -132,12 +136,25 @@ class Entry:
             boundary_iou=_none_if_nan(self.scores.boundary_iou) if self.scores else None,
             agreement=agreement,
             edge_agreement=edge_agreement,
-            notes=tuple(_notes(self.description, self.warm, self.facts, rounds, self.not_scored)),
+            notes=(*self._fit_notes(), *_notes(self.description, self.warm, self.facts, rounds, self.not_scored)),
         )
+
+    def _fit_notes(self) -> Iterator[str]:
+        """Yield how the timed images are given to the artifact, if it does not get them at their own size."""
+        assert self.warm is not None and self.description is not None  # noqa: S101, PT018  (called by `row` only)
+        height, width = self.warm.masks.shape[1:]
+        fitted = fit_size((height, width), self.description.accepts, self.fit)
+        window, count = format_size(fitted.window), len(fitted.corners())
+        if count > 1:
+            yield f"each image is segmented in {count} windows of {window}, because fit='{self.fit}'"
+        elif fitted.inner != (height, width):
+            yield f"each image is resized to {format_size(fitted.inner)}, because fit='{self.fit}'"
+        if count == 1 and fitted.window != fitted.inner:
+            yield f"each image is padded to {window}"
 
     def _open_subject(self) -> RemoteSubject | Subject:
         if self._subject is None:
-            self._subject = Subject(self.source, self.device, self.batch)
+            self._subject = Subject(self.source, self.device, self.batch, self.fit)
         return self._subject
 
     def _attempt(self, step: Callable[[], T]) -> T | None:
@@ -165,11 +182,13 @@ class Entry:
 
 
 class _SubjectRuntime(Runtime):
-    """A subject as a runtime for `evaluate`: images go to its process, masks come back."""
+    """A subject as a runtime for `evaluate`: images of any size go to its process, masks come back."""
 
     def __init__(self, subject: RemoteSubject | Subject, description: Description) -> None:
         inside = {"preprocess": True, "argmax": True}
-        super().__init__(description.name, description.spec, inside, torch.device("cpu"), description.accepts)
+        # The limits state that the subject takes whole images: it applies the rule for their size in its process.
+        accepts = AcceptedImages(height=(1, sys.maxsize), width=(1, sys.maxsize))
+        super().__init__(description.name, description.spec, inside, torch.device("cpu"), accepts)
         self.subject = subject
 
     def infer(self, inputs: Tensor) -> Tensor:

@@ -62,15 +62,17 @@ class Facts:
     executed: Mapping[str, int]
 
 
-def find_facts(runtime: Runtime, images: Tensor) -> Facts:
+def find_facts(runtime: Runtime, images: Tensor, windows: int = 1) -> Facts:
     """Inspect an artifact.
 
     Args:
         runtime: Opened artifact.
-        images: Images of the benchmark, uint8 (N, H, W, 3).
+        images: Images of the benchmark of a size that the artifact accepts, or windows of them, uint8 (N, H, W, 3).
+        windows: Number of windows for one image.
     """
     params, macs = count_cost(runtime, (images.shape[1], images.shape[2]))
-    return Facts(params, macs, layer_precisions(runtime), *profile_onnx_nodes(runtime, images))
+    facts = layer_precisions(runtime), *profile_onnx_nodes(runtime, images)
+    return Facts(params, macs and windows * macs, *facts)
 
 
 def count_cost(runtime: Runtime, input_size: tuple[int, int]) -> tuple[int | None, int | None]:

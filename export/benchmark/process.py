@@ -14,6 +14,7 @@ import numpy as np
 
 from bpkd_sdk.export.benchmark.facts import Facts
 from bpkd_sdk.export.benchmark.subject import Description, Subject, Times, WarmUp
+from bpkd_sdk.runtime.fit import Fit
 
 _CODE = "from bpkd_sdk.export.benchmark.process import serve; serve()"
 
@@ -31,9 +32,10 @@ class RemoteSubject:
         source: Path or URL of the artifact.
         device: Device to run the artifact on.
         batch: Number of images per call.
+        fit: Rule for images of a size that the artifact does not accept.
     """
 
-    def __init__(self, source: str | Path, device: str, batch: int) -> None:
+    def __init__(self, source: str | Path, device: str, batch: int, fit: Fit = "slide") -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as the process runs)
         self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-c", _CODE],
@@ -42,7 +44,7 @@ class RemoteSubject:
             stderr=self._log,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-        self._arguments = (source, device, batch)
+        self._arguments = (source, device, batch, fit)
 
     def describe(self) -> Description:
         """Open the artifact in the process, and return its description."""

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 
 from bpkd_sdk.export.benchmark.environment import Environment
 from bpkd_sdk.files import parse_record
+from bpkd_sdk.runtime.fit import Fit
 
 FORMAT = "bpkd-benchmark/2"
 STAGES = ("pre", "inference", "post")
@@ -113,6 +114,7 @@ class BenchmarkReport:
         gap: Idle seconds before each artifact's turn in a round.
         environment: State of the machine before the first call.
         clocks_after: Facts of the GPUs directly after the last call.
+        fit: Rule for images of a size that an artifact does not accept.
     """
 
     rows: tuple[BenchmarkRow, ...]
@@ -125,6 +127,7 @@ class BenchmarkReport:
     gap: float
     environment: Environment
     clocks_after: tuple[Mapping[str, str], ...] = ()
+    fit: Fit = "slide"
 
     @property
     def measured(self) -> tuple[BenchmarkRow, ...]:

@@ -20,6 +20,7 @@ from bpkd_sdk.memory import GpuMemoryMeter, MemoryMeter, combined_peak
 from bpkd_sdk.models import NetworkSpec
 from bpkd_sdk.runtime import AcceptedImages, Runtime, TorchRuntime, open_runtime
 from bpkd_sdk.runtime.base import choose_device
+from bpkd_sdk.runtime.fit import Fit, StageTimer, fit_images, fit_size, fitted_masks
 
 T = TypeVar("T")
 
@@ -97,10 +98,14 @@ class Subject:
         source: Artifact that `bpkd_sdk.runtime.open_runtime` can open.
         device: Device to run the artifact on.
         batch: Number of images per call.
+        fit: Rule for images of a size that the artifact does not accept.
     """
 
-    def __init__(self, source: str | Path | torch.nn.Module | Runtime, device: str, batch: int) -> None:
+    def __init__(
+        self, source: str | Path | torch.nn.Module | Runtime, device: str, batch: int, fit: Fit = "slide"
+    ) -> None:
         self.batch = batch
+        self.fit = fit
         self._host_meter = MemoryMeter(torch.device("cpu"))
         chosen = source.device if isinstance(source, Runtime) else choose_device(device)
         with GpuMemoryMeter(chosen) as self._opening, warnings.catch_warnings(record=True) as self._warnings:
@@ -118,11 +123,12 @@ class Subject:
 
     def warm_up(self, images: np.ndarray) -> WarmUp:
         """Segment all images, uint8 (N, H, W, 3), and then repeat the call until the times settle."""
+        self.runtime.accepts.check_batch(self.batch, self.runtime.name)
         self.images = images
         batches = np.split(images, len(images) // self.batch)
         self._batches = cycle(batches)
         with GpuMemoryMeter(self.runtime.device) as warming:
-            masks = np.concatenate([self.runtime(batch) for batch in batches])
+            masks = np.concatenate([self.segment(batch) for batch in batches])
             calls, settled = settle(self._whole_call)
         gc.collect()
         return WarmUp(len(batches) + calls, settled, masks, combined_peak(self._opening, warming))
@@ -142,29 +148,30 @@ class Subject:
 
     def segment(self, images: np.ndarray) -> np.ndarray:
         """Return the masks (N, H, W) of images (N, H, W, 3)."""
-        return self.runtime(images)
+        return self._segment(images, None)
 
     def inspect(self) -> tuple[Facts, int | None]:
         """Return the facts of the artifact, and its peak host memory in bytes (None if unknown)."""
         peak = self._host_meter.peak()
         # The images of the benchmark are not part of the artifact.
         host_memory = None if peak is None else peak - self.images.nbytes
-        return find_facts(self.runtime, torch.from_numpy(self.images[: self.batch])), host_memory
+        images = torch.from_numpy(self.images[: self.batch]).permute(0, 3, 1, 2)
+        fitted = fit_size((images.shape[2], images.shape[3]), self.runtime.accepts, self.fit)
+        height, width = fitted.window
+        parts = fit_images(images, fitted, self.runtime.spec)[..., :height, :width].permute(0, 2, 3, 1)
+        return find_facts(self.runtime, parts, len(fitted.corners())), host_memory
 
     def _whole_call(self) -> None:
-        self.runtime(next(self._batches))
+        self._segment(next(self._batches), None)
 
     def _staged_call(self) -> tuple[float, float, float]:
-        runtime, images = self.runtime, torch.from_numpy(next(self._batches))
-        start = time.perf_counter()
-        inputs = runtime.prepare(images)
-        runtime.synchronize()
-        prepared = time.perf_counter()
-        outputs = runtime.infer(inputs)
-        runtime.synchronize()
-        inferred = time.perf_counter()
-        runtime.masks(outputs).cpu()
-        return prepared - start, inferred - prepared, time.perf_counter() - inferred
+        images, timer = next(self._batches), StageTimer()
+        self._segment(images, timer)
+        return timer.stop()
+
+    def _segment(self, images: np.ndarray, timer: StageTimer | None) -> np.ndarray:
+        masks = fitted_masks(self.runtime, torch.from_numpy(images).permute(0, 3, 1, 2), self.fit, timer=timer)
+        return np.asarray(masks.cpu().numpy())
 
 
 def settle(call: Callable[[], object]) -> tuple[int, bool]:

@@ -126,14 +126,31 @@ def test_an_artifact_that_cannot_run_is_a_row_with_the_reason(report, index, for
     assert row.problem in report.to_markdown()
 
 
-def test_an_artifact_that_does_not_accept_the_shape_is_a_row_with_the_reason(files):
+def test_an_artifact_that_does_not_accept_the_batch_is_a_row_with_the_reason(files):
     here = [open_runtime(files / name, "cpu") for name in ("m.onnx", "m.safetensors")]
     fixed, free = benchmark(here, batch=2, input_size=(32, 48), duration=0.1).rows
     assert (fixed.format, free.format) == ("ONNX", "checkpoint")
-    assert "takes images of 64 x 96 (height x width), but got 32 x 48" in fixed.problem
+    assert "takes 1 image(s) at a time, but got 2. Export with dynamic_batch=True" in fixed.problem
     assert free.problem is None
     assert free.agreement == 1.0  # with its own masks, because it is the first artifact that ran
     assert free.miou is None
+
+
+@pytest.mark.parametrize(
+    ("fit", "size", "note", "windows"),
+    [
+        ("slide", (64, 192), "segmented in 3 windows of 64 x 96, because fit='slide'", 3),
+        ("resize", (128, 96), "resized to 64 x 96, because fit='resize'", 1),
+    ],
+)
+def test_images_of_other_sizes_are_timed_and_scored_by_one_rule(report, files, fit, size, note, windows):
+    data = ShapesDataset("val", length=2, size=size)
+    row = benchmark(open_runtime(files / "m.onnx", "cpu"), data, duration=0.02, fit=fit).rows[0]
+    assert note in row.notes[0]
+    assert row.macs == windows * report.rows[1].macs
+    expected = bpkd_sdk.evaluate(files / "m.onnx", data, protocol=bpkd_sdk.EvaluationProtocol(fit), device="cpu")
+    assert row.miou == pytest.approx(expected.miou)
+    assert not any("because" in note for note in report.rows[1].notes)
 
 
 def test_a_report_read_from_json_equals_the_one_written(report):

@@ -34,6 +34,14 @@ class Flat(Unlabelled):
         return (image if index == 19 else torch.full_like(image, 90)), label
 
 
+class ShortLabels(ShapesDataset):
+    """Images with a row more than their labels."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image, label[1:]
+
+
 def network(width=16):
     """Return a network of six convolutions and three sums, with a ReLU6 and a depthwise convolution."""
     torch.manual_seed(0)
@@ -321,8 +329,10 @@ def test_bad_input(path, report, trained, data, tmp_path):
         quantize(path, tmp_path / "q.onnx", ShapesDataset("val", length=0, size=SIZE))
     with pytest.raises(ValueError, match="got images=3"):
         quantize(path, tmp_path / "q.onnx", data, images=3)
-    with pytest.raises(ValueError, match=r"takes images of \[64, 64\], but shapes/val\[0\] is \[32, 64\]"):
-        quantize(path, tmp_path / "q.onnx", ShapesDataset("val", length=8, size=(32, 64)))
+    with pytest.raises(ValueError, match="Expected `fit` to be one of .*, but got 'pads'. Did you mean 'pad'"):
+        quantize(path, tmp_path / "q.onnx", data, fit="pads")
+    with pytest.raises(ValueError, match=r"shapes/val\[0\]: the image is 64 x 64 and the label 63 x 64"):
+        quantize(path, tmp_path / "q.onnx", ShortLabels("val", length=4, size=SIZE))
     other = copy.deepcopy(data)
     other.class_names, other.palette = other.class_names[:5], other.palette[:5]
     with pytest.raises(ValueError, match="m.onnx predicts 9 classes, but shapes/val has 5"):
