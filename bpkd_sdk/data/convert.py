@@ -17,11 +17,12 @@ from bpkd_sdk.data.annotations.classes import VOID_ID, ClassMap, choose_classes
 from bpkd_sdk.data.annotations.images import check_sizes, locate_images
 from bpkd_sdk.data.annotations.model import Regions
 from bpkd_sdk.data.annotations.writing import check_folder, link, write_classes, write_labels
-from bpkd_sdk.data.classes_file import CLASSES_FILE, VOID
+from bpkd_sdk.data.classes_file import CLASSES_FILE, VOID, read_classes
 from bpkd_sdk.data.folder import FolderDataset, open_folder
 from bpkd_sdk.data.pairs import list_files
 from bpkd_sdk.errors import import_optional
 from bpkd_sdk.files import file_sha256, write_json
+from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.progress import track
 
 
@@ -63,9 +64,10 @@ def convert_annotations(
     """Write annotations as id masks into a folder that `open_dataset` reads.
 
     Images become hard links, or copies on another disk. Labels are PNG files of class ids, 255 for void. The classes
-    are written to ``classes.json``; if it exists, its classes and their order are used. Every file is written
-    atomically. ``conversion-<split>.json`` records the conversion: the same call continues an interrupted one, and
-    files of others are never overwritten. If annotations cannot be drawn, all are listed, and no label remains.
+    are written to ``classes.json``; if it exists, its classes, their order and its format of images are used. Every
+    file is written atomically. ``conversion-<split>.json`` records the conversion: the same call continues an
+    interrupted one, and files of others are never overwritten. If annotations cannot be drawn, the first of them are
+    listed, and no label remains.
 
     - COCO instances: larger ones are drawn first; crowds are void. COCO panoptic files need the folder of their PNG
       files beside the JSON file. See `read_coco`.
@@ -97,6 +99,7 @@ def convert_annotations(
     """
     source, path = Path(source), Path(path)
     import_optional("pycocotools.mask", "data")
+    pixels = read_classes(path / CLASSES_FILE).pixels if (path / CLASSES_FILE).is_file() else PixelFormat()
     given = {name: value for name, value in selection.items() if value is not None and name != "val_seed"}
     if source.is_dir() and (given or (source / "images").is_dir()):
         if images is not None or skip_missing:
@@ -106,6 +109,9 @@ def convert_annotations(
             )
         data = open_folder(source, split, skip_unlabelled=skip_unlabelled, **selection)
         annotations, located, folder = _read_masks(data)
+        if pixels != data.pixels and (path / CLASSES_FILE).is_file():
+            raise ValueError(f"{path / CLASSES_FILE} is for images of {pixels}, but {source} has {data.pixels}.")
+        pixels = data.pixels
         inputs = [pair.label for pair in data.pairs if pair.label is not None]
     elif given:
         raise ValueError(
@@ -123,7 +129,7 @@ def convert_annotations(
             "another folder."
         )
     choice = choose_classes(annotations, class_map, background, path / CLASSES_FILE)
-    sizes = check_sizes(located)
+    sizes = check_sizes(located, pixels)
     names = {image: image.relative_to(folder) for image in located}
     targets = {image: path / "labels" / split / name.with_suffix(".png") for image, name in names.items()}
     _check_names(names)
@@ -143,7 +149,7 @@ def convert_annotations(
         link(image, place)
     jobs = [(targets[image], located[image], sizes[image]) for image in located]
     counts = write_labels(jobs, choice)
-    write_classes(path / CLASSES_FILE, choice)
+    write_classes(path / CLASSES_FILE, choice, pixels)
     class_of_value = dict(enumerate(choice.names)) | {VOID_ID: VOID}
     report = ConversionReport(
         path,

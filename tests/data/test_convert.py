@@ -288,6 +288,29 @@ def test_masks_of_all_kinds_become_ids(tmp_path, run):
     assert np.array_equal(written["b_left"], expected[2 - ids])
 
 
+def test_the_format_of_images_is_kept(tmp_path, run):
+    root = tmp_path / "four"
+    facts = {"channels": 4, "value_range": [0, 4095], "bands": [2, 1, 0]}
+    for part in ("images", "labels"):
+        (root / part / "train").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 4096, (4, HEIGHT, WIDTH), np.uint16)
+    np.save(root / "images/train/a.npy", pixels)
+    Image.fromarray(filled(0, 0, 3, 3, 7)).save(root / "labels/train/a.png")
+    (root / "classes.json").write_text(json.dumps({"ids": {"0": "ground", "7": "tree"}} | facts))
+    label, _, data = run(root, images=None)
+    assert np.array_equal(label, filled(0, 0, 3, 3))
+    assert data[0][0].numpy().tolist() == pixels.tolist()
+    assert json.loads((tmp_path / "out/classes.json").read_text()).items() >= facts.items()
+    cvat_file(tmp_path, "")
+    with pytest.raises(ValueError, match="do not fit their annotations"):
+        run(
+            tmp_path / "annotations.xml",
+            split="val",
+            class_map={"ground": [], "tree": ["dog", "cat"]},
+            background="ground",
+        )
+
+
 def test_sizes_and_exif_orientation_are_held_against_the_image(tmp_path, run):
     source = coco_file(tmp_path, [], height=HEIGHT + 1)
     with pytest.raises(ValueError, match=r"a.jpg is \(20, 30\), its annotation is for \(height, width\) \(21, 30\)"):

@@ -11,7 +11,8 @@ from unicodedata import normalize
 from bpkd_sdk.data.annotations.model import AnnotatedImage
 from bpkd_sdk.data.pairs import IMAGE_SUFFIXES, list_files
 from bpkd_sdk.errors import format_list
-from bpkd_sdk.images import image_size
+from bpkd_sdk.images import image_size, read_pixels
+from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.progress import track
 
 
@@ -76,12 +77,18 @@ def locate_images(
     return dict(sorted(located.items()))
 
 
-def check_sizes(located: dict[Path, AnnotatedImage]) -> dict[Path, tuple[int, int]]:
-    """Return the upright (height, width) of each image; raise ValueError if annotations state other sizes."""
+def check_sizes(located: dict[Path, AnnotatedImage], pixels: PixelFormat) -> dict[Path, tuple[int, int]]:
+    """Return the upright (height, width) of each image; raise ValueError if annotations state other sizes.
+
+    Args:
+        located: Annotation of each image.
+        pixels: Format of the images.
+    """
     sizes, problems = {}, []
     for path, image in track(located.items(), total=len(located), description="Reading image sizes"):
         try:
-            size = sizes[path] = image_size(path)
+            has_header = pixels.is_rgb8 and path.suffix.lower() != ".npy"
+            size = sizes[path] = image_size(path) if has_header else read_pixels(path, pixels).shape[:2]
         except (ValueError, OSError) as error:
             problems.append(str(error))
             continue

@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bpkd_sdk.data.labels import read_label
 from bpkd_sdk.data.pairs import list_files
 from bpkd_sdk.errors import format_list, list_differences
 from bpkd_sdk.files import read_json, write_atomically, write_json
+from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.progress import track
 
 
@@ -48,11 +50,12 @@ def check_folder(labels: Path, record_file: Path, record: Mapping[str, Any], pla
         )
 
 
-def write_classes(file: Path, choice: ClassChoice) -> None:
-    """Write a ``classes.json``, unless it exists."""
+def write_classes(file: Path, choice: ClassChoice, pixels: PixelFormat) -> None:
+    """Write a ``classes.json`` with the classes and the format of the images, unless it exists."""
     if not file.exists():
-        palette = {"palette": [list(color) for color in choice.palette]} if choice.palette else {}
-        write_json(file, {"class_names": list(choice.names)} | palette)
+        palette = {"palette": choice.palette} if choice.palette else {}
+        facts = asdict(pixels) if pixels != PixelFormat() else {}
+        write_json(file, {"class_names": choice.names} | palette | facts)
 
 
 def link(source: Path, path: Path) -> None:
