@@ -332,7 +332,8 @@ def _write_version(model: Path, version: int, config: ModelConfig, artifact: _Ar
 
     shared = {CONFIG: text_format.MessageToString(config).encode(), f"warmup/{IMAGE}": _warm_up_image(artifact)}
     if artifact.spec.class_names:
-        shared[LABELS] = "".join(f"{name}\n" for name in artifact.spec.class_names).encode()
+        names = artifact.spec.mask_names if artifact.metadata["argmax"] else artifact.spec.class_names
+        shared[LABELS] = "".join(f"{name}\n" for name in names).encode()
     files = {f"{version}/{name}": content for name, content in artifact.files.items()}
     draft = model.with_name(f".{model.name}.{os.getpid()}.tmp")
     try:

@@ -136,10 +136,9 @@ def names_and_colors(spec: NetworkSpec) -> tuple[tuple[str, ...], tuple[Color, .
     """
     check_mask_classes(spec.num_classes)
     num_ids = max(spec.num_classes, 2) if spec.num_classes else MAX_CLASSES
-    names, palette = spec.class_names, spec.palette
-    if spec.num_classes == 1:
-        names = ("background", *names) if len(names) == 1 else names
-        palette = ((0, 0, 0), *palette) if len(palette) == 1 else palette
+    names, palette = spec.mask_names, spec.palette
+    if spec.num_classes == len(palette) == 1:
+        palette = ((0, 0, 0), *palette)
     names = names or tuple(map(str, range(num_ids)))
     return names, palette or distinct_colors(names)
 

@@ -95,7 +95,11 @@ def check_samples(dataset: Samples) -> None:
 
 
 def check_for_training(dataset: Samples) -> None:
-    """Check a data set as `check_samples` does, and warn of classes that occur in no label."""
+    """Check a data set as `check_samples` does, and warn of classes that occur in no label.
+
+    Raises:
+        ValueError: As `check_samples`, and if labels of two classes contain only 0 and the void label 255.
+    """
     dataset.check_classes()
     reports = inspect_samples(dataset)
     check_reports(dataset, reports)
@@ -103,6 +107,11 @@ def check_for_training(dataset: Samples) -> None:
     if absent and dataset.has_labels:
         values = sorted({label for report in reports for label in report.labels})
         shown = ", ".join(map(str, values[:20])) + (", ..." if len(values) > 20 else "")
+        if values == [0, 255] and dataset.num_classes == 2 and dataset.ignore_index == 255:
+            raise ValueError(
+                f"The labels of {dataset.name} contain only 0 and 255, and 255 is void, so that no pixel has the class "
+                f"{absent[0]!r}. If 255 stands for it, return 1 in its place (in a folder, map 255 in classes.json)."
+            )
         warnings.warn(
             f"No label of {dataset.name} has the class{'es' if len(absent) > 1 else ''} "
             f"{', '.join(map(repr, absent))}; a network cannot learn a class without labels. The labels contain "

@@ -230,10 +230,11 @@ def _classes(meta: Mapping[Any, Any], count: int) -> tuple[tuple[str, ...], tupl
     facts = dataset_meta if isinstance(dataset_meta, Mapping) else {}
     names = _sequence(facts.get("classes", meta.get("CLASSES")))
     colors = [_sequence(color) for color in _sequence(facts.get("palette", meta.get("PALETTE")))]
-    named = len(names) == count and all(isinstance(name, str) for name in names)
+    counts = (count, 2) if count == 1 else (count,)  # one logit separates two classes
+    named = len(names) in counts and all(isinstance(name, str) for name in names)
     if named and count == 59 and names[:5] == _EARLY_PASCAL_CONTEXT:
         names = sorted(names)
-    colored = len(colors) == count and all(_is_color(color) for color in colors)
+    colored = len(colors) in counts and all(_is_color(color) for color in colors)
     return (
         tuple(names) if named else (),
         tuple((color[0], color[1], color[2]) for color in colors) if colored else (),

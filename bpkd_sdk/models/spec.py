@@ -29,9 +29,11 @@ class NetworkSpec:
 
     Attributes:
         name: Name that `create_model` builds the network by; None for a network of the user's own class.
-        num_classes: C, the number of channels of the logits.
+        num_classes: C, the number of channels of the logits. 1 for a network that separates two classes by one logit,
+            whose sigmoid is the probability of the second class.
         aux_head: Whether the network has its auxiliary training head.
-        class_names: One name per class; empty where the names are unknown.
+        class_names: One name per class; empty where the names are unknown. For one logit: both names, or only that of
+            the class that the logit stands for.
         palette: One RGB colour (0..255) per class; empty where the colours are unknown.
         mean: Mean of each channel, subtracted from the image after `value_range` is scaled to 0..1; () if it is not
             measured yet, as for a new network of other than three channels: training measures and sets it.
@@ -103,6 +105,12 @@ class NetworkSpec:
             mean=(),
             std=(),
         )
+
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        """Name of each class id in masks; for one logit with one name, class 0 is "background"."""
+        is_single = self.num_classes == len(self.class_names) == 1
+        return ("background", *self.class_names) if is_single else self.class_names
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""

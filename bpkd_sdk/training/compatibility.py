@@ -150,10 +150,11 @@ def check_trainable(student: nn.Module, logits: Tensor) -> None:
         raise ValueError("The student has no parameter that requires a gradient; call student.requires_grad_(True).")
     if not torch.isfinite(logits).all():
         raise ValueError("The student's outputs are not finite (NaN or infinity) before training. Check its weights.")
-    if output_kind(list(logits)) == "probabilities":
+    if (kind := output_kind(list(logits))) != "logits":
+        measured, layer = ("and sum to 1", "softmax") if kind == "probabilities" else ("and vary", "sigmoid")
         warnings.warn(
-            "The student's outputs lie in 0..1 and sum to 1, so it contains a softmax, but the cross-entropy expects "
-            "logits. Return the logits before the softmax (segmentation-models-pytorch: activation=None).",
+            f"The student's outputs lie in 0..1 {measured}, so it contains a {layer}, but the losses expect logits. "
+            f"Return the logits before the {layer} (segmentation-models-pytorch: activation=None).",
             stacklevel=4,
         )
 

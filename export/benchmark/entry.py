@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import time
@@ -207,7 +208,10 @@ def _agreement(description: Description, warm: WarmUp, reference: Entry | None) 
     """
     if reference is None or reference.description is None or reference.warm is None:
         return None, None
-    spec, expected_spec = description.spec, reference.description.spec
+    spec, expected_spec = (
+        dataclasses.replace(facts.spec, class_names=facts.spec.mask_names)
+        for facts in (description, reference.description)
+    )
     try:
         named = spec.class_names and expected_spec.class_names
         order = class_order(spec, expected_spec, network_name="it", data_name="the first") if named else None

@@ -11,12 +11,13 @@ from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.evaluation import EvaluationProtocol
-from bpkd_sdk.export import quantize, to_onnx, verify
+from bpkd_sdk.export import quantize, to_onnx, to_triton, verify
 from bpkd_sdk.losses import CanonicalKDLoss
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.runtime import open_runtime
 from bpkd_sdk.runtime.inference import whole_logits
 from bpkd_sdk.serve import Predictor
+from tests.export.test_triton import config_of
 from tests.networks import tiny
 from tests.scenes import Scenes
 
@@ -140,7 +141,7 @@ def test_evaluation_and_predictor_agree_with_the_sigmoid(trained):
     for protocol in (
         EvaluationProtocol(),
         EvaluationProtocol(scales=(0.75, 1.0), flip=True),
-        EvaluationProtocol(mode="slide", crop_size=(32, 32)),
+        EvaluationProtocol(crop_size=(32, 32)),
     ):
         one = bpkd_sdk.evaluate(trained, VAL, protocol=protocol)
         assert one.to_dict() == bpkd_sdk.evaluate(two.eval(), VAL, protocol=protocol).to_dict()
@@ -169,6 +170,11 @@ def test_exported_files_agree_with_the_sigmoid(trained, tmp_path):
         assert (open_runtime(path, "cpu")(pixels) == (z[:, 0] > 0).numpy()).mean() > 0.999
         assert verify(path, trained, data=VAL).miou_change == pytest.approx(0, abs=1e-3)
         assert Predictor(path, "cpu").class_names == VAL.class_names
+    for path, labels, dims in ((masks, "background\nred\n", [48, 48]), (logits, "background\nred\n", [1, 48, 48])):
+        model = to_triton(path, tmp_path / "models", name=path.stem).path
+        config = config_of(model)
+        assert list(config.output[0].dims)[-len(dims) :] == dims
+        assert (model / "labels.txt").read_text() == labels
     report = quantize(masks, tmp_path / "int8.onnx", VAL, max_boundary_loss=1)
     assert any(layer.quantized for layer in report.layers)
     int8 = bpkd_sdk.evaluate(report.path, VAL)
@@ -243,6 +249,14 @@ def test_one_logit_and_other_numbers_of_classes(tmp_path):
 
     with pytest.raises(ValueError, match=r"uint8 \(2, 48, 48\).*Return label\.argmax\(0\).*multi-label"):
         bpkd_sdk.train(tiny(2), (MultiHot((0, 1)), None), **options)
+
+    class White(Scenes):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, label * 255
+
+    with pytest.raises(ValueError, match="only 0 and 255, and 255 is void.*'red'.*return 1 in its place"):
+        bpkd_sdk.train(tiny(1), (White((0, 1)), None), **options)
 
 
 def test_a_comparison_takes_networks_with_one_logit(trained, tmp_path):
