@@ -99,43 +99,27 @@ def convert_annotations(
     """
     source, path = Path(source), Path(path)
     import_optional("pycocotools.mask", "data")
-    pixels = read_classes(path / CLASSES_FILE).pixels if (path / CLASSES_FILE).is_file() else PixelFormat()
-    given = {name: value for name, value in selection.items() if value is not None and name != "val_seed"}
-    if source.is_dir() and (given or (source / "images").is_dir()):
-        if images is not None or skip_missing:
-            raise ValueError(
-                f"{source} contains images and masks, so images and skip_missing have no meaning. Leave them out; "
-                "pattern (--pattern) states other folders."
-            )
-        data = open_folder(source, split, skip_unlabelled=skip_unlabelled, **selection)
-        annotations, located, folder = _read_masks(data)
-        if pixels != data.pixels and (path / CLASSES_FILE).is_file():
-            raise ValueError(f"{path / CLASSES_FILE} is for images of {pixels}, but {source} has {data.pixels}.")
-        pixels = data.pixels
-        inputs = [pair.label for pair in data.pairs if pair.label is not None]
-    elif given:
-        raise ValueError(
-            f"{next(iter(given))} selects files of a folder of images and masks, but {source} contains annotations. "
-            "Leave it out; a converted folder is divided by val_share when it is opened."
-        )
+    classes_file = path / CLASSES_FILE
+    if source.is_dir() and images is None and (_given(selection) or (source / "images").is_dir()):
+        if skip_missing:
+            raise ValueError("skip_missing (--skip-missing) has no meaning for a folder of images and masks.")
+        opened = _open_masks(source, split, skip_unlabelled, selection, classes_file)
     else:
-        annotations = read_annotations(source)
-        folder = Path(images) if images is not None else source if source.is_dir() else source.parent
-        located = locate_images(annotations.images, folder, skip_unlabelled=skip_unlabelled, skip_missing=skip_missing)
-        inputs = list_files(source, (".json",)) if source.is_dir() else [source]
+        opened = _open_annotations(source, images, skip_unlabelled, skip_missing, selection, classes_file)
+    annotations, located, folder = opened.annotations, opened.located, opened.folder
     if path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"Expected the data set to be written outside of the folder of the images, {folder}, but got {path}. Pass "
             "another folder."
         )
-    choice = choose_classes(annotations, class_map, background, path / CLASSES_FILE)
-    sizes = check_sizes(located, pixels)
+    choice = choose_classes(annotations, class_map, background, classes_file)
+    sizes = check_sizes(located, opened.pixels)
     names = {image: image.relative_to(folder) for image in located}
     targets = {image: path / "labels" / split / name.with_suffix(".png") for image, name in names.items()}
     _check_names(names)
     record = {
         "format": annotations.format,
-        "sha256": _digest(inputs),
+        "sha256": _digest(opened.inputs),
         "class_names": list(choice.names),
         "class_ids": dict(choice.ids),
         "background": choice.background,
@@ -149,7 +133,7 @@ def convert_annotations(
         link(image, place)
     jobs = [(targets[image], located[image], sizes[image]) for image in located]
     counts = write_labels(jobs, choice)
-    write_classes(path / CLASSES_FILE, choice, pixels)
+    write_classes(classes_file, choice, opened.pixels)
     class_of_value = dict(enumerate(choice.names)) | {VOID_ID: VOID}
     report = ConversionReport(
         path,
@@ -164,11 +148,61 @@ def convert_annotations(
     return report
 
 
-def _read_masks(data: FolderDataset) -> tuple[Annotations, dict[Path, AnnotatedImage], Path]:
-    """Return the masks of a folder as annotations, their images, and the folder that contains all images."""
+@dataclass(frozen=True)
+class _Source:
+    """Opened annotations.
+
+    Attributes:
+        annotations: The annotations of all images.
+        located: Path of each image, with its annotation.
+        folder: Folder that contains the images; their paths in it are kept.
+        inputs: Files of the annotations, by whose content a conversion is recognised when it continues.
+        pixels: Format of the images.
+    """
+
+    annotations: Annotations
+    located: dict[Path, AnnotatedImage]
+    folder: Path
+    inputs: Sequence[Path]
+    pixels: PixelFormat
+
+
+def _given(selection: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in selection.items() if value is not None and name != "val_seed"]
+
+
+def _open_annotations(
+    source: Path,
+    images: str | Path | None,
+    skip_unlabelled: bool,
+    skip_missing: bool,
+    selection: Mapping[str, Any],
+    classes_file: Path,
+) -> _Source:
+    """Read annotations and find their images."""
+    if given := _given(selection):
+        raise ValueError(
+            f"{given[0]} selects files of a folder of images and masks, but {source} contains annotations. Leave it "
+            "out; a converted folder is divided by val_share when it is opened."
+        )
+    annotations = read_annotations(source)
+    folder = Path(images) if images is not None else source if source.is_dir() else source.parent
+    located = locate_images(annotations.images, folder, skip_unlabelled=skip_unlabelled, skip_missing=skip_missing)
+    inputs = list_files(source, (".json",)) if source.is_dir() else [source]
+    pixels = read_classes(classes_file).pixels if classes_file.is_file() else PixelFormat()
+    return _Source(annotations, located, folder, inputs, pixels)
+
+
+def _open_masks(
+    source: Path, split: str, skip_unlabelled: bool, selection: Mapping[str, Any], classes_file: Path
+) -> _Source:
+    """Open the masks of a folder as annotations."""
+    data = open_folder(source, split, skip_unlabelled=skip_unlabelled, **selection)
     if not data.has_labels:
         raise ValueError(f"{data.name} has no labels to convert.")
     data.check_classes()
+    if classes_file.is_file() and (pixels := read_classes(classes_file).pixels) != data.pixels:
+        raise ValueError(f"{classes_file} is for images of {pixels}, but {source} has images of {data.pixels}.")
     located = {
         pair.image: AnnotatedImage(pair.image.name, None, partial(_mask_regions, data, pair.label))
         for pair in data.pairs
@@ -176,7 +210,8 @@ def _read_masks(data: FolderDataset) -> tuple[Annotations, dict[Path, AnnotatedI
     }
     colors = dict(zip(data.class_names, data.palette, strict=True))
     annotations = Annotations("masks", data.class_names, tuple(located.values()), is_complete=True, colors=colors)
-    return annotations, located, Path(os.path.commonpath([image.parent for image in located]))
+    folder = Path(os.path.commonpath([image.parent for image in located]))
+    return _Source(annotations, located, folder, [pair.label for pair in data.pairs if pair.label], data.pixels)
 
 
 def _mask_regions(data: FolderDataset, file: Path, height: int, width: int) -> Regions:

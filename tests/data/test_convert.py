@@ -288,6 +288,14 @@ def test_masks_of_all_kinds_become_ids(tmp_path, run):
     assert np.array_equal(written["b_left"], expected[2 - ids])
 
 
+def test_options_without_a_meaning_are_refused(tmp_path):
+    photo(tmp_path / "in/images/train/a.png")
+    with pytest.raises(ValueError, match="skip_missing .* has no meaning"):
+        convert_annotations(tmp_path / "in", tmp_path / "out", skip_missing=True)
+    with pytest.raises(ValueError, match="no labels to convert|classes of .* are not known"):
+        convert_annotations(tmp_path / "in", tmp_path / "out")
+
+
 def test_the_format_of_images_is_kept(tmp_path, run):
     root = tmp_path / "four"
     facts = {"channels": 4, "value_range": [0, 4095], "bands": [2, 1, 0]}
