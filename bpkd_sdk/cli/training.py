@@ -43,6 +43,15 @@ def quickstart(
     run(folder)
 
 
+TransformOption = Annotated[
+    str,
+    typer.Option(
+        "--transform",
+        help="Augmentation: paper (scale, crop, flip, colours), light (without colours) or none (crop only).",
+    ),
+]
+
+
 def training_options(command: Callable[..., None], *, without: Collection[str] = ()) -> Callable[..., None]:
     """Decorate a command with one option per field of `TrainingConfig`, which it receives in the dict `options`.
 
@@ -116,6 +125,7 @@ def train(
     model: Annotated[str, typer.Argument(help="Name such as smp/DeepLabV3Plus/mobilenet_v2, or path of a checkpoint.")],
     data: Data = "shapes",
     root: Root = None,
+    transform: TransformOption = "paper",
     output: Output = None,
     resume: Resume = False,
     selection: dict[str, Any],
@@ -124,7 +134,9 @@ def train(
     """Train a network on labelled images."""
     import bpkd_sdk
 
-    result = bpkd_sdk.train(model, open_splits(data, root, selection), output_dir=output, resume=resume, **options)
+    result = bpkd_sdk.train(
+        model, open_splits(data, root, selection), transform=transform, output_dir=output, resume=resume, **options
+    )
     _print_result(result)
 
 
@@ -142,6 +154,7 @@ def distill(
     student: Annotated[str, typer.Argument(help="Name such as smp/FPN/mobilenet_v2, or path of a checkpoint.")],
     data: Data = "shapes",
     root: Root = None,
+    transform: TransformOption = "paper",
     method: Annotated[
         list[str],
         typer.Option(help="bpkd, bpkd_paper, cwd, skds, ifvd, cirkd or canonical; repeat the option to combine them."),
@@ -161,6 +174,7 @@ def distill(
         open_splits(data, root, selection),
         method=method if len(method) > 1 else method[0],
         class_map=read_class_map(class_map),
+        transform=transform,
         output_dir=output,
         resume=resume,
         **options,
@@ -201,6 +215,7 @@ def compare(
     class_map: ClassMapFile = None,
     data: Data = "shapes",
     root: Root = None,
+    transform: TransformOption = "paper",
     output: Annotated[Path, typer.Option(help="Folder of all runs; repeat the same command to resume.")] = Path(
         "runs/comparison"
     ),
@@ -215,6 +230,7 @@ def compare(
         student,
         open_splits(data, root, selection),
         methods=methods,
+        transform=transform,
         steps=steps,
         seconds=seconds,
         seeds=seeds,

@@ -35,6 +35,8 @@ from bpkd_sdk.losses.method import method_arguments
 from bpkd_sdk.progress import console
 from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.training.accelerator import create_accelerator
+from bpkd_sdk.training.augmentation import Augmentation, Transform, check_transform
+from bpkd_sdk.training.augmentation_check import check_augmentation, check_validation_data
 from bpkd_sdk.training.compatibility import default_crop, describe_left_out, match_teacher, student_order
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.origin import check_names
@@ -52,6 +54,7 @@ def compare(
     data: DataSource,
     *,
     class_names: Sequence[str] | None = None,
+    transform: Transform = "paper",
     methods: Methods = "all",
     steps: int | None = None,
     seconds: float | None = None,
@@ -74,6 +77,7 @@ def compare(
         data: "shapes", path of a folder (see `open_dataset`), pair (train, val) of data sets of any library (see
             `as_dataset`), or mapping of splits such as a `DatasetDict`.
         class_names: Names of the classes in the order of their ids, for data that do not state them.
+        transform: Augmentation of the training data for all runs, as `distill` accepts it.
         methods: "all"; names, in a list or separated by commas, where "bpkd+cwd" combines two methods; or a mapping
             from names to methods as `distill` accepts them: ``{"no edges": BPKDLoss(edge_weight=0)}``.
         steps: Budget of each run in optimiser steps. Pass either `steps` or `seconds`.
@@ -98,12 +102,15 @@ def compare(
     if seeds < 1:
         raise ValueError(f"Expected `seeds` to be at least 1, but got {seeds}.")
     budget = Budget.create(steps, seconds)
-    setup = _create_setup(teacher, student, data, class_names, budget, class_map, options)
+    setup = _create_setup(teacher, student, data, class_names, transform, budget, class_map, options)
     num_classes = setup.train.num_classes if setup.classes is None else len(setup.classes.taught)
     losses = named_methods(methods, num_classes, setup.train.ignore_index)
     if options.get("check_data", True):
         check_for_training(setup.train)
         check_samples(setup.val)
+        check_validation_data(setup.val)
+        config = TrainingConfig.from_options(setup.options)
+        check_augmentation(Augmentation(transform, setup.train, config, config.crop_size))
     student_order(setup.new_student(0), setup.train, TrainingConfig.from_options(options))
     if options.get("check_teacher", True):
         setup.check_teacher()
@@ -145,6 +152,7 @@ def _create_setup(
     student: StudentSource,
     data: DataSource,
     class_names: Sequence[str] | None,
+    transform: Transform,
     budget: Budget,
     class_map: ClassMap | None,
     options: dict[str, Any],
@@ -152,6 +160,7 @@ def _create_setup(
     if "seed" in options:
         raise TypeError("The seeds of the runs are 0 to `seeds` - 1; pass `seeds` instead of `seed`.")
     config = TrainingConfig.from_options(options)
+    check_transform(transform, config)
     if config.labels != "dataset":
         raise ValueError("compare() needs ground-truth labels for its baseline without a teacher.")
     if isinstance(teacher, (str, Path)) and not Path(teacher).is_file():
@@ -175,6 +184,7 @@ def _create_setup(
         val=val,
         budget=budget,
         device=accelerator.device,
+        transform=transform,
         options=shared,
     )
     opened = setup.open_teacher()
@@ -183,7 +193,8 @@ def _create_setup(
         console.print(describe_left_out(classes, train), highlight=False)
     if config.crop_size is None:
         # All runs use one size; the default of the student alone may not be accepted by the teacher.
-        setup.options["crop_size"] = default_crop(train, [setup.new_student(0), opened])
+        size = Augmentation(transform, train, config).result_size()
+        setup.options["crop_size"] = size or default_crop(train, [setup.new_student(0), opened])
     return dataclasses.replace(setup, classes=classes)
 
 

@@ -22,6 +22,7 @@ from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.checkpoint import content_hash
 from bpkd_sdk.training.accelerator import create_accelerator, teacher_dtype
 from bpkd_sdk.training.api import distill, train
+from bpkd_sdk.training.augmentation import Transform, describe_transform
 from bpkd_sdk.training.config import TEACHER_OPTIONS, TrainingConfig
 from bpkd_sdk.training.loop import TrainingResult
 from bpkd_sdk.training.records import fingerprint
@@ -157,6 +158,7 @@ class ComparisonSetup:
         val: Validation data.
         budget: Budget of every run.
         device: Device of every run.
+        transform: Augmentation of the training data in every run.
         options: Further options of `distill`, the same for every run.
         classes: The teacher's classes for each class of the data; None for the same classes in the same order.
     """
@@ -167,6 +169,7 @@ class ComparisonSetup:
     val: SegmentationDataset
     budget: Budget
     device: torch.device
+    transform: Transform
     options: dict[str, Any]
     classes: ClassGroups | None = None
 
@@ -215,7 +218,7 @@ class ComparisonSetup:
             output_dir: Folder of the run.
             **options: Options of `distill` besides those that all runs share.
         """
-        options = self.options | options | {"output_dir": output_dir, "resume": True}
+        options = self.options | options | {"transform": self.transform, "output_dir": output_dir, "resume": True}
         if method is None:
             options = {name: value for name, value in options.items() if name not in TEACHER_OPTIONS}
             return train(student, (self.train, val), **options)
@@ -236,6 +239,7 @@ class ComparisonSetup:
                 "network": get_spec(student).name or type(student).__name__,
                 "weights_of_seed_0": content_hash(student.state_dict()),
             },
+            "transform": describe_transform(self.transform),
             "options": {name: value for name, value in self.options.items() if name not in OPTIONS_NOT_COMPARED},
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
             "threads": torch.get_num_threads(),

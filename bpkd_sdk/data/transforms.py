@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from bpkd_sdk.models.spec import IMAGENET_STD, NetworkSpec
 from bpkd_sdk.sizes import resize_label, scaled_size
 
+PRESETS = ("paper", "light", "none")
 IMAGE_FILL = (124, 116, 104)  # mean colour of ImageNet, so that padding is near 0 after normalisation
 
 
@@ -206,12 +207,14 @@ def training_transform(
     scale: tuple[float, float] = (0.5, 2.0),
     base_size: tuple[int, int] | None = None,
     max_class_share: float = 1.0,
+    preset: str = "paper",
     network: NetworkSpec = NetworkSpec(None, 0),  # noqa: B008  (frozen)
 ) -> v2.Transform:
-    """Return the training transform of images and labels, in OpenMMLab's order.
+    """Return a training transform of images and labels, in OpenMMLab's order.
 
-    Scale, crop, flip, distort the colours, and pad with void if the image is smaller than the crop. Colours are
-    distorted only if three channels are visible.
+    "paper" scales, crops, flips, distorts the colours, and pads with void if the image is smaller than the crop.
+    Colours are distorted only if three channels are visible. "light" leaves out the colours, and "none" only resizes to
+    `base_size`, crops and pads.
 
     Args:
         crop_size: (height, width) of the result.
@@ -219,15 +222,16 @@ def training_transform(
         scale: Lowest and highest factor of `RandomScale`.
         base_size: (longer side, shorter side) that images are fitted into at factor 1; None: their own size.
         max_class_share: Largest share of one class in a crop, as for `VariedCrop`.
+        preset: One of `PRESETS`.
         network: Facts of the student: format and mean of the images.
     """
     is_visible = len(network.pixels.shown) == 3 and network.pixels.bands != ()
     return v2.Compose(
         [
-            RandomScale(scale, base_size),
+            RandomScale((1.0, 1.0) if preset == "none" else scale, base_size),
             VariedCrop(crop_size, ignore_index, max_class_share),
-            v2.RandomHorizontalFlip(),
-            *([PhotometricDistortion(network)] if is_visible else []),
+            *([] if preset == "none" else [v2.RandomHorizontalFlip()]),
+            *([PhotometricDistortion(network)] if preset == "paper" and is_visible else []),
             PadTo(crop_size, ignore_index, IMAGE_FILL if network.pixels.is_rgb8 else network.mean_pixel),
         ]
     )

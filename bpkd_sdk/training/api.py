@@ -10,6 +10,7 @@ from bpkd_sdk.class_map import ClassMap
 from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.losses import Method
 from bpkd_sdk.runtime import Runtime
+from bpkd_sdk.training.augmentation import Transform
 from bpkd_sdk.training.config import TEACHER_OPTIONS, LabelSource, Precision, TrainingConfig
 from bpkd_sdk.training.loop import TrainingResult, run_training
 from bpkd_sdk.training.prepare import DataSource, prepare
@@ -25,6 +26,7 @@ def train(
     data: DataSource,
     *,
     class_names: Sequence[str] | None = None,
+    transform: Transform = "paper",
     steps: int = TrainingConfig.steps,
     batch_size: int = TrainingConfig.batch_size,
     crop_size: tuple[int, int] | None = None,
@@ -48,6 +50,11 @@ def train(
         data: "shapes", path of a folder (see `open_dataset`), data set of any library (see `as_dataset`), pair (train,
             val) of data sets, or mapping of splits such as a `DatasetDict`.
         class_names: Names of the classes in the order of their ids, for data that do not state them.
+        transform: Augmentation of the training data, the same for teacher and student. "paper": random scale, crop,
+            flip and colours, as OpenMMLab has them; "light": without colours; "none": random crop only. A transform of
+            Albumentations or torchvision.transforms.v2, or a function (image, mask) -> (image, mask) of tensors,
+            replaces them; results that are larger than the crops are cropped, and smaller ones padded with void. None
+            uses the samples of a data set that augments them by itself as they are.
         steps: Number of optimiser steps.
         batch_size: Number of images per step, over all processes.
         crop_size: (height, width) of the training crops; None: the first image's size, at most 512 per side.
@@ -82,7 +89,7 @@ def train(
     for name in TEACHER_OPTIONS:
         if (value := getattr(config, name)) != getattr(TrainingConfig, name):
             raise ValueError(f"{name}={value!r} needs a teacher, and train() has none. Leave it out, or use distill().")
-    return run_training(prepare(None, model, None, data, config, protocol, output_dir, resume, class_names))
+    return run_training(prepare(None, model, None, data, config, protocol, output_dir, resume, class_names, transform))
 
 
 def distill(
@@ -91,6 +98,7 @@ def distill(
     data: DataSource,
     *,
     class_names: Sequence[str] | None = None,
+    transform: Transform = "paper",
     method: Method = "bpkd",
     labels: LabelSource = "dataset",
     class_map: ClassMap | None = None,
@@ -122,6 +130,11 @@ def distill(
         data: "shapes", path of a folder (see `open_dataset`), data set of any library (see `as_dataset`), pair (train,
             val) of data sets, or mapping of splits such as a `DatasetDict`.
         class_names: Names of the classes in the order of their ids, for data that do not state them.
+        transform: Augmentation of the training data, the same for teacher and student. "paper": random scale, crop,
+            flip and colours, as OpenMMLab has them; "light": without colours; "none": random crop only. A transform of
+            Albumentations or torchvision.transforms.v2, or a function (image, mask) -> (image, mask) of tensors,
+            replaces them; results that are larger than the crops are cropped, and smaller ones padded with void. None
+            uses the samples of a data set that augments them by itself as they are.
         method: Name in `bpkd_sdk.losses.METHODS`, a method with other arguments such as ``CWDLoss(weight=3)``, or a
             list of both.
         labels: "dataset" for the labels of the data, or "teacher" for the teacher's predictions, for images without
@@ -164,5 +177,5 @@ def distill(
     if method is None or teacher is None:
         raise TypeError("distill() needs a teacher and a method. Use train() to train without them.")
     return run_training(
-        prepare(teacher, student, method, data, config, protocol, output_dir, resume, class_names, class_map)
+        prepare(teacher, student, method, data, config, protocol, output_dir, resume, class_names, transform, class_map)
     )

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
 
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.checks import checked_image, label_problem, unknown_labels
 from bpkd_sdk.data.dataset import default_workers, ignore_interrupts
-from bpkd_sdk.data.transforms import augment, training_transform
+from bpkd_sdk.data.randomness import seeded
 from bpkd_sdk.models import NetworkSpec
+from bpkd_sdk.training.augmentation import Augmentation, Transform
 from bpkd_sdk.training.config import TrainingConfig
 
 Draw = tuple[int, int]  # (number of samples that were drawn before, index of the sample in the data set)
@@ -28,6 +28,7 @@ def training_loader(
     first_step: int,
     on_gpu: bool,
     use_labels: bool = True,
+    transform: Transform = "paper",
     network: NetworkSpec = NetworkSpec(None, 0),  # noqa: B008  (frozen)
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Create the loader of the remaining batches, `config.accumulate` of them per step, for all processes together.
@@ -39,6 +40,7 @@ def training_loader(
         first_step: Number of steps that were done before.
         on_gpu: Whether batches are copied to a GPU: memory is then pinned, and worker processes load by default.
         use_labels: False returns 0 for every pixel inside the image, for data whose labels the teacher predicts.
+        transform: Augmentation, see `bpkd_sdk.train`.
         network: Facts of the student: format and mean of the images.
 
     Returns:
@@ -49,7 +51,9 @@ def training_loader(
     draws = range(first_step * config.batch_size, config.steps * config.batch_size)
     workers = config.workers if config.workers is not None else (default_workers() if on_gpu else 0)
     return DataLoader(
-        _AugmentedDataset(dataset, config, crop_size, network, use_labels=use_labels),
+        _AugmentedDataset(
+            Augmentation(transform, dataset, config, crop_size, network), config.seed, use_labels=use_labels
+        ),
         sampler=_ShuffledDraws(len(dataset), draws, config.seed),
         batch_size=config.batch_size // config.accumulate,
         num_workers=workers,
@@ -88,38 +92,23 @@ class _ShuffledDraws(Sampler[Draw]):
 class _AugmentedDataset(Dataset[tuple[Tensor, Tensor]]):
     """Data set with the training transform applied; each draw has its own random stream."""
 
-    def __init__(
-        self,
-        dataset: SegmentationDataset,
-        config: TrainingConfig,
-        crop_size: tuple[int, int],
-        network: NetworkSpec,
-        *,
-        use_labels: bool,
-    ) -> None:
-        self.dataset = dataset
-        self.seed = config.seed
+    def __init__(self, augmentation: Augmentation, seed: int, *, use_labels: bool) -> None:
+        self.augmentation = augmentation
+        self.dataset = augmentation.dataset
+        self.seed = seed
         self.use_labels = use_labels
-        self.transform: v2.Transform = training_transform(
-            crop_size,
-            ignore_index=dataset.ignore_index,
-            scale=config.scale,
-            base_size=config.base_size,
-            max_class_share=config.max_class_share,
-            network=network,
-        )
 
     def __getitem__(self, item: Draw) -> tuple[Tensor, Tensor]:
         draw, index = item
-        image, label = self.dataset[index]
-        image = checked_image(self.dataset, index, image)
-        if problem := label_problem(label):
-            raise ValueError(f"{self.dataset.sample_name(index)}: {problem}.")
-        if self.dataset.ignore_index not in range(256):
-            label = label.long()  # the transform pads crops with the void label, which uint8 cannot hold
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(mixed_seed(self.seed, 1, draw))
-            image, label = augment(self.transform, image, label if self.use_labels else torch.zeros_like(label))
+        with seeded(mixed_seed(self.seed, 1, draw), self.augmentation.generators):
+            image, label = self.dataset[index]
+            image = checked_image(self.dataset, index, image)
+            if problem := label_problem(label):
+                raise ValueError(f"{self.dataset.sample_name(index)}: {problem}.")
+            try:
+                image, label = self.augmentation(image, label if self.use_labels else torch.zeros_like(label))
+            except ValueError as error:
+                raise ValueError(f"{self.dataset.sample_name(index)}: {error}") from error
         if unknown := unknown_labels(self.dataset, label):
             raise ValueError(f"{self.dataset.sample_name(index)}: labels {unknown[:10]} are outside the classes.")
         return image, label

@@ -112,6 +112,7 @@ class _Trainer:
             config,
             task.crop_size,
             use_labels=not task.labels_from_teacher,
+            transform=task.transform,
             first_step=self.position.step,
             on_gpu=device.type == "cuda",
             network=get_spec(task.student),

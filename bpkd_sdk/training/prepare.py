@@ -26,6 +26,8 @@ from bpkd_sdk.pixels import check_pixels
 from bpkd_sdk.progress import console
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.accelerator import broadcast_from_main, create_accelerator, teacher_dtype
+from bpkd_sdk.training.augmentation import Augmentation, Transform, check_transform
+from bpkd_sdk.training.augmentation_check import check_augmentation, check_validation_data
 from bpkd_sdk.training.compatibility import (
     check_trainable,
     default_crop,
@@ -62,6 +64,7 @@ def prepare(
     output_dir: str | Path | None,
     resume: bool,
     class_names: Sequence[str] | None = None,
+    transform: Transform = "paper",
     class_map: ClassMap | None = None,
 ) -> Task:
     """Open and check everything that a run needs; arguments and errors as `bpkd_sdk.distill`.
@@ -72,6 +75,7 @@ def prepare(
     if not isinstance(protocol, EvaluationProtocol):
         raise TypeError(f"Expected `protocol` to be an EvaluationProtocol, but got {type(protocol).__name__}.")
     check_trackers(config.trackers)
+    check_transform(transform, config)
     sources = {"student": student} | ({} if teacher is None else {"teacher": teacher})
     check_names(sources, config.backbone_weights)
     accelerator = create_accelerator(config)
@@ -112,7 +116,8 @@ def prepare(
                 stacklevel=3,
             )
     networks = [model for model in (network, teacher_model) if model is not None]
-    crop_size = config.crop_size or default_crop(train_set, networks)
+    augmentation = Augmentation(transform, train_set, config)
+    crop_size = config.crop_size or augmentation.result_size() or default_crop(train_set, networks)
     loss = None
     if method is not None:
         count = train_set.num_classes if classes is None else len(classes.taught)
@@ -135,6 +140,8 @@ def prepare(
     order = student_order(network, train_set, config)
     if accelerator.is_main_process:  # the other processes wait in _open_folder
         largest = _check_data(train_set, val_set, config, need_labels=not labels_from_teacher)
+        if config.check_data:
+            check_augmentation(Augmentation(transform, train_set, config, crop_size, spec))
         if opened is not None and config.check_teacher:
             dtype = teacher_dtype(config, accelerator)
             checked = add_views(opened, config.teacher_scale)
@@ -175,6 +182,7 @@ def prepare(
         val=val_set,
         labels_from_teacher=labels_from_teacher,
         crop_size=crop_size,
+        transform=transform,
         class_weights=class_weights,
         config=config,
         protocol=protocol,
@@ -289,6 +297,7 @@ def _check_data(
         return 0
     reports = inspect_samples(val_set)
     check_reports(val_set, reports)
+    check_validation_data(val_set)
     sizes = [report.size or (0, 0) for report in reports]
     return max(range(len(sizes)), key=lambda index: sizes[index][0] * sizes[index][1])
 

@@ -24,6 +24,7 @@ from torch import nn
 from bpkd_sdk.class_map import ClassGroups, ClassMap
 from bpkd_sdk.data import FileDataset, SegmentationDataset
 from bpkd_sdk.data.folder import FolderDataset
+from bpkd_sdk.data.randomness import find_generators, seeded
 from bpkd_sdk.errors import flatten, format_list, list_differences
 from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.features import unwrap
@@ -33,6 +34,7 @@ from bpkd_sdk.losses.method import method_arguments
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.checkpoint import SUFFIX, content_hash
 from bpkd_sdk.runtime import Runtime
+from bpkd_sdk.training.augmentation import Transform, describe_transform
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.state import FREE_OPTIONS, STATE_FILE
 from bpkd_sdk.training.teacher import TeacherModel
@@ -68,6 +70,7 @@ class Task:
         val: Validation data, or None.
         labels_from_teacher: Whether the teacher's predictions replace the labels, in training and in evaluation.
         crop_size: (height, width) of the training crops.
+        transform: Augmentation of the training data.
         class_weights: Weight of each class in the cross-entropy; None for 1.
         config: Options of the run.
         protocol: How validation images are segmented.
@@ -86,6 +89,7 @@ class Task:
     val: SegmentationDataset | None
     labels_from_teacher: bool
     crop_size: tuple[int, int]
+    transform: Transform
     class_weights: tuple[float, ...] | None
     config: TrainingConfig
     protocol: EvaluationProtocol
@@ -134,8 +138,8 @@ def write_run(task: Task, first_step: int) -> None:
 def check_same_inputs(task: Task) -> None:
     """Compare the inputs of a resumed run with its run.json, and warn about other versions of packages.
 
-    The data, the class names, the teacher, its class map, the student's architecture, the crop size and the feature
-    maps are compared.
+    The data, the class names, the teacher, its class map, the student's architecture, the crop size, the augmentation
+    and the feature maps are compared.
     The options are compared by `restore_state`.
 
     Raises:
@@ -160,7 +164,7 @@ def check_same_inputs(task: Task) -> None:
     if changed := list_differences(known, {key: value for key, value in now.items() if key in known}):
         raise ValueError(
             f"The run in {task.output_dir} was started with other inputs, so it cannot be resumed with these:\n"
-            f"{format_list(changed)}\nPass the same data and networks, or another output_dir."
+            f"{format_list(changed)}\nPass the same data, networks and transform, or another output_dir."
         )
     if changed := list_differences(before["parts"][-1]["versions"], _versions()):
         warnings.warn(
@@ -184,7 +188,7 @@ def _input_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
         "student": {key: student.get(key) for key in ("parameters", "spec")},  # the state file contains the weights
         "crop_size": facts.get("crop_size"),
         "features": facts.get("features"),
-    }
+    } | {key: facts[key] for key in ("transform",) if key in facts}
 
 
 def _run_facts(task: Task) -> dict[str, Any]:
@@ -193,6 +197,7 @@ def _run_facts(task: Task) -> dict[str, Any]:
         "seed": task.config.seed,
         "config": task.config.to_dict(),
         "crop_size": task.crop_size,
+        "transform": describe_transform(task.transform),
         "class_weights": task.class_weights,
         "protocol": dataclasses.asdict(task.protocol),
         "method": method_arguments(task.method),
@@ -265,9 +270,12 @@ def fingerprint(dataset: SegmentationDataset) -> str:
         for pair in dataset.pairs:
             for path in filter(None, (pair.image, pair.label)):
                 digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    generators = find_generators(dataset)  # of data sets that augment their samples by themselves
     count = min(_FINGERPRINT_SAMPLES, len(dataset))
     for i in range(count):
-        for tensor in dataset[i * (len(dataset) - 1) // max(1, count - 1)]:
+        with seeded(0, generators):
+            sample = dataset[i * (len(dataset) - 1) // max(1, count - 1)]
+        for tensor in sample:
             digest.update(str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
 

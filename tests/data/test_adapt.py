@@ -202,10 +202,11 @@ def test_evaluation_takes_the_classes_of_the_network_where_the_data_state_none()
 def test_comparison_accepts_foreign_data_sets(tmp_path):
     network = tiny(3, seed=1).eval()
     comparison = bpkd_sdk.compare(
-        network, tiny(3), (Foreign(), Foreign(start=100, length=2)), class_names=CLASSES, methods="cwd", steps=1, seeds=1,
+        network, tiny(3), (Foreign(), Foreign(start=100, length=2)), class_names=CLASSES, methods="cwd", steps=1, seeds=1, transform="none",
         output_dir=tmp_path, **{key: value for key, value in OPTIONS.items() if key != "steps"}, check_teacher=False,
     )  # fmt: skip
     assert {run.method for run in comparison.runs} == {"alone", "cwd"}
+    assert comparison.settings["transform"] == "none"
 
 
 # Hugging Face
