@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import warnings
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +16,17 @@ from bpkd_sdk.data.randomness import find_generators, seeded
 from bpkd_sdk.training.augmentation import Augmentation, describe_transform
 
 DRAWS = 24
-TILES = 4  # along each side of a result, in which image and mask are compared
-MIN_CORRELATION = 0.3  # of brightness and mask in a tile, for a pattern that the image and the mask both show
-MAX_MISALIGNED_TILES = 0.25  # share of the tiles of a draw; parts of the image may have been covered
-MAX_MISALIGNED_DRAWS = 1
-MIN_PIXELS = 16  # of a tile, from which a correlation is computed
+MAX_SECONDS = 5.0  # for each check, from the `MIN_DRAWS`-th draw on
+MIN_DRAWS = 6
+MAX_SIDE = 512  # pixels of the pattern, unless the transform needs more
 LEVELS = (64, 192)  # brightness of the two classes of the pattern
+MIN_DIFFERENCE = 6  # of the brightness of a pattern and its negative; where it is smaller, the image is covered
+TILES = 4  # along each side of a result, in which image and mask are compared
+MIN_PIXELS = 16  # of a tile, from which a correlation is computed
+MIN_SHARPNESS = 0.7  # median over the largest difference in a tile; where it is smaller, the image is blurred
+MIN_CORRELATION = 0.6
+MAX_MISALIGNED_TILES = 0.25  # share of the tiles of a draw
+MAX_MISALIGNED_DRAWS = 1
 
 
 def check_augmentation(augmentation: Augmentation) -> None:
@@ -73,68 +80,104 @@ def _varies(dataset: SegmentationDataset) -> bool:
     )
 
 
+def _draws() -> Iterator[int]:
+    """Yield the seeds of a check, fewer of them if the transform is slow."""
+    start = time.perf_counter()
+    for seed in range(DRAWS):
+        if seed >= MIN_DRAWS and time.perf_counter() - start > MAX_SECONDS:
+            return
+        yield seed
+
+
 def _check_geometry(augmentation: Augmentation) -> None:
     """Raise ValueError if the image and the mask of a pattern of two classes differ after the transform."""
     dataset = augmentation.dataset
-    height, width = dataset[0][1].shape
-    side = max(4, min(height, width) // 32)
-    generator = torch.Generator().manual_seed(0)
-    cells = torch.randint(2, (-(-height // side), -(-width // side)), generator=generator, dtype=torch.uint8)
-    pattern = cells.repeat_interleave(side, 0).repeat_interleave(side, 1)[:height, :width].contiguous()
-    image = (LEVELS[0] + (LEVELS[1] - LEVELS[0]) * pattern).expand(3, -1, -1).contiguous()
     last = dataset.num_classes - 1
-    misaligned = 0
-    for seed in range(DRAWS):
-        with seeded(seed, augmentation.generators):
-            moved_image, moved_label = augmentation(image, pattern * last)
-        if unknown := unknown_labels(dataset, moved_label):
+    pattern = _pattern(*(min(side, MAX_SIDE) for side in dataset[0][1].shape))
+    try:
+        _transform_pattern(augmentation, pattern, 0)
+    except ValueError:  # a transform may need larger images
+        pattern = _pattern(*dataset[0][1].shape)
+    draws = misaligned = 0
+    for draws, seed in enumerate(_draws(), 1):  # noqa: B007
+        (image, label), (negative, same_label) = _transform_pattern(augmentation, pattern, seed)
+        if unknown := unknown_labels(dataset, label):
             raise ValueError(
                 f"The transform returns labels {unknown[:10]}, which are outside the classes 0..{last} and not the "
                 f"void label {dataset.ignore_index}. Warp masks by the nearest pixel, and fill them with the void "
                 "label."
             )
-        misaligned += _misaligned_share(moved_image, moved_label, last) > MAX_MISALIGNED_TILES
+        if torch.equal(label, same_label):  # otherwise draws cannot be repeated, which is a warning of its own
+            difference = image.float().mean(0) - negative.float().mean(0)
+            misaligned += _misaligned_share(difference, label, last) > MAX_MISALIGNED_TILES
     if misaligned > MAX_MISALIGNED_DRAWS:
         raise ValueError(
             f"The transform moves the image and not the mask, or the mask and not the image: in {misaligned} of "
-            f"{DRAWS} draws, a pattern that both showed is at different places afterwards. Apply the same geometric "
+            f"{draws} draws, a pattern that both showed is at different places afterwards. Apply the same geometric "
             "change to both: Albumentations and torchvision.transforms.v2 do if they get both in one call. If the "
             "transform is right, pass check_data=False."
         )
 
 
-def _misaligned_share(image: Tensor, label: Tensor, last: int) -> float:
-    """Return the share of tiles in which the brightness does not correlate with the mask.
+def _pattern(height: int, width: int) -> Tensor:
+    """Return random squares of 0 and 1, half of each, uint8 (height, width)."""
+    side = max(4, min(height, width) // 32)
+    rows, columns = -(-height // side), -(-width // side)
+    order = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(0))
+    cells = (order % 2).view(rows, columns).to(torch.uint8)
+    return cells.repeat_interleave(side, 0).repeat_interleave(side, 1)[:height, :width].contiguous()
 
-    Pixels at an edge of the mask are left out, because interpolation mixes them. Tiles of one brightness or one class
-    do not count.
+
+def _transform_pattern(augmentation: Augmentation, pattern: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Apply the same draw to images of a pattern and of its negative, each with the mask of the pattern.
+
+    The difference of both results shows where the pattern was moved to: noise, fog and other changes of the brightness
+    are the same in both, and where the image is covered the difference is 0.
+    """
+    dark, bright = LEVELS
+    results = []
+    for shown in (pattern, 1 - pattern):
+        image = (dark + (bright - dark) * shown).expand(3, -1, -1).contiguous()
+        with seeded(seed, augmentation.generators):
+            results.append(augmentation(image, pattern * (augmentation.dataset.num_classes - 1)))
+    return results
+
+
+def _misaligned_share(difference: Tensor, label: Tensor, last: int) -> float:
+    """Return the share of tiles in which the sign of the difference does not correlate with the mask.
+
+    Pixels at an edge of the mask are left out, because interpolation mixes them. Tiles in which the image is covered or
+    blurred, or that have one class only, do not count.
     """
     is_last = (label == last).float()[None]
     is_inner = (F.max_pool2d(is_last, 3, 1, 1) == -F.max_pool2d(-is_last, 3, 1, 1))[0]
-    is_pattern = (label == 0) | (label == last)
-    if (is_inner & is_pattern).sum() > is_pattern.sum() / 8:
-        is_pattern &= is_inner
+    is_used = ((label == 0) | (label == last)) & (difference.abs() >= MIN_DIFFERENCE)
+    if (is_inner & is_used).sum() > is_used.sum() / 8:
+        is_used &= is_inner
     tiles: list[bool] = []
-    parts = (image.float().mean(0), is_last[0], is_pattern)
+    parts = (difference, is_last[0], is_used)
     for rows in zip(*(part.chunk(TILES, 0) for part in parts), strict=True):
-        for brightness, classes, chosen in zip(*(part.chunk(TILES, 1) for part in rows), strict=True):
-            pixels = torch.stack([brightness[chosen], classes[chosen]])
-            if pixels.shape[1] >= MIN_PIXELS and (pixels.std(1) > torch.tensor([4.0, 0.2])).all():
-                tiles.append(bool(torch.corrcoef(pixels)[0, 1].abs() < MIN_CORRELATION))
+        for values, classes, used in zip(*(part.chunk(TILES, 1) for part in rows), strict=True):
+            pixels = torch.stack([values[used].sign(), classes[used]])
+            if pixels.shape[1] < MIN_PIXELS or pixels[1].std() < 0.2:
+                continue
+            contrast = values[used].abs()
+            if contrast.median() >= MIN_SHARPNESS * contrast.quantile(0.95):
+                correlation = torch.corrcoef(pixels)[0, 1].nan_to_num().abs()  # NaN: one sign for both classes
+                tiles.append(bool(correlation < MIN_CORRELATION))
     return sum(tiles) / max(1, len(tiles))
 
 
 def _check_fill(augmentation: Augmentation) -> None:
     """Warn if the transform gives pixels outside of the image a class."""
     dataset = augmentation.dataset
-    image = torch.full_like(dataset[0][0], LEVELS[0])
-    last = dataset.num_classes - 1
-    label = torch.full(image.shape[1:], last, dtype=torch.uint8)
+    image, label = dataset[0]
+    last, void = dataset.num_classes - 1, dataset.ignore_index
+    label = torch.full_like(label, last)
     found: set[int] = set()
-    for seed in range(DRAWS):
+    for seed in _draws():
         with seeded(seed, augmentation.generators):
             found |= set(torch.unique(augmentation(image, label)[1]).tolist())
-    void = dataset.ignore_index
     if filled := sorted(found - {last, void}):
         names = ", ".join(f"{dataset.class_names[index]!r} ({index})" for index in filled)
         warnings.warn(
