@@ -39,6 +39,7 @@ from bpkd_sdk.training.augmentation import Augmentation, Transform, check_transf
 from bpkd_sdk.training.augmentation_check import check_augmentation, check_validation_data
 from bpkd_sdk.training.compatibility import default_crop, describe_left_out, match_teacher, student_order
 from bpkd_sdk.training.config import TrainingConfig
+from bpkd_sdk.training.normalization import choose_spec
 from bpkd_sdk.training.origin import check_names
 from bpkd_sdk.training.prepare import DataSource, open_splits
 from bpkd_sdk.training.teacher import NetworkSource
@@ -110,7 +111,8 @@ def compare(
         check_samples(setup.val)
         check_validation_data(setup.val)
         config = TrainingConfig.from_options(setup.options)
-        check_augmentation(Augmentation(transform, setup.train, config, config.crop_size))
+        spec, _ = choose_spec(setup.new_student(0), setup.train, config.seed)
+        check_augmentation(Augmentation(transform, setup.train, config, config.crop_size, spec))
     student_order(setup.new_student(0), setup.train, TrainingConfig.from_options(options))
     if options.get("check_teacher", True):
         setup.check_teacher()

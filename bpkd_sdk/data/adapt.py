@@ -69,7 +69,8 @@ def as_dataset(
         channels: Number of channels of the images; None: that of the first image, or 3 for grey images.
         value_range: Values of black and of white in the images. Images then keep their values; None: they are bytes, or
             bytes divided by 255.
-        bands: Indices of the channels that are shown as red, green and blue; None: the first three of three channels.
+        bands: Indices of the channels that are shown as red, green and blue, see `SegmentationDataset`; None: all of
+            three channels or one, and none of other numbers.
 
     Raises:
         TypeError: If `data` is not a data set, or has no length.
@@ -187,10 +188,10 @@ class AdaptedDataset(SegmentationDataset):
             self.fields = find_fields(data, sample, stated.get("image"), stated.get("label"))
             image, mask = self.fields.split(sample)
             size = find_size(image, mask)
-            self.image_rule = find_image_rule(image, size, stated.get("channels"), stated.get("value_range"))
+            self.image_rule = find_image_rule(image, size, facts.get("channels"), facts.get("value_range"))
         self.has_labels = mask is not None
         self.channels, self.value_range = self.image_rule.channels, self.image_rule.value_range
-        self.bands = tuple(stated.get("bands", {1: (0,), 3: (0, 1, 2)}.get(self.channels, ())))
+        self.bands = tuple(facts["bands"]) if facts.get("bands") is not None else None
         if self.has_labels and not ids and self.num_classes == 2 and self.ignore_index == 255:
             self._read_white_as_class(indices)
 

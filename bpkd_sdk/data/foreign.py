@@ -13,8 +13,8 @@ from torch import Tensor
 from bpkd_sdk.data.labels import hex_color, narrow
 from bpkd_sdk.images.samples import from_pil
 from bpkd_sdk.models.spec import Color
+from bpkd_sdk.pixels import MAX_CHANNELS
 
-MAX_CHANNELS = 16
 BYTES = (0.0, 255.0)
 
 Size = tuple[int, int]
@@ -27,8 +27,8 @@ class ImageRule:
     Attributes:
         channels: Number of channels of the tensors.
         value_range: Values of black and of white.
-        is_stated: Whether the user stated the value range. Images then keep their values, as uint8, uint16 or float32;
-            otherwise they become uint8.
+        is_stated: Whether the user stated another value range than 0..255. Images then keep their values, as uint16 or
+            float32; otherwise they become uint8.
         unit_floats: Whether floating-point images lie in 0..1 and not in 0..255.
     """
 
@@ -143,7 +143,8 @@ def find_image_rule(
             )
         channels = channels or (3 if len(planes) == 1 else len(planes))
         is_unit = planes.dtype.kind == "f" and bool(np.nanmax(planes, initial=0) <= 1)
-    return ImageRule(channels or 3, value_range or BYTES, value_range is not None, is_unit)
+    low, high = value_range or BYTES
+    return ImageRule(channels or 3, (low, high), (low, high) != BYTES, is_unit)
 
 
 def to_image(image: object, rule: ImageRule, size: Size) -> Tensor:
@@ -181,7 +182,7 @@ def to_image(image: object, rule: ImageRule, size: Size) -> Tensor:
 
 
 def _stated_values(planes: np.ndarray) -> np.ndarray:
-    if planes.dtype in (np.uint8, np.uint16):
+    if planes.dtype == np.uint16:
         return planes
     values = planes.astype(np.float32)
     if not np.isfinite(values).all():

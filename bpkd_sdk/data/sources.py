@@ -210,7 +210,10 @@ def own_facts(data: Any) -> dict[str, Any]:
     """Return the class names that a data set states, or the facts of the data set of this package that it wraps."""
     inner = getattr(data, "dataset", None)
     if isinstance(inner, SegmentationDataset):
-        return {key: getattr(inner, key) for key in ("class_names", "palette", "ignore_index")}
+        pixels = (
+            {} if inner.pixels.is_rgb8 else {key: getattr(inner, key) for key in ("channels", "value_range", "bands")}
+        )
+        return {key: getattr(inner, key) for key in ("class_names", "palette", "ignore_index")} | pixels
     names = getattr(data, "class_names", None)
     return {"class_names": names} if names else {} if inner is None else own_facts(inner)
 

@@ -200,6 +200,11 @@ class PadTo(v2.Transform):  # type: ignore[misc]
         return v2.functional.pad(inpt, missing, fill=self.fills[type(inpt)]) if any(missing) else inpt
 
 
+def padding(network: NetworkSpec) -> Sequence[float]:
+    """Return the value of each channel in padding, which is near 0 after normalisation."""
+    return IMAGE_FILL if network.pixels.is_rgb8 else network.mean_pixel
+
+
 def training_transform(
     crop_size: tuple[int, int],
     *,
@@ -232,7 +237,7 @@ def training_transform(
             VariedCrop(crop_size, ignore_index, max_class_share),
             *([] if preset == "none" else [v2.RandomHorizontalFlip()]),
             *([PhotometricDistortion(network)] if preset == "paper" and is_visible else []),
-            PadTo(crop_size, ignore_index, IMAGE_FILL if network.pixels.is_rgb8 else network.mean_pixel),
+            PadTo(crop_size, ignore_index, padding(network)),
         ]
     )
 

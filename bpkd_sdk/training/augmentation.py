@@ -17,16 +17,18 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data.checks import checked_image
 from bpkd_sdk.data.foreign import ImageRule, MaskRule, describe, find_image_rule, find_size, to_image, to_mask
 from bpkd_sdk.data.randomness import find_generators, seeded
-from bpkd_sdk.data.transforms import PRESETS, PadTo, VariedCrop, augment, training_transform
+from bpkd_sdk.data.transforms import PRESETS, PadTo, VariedCrop, augment, padding, training_transform
 from bpkd_sdk.errors import check_choice
+from bpkd_sdk.models import NetworkSpec
 from bpkd_sdk.training.config import TrainingConfig
 
 # "paper", "light", "none"; None for data that augment by themselves; an Albumentations or torchvision v2 transform; or
 # a function of image and label.
 Transform = Any
-_FUNCTION_NOTE = " Functions get tensors: the image, uint8 (3, H, W), and the mask (H, W) of class ids."
+_FUNCTION_NOTE = " Functions get tensors: the image, uint8 (channels, H, W), and the mask (H, W) of class ids."
 Sample = tuple[Tensor, Tensor]
 
 
@@ -98,6 +100,7 @@ class Augmentation:
         dataset: Training data.
         config: Options of the run.
         crop_size: (height, width) of the crops; None leaves out the crop, to find the size of the transform's results.
+        network: Facts of the student: format and mean of the images.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class Augmentation:
         dataset: SegmentationDataset,
         config: TrainingConfig,
         crop_size: tuple[int, int] | None = None,
+        network: NetworkSpec = NetworkSpec(None, 0),  # noqa: B008  (frozen)
     ) -> None:
         self.transform = transform
         self.dataset = dataset
@@ -122,25 +126,38 @@ class Augmentation:
                 base_size=config.base_size,
                 max_class_share=share,
                 preset=transform,
+                network=network,
             )
         elif crop_size is not None and transform is not None:
-            self._preset = v2.Compose([VariedCrop(crop_size, void, share), PadTo(crop_size, void)])
+            self._preset = v2.Compose([VariedCrop(crop_size, void, share), PadTo(crop_size, void, padding(network))])
         if transform is not None and not isinstance(transform, str):
             if _is_albumentations(transform) and dataset.num_classes > 255 and void not in range(256):
                 raise ValueError(
                     f"Albumentations accepts masks of bytes only, and {dataset.name} has {dataset.num_classes} classes "
                     f"and the void label {void}. Use torchvision.transforms.v2."
                 )
-            generator = torch.Generator().manual_seed(0)
-            noise = torch.randint(256, dataset[0][0].shape, generator=generator, dtype=torch.uint8)
-            with seeded(0, self.generators):
-                self._apply_user_transform(noise, torch.zeros(noise.shape[1:], dtype=torch.uint8))
+            self._try_user_transform()
+
+    def _try_user_transform(self) -> None:
+        """Transform an image with all values of the range, to determine how results are read."""
+        pixels = self.dataset.pixels
+        low, high = pixels.value_range
+        noise = low + (high - low) * torch.rand(self.dataset[0][0].shape, generator=torch.Generator().manual_seed(0))
+        image = noise.round().byte() if pixels.is_uint8 else noise
+        with seeded(0, self.generators):
+            result, _ = self._apply_user_transform(image, torch.zeros(image.shape[1:], dtype=torch.uint8))
+        if pixels.is_too_dark(result.max().item()):
+            raise ValueError(
+                f"The transform returns values of at most {result.max():.4g} for images of {self.dataset.name} with "
+                f"values of {low:g} to {high:g}. Let it keep the range. Albumentations limits images in float to 0..1: "
+                "scale the images of the data set to it, and state value_range=(0, 1)."
+            )
 
     def __call__(self, image: Tensor, label: Tensor) -> Sample:
         """Augment a sample with the random numbers that the caller has seeded.
 
         Args:
-            image: uint8 (3, H, W).
+            image: uint8 or float32 (channels, H, W).
             label: uint8 or int64 (H, W).
 
         Raises:
@@ -163,7 +180,8 @@ class Augmentation:
     def draw(self, index: int, seed: int) -> Sample:
         """Read and augment one sample of the data set with a seed."""
         with seeded(seed, self.generators):
-            return self(*self.dataset[index])
+            image, label = self.dataset[index]
+            return self(checked_image(self.dataset, index, image), label)
 
     def result_size(self) -> tuple[int, int] | None:
         """Return the (height, width) of the results of the transform; None if it varies, and for presets.
@@ -201,8 +219,10 @@ class Augmentation:
             raise ValueError(f"{name} returned {describe(result)}, expected (image, mask).")
         try:
             size = find_size(*result)
-            # The first result, of an image with all brightnesses, determines how the others are read.
-            self._rule = self._rule or find_image_rule(result[0], size, 3, None)
+            if self._rule is None:  # the first result, of an image with all values, determines how the others are read
+                pixels = self.dataset.pixels
+                value_range = None if pixels.is_uint8 else pixels.value_range
+                self._rule = find_image_rule(result[0], size, pixels.channels, value_range)
             mask_rule = MaskRule(self.dataset.num_classes, self.dataset.ignore_index)
             new_image, new_label = to_image(result[0], self._rule, size), to_mask(result[1], mask_rule, size)
         except ValueError as error:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.checks import unknown_labels
+from bpkd_sdk.data.checks import checked_image, unknown_labels
 from bpkd_sdk.data.randomness import find_generators, seeded
 from bpkd_sdk.training.augmentation import Augmentation, describe_transform
 
@@ -108,8 +108,7 @@ def _check_geometry(augmentation: Augmentation) -> None:
                 "label."
             )
         if torch.equal(label, same_label):  # otherwise draws cannot be repeated, which is a warning of its own
-            difference = image.float().mean(0) - negative.float().mean(0)
-            misaligned += _misaligned_share(difference, label, last) > MAX_MISALIGNED_TILES
+            misaligned += _misaligned_share(image - negative, label, last) > MAX_MISALIGNED_TILES
     if misaligned > MAX_MISALIGNED_DRAWS:
         raise ValueError(
             f"The transform moves the image and not the mask, or the mask and not the image: in {misaligned} of "
@@ -133,13 +132,19 @@ def _transform_pattern(augmentation: Augmentation, pattern: Tensor, seed: int) -
 
     The difference of both results shows where the pattern was moved to: noise, fog and other changes of the brightness
     are the same in both, and where the image is covered the difference is 0.
+
+    Returns:
+        For both images: brightness (H, W) in 0..255, and label map (H, W).
     """
-    dark, bright = LEVELS
+    dataset = augmentation.dataset
+    low, high = dataset.pixels.value_range
     results = []
     for shown in (pattern, 1 - pattern):
-        image = (dark + (bright - dark) * shown).expand(3, -1, -1).contiguous()
+        values = low + (high - low) * torch.where(shown == 1, LEVELS[1], LEVELS[0]) / 255
+        image = dataset.pixels.canonical(values.round().byte() if dataset.pixels.is_uint8 else values)
         with seeded(seed, augmentation.generators):
-            results.append(augmentation(image, pattern * (augmentation.dataset.num_classes - 1)))
+            moved, label = augmentation(image.repeat(dataset.channels, 1, 1), pattern * (dataset.num_classes - 1))
+        results.append((moved.float().mean(0) * 255 / (high - low), label))
     return results
 
 
@@ -172,6 +177,7 @@ def _check_fill(augmentation: Augmentation) -> None:
     """Warn if the transform gives pixels outside of the image a class."""
     dataset = augmentation.dataset
     image, label = dataset[0]
+    image = checked_image(dataset, 0, image)
     last, void = dataset.num_classes - 1, dataset.ignore_index
     label = torch.full_like(label, last)
     found: set[int] = set()

@@ -209,6 +209,36 @@ def test_comparison_accepts_foreign_data_sets(tmp_path):
     assert comparison.settings["transform"] == "none"
 
 
+def test_images_of_several_channels_and_other_ranges():
+    """Four channels of 12 bits, in which the last one shows the class."""
+
+    def four(image, mask):
+        return np.dstack([image, mask]).astype(np.uint16) * 16, mask
+
+    with pytest.raises(ValueError, match="four channels, which may be RGB with transparency or four bands"):
+        bpkd_sdk.as_dataset(Foreign(four), class_names=CLASSES, value_range=(0, 4095))
+    stated = {"class_names": CLASSES, "channels": 4, "value_range": (0, 4095), "bands": (2, 1, 0)}
+    data = bpkd_sdk.as_dataset(Foreign(four), **stated)
+    assert (data.channels, data.value_range, data.pixels.bands) == (4, (0, 4095), (2, 1, 0))
+    assert data[0][0].dtype == torch.uint16
+    assert torch.equal(data[0][0][:3].long(), Scenes()[0][0].long() * 16)
+    joined = bpkd_sdk.as_dataset(ConcatDataset([data, Foreign(four)]), **stated)
+    assert (len(joined), joined.pixels) == (16, data.pixels)
+    joined.check()
+    with pytest.raises(ValueError, match="the same pixels, but Foreign has 4 channels of 0 to 4095, and scenes has 3"):
+        bpkd_sdk.as_dataset(ConcatDataset([data, Scenes()]))
+    grey = bpkd_sdk.as_dataset(
+        Foreign(lambda image, mask: (image[..., :1] / 255, mask)), class_names=CLASSES, channels=1
+    )
+    assert (grey[0][0].dtype, grey.pixels.bands) == (torch.uint8, (0,))
+    assert torch.equal(grey[0][0], Scenes()[0][0][:1])
+    unit = bpkd_sdk.as_dataset(
+        Foreign(lambda image, mask: (image / 254.7, mask)), class_names=CLASSES, value_range=(0, 1)
+    )
+    assert unit[0][0].dtype == torch.float32
+    assert torch.allclose(unit[0][0], Scenes()[0][0] / 254.7)
+
+
 # Hugging Face
 
 

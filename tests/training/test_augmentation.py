@@ -38,11 +38,9 @@ def A():  # noqa: N802  (the name under which Albumentations is imported)
     return albumentations
 
 
-def batches(transform, dataset=None, *, config=CONFIG, crop_size=(32, 32), first_step=0):
-    loader = training_loader(
-        dataset or Scenes(), config, crop_size, first_step=first_step, on_gpu=False, transform=transform
-    )
-    return list(loader)
+def batches(transform, dataset=None, *, config=CONFIG, crop_size=(32, 32), **options):
+    options = {"first_step": 0, "on_gpu": False, "transform": transform} | options
+    return list(training_loader(dataset or Scenes(), config, crop_size, **options))
 
 
 def assert_aligned(drawn):
@@ -376,6 +374,32 @@ def test_draws_that_cannot_be_repeated_are_named():
 
     with pytest.warns(UserWarning, match="Two draws of .* with the same seeds differ, so a resumed run"):
         check_augmentation(Augmentation(drift, Scenes(), CONFIG, (32, 32)))
+
+
+def four_channels(image, label):
+    return (torch.cat([image, image[:1]]).float() * 4, label)
+
+
+def test_transforms_of_images_of_several_channels(A):  # noqa: N803
+    class Four(Scenes):
+        channels, value_range = 4, (0, 1020)
+
+        def __getitem__(self, index):
+            return four_channels(*super().__getitem__(index))
+
+    network = bpkd_sdk.NetworkSpec(None, 3, in_channels=4, value_range=(0, 1020), mean=(0.4,) * 4, std=(0.2,) * 4)
+    for transform in (flip, TORCHVISION.transforms[0], A.Compose([A.HorizontalFlip(), A.RandomCrop(40, 40)]), "light"):
+        check_augmentation(Augmentation(transform, Four(), CONFIG, (32, 32), network))
+        images, labels = batches(transform, Four(), network=network)[0]
+        assert (images.dtype, images.shape) == (torch.float32, (2, 4, 32, 32))
+        if transform != "light":
+            assert_aligned([(images[:, :3] / 4, labels)])
+    with pytest.raises(ValueError, match=r"moves the image and not the mask"):
+        check_augmentation(Augmentation(image_only, Four(), CONFIG, (32, 32), network))
+    with pytest.raises(
+        ValueError, match=r"at most 1 for images of scenes with values of 0 to 1020.*value_range=\(0, 1\)"
+    ):
+        batches(A.Compose([A.RandomBrightnessContrast(p=1)]), Four())
 
 
 def test_teacher_and_student_see_the_same_pixels(tmp_path):
