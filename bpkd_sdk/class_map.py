@@ -22,7 +22,7 @@ In training:
   among them; void pixels are distilled in the same way. A loss over positions (CWD, the body term of BPKD) gives such
   pixels little weight, because the kept logits are usually low there.
 - With labels="teacher", such pixels are void, because a label would state what the teacher does not. The validation
-  leaves them out as well.
+  leaves them out as well. They count in the divisor of the cross-entropy.
 - Feature maps are not mapped.
 """
 
@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -100,30 +101,37 @@ class ClassGroups:
         one_logit = logits.shape[1] == 1
         groups = self._groups(2 if one_logit else logits.shape[1], others=others)
         if one_logit and len(groups) == 2:
-            return logits if groups == [[0], [1]] else -logits
+            return logits if groups == [(0,), (1,)] else -logits
         if one_logit:
             logits = two_class_logits(logits)
         if all(len(group) == 1 for group in groups):
-            return logits.index_select(1, torch.tensor(groups, device=logits.device).flatten())
+            return logits.index_select(1, _index(tuple(column for (column,) in groups), logits.device))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         absent = torch.full_like(logits[:, :1], ABSENT_LOGIT)
-        return torch.cat([logits[:, group].logsumexp(1, keepdim=True) if group else absent for group in groups], 1)
+        merged = [
+            logits.index_select(1, _index(group, logits.device)).logsumexp(1, keepdim=True) if group else absent
+            for group in groups
+        ]
+        return torch.cat(merged, 1)
 
-    def _groups(self, channels: int, *, others: bool) -> list[list[int]]:
-        """Return the columns of each class, with those of the rest class, and the group of the others."""
-        groups = [list(group) for group in self.columns]
-        named = {column for group in groups for column in group}
+    def left_out(self, channels: int) -> list[int]:
+        """Return the columns of a network with this number of columns that belong to no class."""
+        named = {column for group in self.columns for column in group}
         if channels != (self.channels or channels) or channels <= max(named):
             stated = f"its classes are {self.channels}" if self.channels else f"class_map uses its class {max(named)}"
             raise ValueError(
-                f"The network returns logits of {channels} classes, but {stated}. Correct its class names."
+                f"The network returns logits of {channels} classes, but {stated}. Correct class_map, or the network's "
+                "class names."
             )
-        left = [column for column in range(channels) if column not in named]
+        return [] if self.rest is not None else [column for column in range(channels) if column not in named]
+
+    def _groups(self, channels: int, *, others: bool) -> list[tuple[int, ...]]:
+        """Return the columns of each class, with those of the rest class, and the group of the others."""
+        groups, left = list(self.columns), tuple(self.left_out(channels))
         if self.rest is not None:
-            groups[self.rest] += left
-        elif others and left:
-            groups.append(left)
-        return groups
+            named = {column for group in groups for column in group}
+            groups[self.rest] += tuple(column for column in range(channels) if column not in named)
+        return [*groups, left] if others and left else groups
 
     def select(self, output: SegmentationOutput) -> SegmentationOutput:
         """Return an output whose logits are those of the `taught` classes only, for a distillation method."""
@@ -139,6 +147,13 @@ class ClassGroups:
         ids[list(self.taught)] = torch.arange(len(self.taught), device=labels.device)
         known = labels != ignore_index
         return torch.where(known, ids[torch.where(known, labels, 0)], ignore_index)
+
+
+@lru_cache(maxsize=1024)
+def _index(columns: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return columns as a tensor, kept because a GPU would wait for a copy in every step."""
+    with torch.inference_mode(False):
+        return torch.tensor(columns, device=device)
 
 
 def group_classes(

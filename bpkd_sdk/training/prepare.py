@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from bpkd_sdk.class_map import ClassMap
+from bpkd_sdk.class_map import ClassGroups, ClassMap
 from bpkd_sdk.data import DatasetSubset, SegmentationDataset, as_dataset, open_dataset
 from bpkd_sdk.data.checks import check_for_training, check_reports, check_samples, inspect_sample, inspect_samples
 from bpkd_sdk.errors import format_list
@@ -135,7 +135,7 @@ def prepare(
     check_trainable(network, outputs[0].logits)
     if loss is not None:
         loss.prepare(*comparable_outputs(*(outputs if classes is None else map(classes.select, outputs))))
-    labels_from_teacher = _labels_from_teacher(train_set, val_set, config)
+    labels_from_teacher = _labels_from_teacher(train_set, val_set, classes, config)
 
     order = student_order(network, train_set, config)
     if accelerator.is_main_process:  # the other processes wait in _open_folder
@@ -262,13 +262,22 @@ def _check_first_sample(dataset: SegmentationDataset, config: TrainingConfig) ->
 
 
 def _labels_from_teacher(
-    train_set: SegmentationDataset, val_set: SegmentationDataset | None, config: TrainingConfig
+    train_set: SegmentationDataset,
+    val_set: SegmentationDataset | None,
+    classes: ClassGroups | None,
+    config: TrainingConfig,
 ) -> bool:
     """Return whether the teacher's predictions replace the labels; raise ValueError if labels are needed and missing.
 
     This is the only place that reads `TrainingConfig.labels`; the rest of a run reads `Task.labels_from_teacher`.
     """
     if config.labels == "teacher":
+        if classes is not None and len(classes.taught) < len(classes.columns):
+            names = [name for index, name in enumerate(train_set.class_names) if index not in classes.taught]
+            raise ValueError(
+                f"With labels='teacher', nothing trains the classes that class_map has no class of the teacher for: "
+                f"{', '.join(names)}. Leave them out of the data's class names, or pass labels='dataset'."
+            )
         return True
     if not train_set.has_labels:
         raise ValueError(

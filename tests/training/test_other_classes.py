@@ -91,7 +91,7 @@ def test_a_method_sees_only_the_classes_that_the_teacher_has(tmp_path):
 
 
 def test_labels_of_a_teacher_are_void_where_it_finds_a_class_that_is_left_out(tmp_path):
-    teacher = color_network(("background", "red", "crimson", "green", "lime"), (0, 1, 1, 2, 2))
+    teacher = color_network(("background", "red", "crimson", "green", "lime", "lemon"), (0, 1, 1, 2, 2, 3))
     method = Recorder()
     options = {
         "data": (DATA, None),
@@ -102,7 +102,7 @@ def test_labels_of_a_teacher_are_void_where_it_finds_a_class_that_is_left_out(tm
         "crop_size": (48, 48),
     }
     seen = {}
-    for name, green in (("void", []), ("merged", ["green", "lime"])):
+    for name, green in (("void", ["lemon"]), ("merged", ["green", "lime"])):
         class_map = {"background": ["background"], "red": ["red", "crimson"], "green": green}
         distilled(teacher, tmp_path / name, class_map=class_map, **options)
         seen[name] = method._seen[-1][2]
@@ -110,6 +110,11 @@ def test_labels_of_a_teacher_are_void_where_it_finds_a_class_that_is_left_out(tm
     truth = torch.where(seen["merged"] == 2, 255, seen["merged"])
     assert torch.equal(seen["void"], truth)
     assert (truth == 255).sum() > (seen["merged"] == 255).sum()
+
+
+def test_labels_of_a_teacher_need_a_class_of_the_teacher_for_every_class(tmp_path):
+    with pytest.raises(ValueError, match="nothing trains the classes .* of the teacher for: red. Leave them out"):
+        distilled(named_teacher(), tmp_path / "run", class_map=CLASS_MAP | {"red": []}, labels="teacher")
 
 
 def test_a_run_with_labels_of_a_teacher_is_validated_against_its_mapped_masks(tmp_path):
@@ -173,6 +178,14 @@ def test_the_teacher_check_reads_the_teachers_own_outputs(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", TeacherWarning)
         distilled(network, tmp_path / "right", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TeacherWarning)
+        distilled(network, tmp_path / "empty", **options | {"class_map": class_map | {"green": []}})
+    names_left = {"background": ["crimson"], "red": ["scarlet"], "green": ["green"]}
+    with pytest.warns(
+        TeacherWarning, match=r"finds classes that class_map leaves out.*of the pixels \(background \d\d%"
+    ):
+        distilled(network, tmp_path / "left", **options | {"class_map": names_left})
     softmax = nn.Sequential(network, nn.Softmax(1), nn.Threshold(0.0, 0.0)).eval()  # not found in the graph
     set_spec(softmax, get_spec(network))
     with pytest.warns(TeacherWarning, match="has a softmax inside"):

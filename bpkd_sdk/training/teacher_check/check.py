@@ -19,7 +19,15 @@ from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.sizes import Size
 from bpkd_sdk.training.teacher import ExternalOnnxRuntime, TeacherModel
 from bpkd_sdk.training.teacher_check.crops import Sample, cut_crops, read_samples
-from bpkd_sdk.training.teacher_check.fit import Fit, Kind, class_ranges, measure_fit, output_kind
+from bpkd_sdk.training.teacher_check.fit import (
+    MAX_LEFT_OUT,
+    Fit,
+    Kind,
+    class_ranges,
+    left_out_shares,
+    measure_fit,
+    output_kind,
+)
 from bpkd_sdk.training.teacher_check.inputs import InputFormat, TeacherRunner
 
 
@@ -90,6 +98,8 @@ def check_teacher(
         else:
             if kind != "logits":
                 findings.append(_kind_finding(checked, kind, images))
+            if classes is not None:
+                findings.extend(_left_out_findings(checked, crops, outputs, kind, classes, images))
             if is_labelled:
                 findings.extend(_fit_findings(checked, crops, kind, fit, dataset.class_names, images))
     return TeacherCheck(
@@ -195,6 +205,30 @@ def _kind_finding(teacher: TeacherRunner, kind: Kind, images: str) -> str:
     return (
         f"The teacher has a {layer} inside: over {images} its outputs {measured}. Distillation takes logits. {advice}"
     )
+
+
+def _left_out_findings(
+    teacher: TeacherRunner,
+    crops: Sequence[Sample],
+    outputs: Sequence[Tensor],
+    kind: Kind,
+    classes: ClassGroups,
+    images: str,
+) -> list[str]:
+    """Report classes that the class map leaves out and that the teacher finds in many pixels."""
+    shares = left_out_shares(crops, outputs, kind, classes)
+    if sum(shares.values()) <= MAX_LEFT_OUT:
+        return []
+    names = teacher.spec.class_names
+    found = ", ".join(
+        f"{names[column] if column < len(names) else f'class {column}'} {share:.0%}"
+        for column, share in list(shares.items())[:5]
+    )
+    return [
+        f"The teacher finds classes that class_map leaves out: over {images} they are the likeliest in "
+        f"{sum(shares.values()):.0%} of the pixels ({found}). There it can only teach which class of the data is next "
+        'best. Assign them in class_map, for example to a rest class: {"other": "*"}.'
+    ]
 
 
 def _fit_findings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +22,8 @@ MAX_RATIOS_TO_CONSTANT = (
     0.9,
     0.8,
 )  # largest ratios of error and cross-entropy to those of constant answers, for a useful teacher
+
+MAX_LEFT_OUT = 0.25  # largest share of pixels, without a finding, of classes that a class map leaves out
 
 Kind = Literal["logits", "probabilities", "sigmoids"]
 
@@ -139,6 +142,8 @@ def measure_fit(
         logits = logits if classes is None else classes.merge(logits[None])[0]
         label = crop.label[::2, ::2].to(logits.device).long()
         label = torch.where(label < len(logits), label, VOID)
+        if classes is not None:
+            label = torch.where(torch.isin(label, torch.tensor(classes.taught, device=label.device)), label, VOID)
         losses.append(F.cross_entropy(logits[None], label[None], ignore_index=VOID, reduction="sum"))
         # A pixel is correct if its own logit exceeds all others; a tie is wrong. argmax is ten times slower on a CPU.
         own = label.clamp(min=0)[None]
@@ -147,6 +152,36 @@ def measure_fit(
         counts.append(torch.bincount(label[known], minlength=len(logits)))
         hits.append(torch.bincount(label[known & (logits.gather(0, own)[0] > others)], minlength=len(logits)))
     return Fit(*(torch.stack(values).cpu().double() for values in (losses, counts, hits)))
+
+
+def left_out_shares(
+    crops: Sequence[Sample], outputs: Sequence[Tensor], kind: Kind, classes: ClassGroups
+) -> dict[int, float]:
+    """Measure where the columns that `classes` leaves out are together likelier than each class of the data.
+
+    Args:
+        crops: Images and labels.
+        outputs: Output (K, h, w) for each crop.
+        kind: What the outputs are.
+        classes: Channels of the outputs for each class of the labels.
+
+    Returns:
+        Share of the labelled pixels, or of all pixels without labels, by the likeliest of these columns.
+    """
+    is_labelled = any(bool((crop.label != VOID).any()) for crop in crops)
+    counts = Counter[int]()
+    total = 0
+    for crop, output in zip(crops, outputs, strict=True):
+        logits = _as_logits(_resize_and_subsample(output.float(), crop.size), kind)
+        left = classes.left_out(len(logits))
+        if not left:
+            return {}
+        considered = (crop.label[::2, ::2].to(logits.device) != VOID) | (not is_labelled)
+        winners = classes.merge(logits[None], others=True)[0].argmax(0)
+        columns = logits[left].argmax(0)[considered & (winners == len(classes.columns))]
+        counts.update({left[index]: count for index, count in enumerate(torch.bincount(columns).tolist())})
+        total += int(considered.sum())
+    return {column: count / total for column, count in counts.most_common() if count}
 
 
 def _resize_and_subsample(logits: Tensor, size: Size) -> Tensor:
