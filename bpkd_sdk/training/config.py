@@ -191,7 +191,7 @@ class TrainingConfig:
         for name in ("gradient_clip", "learning_rate", "poly_power", "teacher_scale"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"Expected `{name}` to be a finite number above 0, but got {value}.")
+                raise ValueError(f"Expected `{name}` to be above 0, but got {value}.")
         for name in ("teacher_mean", "teacher_std"):
             value = getattr(self, name)
             if value is not None and not 1 <= len(value) <= MAX_CHANNELS:
