@@ -159,10 +159,9 @@ def test_other_refusals(tmp_path):
         distilled(tmp_path / "none.onnx", tmp_path / "run")
     with pytest.raises(ValueError, match="teacher_mean and teacher_std apply only to an ONNX file"):
         distilled(tiny(9).eval(), tmp_path / "run", teacher_mean=(0, 0, 0))
+
+
+def test_a_file_of_one_size_labels_images_of_other_sizes(tmp_path):
     foreign(tmp_path / "small.onnx", size=(48, 48))
-    data = TRAIN, VAL
-    with pytest.raises(ValueError, match="takes images of 48 x 48.*but got 32 x 32"):
-        bpkd_sdk.distill(
-            tmp_path / "small.onnx", tiny(9), data, labels="teacher", output_dir=tmp_path / "run",
-            **OPTIONS | {"crop_size": None},
-        )  # fmt: skip
+    run = distilled(tmp_path / "small.onnx", tmp_path / "run", labels="teacher", crop_size=None)
+    assert run.metrics.images == len(VAL)  # of 32 x 32, padded
