@@ -70,6 +70,11 @@ def as_output(raw: object) -> SegmentationOutput:
         logits = raw
     else:
         logits = getattr(raw, "logits", None)
+    if hasattr(raw, "masks_queries_logits"):
+        raise TypeError(
+            f"The network returned {type(raw).__name__}, classes of masks instead of logits per pixel. Put it into a "
+            "bpkd_sdk.models.mask_classification.MaskClassificationNetwork."
+        )
     if not isinstance(logits, Tensor):
         raise TypeError(
             "Expected the network to return a tensor, a dict with 'out' or an object with `.logits`, "

@@ -23,6 +23,7 @@ from bpkd_sdk.export.verify import VerificationReport, verify
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.models import NetworkSpec, get_spec, load_model
 from bpkd_sdk.models.checkpoint import content_hash
+from bpkd_sdk.models.mask_classification import adapt_network
 from bpkd_sdk.output import as_output, check_final_activation
 from bpkd_sdk.runtime.inference import pad_to_multiple
 from bpkd_sdk.runtime.onnx import OnnxRuntime, seal_onnx
@@ -122,7 +123,7 @@ def to_onnx(
     input_size = check_size("input_size", input_size)
     for package in ("onnx", "onnxscript", "onnxslim", "onnxruntime"):
         import_optional(package, "export")
-    model = source if isinstance(source, nn.Module) else load_model(source)
+    model = adapt_network(source) if isinstance(source, nn.Module) else load_model(source)
     target, spec = Path(path), get_spec(model)
     _check_arguments(target, input_size, precision, opset, spec.size_divisor)
     network = copy.deepcopy(model).cpu().float().eval()

@@ -21,6 +21,7 @@ from bpkd_sdk.data.photos import photo
 from bpkd_sdk.evaluation.agreement import mask_agreement
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.models import get_spec, load_model
+from bpkd_sdk.models.mask_classification import adapt_network
 from bpkd_sdk.pixels import check_pixels
 from bpkd_sdk.runtime import AcceptedImages, Runtime, TorchRuntime, match_runtime, open_runtime
 from bpkd_sdk.runtime.base import Range
@@ -152,7 +153,7 @@ def verify(
         input_sizes = [check_size("input_sizes", size) for size in input_sizes]
     runtime = open_runtime(source)
     network = copy.deepcopy(reference) if isinstance(reference, nn.Module) else load_model(reference)
-    network = network.cpu().float().eval()
+    network = adapt_network(network).cpu().float().eval()
     spec = get_spec(network)
     if spec.class_names and runtime.spec.class_names:
         runtime = match_runtime(runtime, spec, "the network", match_classes=match_classes)

@@ -33,7 +33,9 @@ from bpkd_sdk.cli.common import (
 @selects_files
 def evaluate(
     *,
-    model: Annotated[Path, typer.Argument(help="Path of a checkpoint or of an exported file.")],
+    model: Annotated[
+        str, typer.Argument(help="Path of a checkpoint or of an exported file, or name such as transformers/<folder>.")
+    ],
     data: Annotated[
         str | None,
         typer.Option(help=f"{DATA_HELP} Default: the data set of the training, if its name is in the file."),
@@ -219,7 +221,9 @@ def models(as_json: AsJson = False) -> None:
         params, gflops = f"{row.params / 1e6:.2f} M", f"{row.paper_macs / 1e9:.2f}"
         table.add_row(row.name, params, paper[0], gflops, paper[1], f"{row.macs / 1e9:.2f}", str(row.stride))
     console.print(table)
-    console.print("Networks of segmentation-models-pytorch have the names smp/<Architecture>/<encoder>.")
+    console.print(
+        "Networks of other libraries: smp/<Architecture>/<encoder>, torchvision/<network>, transformers/<folder or id>."
+    )
 
 
 @app.command("import")

@@ -148,7 +148,8 @@ def distill(
     teacher: Annotated[
         str,
         typer.Argument(
-            help="Path of a checkpoint (.safetensors, or .pth of OpenMMLab); for methods on logits also .onnx, .engine."
+            help="Path of a checkpoint (.safetensors, or .pth of OpenMMLab), or name: transformers/<folder or id>; for "
+            "methods on logits also .onnx, .engine."
         ),
     ],
     student: Annotated[str, typer.Argument(help="Name such as smp/FPN/mobilenet_v2, or path of a checkpoint.")],
@@ -198,7 +199,8 @@ def compare(
     teacher: Annotated[
         str,
         typer.Option(
-            help="Path of a checkpoint (.safetensors, or .pth of OpenMMLab); for methods on logits also .onnx, .engine."
+            help="Path of a checkpoint (.safetensors, or .pth of OpenMMLab), or name: transformers/<folder or id>; for "
+            "methods on logits also .onnx, .engine."
         ),
     ],
     student: Annotated[

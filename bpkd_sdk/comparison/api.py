@@ -32,6 +32,7 @@ from bpkd_sdk.evaluation import evaluate
 from bpkd_sdk.files import read_json, write_json
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.method import method_arguments
+from bpkd_sdk.models.library import is_pretrained_name
 from bpkd_sdk.progress import console
 from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.training.accelerator import create_accelerator
@@ -165,7 +166,7 @@ def _create_setup(
     check_transform(transform, config)
     if config.labels != "dataset":
         raise ValueError("compare() needs ground-truth labels for its baseline without a teacher.")
-    if isinstance(teacher, (str, Path)) and not Path(teacher).is_file():
+    if isinstance(teacher, (str, Path)) and not (Path(teacher).is_file() or is_pretrained_name(teacher)):
         raise FileNotFoundError(f"Expected `teacher` to be a trained module or its file, but {teacher} does not exist.")
     if not callable(student) or isinstance(student, nn.Module):
         check_names({"student": student}, config.backbone_weights)

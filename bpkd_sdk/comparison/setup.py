@@ -18,8 +18,9 @@ from bpkd_sdk.class_map import ClassGroups, ClassMap
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.files import file_sha256
 from bpkd_sdk.losses import METHODS, DistillationLoss, Method, create_method
-from bpkd_sdk.models import get_spec
+from bpkd_sdk.models import get_spec, load_model
 from bpkd_sdk.models.checkpoint import content_hash
+from bpkd_sdk.models.library import is_pretrained_name
 from bpkd_sdk.training.accelerator import create_accelerator, teacher_dtype
 from bpkd_sdk.training.api import distill, train
 from bpkd_sdk.training.augmentation import Transform, describe_transform
@@ -252,4 +253,6 @@ def _data_facts(data: SegmentationDataset) -> dict[str, Any]:
 
 def _teacher_hash(teacher: NetworkSource) -> str:
     """Return the SHA-256 of a teacher's weights, or of its file."""
+    if is_pretrained_name(teacher):
+        teacher = load_model(teacher)
     return content_hash(teacher.state_dict()) if isinstance(teacher, nn.Module) else file_sha256(teacher)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bpkd_sdk.features import eval_mode
 from bpkd_sdk.models import get_spec
+from bpkd_sdk.models.mask_classification import adapt_network
 from bpkd_sdk.models.zoo import ZOO, build_network
 from bpkd_sdk.output import as_output
 
@@ -62,11 +64,12 @@ def profile(model: nn.Module, input_size: tuple[int, int] = (512, 512)) -> Profi
     Raises:
         TypeError: If the model returns no logits.
     """
+    model = adapt_network(model)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.zeros(1, get_spec(model).in_channels, *input_size, device=like.device, dtype=like.dtype)
     counter = FlopCounterMode(display=False)
     observer = _OperationCounter(counter)
-    with eval_mode(model), torch.no_grad(), observer, counter:
+    with eval_mode(model), _frozen(model), torch.no_grad(), observer, counter:
         logits = as_output(model(image)).logits
     products: Counter[str] = Counter()
     for operator, flops in counter.get_flop_counts().get("Global", {}).items():
@@ -82,6 +85,19 @@ def profile(model: nn.Module, input_size: tuple[int, int] = (512, 512)) -> Profi
         by_operator=dict(by_operator),
         not_counted=tuple(sorted(observer.not_counted)),
     )
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Let no parameter require a gradient within a ``with`` block; torch's counter fails for some views of them."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 class _OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bpkd_sdk.errors import did_you_mean
-from bpkd_sdk.models import zoo
 from bpkd_sdk.models.checkpoint import SUFFIX, load_checkpoint, load_state, read_tensors, save_model
+from bpkd_sdk.models.library import find_family, identify, is_pretrained_name, list_models
 from bpkd_sdk.models.openmmlab import SUFFIXES as OPENMMLAB_SUFFIXES
 from bpkd_sdk.models.openmmlab import load_openmmlab
 from bpkd_sdk.models.spec import NetworkSpec, get_spec, set_spec
@@ -24,6 +23,7 @@ __all__ = [
     "NetworkSpec",
     "create_model",
     "get_spec",
+    "identify",
     "list_models",
     "load_model",
     "save_model",
@@ -31,13 +31,6 @@ __all__ = [
 ]
 
 CHECKPOINT_SUFFIXES = (SUFFIX, *OPENMMLAB_SUFFIXES)
-
-
-def list_models() -> list[str]:
-    """Return the names that `create_model` accepts; it also accepts ``smp/<Architecture>/tu-<timm model>``."""
-    from bpkd_sdk.models import smp
-
-    return [*ZOO, *smp.list_models()]
 
 
 def create_model(
@@ -54,8 +47,9 @@ def create_model(
     The network maps normalised images (N, in_channels, H, W) to logits (N, C, h, w) at its own stride.
 
     Args:
-        name: Name in `list_models`: a network of the paper such as ``pspnet_r18``, or a network of
-            segmentation-models-pytorch such as ``smp/DeepLabV3Plus/mobilenet_v2``.
+        name: Name in `list_models`: a network of the paper such as ``pspnet_r18``, one of segmentation-models-pytorch
+            such as ``smp/DeepLabV3Plus/mobilenet_v2`` (every encoder of timm as ``smp/Unet/tu-<timm model>``), one of
+            torchvision such as ``torchvision/deeplabv3_resnet50``; or ``transformers/<folder or hub id>``.
         num_classes: C, the number of channels of the logits, at least 1.
         weights: Checkpoint with the weights of the whole network: a ``.safetensors`` file of this package, or for a
             network of the paper an OpenMMLab ``.pth``. If the ``.pth`` is for a variant of `name`, that variant is
@@ -85,7 +79,7 @@ def create_model(
         "backbone_weights": check_backbone_weights(backbone_weights),
         "in_channels": in_channels,
     }
-    model: nn.Module = _family(name).build_network(name, num_classes, **options)
+    model: nn.Module = find_family(name).build_network(name, num_classes, **options)
     if weights is not None:
         if Path(weights).suffix != SUFFIX:
             raise ValueError(f"Expected `weights` of {name!r} to end in {SUFFIX!r}, but got {str(weights)!r}.")
@@ -100,36 +94,33 @@ def check_name(name: str, backbone_weights: str | Path) -> None:
         ValueError: If the name is unknown, or the encoder has no such weights.
         FileNotFoundError: If the file with the weights does not exist.
     """
-    _family(name).check_weights(name, check_backbone_weights(backbone_weights))
-
-
-def _family(name: str) -> Any:
-    """Return the module that builds the networks of this name's library."""
-    if name in ZOO:
-        return zoo
-    if name.startswith("smp/"):
-        from bpkd_sdk.models import smp
-
-        return smp
-    raise ValueError(f"Unknown network {name!r}.{did_you_mean(name, list_models())} See bpkd_sdk.list_models().")
+    find_family(name).check_weights(name, check_backbone_weights(backbone_weights))
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: nn.Module | None = None) -> nn.Module:
-    """Load a network from a checkpoint, in eval mode.
+    """Load a network from a checkpoint, or from its library with all weights, in eval mode.
 
     `model.provenance` then contains the settings of the training run (plain JSON values); `to_onnx` writes them to the
     exported file.
 
     Args:
-        path: Checkpoint of this package (``.safetensors``, written by `save_model`, `train` or `distill`), or one of
-            OpenMMLab (``.pth``) for a network of the paper.
+        path: Checkpoint of this package (``.safetensors``, written by `save_model`, `train` or `distill`); one of
+            OpenMMLab (``.pth``) for a network of the paper; or a name: ``torchvision/<network>[@<weights>]``, or
+            ``transformers/<folder or hub id>[@<revision>]``.
         device: Device that the network is moved to.
         model: Instance to load a ``.safetensors`` file into, for a network class that `create_model` cannot build.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file is not a checkpoint, has been altered, or does not fit the network.
+        ValueError: If the file is not a checkpoint, has been altered, or does not fit the network; or if the weights of
+            a named network are incomplete.
+        RuntimeError: If the weights of a named network cannot be downloaded.
     """
+    if is_pretrained_name(path):
+        if model is not None:
+            raise ValueError(f"{path} is built by load_model. Omit `model`.")
+        named: nn.Module = find_family(str(path)).load_pretrained(str(path))
+        return named.to(device)
     if Path(path).suffix in OPENMMLAB_SUFFIXES:
         if model is not None:
             raise ValueError(f"{path} is an OpenMMLab checkpoint, whose network is built by load_model. Omit `model`.")

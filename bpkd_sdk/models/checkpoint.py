@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import unwrap
 from bpkd_sdk.files import write_atomically
-from bpkd_sdk.models.spec import NetworkSpec, get_spec, set_provenance, set_spec
+from bpkd_sdk.models.mask_classification import adapt_network
+from bpkd_sdk.models.spec import NetworkSpec, set_provenance, set_spec
 
 FORMAT = "bpkd-sdk/1"
 SUFFIX = ".safetensors"
@@ -90,14 +91,16 @@ def save_model(model: nn.Module, path: str | Path, *, training: Mapping[str, Any
     Raises:
         ValueError: If `path` has another suffix.
     """
+    from bpkd_sdk.models.library import identify
+
     target = Path(path)
     if target.suffix != SUFFIX:
         raise ValueError(f"Expected a path that ends in {SUFFIX!r}, but got {str(path)!r}.")
-    network = unwrap(model)
+    network = adapt_network(unwrap(model))
     state = network.state_dict()
     header = {
         "format": FORMAT,
-        "network": get_spec(model).to_dict(),
+        "network": identify(model).to_dict(),
         "class": f"{type(network).__module__}.{type(network).__qualname__}",
         "training": dict(training or {}),
         "versions": {package: version(package) for package in ("torch", "bpkd-sdk")},
@@ -132,7 +135,7 @@ def load_checkpoint(
         FileNotFoundError: If the file does not exist.
         ValueError: If the file is not a checkpoint of this package, has been altered, or does not fit the network.
     """
-    from bpkd_sdk.models import create_model
+    from bpkd_sdk.models.library import build_from_spec
 
     header, state = read_tensors(path)
     if "network" not in header:
@@ -146,12 +149,12 @@ def load_checkpoint(
     except ValueError as error:
         raise ValueError(f"{error}\nGet the file again, or update bpkd-sdk if a newer version wrote it.") from error
     if model is None:
-        if spec.name is None:
+        model = build_from_spec(spec)
+        if model is None:
             raise ValueError(
                 f"{path} contains a {header.get('class', 'network')}, which create_model cannot build. "
                 "Create an instance and pass it: load_model(path, model=...)."
             )
-        model = create_model(spec.name, spec.num_classes, aux_head=spec.aux_head, in_channels=spec.in_channels)
     load_state(model, state, source=str(path))
     set_spec(model, spec)
     set_provenance(model, header.get("training", {}))

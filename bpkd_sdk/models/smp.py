@@ -153,3 +153,29 @@ def _origin(encoder: str, pretrained: str) -> dict[str, Any]:
         return timm_origin(encoder.removeprefix(_TIMM))
     settings = smp.encoders.encoders[encoder]["pretrained_settings"][pretrained]
     return {"source": settings["repo_id"], "revision": settings["revision"]}
+
+
+def recognize(model: nn.Module) -> dict[str, Any] | None:
+    """Return the fields of `NetworkSpec` that build a module again; None if it is not a network of the library.
+
+    The library keeps the arguments of the constructor in `model.config`, as far as they are plain values.
+    """
+    if ARCHITECTURES.get(type(model).__name__) is not type(model):
+        return None
+    config = {**(getattr(model, "config", None) or {})}
+    encoder, classes = config.pop("encoder_name"), config["classes"]
+    del config["encoder_weights"]  # the weights come from the checkpoint
+    return {"name": f"smp/{type(model).__name__}/{encoder}", "num_classes": classes, "config": config}
+
+
+def rebuild(spec: NetworkSpec) -> nn.Module:
+    """Build the network of a spec that `recognize` returned, with random weights.
+
+    Raises:
+        ValueError: If the configuration names files, which the library would load.
+    """
+    architecture, encoder = _parse(str(spec.name))
+    config = spec.config or {}
+    if unsafe := [key for key in config if key.startswith(("pretrained", "checkpoint", "cache"))]:
+        raise ValueError(f"The configuration of {spec.name!r} contains {unsafe[0]!r}, which could load other files.")
+    return ARCHITECTURES[architecture](**{**config, "encoder_name": encoder, "encoder_weights": None})

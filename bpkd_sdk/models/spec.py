@@ -42,6 +42,8 @@ class NetworkSpec:
         in_channels: Number of channels of the images.
         value_range: Lowest and highest value that a channel of the images can have.
         bands: Indices of the visible channels, see `bpkd_sdk.pixels.PixelFormat`.
+        config: Arguments of the network's library that build it together with its name, as plain JSON values; None for
+            a network that is built by its name alone.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # pydantic then refuses unknown fields
@@ -57,6 +59,7 @@ class NetworkSpec:
     in_channels: int = 3
     value_range: tuple[float, float] = (0, 255)
     bands: tuple[int, ...] | None = None
+    config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Check that the facts are consistent."""
@@ -183,15 +186,19 @@ class NetworkSpec:
 def get_spec(model: nn.Module) -> NetworkSpec:
     """Return the spec that a model carries as `model.spec`, or one derived from the attributes of other libraries.
 
-    A derived spec has ImageNet's normalisation, and for a network of segmentation-models-pytorch with other than three
-    channels none. Its class names are those of a Hugging Face ``config.id2label``;
-    without one they are unknown and `num_classes` is 0. To state the normalisation and the classes of a network of
-    your own, call ``set_spec(model, NetworkSpec(...))``.
+    A derived spec has ImageNet's normalisation; for a network of segmentation-models-pytorch with other than three
+    channels none; for a network of Hugging Face transformers that of its image processor. Its class names are those of
+    a Hugging Face ``config.id2label``; without one they are unknown and `num_classes` is 0. To state the normalisation
+    and the classes of a network of your own, call ``set_spec(model, NetworkSpec(...))``.
     """
     spec = getattr(model, "spec", None)
     if isinstance(spec, NetworkSpec):
         return spec
-    names = _hugging_face_names(model)
+    if type(model).__module__.startswith("transformers.") and hasattr(model, "config"):
+        from bpkd_sdk.models import transformers
+
+        return transformers.derive_spec(model)
+    names = class_names_of_config(model)
     channels = int(getattr(getattr(model, "encoder", None), "_in_channels", 3))  # segmentation-models-pytorch
     spec = NetworkSpec(None, num_classes=len(names), class_names=names, size_divisor=smp_size_divisor(model))
     return spec.for_images(PixelFormat(channels))
@@ -217,7 +224,7 @@ def set_provenance(model: nn.Module, provenance: Mapping[str, Any]) -> None:
     model.provenance = dict(provenance)  # type: ignore[assignment]  # torch declares attributes as tensors or modules
 
 
-def _hugging_face_names(model: nn.Module) -> tuple[str, ...]:
+def class_names_of_config(model: nn.Module) -> tuple[str, ...]:
     """Return the class names of a Hugging Face configuration, in the order of the logits; empty without one."""
     labels = getattr(getattr(model, "config", None), "id2label", None)
     if not isinstance(labels, Mapping) or set(labels) != set(range(len(labels))):

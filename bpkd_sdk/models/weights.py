@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from bpkd_sdk.errors import check_choice
 from bpkd_sdk.files import file_sha256
 from bpkd_sdk.models.checkpoint import load_state
 
@@ -19,7 +20,7 @@ NONE, IMAGENET = "none", "imagenet"
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 _NO_DOWNLOAD = (ValueError, TypeError, KeyError, AssertionError, AttributeError)
-_PREFIXES = ("module.", "backbone.", "encoder.", "model.")  # of encoders inside networks and wrappers
+_PREFIXES = ("module.", "backbone.", "encoder.", "model.", "features.")  # of encoders inside networks and wrappers
 
 
 def check_backbone_weights(weights: object) -> str:
@@ -43,6 +44,12 @@ def check_backbone_weights(weights: object) -> str:
 def is_file(weights: str | Path) -> bool:
     """Return whether `backbone_weights` is the path of a file, and not the name of weights that a library has."""
     return Path(weights).suffix in FILE_SUFFIXES
+
+
+def check_known_weights(weights: str) -> None:
+    """Raise ValueError unless `backbone_weights` is "none", "imagenet" or the path of a file."""
+    if not is_file(weights):
+        check_choice("backbone_weights", weights, (NONE, IMAGENET))
 
 
 @contextmanager

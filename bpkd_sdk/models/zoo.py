@@ -133,8 +133,7 @@ def check_weights(name: str, backbone_weights: str) -> None:
         backbone_weights: "none", "imagenet", or the path of a file.
     """
     check_choice("name", name, ZOO)
-    if not weights.is_file(backbone_weights):
-        check_choice("backbone_weights", backbone_weights, (weights.NONE, weights.IMAGENET))
+    weights.check_known_weights(backbone_weights)
     if backbone_weights == weights.IMAGENET:
         imagenet.check(name, ZOO[name].imagenet)
 

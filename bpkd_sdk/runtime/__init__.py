@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bpkd_sdk.models import load_model
+from bpkd_sdk.models.library import is_pretrained_name
 from bpkd_sdk.runtime.base import AcceptedImages, Runtime, TorchRuntime
 from bpkd_sdk.runtime.formats import FORMATS, Format, find_format
 from bpkd_sdk.runtime.matched import MatchedRuntime, match_runtime
@@ -29,8 +30,8 @@ def open_runtime(source: str | Path | nn.Module | Runtime, device: str | torch.d
     """Open an artifact or a module as a `Runtime`.
 
     Args:
-        source: Path or URL of one of the `FORMATS`; a module in eval mode, which is moved to the device; or a runtime,
-            which is returned unchanged.
+        source: Path or URL of one of the `FORMATS`; name of a network that `load_model` opens with all of its weights;
+            a module in eval mode, which is moved to the device; or a runtime, which is returned unchanged.
         device: "auto" (torch's current accelerator if there is one that the format supports, otherwise the CPU), "cpu",
             "cuda", "cuda:1" or "mps".
 
@@ -45,10 +46,12 @@ def open_runtime(source: str | Path | nn.Module | Runtime, device: str | torch.d
         return source
     if isinstance(source, nn.Module):
         return TorchRuntime(source, device)
+    if is_pretrained_name(source):
+        return open_torch_runtime(str(source), device)
     runtime: Runtime = find_format(str(source)).open(str(source), device)
     return runtime
 
 
 def open_torch_runtime(path: str, device: str | torch.device) -> TorchRuntime:
-    """Open a checkpoint of bpkd-sdk or of OpenMMLab (``.pth``)."""
+    """Open a checkpoint of bpkd-sdk or of OpenMMLab (``.pth``), or a network by name, with `load_model`."""
     return TorchRuntime(load_model(path), device, name=path)

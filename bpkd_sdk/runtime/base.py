@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.errors import check_choice
+from bpkd_sdk.models.mask_classification import adapt_network
 from bpkd_sdk.models.spec import NetworkSpec, get_spec
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime.inference import full_size_logits, to_mask
@@ -231,7 +232,7 @@ class TorchRuntime(Runtime):
         parameter = next(module.parameters(), None)
         chosen = choose_device(device or (parameter.device if parameter is not None else "cpu"))
         precision = parameter.dtype if parameter is not None else torch.float32
-        self.module = module.to(chosen)
+        self.module = adapt_network(module).to(chosen)
         spec = get_spec(module)
         metadata = {"preprocess": False, "argmax": False, "precision": str(precision).removeprefix("torch.")}
         super().__init__(name or spec.name or type(module).__name__, spec, metadata, chosen, AcceptedImages())

@@ -119,9 +119,10 @@ def distill(
     Started by ``accelerate launch``, all processes train one student, see `bpkd_sdk.training.accelerator`.
 
     Args:
-        teacher: Module in eval mode, or path of a checkpoint (``.safetensors``, or ``.pth`` of OpenMMLab). Its weights
-            and its mode are not changed; a module is moved to the device. For methods that use logits only, the teacher
-            may also be an exported file or an opened runtime. Such a file is an ONNX file of `to_onnx` with
+        teacher: Module in eval mode, path of a checkpoint (``.safetensors``, or ``.pth`` of OpenMMLab), or name of a
+            network that its library has with all weights, as for `load_model`: ``transformers/<folder or hub id>``.
+            Its weights and its mode are not changed; a module is moved to the device. For methods that use logits only,
+            the teacher may also be an exported file or an opened runtime. Such a file is an ONNX file of `to_onnx` with
             ``argmax=False``, an ONNX file of another exporter that maps a normalised image to logits, or a TensorRT
             engine.
         student: Module, name that `create_model` accepts, or path of a checkpoint. A module is trained in place. The

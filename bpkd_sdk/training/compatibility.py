@@ -17,7 +17,7 @@ from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import Capture, eval_mode, feature_path, find_module, unwrap
 from bpkd_sdk.losses import METHODS, DistillationLoss, create_method
-from bpkd_sdk.models import NetworkSpec, get_spec, set_spec
+from bpkd_sdk.models import NetworkSpec, get_spec, identify, set_spec
 from bpkd_sdk.output import SegmentationOutput, as_output, check_final_activation
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.config import TrainingConfig
@@ -230,6 +230,8 @@ def match_student(
 
     A student with one logit predicts the second class by it, and its spec has both class names.
 
+    The spec also gets the configuration that builds an instance of a known library again, see `identify`.
+
     Raises:
         ValueError: If the classifier cannot be reordered.
     """
@@ -239,7 +241,16 @@ def match_student(
         )
         with eval_mode(student):
             reorder_classifier(unwrap(student), order, images)
-    spec = replace(spec, num_classes=num_logits, class_names=dataset.class_names, palette=dataset.palette)
+    known = identify(student)
+    spec = replace(
+        spec,
+        name=known.name,
+        aux_head=known.aux_head,
+        config=known.config,
+        num_classes=num_logits,
+        class_names=dataset.class_names,
+        palette=dataset.palette,
+    )
     set_spec(student, spec)
 
 

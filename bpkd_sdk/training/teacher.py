@@ -16,6 +16,8 @@ from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import Capture
 from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, get_spec, load_model, set_spec
+from bpkd_sdk.models.library import is_pretrained_name
+from bpkd_sdk.models.mask_classification import adapt_network
 from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec
 from bpkd_sdk.output import SegmentationOutput, as_output
 from bpkd_sdk.pixels import PixelFormat
@@ -114,7 +116,7 @@ def open_network(
         pixels: Format of the images that a network is built for by name.
     """
     if isinstance(source, nn.Module):
-        return source
+        return adapt_network(source)
     if is_name(source):
         options: dict[str, Any] = {"backbone_weights": backbone_weights, "in_channels": pixels.channels}
         network = create_model(str(source), num_classes, **options)
@@ -154,6 +156,8 @@ def open_teacher(
         )
     if isinstance(source, Runtime) or suffix in ENGINE_SUFFIXES:
         return _check_runtime(open_runtime(source, device), config)
+    if is_pretrained_name(source):
+        return load_model(str(source))
     network = open_network(source, num_classes, config.backbone_weights, pixels)
     if is_name(source):
         warnings.warn(

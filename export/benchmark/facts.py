@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.evaluation.profile import profile
-from bpkd_sdk.models import create_model
+from bpkd_sdk.models.library import build_from_spec
 from bpkd_sdk.runtime import MatchedRuntime, Runtime, TorchRuntime
 from bpkd_sdk.runtime.engine import EngineRuntime
 from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session, run_session
@@ -97,10 +97,8 @@ def _network(runtime: Runtime) -> nn.Module | None:
     if isinstance(runtime, TorchRuntime):
         module: nn.Module = getattr(runtime.module, "_orig_mod", runtime.module)  # torch.compile wraps the network
         return copy.deepcopy(module)
-    spec = runtime.spec
-    if spec.name is None:
-        return None
-    return create_model(spec.name, spec.num_classes, in_channels=spec.in_channels).eval()
+    network = build_from_spec(runtime.spec)
+    return None if network is None else network.eval()
 
 
 def _initializers(path: Path) -> int:
