@@ -38,8 +38,9 @@ from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.training.accelerator import create_accelerator
 from bpkd_sdk.training.augmentation import Augmentation, Transform, check_transform
 from bpkd_sdk.training.augmentation_check import check_augmentation, check_validation_data
-from bpkd_sdk.training.compatibility import default_crop, describe_left_out, match_teacher, student_order
+from bpkd_sdk.training.compatibility import describe_left_out, match_teacher, student_order
 from bpkd_sdk.training.config import TrainingConfig
+from bpkd_sdk.training.crop import default_crop
 from bpkd_sdk.training.normalization import choose_spec
 from bpkd_sdk.training.origin import check_names
 from bpkd_sdk.training.prepare import DataSource, open_splits
@@ -196,8 +197,11 @@ def _create_setup(
         console.print(describe_left_out(classes, train), highlight=False)
     if config.crop_size is None:
         # All runs use one size; the default of the student alone may not be accepted by the teacher.
-        size = Augmentation(transform, train, config).result_size()
-        setup.options["crop_size"] = size or default_crop(train, [setup.new_student(0), opened])
+        crop_size = Augmentation(transform, train, config).result_size()
+        if crop_size is None:
+            crop_size, text = default_crop(train, [setup.new_student(0), opened], config.base_size)
+            console.print(text, highlight=False)
+        setup.options["crop_size"] = crop_size
     return dataclasses.replace(setup, classes=classes)
 
 

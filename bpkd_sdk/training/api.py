@@ -57,7 +57,8 @@ def train(
             uses the samples of a data set that augments them by itself as they are.
         steps: Number of optimiser steps.
         batch_size: Number of images per step, over all processes.
-        crop_size: (height, width) of the training crops; None: the first image's size, at most 512 per side.
+        crop_size: (height, width) of the training crops; None: the median size of the images, at most 512
+            per side; see `bpkd_sdk.training.crop.default_crop`.
         learning_rate: Learning rate at the first step; None: 0.01 for SGD, 6e-4 for AdamW.
         precision: "auto", "fp32", "fp16" or "bf16".
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
@@ -145,7 +146,8 @@ def distill(
             teacher are then left out. `bpkd_sdk.class_map` states what the losses then compare.
         steps: Number of optimiser steps.
         batch_size: Number of images per step, over all processes.
-        crop_size: (height, width) of the training crops; None: the first image's size, at most 512 per side.
+        crop_size: (height, width) of the training crops; None: the median size of the images, at most 512
+            per side; see `bpkd_sdk.training.crop.default_crop`.
         learning_rate: Learning rate at the first step; None: 0.01 for SGD, 6e-4 for AdamW.
         precision: "auto", "fp32", "fp16" or "bf16".
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".

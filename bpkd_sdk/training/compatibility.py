@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -26,22 +25,8 @@ from bpkd_sdk.training.teacher_check import output_kind
 from bpkd_sdk.views import ViewedNetwork
 
 
-def default_crop(dataset: SegmentationDataset, networks: Sequence[TeacherModel]) -> tuple[int, int]:
-    """Choose the (height, width) of the training crops.
-
-    Returns:
-        The size of the first image, at most 512 per side, reduced to a multiple that all networks accept; or the one
-        size that an exported file accepts.
-    """
-    for network in networks:
-        if isinstance(network, Runtime) and network.accepts.fixed_size is not None:
-            return network.accepts.fixed_size
-    divisor = math.lcm(*(_size_divisor(network) for network in networks))
-    height, width = (max(divisor, min(side, 512) // divisor * divisor) for side in dataset[0][0].shape[1:])
-    return height, width
-
-
-def _size_divisor(network: TeacherModel) -> int:
+def size_divisor(network: TeacherModel) -> int:
+    """Return the number that both sides of a network's input must be multiples of."""
     return (network.spec if isinstance(network, Runtime) else get_spec(network)).size_divisor
 
 
@@ -95,7 +80,7 @@ def run_on_black_crops(
     Raises:
         ValueError: If the network does not accept the crops, or has another number of classes.
     """
-    divisor = _size_divisor(network)
+    divisor = size_divisor(network)
     if any(side % divisor for side in crop_size):
         nearest = tuple(max(divisor, round(side / divisor) * divisor) for side in crop_size)
         raise ValueError(

@@ -72,7 +72,8 @@ class TrainingConfig:
             other to save memory. Only operations that compare images of a batch depend on it: batch norm, CIRKD's
             mini-batch term, the Dice and Lovasz losses, and the critics of SKDS and IFVD, which do one step per
             micro-batch.
-        crop_size: (height, width) of the training crops; None: the first image's size, at most 512 per side.
+        crop_size: (height, width) of the training crops; None: the median size of the images, at most 512
+            per side; see `bpkd_sdk.training.crop.default_crop`.
         learning_rate: Learning rate at the first step, without warm-up; None: 0.01 for SGD, 6e-4 for AdamW.
         optimizer: "sgd" (momentum 0.9, as in the paper) or "adamw".
         weight_decay: Weight decay; 5e-4 in the paper.

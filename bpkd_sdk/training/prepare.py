@@ -30,7 +30,6 @@ from bpkd_sdk.training.augmentation import Augmentation, Transform, check_transf
 from bpkd_sdk.training.augmentation_check import check_augmentation, check_validation_data
 from bpkd_sdk.training.compatibility import (
     check_trainable,
-    default_crop,
     describe_left_out,
     feature_paths,
     match_student,
@@ -39,6 +38,7 @@ from bpkd_sdk.training.compatibility import (
     student_order,
 )
 from bpkd_sdk.training.config import TrainingConfig
+from bpkd_sdk.training.crop import default_crop
 from bpkd_sdk.training.freezing import find_encoder
 from bpkd_sdk.training.label_losses import balanced_class_weights, check_class_weights
 from bpkd_sdk.training.monitor import check_trackers
@@ -117,7 +117,11 @@ def prepare(
             )
     networks = [model for model in (network, teacher_model) if model is not None]
     augmentation = Augmentation(transform, train_set, config)
-    crop_size = config.crop_size or augmentation.result_size() or default_crop(train_set, networks)
+    crop_size = config.crop_size or augmentation.result_size()
+    if crop_size is None:
+        crop_size, text = default_crop(train_set, networks, config.base_size)
+        if accelerator.is_main_process:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
     loss = None
     if method is not None:
         count = train_set.num_classes if classes is None else len(classes.taught)
