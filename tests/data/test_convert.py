@@ -482,6 +482,13 @@ def test_other_files_are_never_overwritten(tmp_path, run):
         run(source)
 
 
+def test_one_file_does_not_become_two_splits(tmp_path, run):
+    source = coco_file(tmp_path, [instance(10, 5, [box(0, 0, 3, 3)])])
+    run(source)
+    with pytest.raises(FileExistsError, match=r"conversion-train.json records .* same annotations.*--val-share"):
+        run(source, split="val")
+
+
 def test_images_are_links_or_copies(tmp_path, run, monkeypatch):
     source = coco_file(tmp_path, [instance(10, 5, [box(0, 0, 3, 3)])])
     run(source)
@@ -491,6 +498,7 @@ def test_images_are_links_or_copies(tmp_path, run, monkeypatch):
         raise OSError("another disk")
 
     monkeypatch.setattr(os, "link", refuse)
+    source = coco_file(tmp_path, [instance(10, 6, [box(0, 0, 3, 3)])])
     run(source, split="val")
     copy = tmp_path / "out/images/val/a.jpg"
     assert not copy.samefile(tmp_path / "photos/a.jpg")

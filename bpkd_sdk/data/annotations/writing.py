@@ -25,10 +25,16 @@ from bpkd_sdk.progress import track
 
 
 def check_folder(labels: Path, record_file: Path, record: Mapping[str, Any], places: Mapping[Path, Path]) -> None:
-    """Raise FileExistsError if the folder contains files that this conversion would not have written."""
+    """Raise FileExistsError if the folder contains files of others, or the same annotations as another split."""
+    for other in sorted(record_file.parent.glob("conversion-*.json")):
+        if other != record_file and _read_record(other).get("sha256") == record["sha256"]:
+            raise FileExistsError(
+                f"{other} records a conversion of the same annotations, so two splits would have the same images. Pass "
+                "the annotations of this split, or convert once and divide the images by val_share (--val-share)."
+            )
     found = list_files(labels, ("",))
     if found and record_file.is_file():
-        before = read_json(record_file)
+        before = _read_record(record_file)
         if changed := list_differences({key: before.get(key) for key in record}, record):
             raise FileExistsError(
                 f"{record_file} describes another conversion:\n{format_list(changed)}\nTo convert again, delete it and "
@@ -48,6 +54,13 @@ def check_folder(labels: Path, record_file: Path, record: Mapping[str, Any], pla
         raise FileExistsError(
             f"{len(others)} images exist with another content:\n{format_list(others)}\nChoose another folder or split."
         )
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    record = read_json(file)
+    if not isinstance(record, dict):
+        raise ValueError(f"{file} does not describe a conversion. Restore it, or choose another folder.")
+    return record
 
 
 def write_classes(file: Path, choice: ClassChoice, pixels: PixelFormat) -> None:
