@@ -28,9 +28,10 @@ In training:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from numbers import Integral
 from typing import Protocol
 
 import torch
@@ -245,13 +246,14 @@ def _entries(class_map: ClassMap, class_names: Iterable[str], data_name: str) ->
             )
         if matches[0] in entries:
             raise ValueError(f"class_map has two keys for the class {matches[0]!r} of {data_name}. Join their lists.")
-        values = [value] if isinstance(value, (str, int)) else value
+        values = [value] if isinstance(value, (str, Integral)) else value
         if not isinstance(values, Collection) or isinstance(values, (Mapping, bytes)):
             raise TypeError(f"Expected class_map[{key!r}] to be a name, an id or a list of both, but got {value!r}.")
         for item in values:
-            if isinstance(item, bool) or not isinstance(item, (str, int)):
+            if isinstance(item, bool) or not isinstance(item, (str, Integral)):
                 raise TypeError(f"Expected class_map[{key!r}] to contain names and ids only, but got {item!r}.")
-        entries[matches[0]] = sorted(values, key=str) if isinstance(values, (set, frozenset)) else list(values)
+        ordered = sorted(values, key=str) if isinstance(values, Set) else values
+        entries[matches[0]] = [item if isinstance(item, str) else int(item) for item in ordered]
     return entries
 
 

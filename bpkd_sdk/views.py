@@ -53,7 +53,7 @@ class Views:
 
         Args:
             network: Function from images to logits (N, K, h, w).
-            images: Images (N, 3, H, W) of any dtype.
+            images: Images (N, channels, H, W) of any dtype.
             size: (h, w) of the result; None: the size of the main view's logits.
 
         Returns:
@@ -115,7 +115,7 @@ class ViewedNetwork(nn.Module):
         self.train(network.training)
 
     def forward(self, images: Tensor) -> SegmentationOutput:
-        """Run the network on views of normalised images (N, 3, H, W)."""
+        """Run the network on views of normalised images (N, channels, H, W)."""
         outputs: list[SegmentationOutput] = []
 
         def network(view: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """Tests of class maps: the arithmetic of merged logits, scores of a network with other classes, and refusals."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -118,6 +121,12 @@ def test_maps_that_do_not_fit_are_refused(class_map, message):
 def test_values_of_other_types_are_refused(class_map):
     with pytest.raises(TypeError, match="Expected .?class_map"):
         grouped(class_map)
+
+
+def test_ids_of_numpy_and_sets_are_accepted():
+    groups = grouped({"road": {"road", "parking"}, "car": np.int64(2), "light": np.arange(3, 5).tolist(), "other": "*"})
+    assert groups.columns == ((1, 0), (2,), (3, 4), ())
+    assert json.dumps(groups.class_map) == '{"road": ["parking", "road"], "car": [2], "light": [3, 4], "other": ["*"]}'
 
 
 def test_names_need_a_network_that_states_names():
