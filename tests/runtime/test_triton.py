@@ -15,6 +15,7 @@ from bpkd_sdk.export import to_triton
 from bpkd_sdk.runtime import open_runtime
 from bpkd_sdk.runtime.triton import TritonRuntime, UnreachableError
 from bpkd_sdk.serve import Predictor
+from tests.bands import band_scene
 from tests.tritonserver import scenes
 
 
@@ -46,6 +47,15 @@ def test_stages_and_logits(served, tiny_onnx):
     masks = open_runtime(served.url("runtime_batch")).segment(images)
     masks += 1  # the caller owns the result
     assert masks.dtype == torch.uint8
+
+
+def test_images_of_four_channels_are_sent_as_float32(triton, bands):
+    to_triton(bands.onnx, triton.repository, name="bands", backend="python")
+    triton.load("bands")
+    image = band_scene(200)[0].astype(np.float32)[None]
+    remote = open_runtime(triton.url("bands"))
+    assert np.array_equal(remote(image), open_runtime(bands.onnx, "cpu")(image))
+    assert (remote.spec.in_channels, remote.spec.value_range) == (4, (0, 4095))
 
 
 def test_one_runtime_in_sixteen_threads(served, tiny_onnx):
