@@ -161,6 +161,10 @@ def prepare(
     if config.class_weights == "balanced":
         counted = balanced_class_weights(train_set) if accelerator.is_main_process else None
         class_weights = broadcast_from_main(counted)
+        weights = (
+            f"{name} {weight:.3g}" for name, weight in zip(train_set.class_names, class_weights or (), strict=True)
+        )
+        console.print(f"Class weights: {', '.join(weights)}.", markup=False, highlight=False, soft_wrap=True)
 
     match_student(network, spec, train_set, crop_size, order, outputs[0].logits.shape[1])
     verb = "train" if loss is None else loss.name

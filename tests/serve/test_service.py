@@ -16,7 +16,7 @@ from pycocotools import mask as coco
 from bpkd_sdk.runtime.triton import UnreachableError
 from bpkd_sdk.serve import draw_overlay
 from bpkd_sdk.serve.networks import open_models
-from bpkd_sdk.serve.predictor import Prediction, Timings
+from bpkd_sdk.serve.predictor import Prediction, Predictor, Timings
 from bpkd_sdk.serve.service.app import create_app
 from bpkd_sdk.serve.service.segmenter import SegmentRequest, encode
 from bpkd_sdk.serve.service.server import listen
@@ -53,6 +53,19 @@ def test_json_contains_the_run_lengths_of_every_class(server, student):
         assert segment["color"] == list(PALETTE[segment["class_id"]])
     assert set(response["timings_ms"]) == {"decode", "queue", "pre", "inference", "post"}
     assert all(segment["confidence"] is None for segment in server.segment(content).json()["segments"])
+
+
+def test_a_network_with_one_logit_is_served_with_two_classes():
+    model = network(1, class_names=("road",), palette=((1, 2, 3),))
+    content = encoded(scene(*SIZE))
+    prediction = Predictor(model, "cpu")(content, confidence=True)
+    with served(model) as server:
+        assert server.client.get("/v1/models").json()[0]["class_names"] == ["background", "road"]
+        np.testing.assert_array_equal(pixels(server.segment(content, params={"format": "mask"})), prediction.mask)
+        for segment in server.segment(content, params={"confidence": True}).json()["segments"]:
+            inside = prediction.mask == segment["class_id"]
+            assert segment["class_name"] == ("background", "road")[segment["class_id"]]
+            assert segment["confidence"] == pytest.approx(prediction.confidence[inside].mean(), abs=1e-5)
 
 
 def test_overlay_and_confidence(server, student):

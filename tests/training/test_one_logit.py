@@ -262,7 +262,8 @@ def test_one_logit_and_other_numbers_of_classes(tmp_path):
 def test_a_comparison_takes_networks_with_one_logit(trained, tmp_path):
     comparison = bpkd_sdk.compare(
         trained, lambda classes: tiny(1, seed=torch.initial_seed()), (DATA, VAL), methods="bpkd", steps=1, seeds=1,
-        output_dir=tmp_path, **UNCHECKED,
+        class_weights="balanced", output_dir=tmp_path, **UNCHECKED,
     )  # fmt: skip
+    assert len(comparison.settings["options"]["class_weights"]) == 2  # computed once for all runs
     assert [run.method for run in comparison.runs] == ["alone", "bpkd"]
     assert all(run.metrics["class_names"] == list(VAL.class_names) for run in comparison.runs)
