@@ -41,7 +41,8 @@ from bpkd_sdk.training.augmentation_check import check_augmentation, check_valid
 from bpkd_sdk.training.compatibility import describe_left_out, match_teacher, student_order
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.crop import default_crop
-from bpkd_sdk.training.label_losses import balanced_class_weights
+from bpkd_sdk.training.freezing import find_encoder
+from bpkd_sdk.training.label_losses import balanced_class_weights, check_class_weights
 from bpkd_sdk.training.normalization import choose_spec
 from bpkd_sdk.training.origin import check_names
 from bpkd_sdk.training.prepare import DataSource, open_splits
@@ -116,6 +117,9 @@ def compare(
         config = TrainingConfig.from_options(setup.options)
         spec, _ = choose_spec(setup.new_student(0), setup.train, config.seed)
         check_augmentation(Augmentation(transform, setup.train, config, config.crop_size, spec))
+    check_class_weights(setup.train, TrainingConfig.from_options(options))
+    if setup.options["freeze_encoder_steps"]:
+        find_encoder(setup.new_student(0))
     if options.get("class_weights") == "balanced":  # read the labels once for all runs
         setup.options["class_weights"] = list(balanced_class_weights(setup.train))
     student_order(setup.new_student(0), setup.train, TrainingConfig.from_options(options))

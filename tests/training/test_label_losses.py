@@ -243,6 +243,20 @@ def test_what_does_not_fit_a_method_is_refused(tmp_path):
         bpkd_sdk.distill(*arguments, method=Named(), losses=("dice",), **options)
 
 
+def test_a_comparison_refuses_them_before_it_scores_the_teacher(tmp_path):
+    options = {key: value for key, value in OPTIONS.items() if key not in ("log_every", "check_data")}
+    for wrong, message in (({"class_weights": (1, 2)}, "3 numbers"), ({"freeze_encoder_steps": 1}, "is not known")):
+        with pytest.raises(ValueError, match=message):
+            bpkd_sdk.compare(
+                tiny(3, seed=1).eval(),
+                tiny(3),
+                (DATA, Scenes(length=2)),
+                output_dir=tmp_path / "runs",
+                **options | wrong,
+            )
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_command_line_takes_losses_and_class_weights(bpkd, tmp_path):
     arguments = ["train", "smp/FPN/tu-test_resnet", "--device", "cpu", "--steps", 1, "--batch-size", 2, "--crop-size",
                  "32x32", "--backbone-weights", "none", "--no-check-data", "--output", tmp_path / "run"]  # fmt: skip
