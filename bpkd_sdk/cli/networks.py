@@ -125,21 +125,26 @@ Classes = Annotated[int, typer.Option(help="Number of classes, for the name of a
 Size = Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input image.")]
 
 
-def _open_network(model: str, classes: int) -> Any:
+Channels = Annotated[int, typer.Option(help="Number of channels of the images, for the name of a network.")]
+
+
+def _open_network(model: str, classes: int, channels: int) -> Any:
     """Load a checkpoint, or create a network by name with random weights."""
     import bpkd_sdk
     from bpkd_sdk.models import CHECKPOINT_SUFFIXES, load_model
 
     is_file = Path(model).suffix in CHECKPOINT_SUFFIXES
-    return load_model(model) if is_file else bpkd_sdk.create_model(model, classes)
+    return load_model(model) if is_file else bpkd_sdk.create_model(model, classes, in_channels=channels)
 
 
 @app.command()
-def profile(model: Model, classes: Classes = 19, size: Size = "512x512", as_json: AsJson = False) -> None:
+def profile(
+    model: Model, classes: Classes = 19, channels: Channels = 3, size: Size = "512x512", as_json: AsJson = False
+) -> None:
     """Count parameters, multiply-accumulates and activations of a network."""
     import bpkd_sdk
 
-    cost = bpkd_sdk.profile(_open_network(model, classes), parse_size(size) or (512, 512))
+    cost = bpkd_sdk.profile(_open_network(model, classes, channels), parse_size(size) or (512, 512))
     counts = {
         "params": cost.params,
         "macs": cost.macs,
@@ -165,6 +170,7 @@ def profile(model: Model, classes: Classes = 19, size: Size = "512x512", as_json
 def inspect(
     model: Model,
     classes: Classes = 19,
+    channels: Channels = 3,
     size: Size = "512x512",
     every: Annotated[bool, typer.Option("--all", help="Show paths more than two levels deep too.")] = False,
     as_json: AsJson = False,
@@ -173,13 +179,14 @@ def inspect(
     from bpkd_sdk.features import list_features
     from bpkd_sdk.models import get_spec
 
-    network, (height, width) = _open_network(model, classes), parse_size(size) or (512, 512)
+    network, (height, width) = _open_network(model, classes, channels), parse_size(size) or (512, 512)
     spec, rows = get_spec(network), list_features(network, (height, width))
     logits = rows[-1].shape
     properties = {
         "network": spec.name,
         "classes": spec.num_classes,
         "class names": ", ".join(spec.class_names) or "not known",
+        "images": str(spec.pixels),
         "mean": spec.mean,
         "std": spec.std,
         "sides must be multiples of": spec.size_divisor,

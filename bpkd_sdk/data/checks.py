@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bpkd_sdk.errors import format_list
-from bpkd_sdk.images import bit_depth, exif_orientation
+from bpkd_sdk.images import bit_depth, exif_orientation, has_unnamed_channel
 from bpkd_sdk.pixels import MAX_CHANNELS, PixelFormat
 from bpkd_sdk.progress import track
 
@@ -69,6 +69,7 @@ class SampleReport:
             stored.
         brightest: Largest value in the image; infinity if it cannot be read.
         bit_depth: Bits per channel that the image uses in its file; 8 if it is not known.
+        extra_channel: Whether the file has a fourth channel that is not read and not declared as transparency.
     """
 
     sample: str
@@ -78,6 +79,7 @@ class SampleReport:
     turned: bool = False
     brightest: float = math.inf
     bit_depth: int = 8
+    extra_channel: bool = False
 
 
 def check_samples(dataset: Samples) -> None:
@@ -133,8 +135,9 @@ def inspect_sample(dataset: Samples, index: int) -> SampleReport:
     try:
         image, label = dataset[index]
         path = dataset.image_path(index)
-        is_rgb_file = path is not None and dataset.pixels.is_rgb8 and path.suffix.lower() != ".npy"
-        orientation, depth = (exif_orientation(path), bit_depth(path)) if path is not None and is_rgb_file else (1, 8)
+        orientation, depth, extra = 1, 8, False
+        if path is not None and dataset.pixels.is_rgb8 and path.suffix.lower() != ".npy":
+            orientation, depth, extra = exif_orientation(path), bit_depth(path), has_unnamed_channel(path)
     except (ValueError, OSError) as error:
         return SampleReport(sample, problem=_prefixed(sample, str(error)))
     except Exception as error:  # the data set of a user may raise any exception
@@ -167,6 +170,7 @@ def inspect_sample(dataset: Samples, index: int) -> SampleReport:
         turned=dataset.has_labels and may_be_wrong,
         brightest=dataset.pixels.canonical(image).max().item(),
         bit_depth=depth,
+        extra_channel=extra,
     )
 
 
@@ -201,6 +205,14 @@ def check_reports(dataset: Samples, reports: Sequence[SampleReport]) -> None:
             f"EXIF data turn {len(turned)} of {len(dataset)} images of {dataset.name}; labels are read as they are "
             "stored. Make sure that these labels were drawn on the turned images, or store the images upright:\n"
             f"{format_list(turned)}",
+            stacklevel=3,
+        )
+    if extra := [report.sample for report in reports if report.extra_channel]:
+        warnings.warn(
+            f"{len(extra)} of {len(dataset)} images of {dataset.name} have a fourth channel that they do not declare "
+            "as transparency. The images are read as RGB without it. If it is data, such as near infrared, state the "
+            'channels and the range of the values (in a folder: {"channels": 4, "value_range": [0, 65535]} in '
+            f"classes.json):\n{format_list(extra, limit=3)}",
             stacklevel=3,
         )
     depths = Counter(report.bit_depth for report in reports if report.bit_depth > 8)

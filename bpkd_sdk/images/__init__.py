@@ -9,6 +9,7 @@ from bpkd_sdk.images.reader import (
     ImageSource,
     bit_depth,
     exif_orientation,
+    has_unnamed_channel,
     image_size,
     read_image,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "bit_depth",
     "exif_orientation",
     "formats_of",
+    "has_unnamed_channel",
     "image_size",
     "read_image",
     "read_pixels",

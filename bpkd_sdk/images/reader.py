@@ -109,6 +109,22 @@ def exif_orientation(source: str | Path | bytes) -> int:
         return reader.orientation
 
 
+def has_unnamed_channel(source: str | Path | bytes) -> bool:
+    """Return whether an image file has a fourth channel that it does not declare as transparency; only TIFF files can.
+
+    `read_image` returns three channels: it leaves the fourth out if the file declares it unspecified, and otherwise
+    takes it as transparency. Pixels are not decoded.
+
+    Args:
+        source: Path, or the bytes of a file.
+
+    Raises:
+        The errors of `read_image`.
+    """
+    with _open(source, max_pixels=None) as reader:
+        return isinstance(reader, TiffReader) and reader.has_unnamed_channel
+
+
 def image_size(source: str | Path | bytes) -> tuple[int, int]:
     """Return the (height, width) of an image file as `read_image` returns it, upright. Pixels are not decoded.
 

@@ -44,6 +44,11 @@ class TiffReader:
         self._depths = set(self._tags.get(_BITS, (1,)))
         self.bits = 8 if max(self._depths) <= 8 else 16
 
+    @property
+    def has_unnamed_channel(self) -> bool:
+        """Whether there is a fourth channel that is not declared as transparency."""
+        return self._channels == 4 and self._one(_EXTRA, _UNSPECIFIED) == _UNSPECIFIED
+
     def _one(self, tag: int, default: int) -> int:
         return next(iter(self._tags.get(tag, ())), default)
 

@@ -1,12 +1,15 @@
 """Training on images of four channels of 12 bits: format, normalisation, augmentation, and what is refused."""
 
 import json
+import warnings
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
+import tifffile
 import torch
+from PIL import Image
 from torch import nn
 
 import bpkd_sdk
@@ -217,3 +220,18 @@ def _first_adjustment(distortion, seed):
 
 def test_class_names_come_from_the_data(bands):
     assert get_spec(bands.run.model).class_names == NAMES
+
+
+@pytest.mark.parametrize(("extra", "warns"), [("unspecified", True), ("unassalpha", False)])
+def test_a_fourth_channel_that_is_not_read_is_reported(extra, warns, tmp_path):
+    for part in ("images", "labels"):
+        (tmp_path / part / "train").mkdir(parents=True)
+    image, label = band_scene(0)
+    content = {"photometric": "rgb", "extrasamples": [extra]}
+    tifffile.imwrite(tmp_path / "images/train/a.tif", (image >> 4).astype(np.uint8), **content)
+    Image.fromarray(label).save(tmp_path / "labels/train/a.png")
+    (tmp_path / "classes.json").write_text(json.dumps(NAMES))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        bpkd_sdk.open_dataset(tmp_path).check()
+    assert any("have a fourth channel" in str(warning.message) for warning in caught) == warns
