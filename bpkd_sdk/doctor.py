@@ -38,6 +38,7 @@ def examine() -> Iterator[Finding]:
     yield _package("TensorRT", "tensorrt", "tensorrt", "pip install 'bpkd-sdk[tensorrt]' (needs an NVIDIA GPU to run)")
     yield _package("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx-cu13", "pip install 'bpkd-sdk[tensorrt-rtx]'")
     yield _package("Demo", "gradio", "gradio", "pip install 'bpkd-sdk[serve]'")
+    yield _package("transformers", "transformers", "transformers", "pip install 'bpkd-sdk[transformers]'")
 
 
 def _cuda() -> Finding:

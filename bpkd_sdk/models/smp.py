@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from functools import partial
 from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
 from bpkd_sdk.errors import check_choice, did_you_mean
@@ -19,7 +21,6 @@ from bpkd_sdk.models.spec import (
     NetworkSpec,
     set_provenance,
     set_spec,
-    smp_size_divisor,
 )
 from bpkd_sdk.pixels import PixelFormat
 
@@ -125,7 +126,7 @@ def build_network(
             model = build(encoder_weights=True if encoder.startswith(_TIMM) else backbone_weights)
             mean, std = normalization(encoder, backbone_weights)
         origin = _origin(encoder, backbone_weights)
-    spec = NetworkSpec(name=name, num_classes=num_classes, mean=mean, std=std, size_divisor=smp_size_divisor(model))
+    spec = NetworkSpec(name=name, num_classes=num_classes, mean=mean, std=std, size_divisor=_size_divisor(model))
     set_spec(model, spec.for_images(PixelFormat(in_channels)))
     if origin is not None:
         set_provenance(model, {"backbone_weights": origin})
@@ -146,6 +147,36 @@ def normalization(encoder: str, backbone_weights: str) -> tuple[Any, Any]:
     facts = smp.encoders.get_preprocessing_params(encoder, pretrained=backbone_weights)
     scale = facts["input_range"][1]
     return tuple(value / scale for value in facts["mean"]), tuple(value / scale for value in facts["std"])
+
+
+@functools.cache
+def _local_normalization(encoder: str, backbone_weights: str) -> tuple[Any, Any]:
+    """Return `normalization` without a download; ImageNet's values if the configuration is not in the hub's cache."""
+    if encoder.startswith(_TIMM):
+        return normalization(encoder, weights.IMAGENET)
+    settings = smp.encoders.encoders[encoder]["pretrained_settings"].get(backbone_weights, {})
+    if not settings or not isinstance(try_to_load_from_cache(filename="config.json", **settings), str):
+        return IMAGENET_MEAN, IMAGENET_STD
+    return normalization(encoder, backbone_weights)
+
+
+def derive_spec(model: Any) -> NetworkSpec:
+    """Return the spec of a module of the library that was given as an instance.
+
+    Its normalisation is that of the pretrained weights that its encoder was built with, also if all weights have been
+    replaced since: the library's `get_preprocessing_fn` returns it for this encoder. The class names are not known.
+    """
+    config = getattr(model, "config", None) or {}
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if config.get("encoder_weights") is not None:
+        mean, std = _local_normalization(config["encoder_name"], str(config["encoder_weights"]))
+    spec = NetworkSpec(None, num_classes=0, mean=mean, std=std, size_divisor=_size_divisor(model))
+    return spec.for_images(PixelFormat(int(getattr(model.encoder, "_in_channels", 3))))
+
+
+def _size_divisor(model: Any) -> int:
+    """Return the number that both sides of an image must be multiples of."""
+    return int(model.encoder.output_stride) if model.requires_divisible_input_shape else 1
 
 
 def _origin(encoder: str, pretrained: str) -> dict[str, Any]:

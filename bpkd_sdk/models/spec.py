@@ -186,22 +186,30 @@ class NetworkSpec:
 def get_spec(model: nn.Module) -> NetworkSpec:
     """Return the spec that a model carries as `model.spec`, or one derived from the attributes of other libraries.
 
-    A derived spec has ImageNet's normalisation; for a network of segmentation-models-pytorch with other than three
-    channels none; for a network of Hugging Face transformers that of its image processor. Its class names are those of
-    a Hugging Face ``config.id2label``; without one they are unknown and `num_classes` is 0. To state the normalisation
-    and the classes of a network of your own, call ``set_spec(model, NetworkSpec(...))``.
+    A derived spec has ImageNet's normalisation; for a network of segmentation-models-pytorch that of its encoder's
+    pretrained weights, and with other than three channels none; for a network of Hugging Face transformers that of its
+    image processor. Its class names are those of a Hugging Face ``config.id2label``; without one they are unknown and
+    `num_classes` is 0. To state the normalisation and the classes of a network of your own, call
+    ``set_spec(model, NetworkSpec(...))``.
     """
     spec = getattr(model, "spec", None)
     if isinstance(spec, NetworkSpec):
         return spec
-    if type(model).__module__.startswith("transformers.") and hasattr(model, "config"):
+    if is_of_library(model, "transformers") and hasattr(model, "config"):
         from bpkd_sdk.models import transformers
 
         return transformers.derive_spec(model)
+    if is_of_library(model, "segmentation_models_pytorch") and hasattr(model, "encoder"):
+        from bpkd_sdk.models import smp
+
+        return smp.derive_spec(model)
     names = class_names_of_config(model)
-    channels = int(getattr(getattr(model, "encoder", None), "_in_channels", 3))  # segmentation-models-pytorch
-    spec = NetworkSpec(None, num_classes=len(names), class_names=names, size_divisor=smp_size_divisor(model))
-    return spec.for_images(PixelFormat(channels))
+    return NetworkSpec(None, num_classes=len(names), class_names=names)
+
+
+def is_of_library(model: nn.Module, library: str) -> bool:
+    """Return whether a module's class, or a class that it is derived from, is of a library, without importing it."""
+    return any(base.__module__.partition(".")[0] == library for base in type(model).__mro__)
 
 
 def set_spec(model: nn.Module, spec: NetworkSpec) -> None:
@@ -230,13 +238,6 @@ def class_names_of_config(model: nn.Module) -> tuple[str, ...]:
     if not isinstance(labels, Mapping) or set(labels) != set(range(len(labels))):
         return ()
     return tuple(str(labels[index]) for index in range(len(labels)))
-
-
-def smp_size_divisor(model: nn.Module) -> int:
-    """Return the size divisor that a network of segmentation-models-pytorch requires; 1 for all other networks."""
-    if not getattr(model, "requires_divisible_input_shape", False):
-        return 1
-    return int(getattr(getattr(model, "encoder", None), "output_stride", 1))
 
 
 def distinct_colors(names: Sequence[str]) -> tuple[Color, ...]:

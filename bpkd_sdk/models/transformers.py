@@ -315,13 +315,23 @@ def _normalization(processor: Any, name: str) -> Normalization:
     return tuple(value / scale for value in mean), tuple(value / scale for value in std)
 
 
-def _read_license(source: str, revision: str | None) -> str | None:
+def instance_origin(network: Any) -> dict[str, Any]:
+    """Return the folder or repository that an instance of the library was loaded from; empty for a new network."""
+    source, revision = str(network.name_or_path), getattr(network.config, "_commit_hash", None)
+    if not source:
+        return {}
+    facts = {"source": source, "revision": revision, "license": _read_license(source, revision, local_files_only=True)}
+    return {key: value for key, value in facts.items() if value}
+
+
+def _read_license(source: str, revision: str | None, *, local_files_only: bool = False) -> str | None:
     """Return the licence in the model card (README.md) of a folder or repository; None if it is not known."""
     from huggingface_hub import ModelCard, hf_hub_download
 
     try:
         is_folder = Path(source).is_dir()
-        card = Path(source, "README.md") if is_folder else hf_hub_download(source, "README.md", revision=revision)
+        options: Any = {"revision": revision, "local_files_only": local_files_only}
+        card = Path(source, "README.md") if is_folder else hf_hub_download(source, "README.md", **options)
         return getattr(ModelCard.load(card).data, "license", None)
     except Exception:  # the hub's client raises many kinds of errors, and a card is not needed
         return None

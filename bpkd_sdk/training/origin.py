@@ -10,7 +10,8 @@ from torch import nn
 
 from bpkd_sdk.features import unwrap
 from bpkd_sdk.models import check_name, get_spec
-from bpkd_sdk.models.spec import get_provenance
+from bpkd_sdk.models.mask_classification import MaskClassificationNetwork
+from bpkd_sdk.models.spec import get_provenance, is_of_library
 from bpkd_sdk.models.weights import check_backbone_weights, is_file
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.teacher import NetworkSource, TeacherModel, is_name
@@ -67,7 +68,20 @@ def describe_origin(source: NetworkSource | Runtime, network: TeacherModel) -> d
         facts["built"] = "by name"
     elif isinstance(source, (str, Path)):
         facts["file"] = str(source)
-    return facts | {key: value for key, value in get_provenance(module).items() if key in _FACTS}
+    facts |= {key: value for key, value in get_provenance(module).items() if key in _FACTS}
+    if not facts.keys() & {"file", *_FACTS} and (loaded := _library_origin(module)):
+        facts["loaded"] = loaded
+    return facts
+
+
+def _library_origin(module: nn.Module) -> dict[str, Any]:
+    """Return the folder or repository that an instance of transformers was loaded from; empty for other modules."""
+    network = module.network if isinstance(module, MaskClassificationNetwork) else module
+    if not is_of_library(network, "transformers"):
+        return {}
+    from bpkd_sdk.models import transformers
+
+    return transformers.instance_origin(network)
 
 
 def format_origin(facts: Mapping[str, Any]) -> str:
@@ -81,6 +95,8 @@ def format_origin(facts: Mapping[str, Any]) -> str:
     encoder = f"a pretrained encoder ({_format_weights(facts[_BACKBONE])})" if _BACKBONE in facts else ""
     if "built" in facts:
         return f"{facts['network']} with {f'{encoder} and a random decoder' if encoder else 'random weights'}"
+    if "loaded" in facts:
+        return f"{facts['network']} as given, loaded from {_format_weights(facts['loaded'])}"
     return f"{facts['network']} as given{f', built with {encoder}' if encoder else ''}"
 
 

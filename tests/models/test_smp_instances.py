@@ -5,7 +5,7 @@ import segmentation_models_pytorch as smp
 import torch
 
 import bpkd_sdk
-from bpkd_sdk.models import identify
+from bpkd_sdk.models import get_spec, identify
 from bpkd_sdk.models.checkpoint import read_header, read_tensors, write_tensors
 from tests.families import ALL_METHODS, learns_and_loads, teaches_by_every_method
 
@@ -34,6 +34,23 @@ def test_architectures_are_recognised_with_their_defaults(architecture):
     spec = identify(network)
     assert spec.name == f"smp/{architecture}/tu-test_resnet"
     assert (spec.num_classes, spec.in_channels) == (3, 4)
+
+
+def test_pretrained_weights_of_an_instance_determine_its_normalisation():
+    assert get_spec(smp.FPN("tu-test_resnet", encoder_weights=None)).mean == (0.485, 0.456, 0.406)
+    network = smp.FPN("tu-tf_efficientnet_lite0", encoder_weights=None)
+    assert get_spec(network).mean == (0.485, 0.456, 0.406)
+    network.config["encoder_weights"] = "imagenet"  # as after a download
+    assert get_spec(network).mean == (0.5, 0.5, 0.5)
+
+
+def test_a_class_of_ones_own_keeps_the_facts_of_the_library():
+    class Own(smp.FPN):
+        pass
+
+    network = Own("tu-test_resnet", encoder_weights=None)
+    assert get_spec(network).size_divisor == 32
+    assert identify(network).name is None
 
 
 def change_head(network):

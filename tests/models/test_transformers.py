@@ -20,6 +20,7 @@ from tests.families import (
     learns_and_loads,
     teaches_by_every_method,
 )
+from tests.networks import tiny
 from tests.transformers_networks import build
 
 PER_PIXEL = ("segformer", "upernet", "beit", "dpt")
@@ -88,6 +89,17 @@ def test_a_folder_teaches_and_a_student_starts_from_it(folder, tmp_path, capsys)
     again = bpkd_sdk.load_model(run.checkpoint)
     assert again.spec == run.model.spec
     assert again.provenance["origin"]["student"]["weights"]["source"] == str(folder)
+
+
+def test_an_instance_states_where_it_was_loaded_from(folder, tmp_path, capsys):
+    teacher = hf.AutoModelForSemanticSegmentation.from_pretrained(folder)
+    assert get_spec(teacher).mean == pytest.approx((0.4, 0.5, 0.6))
+    run = bpkd_sdk.distill(
+        teacher.eval(), tiny(9), (DATA, None), check_teacher=False, output_dir=tmp_path / "run", **OPTIONS
+    )
+    text = f"Teacher: SegformerForSemanticSegmentation as given, loaded from {folder}, license apache-2.0."
+    assert text in capsys.readouterr().err
+    assert run.model.provenance["origin"]["teacher"]["loaded"]["license"] == "apache-2.0"
 
 
 def test_another_number_of_classes_gets_a_new_classifier_only(folder):
