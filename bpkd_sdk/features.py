@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from bpkd_sdk.errors import did_you_mean, format_list
+from bpkd_sdk.sizes import check_size
 from bpkd_sdk.views import ViewedNetwork
 
 INPUT = ":input"
@@ -196,6 +197,7 @@ def list_features(module: nn.Module, input_size: tuple[int, int] = (512, 512)) -
         module: Network on any device. It runs once in eval mode; afterwards its modules have their previous modes.
         input_size: Height and width of the image in pixels.
     """
+    input_size = check_size("input_size", input_size)
     network = unwrap(module)
     default = _default_path(network)
     rows: dict[str, FeatureRow] = {}

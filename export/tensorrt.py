@@ -25,6 +25,7 @@ from bpkd_sdk.files import write_atomically
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.manifest import Backend, EngineManifest, capability, covers, manifest_path, open_backend, supports
 from bpkd_sdk.runtime.onnx import read_onnx
+from bpkd_sdk.sizes import check_size
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ def to_tensorrt(
     """
     target = Path(path)
     check_choice("the engine's suffix", target.suffix, ENGINE_SUFFIXES)
+    if input_sizes is not None:
+        if not isinstance(input_sizes, Sequence) or len(input_sizes) != 3:
+            raise ValueError(f"Expected `input_sizes` to be (smallest, best, largest), but got {input_sizes!r}.")
+        smallest, best, largest = (check_size("input_sizes", size) for size in input_sizes)
+        input_sizes = smallest, best, largest
     content, metadata = _read_verified(Path(source))
     names = [hardware] if isinstance(hardware, str) else list(hardware or ())
     if backend is None and any(name == "current" or re.fullmatch(r"sm\d+", name) for name in names):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import bpkd_sdk
+from bpkd_sdk.cli import name_options
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.models import set_spec
 from bpkd_sdk.models.zoo import build_network
@@ -116,7 +117,7 @@ def test_errors_are_one_message_and_a_code(bpkd, tmp_path):
     assert "Traceback" not in err
     code, _, err = bpkd("train", NETWORK, "--crop-size", "64")
     assert code == 1
-    assert "a size like 512x1024" in err
+    assert "Expected --crop-size to be HEIGHTxWIDTH, such as 512x1024" in err
 
 
 def test_models_prints_the_papers_sixteen_figures(bpkd):
@@ -185,3 +186,32 @@ def test_quickstart_in_small(tmp_path, few_scenes, capsys):
     assert 'src="http' not in page
     weights = bpkd_sdk.load_model(tmp_path / "student_bpkd" / "last.safetensors")
     assert weights.spec.class_names == ShapesDataset().class_names
+
+
+def test_errors_name_the_options_of_the_command(bpkd, tmp_path):
+    bpkd_sdk.save_model(bpkd_sdk.create_model(NETWORK, 9, backbone_weights="none"), tmp_path / "m.safetensors")
+    code, _, err = bpkd("export", tmp_path / "m.safetensors", tmp_path / "m.onnx")
+    assert (code, "Option --size is required by the export steps" in err) == (1, True), err
+    code, _, err = bpkd("export", tmp_path / "m.safetensors", tmp_path / "m.onnx", "--size", "16x64")
+    assert (code, "Expected --size to be (height, width) of at least" in err) == (1, True), err
+    for option in ("--crop-size", "--base-size"):
+        code, _, err = bpkd("train", NETWORK, option, "64")
+        assert (code, f"Expected {option} to be HEIGHTxWIDTH, such as 512x1024, but got '64'" in err) == (1, True), err
+    code, _, err = bpkd("evaluate", tmp_path / "m.safetensors", "--data", "shapes", "--stride", "8x8")
+    assert (code, "pass --fit slide with --crop-size, the (height, width)" in err) == (1, True), err
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "expected"),
+    [
+        ("evaluate", "export with argmax=False", "export with --no-argmax"),
+        ("export", "export with input_size=(64, 96) or dynamic_size=True", "export with --size 64x96 or --dynamic-size"),
+        ("benchmark", "fit='resize' runs it once", "--fit resize runs it once"),
+        ("train", "pass data=(train, None) or batch_size=2", "pass data=(train, None) or --batch-size 2"),
+        ("train", "Expected `precision` to be", "Expected --precision to be"),
+        ("train", "pass EvaluationProtocol(crop_size=(height, width))", "pass EvaluationProtocol(crop_size=(height, width))"),
+        ("models", "the module `other` and x=3", "the module `other` and x=3"),
+    ],
+)  # fmt: skip
+def test_arguments_of_python_become_options(command, text, expected):
+    assert name_options(text, [command, "m.onnx"]) == expected

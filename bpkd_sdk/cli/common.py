@@ -133,27 +133,35 @@ def is_main_process() -> bool:
     return bool(PartialState().is_main_process)
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
+def parse_size(text: str | None, option: str) -> tuple[int, int] | None:
     """Parse a size such as "512x1024" into (height, width); return None for None.
+
+    Args:
+        text: Value of an option.
+        option: Option that the error message names.
 
     Raises:
         ValueError: If the text is not a size.
     """
     if text is None:
         return None
-    height, cross, width = text.partition("x")
-    if not (cross and height.isdigit() and width.isdigit()):
-        raise ValueError(f"Expected a size like 512x1024 (height x width), but got {text!r}.")
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise ValueError(f"Expected {option} to be HEIGHTxWIDTH, such as 512x1024, but got {text!r}.")
     return int(height), int(width)
 
 
-def parse_base_size(text: str | None) -> tuple[int, int] | None:
+def parse_base_size(text: str | None, option: str) -> tuple[int, int] | None:
     """Parse the sides of a rectangle in any order, such as "2048x1024", into (longer, shorter); return None for None.
+
+    Args:
+        text: Value of an option.
+        option: Option that the error message names.
 
     Raises:
         ValueError: If the text is not a size.
     """
-    size = parse_size(text)
+    size = parse_size(text, option)
     return size and (max(size), min(size))
 
 

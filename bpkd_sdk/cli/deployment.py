@@ -83,7 +83,7 @@ def export(
     from bpkd_sdk.export.conversion import convert
 
     arguments = {
-        "input_size": parse_size(size),
+        "input_size": parse_size(size, "--size"),
         "dynamic_batch": dynamic_batch,
         "dynamic_size": dynamic_size,
         "preprocess": preprocess,
@@ -128,7 +128,7 @@ def parse_sizes(text: str | None) -> Sizes | None:
     """Parse three sizes from a text like 256x512,512x1024,1024x2048; None stays None, other texts raise ValueError."""
     if text is None:
         return None
-    sizes = tuple(size for part in text.split(",") if (size := parse_size(part)) is not None)
+    sizes = tuple(size for part in text.split(",") if (size := parse_size(part, "--sizes")) is not None)
     if len(sizes) != 3:
         raise ValueError(f"Expected three sizes like 256x512,512x1024,1024x2048, but got {text!r}.")
     return sizes
@@ -240,7 +240,7 @@ def benchmark(
         artifacts,
         scored_on,
         batch=batch,
-        input_size=parse_size(size),
+        input_size=parse_size(size, "--size"),
         duration=duration,
         device=device,
         fit=fit,

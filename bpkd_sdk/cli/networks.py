@@ -82,7 +82,12 @@ def evaluate(
         runtime,
         bpkd_sdk.open_dataset(name, root=root, split=split, **selection),
         protocol=EvaluationProtocol(
-            fit, parse_size(crop_size), parse_size(stride), parse_base_size(base_size), tuple(scales), flip
+            fit,
+            parse_size(crop_size, "--crop-size"),
+            parse_size(stride, "--stride"),
+            parse_base_size(base_size, "--base-size"),
+            tuple(scales),
+            flip,
         ),
         batch_size=batch_size,
         boundary_width=boundary_width,
@@ -144,7 +149,7 @@ def profile(
     """Count parameters, multiply-accumulates and activations of a network."""
     import bpkd_sdk
 
-    cost = bpkd_sdk.profile(_open_network(model, classes, channels), parse_size(size) or (512, 512))
+    cost = bpkd_sdk.profile(_open_network(model, classes, channels), parse_size(size, "--size") or (512, 512))
     counts = {
         "params": cost.params,
         "macs": cost.macs,
@@ -179,7 +184,7 @@ def inspect(
     from bpkd_sdk.features import list_features
     from bpkd_sdk.models import get_spec
 
-    network, (height, width) = _open_network(model, classes, channels), parse_size(size) or (512, 512)
+    network, (height, width) = _open_network(model, classes, channels), parse_size(size, "--size") or (512, 512)
     spec, rows = get_spec(network), list_features(network, (height, width))
     logits = rows[-1].shape
     properties = {

@@ -18,6 +18,7 @@ from bpkd_sdk.cli.common import (
     console,
     errors,
     is_main_process,
+    parse_base_size,
     parse_size,
     print_classes,
     print_metrics,
@@ -196,7 +197,9 @@ def _parse_option(text: str) -> tuple[str, Any]:
         raise ValueError(f"Expected --set NAME=VALUE, but got {text!r}.")
     name = name.replace("-", "_")
     if name == "crop_size":
-        return name, parse_size(value)
+        return name, parse_size(value, f"--set {name}")
+    if name == "base_size":
+        return name, parse_base_size(value, f"--set {name}")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:

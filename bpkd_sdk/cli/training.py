@@ -77,8 +77,8 @@ def training_options(command: Callable[..., None], *, without: Collection[str] =
     def with_parsed(**arguments: Any) -> None:
         options = arguments["options"]
         parsed: dict[str, Any] = {
-            "crop_size": parse_size(options["crop_size"]),
-            "base_size": parse_base_size(options["base_size"]),
+            "crop_size": parse_size(options["crop_size"], "--crop-size"),
+            "base_size": parse_base_size(options["base_size"], "--base-size"),
             "class_weights": _parse_class_weights(options["class_weights"]),
         }
         if "teacher_augment" in options:

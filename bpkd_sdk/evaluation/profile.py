@@ -19,6 +19,7 @@ from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.mask_classification import adapt_network
 from bpkd_sdk.models.zoo import ZOO, build_network
 from bpkd_sdk.output import as_output
+from bpkd_sdk.sizes import check_size
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def profile(model: nn.Module, input_size: tuple[int, int] = (512, 512)) -> Profi
     Raises:
         TypeError: If the model returns no logits.
     """
+    input_size = check_size("input_size", input_size)
     model = adapt_network(model)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.zeros(1, get_spec(model).in_channels, *input_size, device=like.device, dtype=like.dtype)

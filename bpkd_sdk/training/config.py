@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from bpkd_sdk.errors import check_choice, did_you_mean
 from bpkd_sdk.pixels import MAX_CHANNELS
+from bpkd_sdk.sizes import check_size
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Optimizer = Literal["sgd", "adamw"]
@@ -41,7 +42,6 @@ CHECKED_TYPES: dict[str, tuple[Any, str]] = {
     "int": (Integral, "a whole number"),
     "float": (Real, "a number"),
     "int | float": (Real, "a number"),
-    "tuple[int, int]": _TUPLE,
     "tuple[float, float]": _TUPLE,
     "tuple[float, ...]": _TUPLE,
 }
@@ -200,11 +200,12 @@ class TrainingConfig:
                     f"Expected `{name}` to be 1 to {MAX_CHANNELS} numbers, one per channel, but got {value}."
                 )
         _check_augmentation(self.teacher_augment)
-        if self.crop_size is not None and not (len(self.crop_size) == 2 and min(self.crop_size) >= 1):
-            raise ValueError(f"Expected `crop_size` to be (height, width), but got {self.crop_size}.")
+        for name in ("crop_size", "base_size"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check_size(name, value))
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"Expected `scale` to be (lowest, highest) above 0, but got {self.scale}.")
-        if self.base_size is not None and not 1 <= self.base_size[1] <= self.base_size[0]:
+        if self.base_size is not None and self.base_size[0] < self.base_size[1]:
             raise ValueError(f"Expected `base_size` to be (longer side, shorter side), but got {self.base_size}.")
         if not 0 < self.max_class_share <= 1:
             raise ValueError(f"Expected `max_class_share` to be above 0, at most 1, but got {self.max_class_share}.")

@@ -9,7 +9,7 @@ import bpkd_sdk
 from bpkd_sdk.evaluation import EvaluationProtocol
 from tests import trees
 
-SMALL = ["--set", "batch_size=2", "--set", "crop_size=32x32", "--set", "base_size=[48, 32]", "--set", "device=cpu"]
+SMALL = ["--set", "batch_size=2", "--set", "crop_size=32x32", "--set", "base_size=48x32", "--set", "device=cpu"]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The student's backbone has random weights"),

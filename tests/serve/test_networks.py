@@ -7,9 +7,9 @@ import torch
 
 import bpkd_sdk
 from bpkd_sdk.serve import Predictor, build_demo, create_app, networks
-from bpkd_sdk.serve.networks import open_models
+from bpkd_sdk.serve.networks import ServedModel, open_models
 from tests.networks import tiny
-from tests.serve.cases import scene
+from tests.serve.cases import SIZE, network, scene
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +98,16 @@ def test_costs_are_cached_for_each_size_and_released_with_the_network(monkeypatc
     del network
     gc.collect()
     assert runtime() is None
+
+
+@pytest.mark.parametrize(("fit", "windows"), [("slide", 6), ("resize", 1), ("pad", 1)])
+def test_networks_are_opened_with_one_rule_for_sizes_and_count_all_windows(files, fit, windows):
+    models = open_models([files / "masks.onnx"], device="cpu", fit=fit)
+    served = models.students[0]
+    assert served.predictor.fit == fit
+    image = scene(96, 100)
+    expected = Predictor(files / "masks.onnx", "cpu", fit=fit)(image).mask
+    np.testing.assert_array_equal(served.predictor(image).mask, expected)
+    module = ServedModel("module", Predictor(network(), "cpu", fit=fit))
+    module.predictor.runtime.accepts = served.predictor.runtime.accepts
+    assert module.cost((96, 100))[1] == windows * module.cost(SIZE)[1]

@@ -315,7 +315,10 @@ def test_what_does_not_fit_is_refused(tmp_path, teacher, student, options, error
         ({"steps": "5"}, "`steps` to be a whole number, but got '5'"),
         ({"batch_size": True}, "`batch_size` to be a whole number, but got True"),
         ({"learning_rate": "0.1"}, "`learning_rate` to be a number, but got '0.1'"),
-        ({"crop_size": 64}, "`crop_size` to be a tuple of numbers, but got 64"),
+        (
+            {"crop_size": 64},
+            r"`crop_size` to be \(height, width\), two whole numbers of at least 1, but got 64. For a square, pass \(64, 64\)",
+        ),
         ({"gradient_clip": 0}, "`gradient_clip` to be above 0, but got 0"),
         ({"gradient_clip": -1.0}, "`gradient_clip` to be above 0, but got -1.0"),
         ({"learning_rate": -0.1}, "`learning_rate` to be above 0"),
@@ -323,7 +326,10 @@ def test_what_does_not_fit_is_refused(tmp_path, teacher, student, options, error
         ({"aux_weight": -0.4}, "`aux_weight` to be at least 0"),
         ({"workers": -1}, "`workers` to be at least 0"),
         ({"seed": -1}, "`seed` to be at least 0"),
-        ({"crop_size": (512,)}, r"`crop_size` to be \(height, width\), but got \(512,\)"),
+        (
+            {"crop_size": (512,)},
+            r"`crop_size` to be \(height, width\), two whole numbers of at least 1, but got \(512,\)",
+        ),
         ({"teacher_mean": (0.5,) * 17}, "`teacher_mean` to be 1 to 16 numbers"),
     ],
     ids=str,
