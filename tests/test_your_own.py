@@ -146,7 +146,8 @@ def run_processes(name, arguments):
     launch, *values = [changed.get(before, value) for before, value in zip(["", *arguments], arguments, strict=False)]
     launcher = [sys.executable, "-m", f"{name}.commands.{launch}", "--multi_gpu", "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    subprocess.run([*launcher, *values, "--device", "cpu", "--backbone-weights", "none"], check=True)
+    done = subprocess.run([*launcher, *values, "--device", "cpu", "--backbone-weights", "none"], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_the_page_has_ten_programs():

@@ -107,8 +107,8 @@ def bpkd(networks: Networks) -> list[Panel]:
         Panel("image", picture(image)),
         Panel("trimap: edges of all classes", masks.amax(0)),
         Panel("edges of 'pole'", masks[SCENES.class_names.index("pole")]),
-        Panel("where the edge term pulls", pull["edge"], highest=1),
-        Panel("where the body term pulls", pull["body"], highest=1),
+        Panel("edge term: its gradient", pull["edge"], highest=1),
+        Panel("body term: its gradient", pull["body"], highest=1),
     ]
 
 
