@@ -17,7 +17,7 @@ from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.label_losses import LabelLosses, balanced_class_weights
 from bpkd_sdk.training.monitor import STEPS_AT_ZERO, LiveView, LossTermMonitor, ZeroTermWarning
 from tests.networks import tiny
-from tests.scenes import Scenes
+from tests.scenes import Scenes, write_folder
 
 DATA = Scenes()
 OPTIONS = {"steps": 1, "batch_size": 4, "crop_size": (32, 32), "device": "cpu", "log_every": 1, "check_data": False}
@@ -258,14 +258,14 @@ def test_a_comparison_refuses_them_before_it_scores_the_teacher(tmp_path):
 
 
 def test_the_command_line_takes_losses_and_class_weights(bpkd, tmp_path):
-    arguments = ["train", "smp/FPN/tu-test_resnet", "--device", "cpu", "--steps", 1, "--batch-size", 2, "--crop-size",
-                 "32x32", "--backbone-weights", "none", "--no-check-data", "--output", tmp_path / "run"]  # fmt: skip
-    weights = ",".join(["1"] * 8 + ["2.5"])
-    code, _, errors = bpkd(*arguments, "--losses", "ce", "--losses", "dice:0.5", "--class-weights", weights,
+    data = write_folder(tmp_path / "data", train=2, val=1, size=32)
+    arguments = ["train", "smp/FPN/tu-test_resnet", "--data", data, "--device", "cpu", "--steps", 1, "--batch-size", 2,
+                 "--crop-size", "32x32", "--backbone-weights", "none", "--output", tmp_path / "run"]  # fmt: skip
+    code, _, errors = bpkd(*arguments, "--losses", "ce", "--losses", "dice:0.5", "--class-weights", "1,1,2.5",
                            "--freeze-encoder-steps", 1)  # fmt: skip
     assert code == 0, errors
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert (facts["config"]["losses"], facts["class_weights"]) == (["ce", "dice:0.5"], [1.0] * 8 + [2.5])
+    assert (facts["config"]["losses"], facts["class_weights"]) == (["ce", "dice:0.5"], [1.0, 1.0, 2.5])
     code, _, errors = bpkd(*arguments, "--class-weights", "1;2")
     assert code != 0
     assert "'balanced', or numbers as in 1,2.5,4, but got '1;2'" in " ".join(errors.split())

@@ -14,6 +14,7 @@ from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.export import quantize, to_onnx, to_triton, verify
 from bpkd_sdk.losses import CanonicalKDLoss
 from bpkd_sdk.models import get_spec
+from bpkd_sdk.output import check_final_activation
 from bpkd_sdk.runtime import open_runtime
 from bpkd_sdk.runtime.inference import whole_logits
 from bpkd_sdk.serve import Predictor
@@ -223,9 +224,9 @@ def test_networks_that_return_probabilities_are_refused(tmp_path, make, message)
     assert not list(tmp_path.iterdir())
 
 
-def test_masks_of_a_softmax_are_exported_but_not_its_probabilities(tmp_path):
-    model = Ends(2, nn.Softmax(1)).eval()
-    assert to_onnx(model, tmp_path / "masks.onnx", input_size=(32, 32)).verified
+def test_probabilities_of_a_softmax_are_not_exported(tmp_path):
+    model, images = Ends(2, nn.Softmax(1)).eval(), torch.zeros(1, 3, 32, 32)
+    check_final_activation("it", model, images, model(images), allow_softmax=True)  # its masks are exported
     with pytest.raises(ValueError, match=r"ends with a softmax.*x\.clamp\(min=1e-6\)\.log\(\)"):
         to_onnx(model, tmp_path / "logits.onnx", input_size=(32, 32), argmax=False)
 
