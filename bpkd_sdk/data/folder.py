@@ -12,7 +12,7 @@ from typing import Any
 from bpkd_sdk.data.classes_file import CLASSES_FILE, VOID, FolderClasses
 from bpkd_sdk.data.dataset import FileDataset
 from bpkd_sdk.data.folder_classes import find_classes
-from bpkd_sdk.data.layout import VAL_ADVICE, Layout, describe_missing, find_layout
+from bpkd_sdk.data.layout import VAL_ADVICE, VAL_NAMES, Layout, describe_missing, find_layout
 from bpkd_sdk.data.pairs import (
     IMAGE_SUFFIXES,
     Pair,
@@ -136,9 +136,9 @@ def open_folder(
         _check_val_share(val_share, val_seed)
     divided = val_share is not None and split in ("train", "val")
     layout = find_layout(root, pattern, divided)
-    if divided and layout.has_splits and layout.images_of(root, "val").is_dir():
+    if divided and (found := [name for name in layout.splits(root) if name in VAL_NAMES]):
         raise ValueError(
-            f"{layout.images_of(root, 'val')} exists, and val_share={val_share} would divide the training images as "
+            f"{layout.images_of(root, found[0])} exists, and val_share={val_share} would divide the training images as "
             "well. Leave out val_share (--val-share), or rename the folder, for example to test."
         )
     if not divided and not layout.has_splits:

@@ -11,6 +11,8 @@ from bpkd_sdk.errors import format_list
 
 VAL_ADVICE = "open_dataset(..., val_share=0.1), or --val-share 0.1, holds out a tenth of the training images"
 
+VAL_NAMES = ("val", "valid", "validation", "dev")
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -45,7 +47,7 @@ class Layout:
         if not after:
             return []
         path = before + "(?P<split>[^/.][^/]*)" + "(?P=split)".join(after)
-        folders = root.glob(self.images.replace("{split}", "*"))
+        folders = [path for path in root.glob(self.images.replace("{split}", "*")) if path.is_dir()]
         return sorted(match["split"] for folder in folders if (match := re.fullmatch(path, folder.as_posix())))
 
     def label_folders(self, root: Path) -> set[Path]:
@@ -72,14 +74,14 @@ def find_layout(root: Path, pattern: str | None, divided: bool) -> Layout:
     images, labels = (folder or default + ending for folder, default in zip(folders, ("images", "labels"), strict=True))
     if (images, names[0]) == (labels, names[1]):
         raise ValueError(
-            f"Images and labels of the pattern {pattern!r} are the same files. State what differs in them."
+            f"Images and labels of the pattern {pattern!r} are the same files. State how their names differ."
         )
     has_labels = bool(folders[1]) or (root / "labels").is_dir()
     return Layout(images, labels if has_labels else None, ":".join(names))
 
 
 def _has_split_folders(images: Path) -> bool:
-    return any((images / name).is_dir() for name in ("train", "val", "valid", "validation", "test"))
+    return any((images / name).is_dir() for name in ("train", *VAL_NAMES, "test"))
 
 
 def folder_splits(root: Path, pattern: str | None = None) -> list[str]:
@@ -94,8 +96,14 @@ def describe_missing(root: Path, layout: Layout, split: str) -> str:
         f"There is no folder {layout.images_of(root, split)}. Expected {layout.images_of(root, '<split>')} with the "
         f"images; splits found: {', '.join(splits) or 'none'}."
     )
+    if split == "val" and (others := [name for name in splits if name in VAL_NAMES]):
+        return f"{message} Rename {others[0]} to val, in the folders of images and of labels."
     if splits:
         return message + (f" {VAL_ADVICE}." if split == "val" else "")
+    if layout.images == "images/{split}" and any(
+        path.suffix.lower() in IMAGE_SUFFIXES for path in root.glob("images/*")
+    ):
+        return f"{message} {root / 'images'} contains images without folders of splits; {VAL_ADVICE}."
     entries = []
     for path in sorted(path for path in root.iterdir() if not path.name.startswith(".")):
         files = list_files(path, IMAGE_SUFFIXES) if path.is_dir() else []

@@ -55,7 +55,7 @@ def read_pixels(
             the file. The errors of `read_image` are raised too.
     """
     formats = formats_of(pixels) if formats is None else formats
-    if pixels.is_rgb8 and not (isinstance(source, (str, Path)) and str(source).endswith(".npy")):
+    if pixels.is_rgb8 and not (isinstance(source, (str, Path)) and str(source).lower().endswith(".npy")):
         return read_image(source, max_pixels=max_pixels, formats=formats)
     if isinstance(source, np.ndarray):
         return _checked(source, pixels, max_pixels)

@@ -225,7 +225,7 @@ def test_the_default_layout_without_splits_is_divided(undivided):
         (undivided / part).rmdir()
         (undivided / "moved").rename(undivided / part)
     assert split_names(undivided) == expected
-    with pytest.raises(FileNotFoundError, match="There is no folder .*images/train"):
+    with pytest.raises(FileNotFoundError, match="images contains images without folders of splits; .*--val-share 0.1"):
         open_dataset(undivided)
 
 
@@ -239,9 +239,11 @@ def test_val_share_is_refused_where_it_means_nothing(undivided):
         open_dataset(undivided, val_share=1e-6)
     with pytest.raises(ValueError, match="val_share selects files of a folder, but 'shapes'"):
         open_dataset("shapes", val_share=0.1)
-    write(undivided / "images/val/1.png")
-    with pytest.raises(ValueError, match="images/val exists, and val_share=0.1 would divide"):
+    write(undivided / "images/valid/1.png")
+    with pytest.raises(ValueError, match="images/valid exists, and val_share=0.1 would divide"):
         open_dataset(undivided, val_share=0.1)
+    with pytest.raises(FileNotFoundError, match="Rename valid to val"):
+        open_dataset(undivided, split="val")
 
 
 def test_the_run_records_how_its_images_were_selected(undivided, tmp_path):
