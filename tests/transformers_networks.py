@@ -10,13 +10,11 @@ _LABELS = {"num_labels": 9}
 
 
 def segformer():
-    sizes = {
-        "hidden_sizes": [8, 8, 16, 16],
-        "depths": [1] * 4,
-        "num_attention_heads": [1, 1, 2, 2],
-        "mlp_ratios": [2] * 4,
-    }
-    return hf.SegformerForSemanticSegmentation(hf.SegformerConfig(**sizes, decoder_hidden_size=16, **_LABELS))
+    sizes = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_attention_heads": [1, 2], "mlp_ratios": [2, 2]}
+    strides = {"num_encoder_blocks": 2, "strides": [4, 2], "patch_sizes": [7, 3], "sr_ratios": [8, 4]}
+    return hf.SegformerForSemanticSegmentation(
+        hf.SegformerConfig(**sizes, **strides, decoder_hidden_size=16, **_LABELS)
+    )
 
 
 def upernet():
