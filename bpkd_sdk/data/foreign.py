@@ -265,8 +265,9 @@ def to_mask(mask: object, rule: MaskRule, size: Size) -> Tensor:
 
 
 def _tensor(values: np.ndarray) -> Tensor:
-    values = np.ascontiguousarray(values)
-    return torch.from_numpy(values if values.flags.writeable else values.copy())
+    """Return an array as a tensor, without a copy if torch can use its memory."""
+    is_usable = values.flags.writeable and min(values.strides, default=0) >= 0
+    return torch.from_numpy(values if is_usable else values.copy())
 
 
 def _pil_values(mask: Image.Image, rule: MaskRule) -> np.ndarray:

@@ -25,18 +25,18 @@ def seeded(seed: int, generators: Sequence[Any] = ()) -> Iterator[None]:
         seed: Seed, at least 0.
         generators: Result of `find_generators`.
     """
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        for generator in generators:
-            _seed(generator, seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too, which takes longer
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    for generator in generators:
+        _seed(generator, seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
 
 
 def find_generators(*roots: object) -> list[Any]:
