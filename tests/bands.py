@@ -72,16 +72,16 @@ class Bands(NamedTuple):
 
 
 def train_on_bands(folder):
-    """Write the data, train a student by name, and export it to a file that is compared on the validation images."""
+    """Write the data, train a student with one logit, and export it to a file that is compared on validation images."""
     root = write_bands(folder / "data")
+    torch.manual_seed(0)
     run = bpkd_sdk.train(
-        "smp/Linknet/tu-test_resnet",
+        bpkd_sdk.create_model("smp/Linknet/tu-test_resnet", 1, in_channels=4),
         root,
-        steps=20,
-        evaluate_every=20,
+        steps=40,
+        evaluate_every=40,
         batch_size=4,
         learning_rate=0.05,
-        backbone_weights="none",
         output_dir=folder / "run",
         device="cpu",
     )

@@ -31,13 +31,29 @@ def network(channels=4, classes=2):
     return nn.Sequential(nn.Conv2d(channels, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, classes, 1))
 
 
-def test_a_student_by_name_learns_from_a_folder_and_keeps_the_format(bands):
+def test_a_student_with_one_logit_learns_from_a_folder_and_keeps_the_format(bands):
     spec = bands.run.model.spec
     assert bands.run.metrics.miou > 0.6  # only the infrared channel shows the class
-    assert (spec.in_channels, spec.value_range, spec.bands) == (4, RANGE, (2, 1, 0))
+    assert (spec.num_classes, spec.in_channels, spec.value_range, spec.bands) == (1, 4, RANGE, (2, 1, 0))
     assert bpkd_sdk.load_model(bands.run.checkpoint).spec == spec
     record = json.loads((bands.run.output_dir / "run.json").read_text())
     assert record["student"]["spec"]["mean"] == list(spec.mean)
+
+
+class Colours(BandScenes):
+    channels = 3
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image[:3], label
+
+
+@pytest.mark.parametrize("data", [BandScenes(), Colours()])
+def test_a_student_by_name_is_built_for_the_images_and_measured(data, tmp_path):
+    options = OPTIONS | {"steps": 1, "output_dir": tmp_path / "run", "backbone_weights": "none"}
+    spec = bpkd_sdk.train("smp/Linknet/tu-test_resnet", data, **options).model.spec
+    assert (spec.in_channels, spec.value_range) == (data.channels, RANGE)
+    assert spec.mean == measure_channels(data, 0)[0]
 
 
 def test_mean_and_deviation_are_those_of_the_training_images(bands):
