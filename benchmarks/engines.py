@@ -87,7 +87,7 @@ def build(network: nn.Module, paths: dict[str, Path], backends: list[str], parts
             if target.name not in engines:
                 continue
             with parts.part(f"compare {target.name}"):
-                worst = verify(target, network, batches=[1]).worst
+                worst = verify(target, network, batch_sizes=[1]).worst
                 engines[target.name]["agreement"] = asdict(worst)
                 if worst.whole < LEAST_AGREEMENT[precision]:
                     raise RuntimeError(

@@ -34,7 +34,7 @@ from bpkd_sdk.models import ZOO
 from bpkd_sdk.runtime import open_runtime
 
 SIZE = (96, 128)
-RANGES = {"batch": (1, 2, 4), "input_sizes": ((96, 96), SIZE, (192, 256))}
+RANGES = {"batch_sizes": (1, 2, 4), "input_sizes": ((96, 96), SIZE, (192, 256))}
 SHAPES = ("static", "dynamic")
 PRECISIONS = ("fp32", "fp16", "int8")
 IMAGES = 16

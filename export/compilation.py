@@ -66,20 +66,21 @@ class Compilation:
         )
 
     def add_profile(
-        self, height_axis: int, batch: tuple[int, int, int] | None, sizes: tuple[Size, Size, Size] | None
+        self, height_axis: int, batch_sizes: tuple[int, int, int] | None, sizes: tuple[Size, Size, Size] | None
     ) -> dict[str, dict[str, Any]]:
         """State the shapes that the engine accepts, and return them as the manifest contains them.
 
         Args:
             height_axis: Axis of the image's height in the input.
-            batch: Smallest, best and largest number of images; None: (1, 1, 8), or the number that the file fixes.
+            batch_sizes: Smallest, best and largest number of images; None: (1, 1, 8), or the number that the file
+                fixes.
             sizes: Smallest, best and largest (height, width); None: the size that the file fixes.
 
         Raises:
             ValueError: If the shapes are not in order, or not those that the file fixes.
         """
         heights, widths = zip(*sizes, strict=True) if sizes else (None, None)
-        requested = {0: ("batch", batch), height_axis: ("height", heights), height_axis + 1: ("width", widths)}
+        requested = {0: ("batch", batch_sizes), height_axis: ("height", heights), height_axis + 1: ("width", widths)}
         profile = self.builder.create_optimization_profile()
         inputs = {}
         for tensor in (self.network.get_input(index) for index in range(self.network.num_inputs)):

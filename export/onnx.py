@@ -214,7 +214,7 @@ def _verify_draft(
 def _find_disagreements(report: VerificationReport, precision: Precision) -> list[str]:
     """Describe each share of pixels that is smaller than required, run by run."""
     return [
-        f"on {run.batch} image(s) of {run.size} {share:.4%} {_REGIONS[region]} have the same class, "
+        f"on {run.batch_size} image(s) of {run.size} {share:.4%} {_REGIONS[region]} have the same class, "
         f"{least:.2%} are required"
         for run in report.runs
         for region, least in LEAST_AGREEMENT[precision].items()

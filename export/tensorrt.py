@@ -49,7 +49,7 @@ def to_tensorrt(
     source: str | Path,
     path: str | Path,
     *,
-    batch: tuple[int, int, int] | None = None,
+    batch_sizes: tuple[int, int, int] | None = None,
     input_sizes: tuple[Size, Size, Size] | None = None,
     workspace_mb: int | None = None,
     version_compatible: bool = False,
@@ -65,7 +65,7 @@ def to_tensorrt(
     Args:
         source: ONNX file of `to_onnx` or `quantize`; its precision is the engine's.
         path: Plan to write; it ends in ``.engine`` or ``.plan``.
-        batch: Smallest, best and largest number of images per batch; None: (1, 1, 8), or the number that the file
+        batch_sizes: Smallest, best and largest number of images per batch; None: (1, 1, 8), or the number that the file
             fixes.
         input_sizes: Smallest, best and largest (height, width); required for a file that accepts any size, and only
             allowed for such a file.
@@ -101,7 +101,7 @@ def to_tensorrt(
     job.parse(content, str(source))
     layers = network_layers(job.network)
     check_network(layers, metadata)
-    inputs = job.add_profile(1 if metadata["preprocess"] else 2, batch, input_sizes)
+    inputs = job.add_profile(1 if metadata["preprocess"] else 2, batch_sizes, input_sizes)
     targets = job.select_hardware(names)
     job.configure(workspace_mb, version_compatible, timing_cache)
     plan, seconds = job.build(str(source))

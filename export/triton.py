@@ -62,7 +62,7 @@ class _Artifact:
         accepts: Images that the artifact accepts.
         input: Name of the input.
         output: Name of the output.
-        batch: Number of images that the artifact is fastest with; 1 if it is not known.
+        batch_size: Number of images that the artifact is fastest with; 1 if it is not known.
         size: (height, width) of the image to warm up with.
     """
 
@@ -71,7 +71,7 @@ class _Artifact:
     accepts: AcceptedImages
     input: str
     output: str
-    batch: int
+    batch_size: int
     size: tuple[int, int]
 
     @property
@@ -198,12 +198,12 @@ def _read_engine_artifact(path: Path) -> _Artifact:
     if shapes["min"][0] > 1:
         raise ValueError(
             f"{path} takes at least {shapes['min'][0]} images at a time, and Triton also runs single images. "
-            "Build it with batch=(1, ...)."
+            "Build it with batch_sizes=(1, ...)."
         )
-    batch, *sides = shapes["opt"]
+    batch_size, *sides = shapes["opt"]
     size = tuple(sides[:2] if manifest.facts["preprocess"] else sides[1:])
     files = {"model.plan": path.read_bytes(), manifest_path("model.plan").name: manifest.to_json().encode()}
-    return _Artifact(files, manifest.facts, accepted_images(manifest), input_name, output_name, batch, size)
+    return _Artifact(files, manifest.facts, accepted_images(manifest), input_name, output_name, batch_size, size)
 
 
 def _describe_model(name: str, backend: TritonBackend, artifact: _Artifact) -> ModelConfig:
@@ -250,7 +250,7 @@ def _set_batching(
                 f"preferred_batch_sizes={preferred}. Export it with dynamic_batch=True."
             )
         return
-    limit = artifact.accepts.batch[1]
+    limit = artifact.accepts.batch_sizes[1]
     most = (limit or DEFAULT_BATCH_SIZE) if most is None else most
     if most < 1 or (limit is not None and most > limit):
         allowed = "at least 1" if limit is None else f"1 to {limit}, which the engine takes"
@@ -258,7 +258,7 @@ def _set_batching(
     config.max_batch_size = most
     if preferred is None:
         # A preferred size of 1 would make the server run every image alone.
-        preferred = (min(artifact.batch, most), most) if artifact.batch > 1 else ()
+        preferred = (min(artifact.batch_size, most), most) if artifact.batch_size > 1 else ()
     sizes = sorted({*preferred})
     if any(not 1 <= size <= most for size in sizes):
         raise ValueError(f"Expected `preferred_batch_sizes` to be 1 to {most} (max_batch_size), but got {preferred}.")

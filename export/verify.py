@@ -38,7 +38,7 @@ class VerificationRun:
 
     Attributes:
         size: (height, width) of the images in pixels.
-        batch: Number of images.
+        batch_size: Number of images.
         whole: Share (0..1) of all pixels with the same class.
         edge: Share of the pixels with the same class within the 7x7 edge band of the network's mask; None if the mask
             has no edge.
@@ -48,7 +48,7 @@ class VerificationRun:
     """
 
     size: tuple[int, int]
-    batch: int
+    batch_size: int
     whole: float
     edge: float | None
     body: float | None
@@ -120,7 +120,7 @@ def verify(
     reference: nn.Module | str | Path,
     *,
     input_sizes: Sequence[tuple[int, int]] | None = None,
-    batches: Sequence[int] | None = None,
+    batch_sizes: Sequence[int] | None = None,
     data: Any = None,
     fit: Fit = "slide",
     match_classes: bool = True,
@@ -133,8 +133,8 @@ def verify(
         input_sizes: (height, width) of the parts of the embedded photographs that are segmented. None: the artifact's
             own size; or for an artifact that accepts any size, two sizes with odd sides and other aspect ratios than
             the traced one.
-        batches: Numbers of images per batch, for every size. None: the smallest number that the artifact accepts, and
-            two more or the largest number.
+        batch_sizes: Numbers of images per batch, for every size. None: the smallest number that the artifact accepts,
+            and two more or the largest number.
         data: Further images, each of which is a run at its own size; with labels, both are also scored on them. A data
             set of any library (see `as_dataset`), whose classes are the network's if it does not state them.
         fit: "slide", "resize" or "pad": rule for images of `data` of a size that the artifact does not accept, by which
@@ -162,11 +162,11 @@ def verify(
         data = as_dataset_of(data, spec.class_names)
         _check_data(network, runtime.accepts, data, fit)
         order = class_order(spec, data, network_name="The network", data_name=data.name, match_classes=match_classes)
-    least, most = runtime.accepts.batch
-    batches = batches or (least, min(least + 2, most or least + 2))
+    least, most = runtime.accepts.batch_sizes
+    batch_sizes = batch_sizes or (least, min(least + 2, most or least + 2))
     runs = []
     reference_runtime = _ReferenceRuntime(network, runtime)
-    for batch in map(spec.imitate, _photo_batches(input_sizes or _default_sizes(runtime), batches)):
+    for batch in map(spec.imitate, _photo_batches(input_sizes or _default_sizes(runtime), batch_sizes)):
         runtime.accepts.check(batch.permute(0, 2, 3, 1), runtime.name, runtime.spec.pixels)
         runs.append(_compare(runtime, reference_runtime, batch, fit)[0])
     if data is None:
@@ -214,11 +214,11 @@ def _nearest_odd(side: int, allowed: Range) -> int:
     return max(least, side if most is None else min(side, most))
 
 
-def _photo_batches(sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> Iterator[Tensor]:
-    """Yield uint8 (N, 3, H, W) for every size and batch; no image is used twice."""
+def _photo_batches(sizes: Sequence[tuple[int, int]], batch_sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Yield uint8 (N, 3, H, W) for every size and batch size; no image is used twice."""
     index = count()
-    for size, batch in product(sizes, batches):
-        yield torch.stack([photo(next(index), size) for _ in range(batch)])
+    for size, batch_size in product(sizes, batch_sizes):
+        yield torch.stack([photo(next(index), size) for _ in range(batch_size)])
 
 
 class _ReferenceRuntime(TorchRuntime):

@@ -57,7 +57,9 @@ def export(
         Literal["slide", "resize", "pad"] | None,
         typer.Option(help="int8: calibration images of other sizes: 'slide' (overlapping windows), 'resize', 'pad'."),
     ] = None,
-    batch: Annotated[str | None, typer.Option(help="Engine: SMALLEST,BEST,LARGEST number of images per batch.")] = None,
+    batch_sizes: Annotated[
+        str | None, typer.Option(help="Engine: SMALLEST,BEST,LARGEST number of images per batch.")
+    ] = None,
     sizes: Annotated[
         str | None,
         typer.Option(help="Engine of a file of any size: SMALLEST,BEST,LARGEST, each HEIGHTxWIDTH."),
@@ -96,7 +98,7 @@ def export(
         "images": images,
         "max_boundary_loss": max_boundary_loss,
         "fit": fit,
-        "batch": parse_batch(batch),
+        "batch_sizes": parse_batch_sizes(batch_sizes),
         "input_sizes": parse_sizes(sizes),
         "workspace_mb": workspace_mb,
         "version_compatible": version_compatible,
@@ -114,7 +116,7 @@ def export(
     console.print(f"{reports[-1].path}: {reports[-1].size / 1e6:.2f} MB", soft_wrap=True)
 
 
-def parse_batch(text: str | None) -> tuple[int, ...] | None:
+def parse_batch_sizes(text: str | None) -> tuple[int, ...] | None:
     """Parse (smallest, best, largest) from a text like 1,4,8; None stays None, other texts raise ValueError."""
     if text is None:
         return None
@@ -217,7 +219,7 @@ def benchmark(
     ] = None,
     root: Root = None,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "val",
-    batch: Annotated[int, typer.Option(help="Number of images per batch.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Number of images per batch.")] = 1,
     size: Annotated[
         str | None,
         typer.Option(help="HEIGHTxWIDTH of the images. Default: that of the data or the first artifact."),
@@ -239,7 +241,7 @@ def benchmark(
     report = run(
         artifacts,
         scored_on,
-        batch=batch,
+        batch_size=batch_size,
         input_size=parse_size(size, "--size"),
         duration=duration,
         device=device,

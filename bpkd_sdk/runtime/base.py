@@ -35,12 +35,12 @@ class AcceptedImages:
     """The images that an artifact accepts; each attribute is a smallest and a largest number, None for no limit.
 
     Attributes:
-        batch: Number of images per batch.
+        batch_sizes: Number of images per batch.
         height: Height of every image in pixels.
         width: Width of every image in pixels.
     """
 
-    batch: Range = (1, None)
+    batch_sizes: Range = (1, None)
     height: Range = (1, None)
     width: Range = (1, None)
 
@@ -53,7 +53,7 @@ class AcceptedImages:
     @property
     def is_static(self) -> bool:
         """Whether only one shape is accepted."""
-        return self.fixed_size is not None and self.batch[0] == self.batch[1]
+        return self.fixed_size is not None and self.batch_sizes[0] == self.batch_sizes[1]
 
     def takes_size(self, height: int, width: int) -> bool:
         """Return whether images of this size are accepted."""
@@ -87,9 +87,11 @@ class AcceptedImages:
 
     def check_batch(self, count: int, name: str) -> None:
         """Raise ValueError unless this number of images is accepted at a time."""
-        if not _within(count, self.batch):
-            advice = "Export with dynamic_batch=True." if self.batch[1] == 1 else "Split the batch."
-            raise ValueError(f"{name} takes {_format_range(self.batch)} image(s) at a time, but got {count}. {advice}")
+        if not _within(count, self.batch_sizes):
+            advice = "Export with dynamic_batch=True." if self.batch_sizes[1] == 1 else "Split the batch."
+            raise ValueError(
+                f"{name} takes {_format_range(self.batch_sizes)} image(s) at a time, but got {count}. {advice}"
+            )
 
 
 def _within(value: int, allowed: Range) -> bool:

@@ -118,7 +118,7 @@ def count_pixels(size: Size) -> int:
 
 def largest_batch(accepts: AcceptedImages, size: Size) -> int:
     """Return the number of images or windows of one size that are run together, at most `MAX_BATCH`."""
-    return max(1, min(MAX_BATCH, accepts.batch[1] or MAX_BATCH, MAX_PIXELS // count_pixels(size)))
+    return max(1, min(MAX_BATCH, accepts.batch_sizes[1] or MAX_BATCH, MAX_PIXELS // count_pixels(size)))
 
 
 def fit_images(images: Tensor, fitted: FittedSize, spec: NetworkSpec) -> Tensor:
@@ -203,7 +203,7 @@ def fitted_bands(
         inputs = fit_images(images, fitted, runtime.spec)
     is_whole = inputs.shape[2:] == fitted.window
     wanted = batch_size or (len(images) if is_whole else largest_batch(runtime.accepts, fitted.window))
-    batch_size = min(wanted, runtime.accepts.batch[1] or wanted)
+    batch_size = min(wanted, runtime.accepts.batch_sizes[1] or wanted)
 
     def run(part: Tensor) -> Tensor:
         return _run(runtime, part, timer)
@@ -223,7 +223,7 @@ def fitted_bands(
 
 def _run(runtime: Runtime, images: Tensor, timer: StageTimer | None) -> Tensor:
     """Return the outputs of a runtime for images (N, 3, H, W), which are repeated if it requires more of them."""
-    missing = max(runtime.accepts.batch[0] - len(images), 0)
+    missing = max(runtime.accepts.batch_sizes[0] - len(images), 0)
     with timer.stage("pre") if timer else nullcontext():
         if missing:
             images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])

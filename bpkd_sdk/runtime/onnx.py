@@ -109,11 +109,11 @@ def check_metadata(metadata: Any) -> dict[str, Any]:
 
 def _accepted_images(metadata: Mapping[str, Any]) -> AcceptedImages:
     """Return the images that an ONNX file with this metadata accepts."""
-    batch = (1, None) if metadata["dynamic_batch"] else (1, 1)
+    batch_sizes = (1, None) if metadata["dynamic_batch"] else (1, 1)
     if metadata.get("dynamic_size", False):
-        return AcceptedImages(batch)
+        return AcceptedImages(batch_sizes)
     height, width = metadata["input_size"]
-    return AcceptedImages(batch, (height, height), (width, width))
+    return AcceptedImages(batch_sizes, (height, height), (width, width))
 
 
 class OnnxRuntime(Runtime):

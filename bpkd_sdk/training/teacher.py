@@ -91,7 +91,7 @@ def teacher_logits(runtime: Runtime, images: Tensor) -> Tensor:
     Returns:
         Logits (N, C, h, w) on the images' device.
     """
-    parts = torch.split(images, runtime.accepts.batch[1] or len(images))
+    parts = torch.split(images, runtime.accepts.batch_sizes[1] or len(images))
     return torch.cat([runtime.logits_at_stride(part) for part in parts]).to(images.device)
 
 

@@ -34,7 +34,7 @@ def benchmark(
     sources: Artifact | Sequence[Artifact],
     data: Any = None,
     *,
-    batch: int = 1,
+    batch_size: int = 1,
     input_size: tuple[int, int] | None = None,
     duration: float = 10.0,
     device: str = "auto",
@@ -58,7 +58,7 @@ def benchmark(
         data: Data set whose images are the input, of any library (see `as_dataset`). If it has labels, all artifacts
             are scored on all of its images; if it does not state its classes, they are those of the first artifact.
             None: generated scenes, and no scores.
-        batch: Number of images per call.
+        batch_size: Number of images per call.
         input_size: (height, width) of the images. Images of `data` are resized to it for timing, not for scoring.
             None: size of the data's first image; without data, the first size that an artifact states, or 512x1024.
         duration: Seconds of timed calls for each artifact. Each round has at least two whole calls and one in stages.
@@ -77,17 +77,19 @@ def benchmark(
     artifacts = [sources] if isinstance(sources, (str, Path, nn.Module, Runtime)) else list(sources)
     if not artifacts:
         raise ValueError("Expected at least one artifact to benchmark, but got none.")
-    if batch < 1 or duration <= 0:
-        raise ValueError(f"Expected `batch` of at least 1 and `duration` above 0, but got {batch} and {duration}.")
+    if batch_size < 1 or duration <= 0:
+        raise ValueError(
+            f"Expected `batch_size` of at least 1 and `duration` above 0, but got {batch_size} and {duration}."
+        )
     environment = Environment.here()
-    with _start(artifacts, device, batch, fit) as entries:
+    with _start(artifacts, device, batch_size, fit) as entries:
         for entry in track(entries, total=len(entries), description="Opening"):
             entry.open()
         if data is not None:
             names = (entry.description.spec.class_names for entry in entries if entry.description)
             data = as_dataset_of(data, next(filter(None, names), ()))
         input_size = input_size or _default_size(data, entries)
-        images = _make_images(data, input_size, batch, _first_spec(entries))
+        images = _make_images(data, input_size, batch_size, _first_spec(entries))
         for entry in track(entries, total=len(entries), description="Warming up"):
             entry.warm_up(images)
         turns = [entry for index in range(ROUNDS) for entry in (entries if index % 2 == 0 else reversed(entries))]
@@ -102,7 +104,7 @@ def benchmark(
     reference = next((entry for entry in entries if entry.warm and entry.problem is None), None)
     return BenchmarkReport(
         rows=tuple(entry.row(reference) for entry in entries),
-        batch=batch,
+        batch_size=batch_size,
         input_size=input_size,
         images=data.name if data is not None else "generated scenes",
         data=data.name if data is not None and data.has_labels else None,
@@ -116,12 +118,12 @@ def benchmark(
 
 
 @contextmanager
-def _start(artifacts: Sequence[Artifact], device: str, batch: int, fit: Fit) -> Iterator[list[Entry]]:
+def _start(artifacts: Sequence[Artifact], device: str, batch_size: int, fit: Fit) -> Iterator[list[Entry]]:
     """Yield the entries of the artifacts, and end their processes after the block."""
     entries: list[Entry] = []
     try:
         for source in artifacts:
-            entries.append(Entry(source, device, batch, fit))  # noqa: PERF401  (if one fails, those before it are closed)
+            entries.append(Entry(source, device, batch_size, fit))  # noqa: PERF401  (if one fails, those before it are closed)
         yield entries
     finally:
         for entry in entries:
@@ -142,20 +144,20 @@ def _first_spec(entries: Sequence[Entry]) -> NetworkSpec:
 
 
 def _make_images(
-    data: SegmentationDataset | None, input_size: tuple[int, int], batch: int, spec: NetworkSpec
+    data: SegmentationDataset | None, input_size: tuple[int, int], batch_size: int, spec: NetworkSpec
 ) -> np.ndarray:
     """Return images of the data, repeated if there are too few, or scenes as a network takes them.
 
     Args:
         data: Data set, or None for scenes.
         input_size: (height, width) of the images.
-        batch: Number of images per call.
+        batch_size: Number of images per call.
         spec: Facts of the network.
 
     Returns:
-        (BATCHES * batch, H, W, channels).
+        (BATCHES * batch_size, H, W, channels).
     """
-    indices = range(BATCHES * batch)
+    indices = range(BATCHES * batch_size)
     if data is None:
         scenes = np.stack([render(0, "benchmark", index, input_size)[0] for index in indices])
         images = spec.imitate(torch.from_numpy(scenes).permute(0, 3, 1, 2))

@@ -41,7 +41,7 @@ class Entry:
         source: Artifact. A path or URL is measured in a new process, which starts here; a module or a runtime is
             measured in this process.
         device: Device to run the artifact on.
-        batch: Number of images per call.
+        batch_size: Number of images per call.
         fit: Rule for images of a size that the artifact does not accept.
 
     Attributes:
@@ -49,8 +49,8 @@ class Entry:
         not_scored: Reason why the artifact has no scores although the data has labels; None otherwise.
     """
 
-    def __init__(self, source: Artifact, device: str, batch: int, fit: Fit = "slide") -> None:
-        self.source, self.device, self.batch, self.fit = source, device, batch, fit
+    def __init__(self, source: Artifact, device: str, batch_size: int, fit: Fit = "slide") -> None:
+        self.source, self.device, self.batch_size, self.fit = source, device, batch_size, fit
         self.problem: str | None = None
         self.not_scored: str | None = None
         self.description: Description | None = None
@@ -62,7 +62,7 @@ class Entry:
         self._remote: RemoteSubject | None = None
         if isinstance(source, (str, Path)):
             self._attempt(lambda: find_format(str(source)))
-            self._remote = None if self.problem else RemoteSubject(source, device, batch, fit)
+            self._remote = None if self.problem else RemoteSubject(source, device, batch_size, fit)
         self._subject: RemoteSubject | Subject | None = self._remote
 
     def open(self) -> None:
@@ -91,7 +91,7 @@ class Entry:
             return
         runtime = _SubjectRuntime(self._open_subject(), self.description)
         try:
-            self.scores = evaluate(runtime, data, batch_size=self.batch, match_classes=match_classes)
+            self.scores = evaluate(runtime, data, batch_size=self.batch_size, match_classes=match_classes)
         except (ValueError, RuntimeError, ArtifactError) as error:
             self.not_scored = str(error)
 
@@ -126,7 +126,7 @@ class Entry:
             executed=self.facts.executed,
             latency=Percentiles.of(whole),
             stages={stage: Percentiles.of(seconds) for stage, seconds in stages.items()},
-            throughput=self.batch * len(whole) / sum(whole),
+            throughput=self.batch_size * len(whole) / sum(whole),
             calls=len(whole),
             rounds=rounds,
             warm_up_calls=self.warm.calls,
@@ -155,7 +155,7 @@ class Entry:
 
     def _open_subject(self) -> RemoteSubject | Subject:
         if self._subject is None:
-            self._subject = Subject(self.source, self.device, self.batch, self.fit)
+            self._subject = Subject(self.source, self.device, self.batch_size, self.fit)
         return self._subject
 
     def _attempt(self, step: Callable[[], T]) -> T | None:

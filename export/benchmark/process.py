@@ -31,11 +31,11 @@ class RemoteSubject:
     Args:
         source: Path or URL of the artifact.
         device: Device to run the artifact on.
-        batch: Number of images per call.
+        batch_size: Number of images per call.
         fit: Rule for images of a size that the artifact does not accept.
     """
 
-    def __init__(self, source: str | Path, device: str, batch: int, fit: Fit = "slide") -> None:
+    def __init__(self, source: str | Path, device: str, batch_size: int, fit: Fit = "slide") -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as the process runs)
         self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-c", _CODE],
@@ -44,7 +44,7 @@ class RemoteSubject:
             stderr=self._log,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-        self._arguments = (source, device, batch, fit)
+        self._arguments = (source, device, batch_size, fit)
 
     def describe(self) -> Description:
         """Open the artifact in the process, and return its description."""

@@ -105,7 +105,7 @@ class BenchmarkReport:
 
     Attributes:
         rows: Results in the order of the artifacts.
-        batch: Number of images per call.
+        batch_size: Number of images per call.
         input_size: (height, width) of the timed images.
         images: Name of the source of the timed images.
         data: Name of the data set behind mIoU and boundary IoU; None without scores.
@@ -118,7 +118,7 @@ class BenchmarkReport:
     """
 
     rows: tuple[BenchmarkRow, ...]
-    batch: int
+    batch_size: int
     input_size: tuple[int, int]
     images: str
     data: str | None
@@ -139,9 +139,9 @@ class BenchmarkReport:
         """Description of the measurement in two sentences."""
         height, width = self.input_size
         return (
-            f"Batches of {self.batch} image(s) of {height}x{width} from {self.images}; {self.duration:g} s of calls "
-            f"for each artifact in {self.rounds} rounds in which they take turns, every second one in the opposite "
-            f"order, {self.gap:g} s idle before each turn. From uint8 images to uint8 masks on the host."
+            f"Batches of {self.batch_size} image(s) of {height}x{width} from {self.images}; {self.duration:g} s of "
+            f"calls for each artifact in {self.rounds} rounds in which they take turns, every second one in the "
+            f"opposite order, {self.gap:g} s idle before each turn. From uint8 images to uint8 masks on the host."
         )
 
     def to_json(self) -> str:

@@ -97,14 +97,14 @@ class Subject:
     Args:
         source: Artifact that `bpkd_sdk.runtime.open_runtime` can open.
         device: Device to run the artifact on.
-        batch: Number of images per call.
+        batch_size: Number of images per call.
         fit: Rule for images of a size that the artifact does not accept.
     """
 
     def __init__(
-        self, source: str | Path | torch.nn.Module | Runtime, device: str, batch: int, fit: Fit = "slide"
+        self, source: str | Path | torch.nn.Module | Runtime, device: str, batch_size: int, fit: Fit = "slide"
     ) -> None:
-        self.batch = batch
+        self.batch_size = batch_size
         self.fit = fit
         self._host_meter = MemoryMeter(torch.device("cpu"))
         chosen = source.device if isinstance(source, Runtime) else choose_device(device)
@@ -123,9 +123,9 @@ class Subject:
 
     def warm_up(self, images: np.ndarray) -> WarmUp:
         """Segment all images, uint8 (N, H, W, 3), and then repeat the call until the times settle."""
-        self.runtime.accepts.check_batch(self.batch, self.runtime.name)
+        self.runtime.accepts.check_batch(self.batch_size, self.runtime.name)
         self.images = images
-        batches = np.split(images, len(images) // self.batch)
+        batches = np.split(images, len(images) // self.batch_size)
         self._batches = cycle(batches)
         with GpuMemoryMeter(self.runtime.device) as warming:
             masks = np.concatenate([self.segment(batch) for batch in batches])
@@ -155,7 +155,7 @@ class Subject:
         peak = self._host_meter.peak()
         # The images of the benchmark are not part of the artifact.
         host_memory = None if peak is None else peak - self.images.nbytes
-        images = torch.from_numpy(self.images[: self.batch]).permute(0, 3, 1, 2)
+        images = torch.from_numpy(self.images[: self.batch_size]).permute(0, 3, 1, 2)
         fitted = fit_size((images.shape[2], images.shape[3]), self.runtime.accepts, self.fit)
         height, width = fitted.window
         parts = fit_images(images, fitted, self.runtime.spec)[..., :height, :width].permute(0, 2, 3, 1)

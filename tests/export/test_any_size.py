@@ -80,7 +80,7 @@ def test_the_chain_of_the_readme_with_images_of_any_size(bpkd, root, student, tm
 @pytest.mark.parametrize("fit", ["slide", "resize", "pad"])
 def test_a_file_is_verified_on_images_of_any_size(root, student, name, fit):
     folder, model = student
-    report = verify(folder / name, model, data=bpkd_sdk.open_dataset(root, split="val"), batches=[1], fit=fit)
+    report = verify(folder / name, model, data=bpkd_sdk.open_dataset(root, split="val"), batch_sizes=[1], fit=fit)
     assert [run.size for run in report.runs] == [SIZE, *IMAGES]
     assert report.agreement > 0.999
     protocol = bpkd_sdk.EvaluationProtocol(fit)

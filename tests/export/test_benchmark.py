@@ -128,7 +128,7 @@ def test_an_artifact_that_cannot_run_is_a_row_with_the_reason(report, index, for
 
 def test_an_artifact_that_does_not_accept_the_batch_is_a_row_with_the_reason(files):
     here = [open_runtime(files / name, "cpu") for name in ("m.onnx", "m.safetensors")]
-    fixed, free = benchmark(here, batch=2, input_size=(32, 48), duration=0.1).rows
+    fixed, free = benchmark(here, batch_size=2, input_size=(32, 48), duration=0.1).rows
     assert (fixed.format, free.format) == ("ONNX", "checkpoint")
     assert "takes 1 image(s) at a time, but got 2. Export with dynamic_batch=True" in fixed.problem
     assert free.problem is None
@@ -160,8 +160,8 @@ def test_a_report_read_from_json_equals_the_one_written(report):
     for wrong in ("[]", '{"format": "bpkd-benchmark/0"}'):
         with pytest.raises(ValueError, match=r"Expected JSON of BenchmarkReport.to_json"):
             BenchmarkReport.from_json(wrong)
-    with pytest.raises(ValueError, match=r"does not hold a valid BenchmarkReport:\n  batch: .* \(got 'many'\)"):
-        BenchmarkReport.from_json(json.dumps(json.loads(text) | {"batch": "many"}))
+    with pytest.raises(ValueError, match=r"does not hold a valid BenchmarkReport:\n  batch_size: .* \(got 'many'\)"):
+        BenchmarkReport.from_json(json.dumps(json.loads(text) | {"batch_size": "many"}))
 
 
 class Page(HTMLParser):
@@ -433,5 +433,5 @@ def test_the_machine_is_stated(monkeypatch, report):
 def test_bad_arguments(files):
     with pytest.raises(ValueError, match="at least one artifact"):
         benchmark([])
-    with pytest.raises(ValueError, match="`batch` of at least 1 and `duration` above 0, but got 0 and 10.0"):
-        benchmark(files / "m.onnx", batch=0)
+    with pytest.raises(ValueError, match="`batch_size` of at least 1 and `duration` above 0, but got 0 and 10.0"):
+        benchmark(files / "m.onnx", batch_size=0)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import bpkd_sdk
-from bpkd_sdk.cli.deployment import parse_batch, parse_sizes
+from bpkd_sdk.cli.deployment import parse_batch_sizes, parse_sizes
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.export import to_onnx
 from bpkd_sdk.export.benchmark import BenchmarkReport
@@ -56,7 +56,7 @@ def test_an_onnx_file_becomes_an_engine_of_int8(bpkd, compiler, tmp_path):
     to_onnx(network, tmp_path / "m.onnx", input_size=SIZE, dynamic_size=True)
     code, out, err = bpkd(
         "export", tmp_path / "m.onnx", tmp_path / "m.plan", "--precision", "int8", "--data", "shapes", "--images", 4,
-        "--max-boundary-loss", 1, "--sizes", "64x64,64x96,128x128", "--batch", "1,2,4",
+        "--max-boundary-loss", 1, "--sizes", "64x64,64x96,128x128", "--batch-sizes", "1,2,4",
         "--hardware", "sm86", "--hardware", "sm89",
     )  # fmt: skip
     assert code == 0, err
@@ -137,8 +137,8 @@ def test_an_onnx_file_keeps_its_precision():
 @pytest.mark.parametrize("text", ["1,2", "1,2,x", "4"])
 def test_a_range_of_batches(text):
     with pytest.raises(ValueError, match=f"like 1,4,8 .* but got '{text}'"):
-        parse_batch(text)
-    assert parse_batch("1,4,8") == (1, 4, 8)
+        parse_batch_sizes(text)
+    assert parse_batch_sizes("1,4,8") == (1, 4, 8)
 
 
 def test_a_range_of_sizes():

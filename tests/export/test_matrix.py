@@ -23,7 +23,7 @@ def test_any_size_and_batch(name, tmp_path):
     size = SIZES.get(name, (96, 128))
     report = to_onnx(settled(name, 2, size), tmp_path / "m.onnx", input_size=size, dynamic_size=True)
     assert report.verified
-    assert {run.batch for run in report.verification.runs} == {1, 3}
+    assert {run.batch_size for run in report.verification.runs} == {1, 3}
     assert size not in {run.size for run in report.verification.runs}
     entry, _ = onnx.load(report.path).metadata_props
     assert json.loads(entry.value)["network"]["name"] == name

@@ -66,7 +66,7 @@ def test_an_engine_of_each_precision(compiler, files, tmp_path, precision):
 
 
 def test_the_manifest_describes_the_engine(compiler, files, tmp_path):
-    path = to_tensorrt(files["fp16"], tmp_path / "m.plan", batch=(1, 2, 4), hardware=["sm86", "sm89"]).path
+    path = to_tensorrt(files["fp16"], tmp_path / "m.plan", batch_sizes=(1, 2, 4), hardware=["sm86", "sm89"]).path
     found = load_manifest(path)
     assert (found.backend, found.build) == ("tensorrt_rtx", compiler.__version__)
     assert found.targets == ("sm86", "sm89")
@@ -99,14 +99,14 @@ def test_a_range_of_sizes(compiler, tmp_path):
     with pytest.raises(ValueError, match="images of any size, but an engine needs a range: pass `input_sizes`"):
         to_tensorrt(path, tmp_path / "m.engine")
     sizes = ((32, 64), (64, 128), (128, 256))
-    report = to_tensorrt(path, tmp_path / "m.engine", input_sizes=sizes, batch=(2, 2, 2))
+    report = to_tensorrt(path, tmp_path / "m.engine", input_sizes=sizes, batch_sizes=(2, 2, 2))
     assert report.manifest.inputs["images"]["max"] == [2, 3, 128, 256]
     assert report.manifest.targets == ("sm80+",)
     with pytest.raises(ValueError, match=r"height of 1 <= smallest <= best <= largest, but got \(64, 32, 128\)"):
         to_tensorrt(path, tmp_path / "m.engine", input_sizes=(sizes[1], sizes[0], sizes[2]))
     fixed = small_file(tmp_path / "fixed.onnx", sides=(32, 32), batch=1)
     with pytest.raises(ValueError, match=r"takes a batch of 1 only, but got \(1, 2, 4\)"):
-        to_tensorrt(fixed, tmp_path / "m.engine", batch=(1, 2, 4))
+        to_tensorrt(fixed, tmp_path / "m.engine", batch_sizes=(1, 2, 4))
 
 
 def test_a_file_of_another_precision_than_stated_is_refused(compiler, files, tmp_path):
@@ -175,7 +175,7 @@ def test_a_gpu_without_engines_is_not_selected(compiler, tmp_path, monkeypatch):
 def test_a_file_that_cannot_be_written_leaves_the_old_files(compiler, tmp_path, monkeypatch, fails, before):
     path, target = small_file(tmp_path / "m.onnx", sides=(8, 8)), tmp_path / "m.engine"
     if before:
-        to_tensorrt(path, target, batch=(1, 1, 2))
+        to_tensorrt(path, target, batch_sizes=(1, 1, 2))
     kept = {file: file.read_bytes() for file in tmp_path.iterdir()}
     full = Full(fails)
     monkeypatch.setattr(tensorrt, "write_atomically", full)

@@ -294,7 +294,9 @@ def test_artifacts_that_triton_cannot_run(tiny_onnx, tmp_path):
         engine(tmp_path, tiny_onnx["batch"], backend="tensorrt_rtx"),
     )
     shapes = {"dtype": "UINT8", "min": [2, *SIZE, 3], "opt": [2, *SIZE, 3], "max": [4, *SIZE, 3]}
-    refused(r"at least 2 images.*batch=\(1, \.\.\.\)", engine(tmp_path, tiny_onnx["batch"], inputs={"images": shapes}))
+    refused(
+        r"at least 2 images.*batch_sizes=\(1, \.\.\.\)", engine(tmp_path, tiny_onnx["batch"], inputs={"images": shapes})
+    )
     engine(tmp_path, tiny_onnx["batch"]).write_bytes(b"plam")
     refused("not the plan that its manifest describes", tmp_path / "m.engine")
     assert not (tmp_path / "models").exists()

@@ -42,7 +42,7 @@ class TopRowsWrong(TorchRuntime):
 
 def test_a_faithful_file_at_batches_that_were_not_traced(model, path):
     report = verify(path, model)
-    assert [(run.size, run.batch) for run in report.runs] == [((48, 64), 1), ((48, 64), 3)]
+    assert [(run.size, run.batch_size) for run in report.runs] == [((48, 64), 1), ((48, 64), 3)]
     assert report.agreement >= 0.9999
     assert report.largest_difference is None
     assert report.network is None
@@ -53,19 +53,19 @@ def test_a_file_of_any_size_is_run_at_sizes_that_were_not_traced(model, tmp_path
     report = to_onnx(model, tmp_path / "m.onnx", input_size=(48, 64), dynamic_size=True).verification
     assert len(report.runs) == 4
     assert all(run.size[0] != 48 and run.size[1] != 64 for run in report.runs)
-    report = verify(tmp_path / "m.onnx", model, input_sizes=[(33, 90)], batches=[2])
-    assert [(run.size, run.batch) for run in report.runs] == [((33, 90), 2)]
+    report = verify(tmp_path / "m.onnx", model, input_sizes=[(33, 90)], batch_sizes=[2])
+    assert [(run.size, run.batch_size) for run in report.runs] == [((33, 90), 2)]
     assert report.agreement >= 0.9999
 
 
 def test_an_artifact_that_accepts_only_several_images(model):
     artifact = TorchRuntime(model)
     artifact.accepts = AcceptedImages((2, 3), (40, 40), (48, 48))
-    assert [run.batch for run in verify(artifact, model).runs] == [2, 3]
+    assert [run.batch_size for run in verify(artifact, model).runs] == [2, 3]
 
 
 def test_agreement_is_counted_for_all_pixels_in_the_band_and_outside(model):
-    report = verify(TopRowsWrong(model, 10), model, input_sizes=[(40, 50)], batches=[1])
+    report = verify(TopRowsWrong(model, 10), model, input_sizes=[(40, 50)], batch_sizes=[1])
     edge = edge_band(TorchRuntime(model).segment(photo(0, (40, 50))[None]), 7, ignore_index=-1)
     right = torch.ones(1, 40, 50, dtype=torch.bool)
     right[:, :10] = False
@@ -79,7 +79,7 @@ def test_agreement_is_counted_for_all_pixels_in_the_band_and_outside(model):
 def test_a_mask_without_edges_has_no_edge_agreement(model):
     flat = tiny(9, width=16).eval()
     torch.nn.init.zeros_(flat[-1].weight)
-    report = verify(TorchRuntime(flat), flat, input_sizes=[(40, 40)], batches=[1])
+    report = verify(TorchRuntime(flat), flat, input_sizes=[(40, 40)], batch_sizes=[1])
     assert (report.agreement, report.edge_agreement, report.body_agreement) == (1, None, 1)
 
 
@@ -113,7 +113,7 @@ def test_camvid_at_a_size_that_was_not_traced(camvid, precision, tmp_path):
     network, path = tiny(11, width=16).eval(), tmp_path / "m.onnx"
     report = to_onnx(network, path, input_size=(48, 64), dynamic_size=True, precision=precision, verify_on=data)
     runs = report.verification.runs[4:]
-    assert [(run.size, run.batch) for run in runs] == [((360, 480), 1)] * 3
+    assert [(run.size, run.batch_size) for run in runs] == [((360, 480), 1)] * 3
     for run in runs:
         assert run.edge > (0.995 if precision == "fp32" else 0.95)
         assert run.body > 0.9999
@@ -132,7 +132,7 @@ def test_data_without_labels_adds_images_only(model, path):
 def test_the_report_is_plain_json(model, path):
     facts = json.loads(json.dumps(verify(path, model, data=ShapesDataset("val", length=1, size=(48, 64))).to_dict()))
     assert facts["agreement"] >= 0.9999
-    assert facts["runs"][1]["batch"] == 3
+    assert facts["runs"][1]["batch_size"] == 3
     assert facts["network"]["miou"] == facts["artifact"]["miou"]
 
 
@@ -147,7 +147,7 @@ def test_a_checkpoint_is_loaded_as_the_network(tmp_path):
     network = bpkd_sdk.create_model("smp/FPN/tu-mobilenetv3_small_050", 4).eval()
     bpkd_sdk.save_model(network, tmp_path / "m.safetensors")
     artifact = TorchRuntime(network)
-    assert verify(artifact, tmp_path / "m.safetensors", input_sizes=[(64, 64)], batches=[1]).agreement == 1
+    assert verify(artifact, tmp_path / "m.safetensors", input_sizes=[(64, 64)], batch_sizes=[1]).agreement == 1
 
 
 def test_sizes_must_be_passed_if_the_artifact_states_none(model):

@@ -54,13 +54,13 @@ def test_files_of_any_size(name, shallow, compiler, tmp_path):
     files, reports = export(network, size, tmp_path, half=name in IN_ALL_PRECISIONS, dynamic_size=True)
     for report in reports:
         assert report.verified
-        assert {run.batch for run in report.verification.runs} == {1, 3}
+        assert {run.batch_size for run in report.verification.runs} == {1, 3}
         assert size not in {run.size for run in report.verification.runs}
     entry, _ = onnx.load(files["fp32"]).metadata_props
     assert json.loads(entry.value)["network"]["name"] == name
     largest = (2 * size[0], 2 * size[1])
     for precision, path in files.items():
-        shapes = check_engine(path, precision, network, batch=(1, 2, 4), input_sizes=(size, size, largest))
+        shapes = check_engine(path, precision, network, batch_sizes=(1, 2, 4), input_sizes=(size, size, largest))
         assert (shapes["min"], shapes["max"]) == ([1, *size, 3], [4, *largest, 3])
 
 
@@ -71,11 +71,11 @@ def test_files_of_any_number_of_images(shallow, compiler, tmp_path):
     files, reports = export(network, size, tmp_path)
     for report in reports:
         assert report.verified
-        assert {run.batch for run in report.verification.runs} == {1, 3}
+        assert {run.batch_size for run in report.verification.runs} == {1, 3}
     for precision, path in files.items():
-        one = check_engine(path, precision, network, batch=(1, 1, 1))
+        one = check_engine(path, precision, network, batch_sizes=(1, 1, 1))
         assert one["min"] == one["max"] == [1, *size, 3]
-        many = check_engine(path, precision, network, batch=(1, 2, 4))
+        many = check_engine(path, precision, network, batch_sizes=(1, 2, 4))
         assert (many["min"], many["max"]) == ([1, *size, 3], [4, *size, 3])
 
 

@@ -103,7 +103,7 @@ class TeacherRunner:
         Returns:
             The logits (C, h, w) of each crop, on the teacher's device.
         """
-        least, most = self.accepts.batch
+        least, most = self.accepts.batch_sizes
         most = (most or len(crops)) if len({crop.size for crop in crops}) == 1 else 1
         outputs: list[Tensor] = []
         for start in range(0, len(crops), most):
