@@ -31,8 +31,9 @@ clean:
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[all,dev]'
 	touch $@
 
-# A Triton server for the tests. Its dependencies are not installed: they require an old numpy, for a Python API that the
-# tests do not use.
+# A Triton server and Albumentations for the tests, without their dependencies: those of the server require an old numpy,
+# for a Python API that the tests do not use, and Albumentations requires a second copy of OpenCV.
 .venv/tested: .venv/installed
-	$(BIN)/pip install --quiet --no-compile --no-deps --constraint constraints.txt nvidia-pytriton
+	$(BIN)/pip install --quiet --no-compile --no-deps --constraint constraints.txt nvidia-pytriton \
+		albumentations albucore stringzilla simsimd
 	touch $@
