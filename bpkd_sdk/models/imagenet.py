@@ -65,9 +65,9 @@ def check(network: str, source: str | None) -> None:
     """
     if source is None:
         raise ValueError(
-            f"timm has no ImageNet weights that fit the encoder of {network!r}. Pass backbone_weights={NONE!r} "
-            f"(--backbone-weights {NONE}) for random weights, backbone_weights=<file with OpenMMLab's ImageNet weights "
-            "of this encoder>, or weights=<an OpenMMLab checkpoint of this network>."
+            f"timm has no ImageNet weights that fit the encoder of {network!r}. Pass backbone_weights={NONE!r} for "
+            "random weights, backbone_weights=<file with OpenMMLab's ImageNet weights of this encoder>, or "
+            "weights=<an OpenMMLab checkpoint of this network>."
         )
 
 

@@ -73,8 +73,7 @@ def explained_download(weights: str, network: str, cache: str | Path) -> Iterato
             f"The {weights!r} weights for the encoder of {network!r} are neither in the cache {cache} nor could they "
             f"be downloaded: {type(error).__name__}: {error}\n"
             "Connect to the internet once, or copy that folder from a machine that has them. Or pass "
-            f"backbone_weights={NONE!r} (--backbone-weights {NONE}) for random weights, or the path of a file with the "
-            "encoder's weights."
+            f"backbone_weights={NONE!r} for random weights, or the path of a file with the encoder's weights."
         ) from error
 
 
