@@ -178,7 +178,7 @@ def test_data_sets_of_other_libraries_are_accepted(trained, path, data, tmp_path
     report = quantize(path, tmp_path / "m.onnx", theirs, max_boundary_loss=1)
     assert report.labelled
     assert (report.calibration_images, report.held_out_images) == (5, 1)
-    scores = bpkd_sdk.verify(path, trained, data=theirs, input_sizes=[SIZE], batches=[1]).network
+    scores = bpkd_sdk.verify(path, trained, data=theirs, input_sizes=[SIZE], batch_sizes=[1]).network
     assert scores == bpkd_sdk.evaluate(trained, bpkd_sdk.as_dataset(ours, class_names=data.class_names))
     with pytest.raises(ValueError, match=r"list\[1\]: image is .* normalised already"):
         quantize(path, tmp_path / "m.onnx", [theirs[0], (ours[0][0] - 500.0, ours[0][1]), *theirs])

@@ -8,7 +8,9 @@ from torch import nn
 from bpkd_sdk.losses import SKDSLoss, similarity
 from bpkd_sdk.losses.critic import Adversary, Critic, critic_loss, generator_loss, gradient_penalty
 from bpkd_sdk.losses.divergence import pixel_kl
+from bpkd_sdk.losses.method import OutputPair
 from bpkd_sdk.losses.skds import pair_similarity, pixel_cross_entropy
+from bpkd_sdk.output import as_output
 from tests.losses.cases import assert_gradient, load, output, random_output
 
 LABELS = torch.zeros(2, 8, 8, dtype=torch.uint8)
@@ -78,8 +80,10 @@ def test_adversarial_term_of_the_reference(reference):
     case = load(reference, "skds_adv")
     method = SKDSLoss(1, pixel_weight=0, pair_weight=0, adversarial_weight=0.5).eval()
     method.adversary.critic = nn.Identity()
-    term = method(case["score_student"], case["score_teacher"], LABELS)["adversarial"]
-    assert term.item() == pytest.approx(0.5 * case["g_hinge"].item(), rel=1e-5)
+    # The scores have one channel, which would be the logit of two classes; `terms` takes them as they are.
+    scores = OutputPair(as_output(case["score_student"]), as_output(case["score_teacher"]))
+    term = method.terms(scores, LABELS)["adversarial"]
+    assert term.item() == pytest.approx(case["g_hinge"].item(), rel=1e-5)
 
 
 def test_gradient_penalty_of_a_linear_critic():
