@@ -124,6 +124,18 @@ def test_files_with_other_channels_or_values_are_refused(content, pixels, error,
         read_pixels(content, pixels)
 
 
+@pytest.mark.parametrize("name", [None, "a.npy", "a.NPY"])
+def test_npy_files_of_rgb_images_are_read(name, tmp_path):
+    image = (FOUR[..., :3] >> 8).astype(np.uint8)
+    source = npy(image)
+    if name is not None:
+        (tmp_path / name).write_bytes(source)
+        source = tmp_path / name
+    assert np.array_equal(read_pixels(source, PixelFormat()), image)
+    with pytest.raises(UnknownFormatError):
+        read_pixels(source, PixelFormat(), formats=("JPEG", "PNG"))
+
+
 def test_the_size_is_checked_before_the_pixels_are_read():
     header = npy(np.zeros((2, 2, 4), np.uint16)).replace(b"(2, 2, 4)", b"(70000, 90000, 4)")
     for content in (header, tiff(FOUR, planarconfig="contig"), png(FOUR)):

@@ -15,7 +15,8 @@ from bpkd_sdk.images.samples import UnknownFormatError, UnsupportedImageError, u
 from bpkd_sdk.pixels import PixelFormat
 
 RAW_FORMATS = ("TIFF", "NPY", "PNG")
-_MAGIC = {b"\x93NUMPY": "NPY", b"\x89PNG\r\n": "PNG"}
+_NPY = b"\x93NUMPY"
+_MAGIC = {_NPY: "NPY", b"\x89PNG\r\n": "PNG"}
 _DEFLATE = (8, 32946)
 _COMPRESSIONS = (1, 5, *_DEFLATE, 32773)  # none, LZW, deflate, PackBits
 _SIMPLE_TYPES = "bhefdBH"  # kinds of numbers that float32 holds without loss, and float64
@@ -55,7 +56,7 @@ def read_pixels(
             the file. The errors of `read_image` are raised too.
     """
     formats = formats_of(pixels) if formats is None else formats
-    if pixels.is_rgb8 and not (isinstance(source, (str, Path)) and str(source).lower().endswith(".npy")):
+    if pixels.is_rgb8 and not ("NPY" in formats and _is_npy(source)):
         return read_image(source, max_pixels=max_pixels, formats=formats)
     if isinstance(source, np.ndarray):
         return _checked(source, pixels, max_pixels)
@@ -77,6 +78,13 @@ def read_pixels(
             )
         decode = {"TIFF": _decode_tiff, "NPY": _decode_npy, "PNG": _decode_png}[kind]
         return _checked(decode(file, pixels, max_pixels), pixels, max_pixels)
+
+
+def _is_npy(source: ImageSource) -> bool:
+    """Return whether a source is an NPY file: bytes by their content, a path by its name, so that it is opened once."""
+    if isinstance(source, bytes):
+        return source.startswith(_NPY)
+    return isinstance(source, (str, Path)) and Path(source).suffix.lower() == ".npy"
 
 
 def _is_grey8(pixels: PixelFormat) -> bool:
