@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bpkd_sdk.errors import did_you_mean
 from bpkd_sdk.features import eval_mode, unwrap
 from bpkd_sdk.models import zoo
-from bpkd_sdk.models.mask_classification import adapt_network
+from bpkd_sdk.models.mask_classification import PREFIX, adapt_network
 from bpkd_sdk.models.spec import NetworkSpec, get_spec
 from bpkd_sdk.output import as_output
 
@@ -60,13 +60,15 @@ def build_from_spec(spec: NetworkSpec) -> nn.Module | None:
     """Build the network of a spec with random weights, in training mode; None if the spec does not name one.
 
     Raises:
+        ImportError: If the network's library is not installed.
         ValueError: If the name or the configuration is not one of this package.
     """
     if spec.name is None:
         return None
     family = find_family(spec.name)
     network: nn.Module
-    if spec.config is not None:
+    # The name of a network of transformers is a place, and reading a checkpoint must not read other files.
+    if spec.config is not None or spec.name.startswith(PREFIX):
         network = family.rebuild(spec)
     else:
         network = family.build_network(
@@ -142,5 +144,9 @@ def _logits(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def is_pretrained_name(source: object) -> TypeGuard[str | Path]:
-    """Return whether a source names a network that its library has with all weights, which `load_model` opens."""
-    return isinstance(source, (str, Path)) and str(source).startswith(("torchvision/", "transformers/"))
+    """Return whether a source names a network that its library has with all weights, which `load_model` opens.
+
+    An existing file is not a name, so that a folder may be called "torchvision" or "transformers".
+    """
+    prefixes = ("torchvision/", "transformers/")
+    return isinstance(source, (str, Path)) and str(source).startswith(prefixes) and not Path(source).is_file()

@@ -20,7 +20,6 @@ MASK_CLASSIFIERS = {
     "EomtForUniversalSegmentation": True,
     "EomtDinov3ForUniversalSegmentation": True,
 }
-_TASK = "OneFormerForUniversalSegmentation"  # the network that also takes a text, "the task is semantic"
 _LEAST_SCORE = torch.finfo(torch.float32).tiny  # so that the logarithm of a score of 0 is finite
 
 

@@ -203,10 +203,17 @@ def rebuild(spec: NetworkSpec) -> nn.Module:
     """Build the network of a spec that `recognize` returned, with random weights.
 
     Raises:
-        ValueError: If the configuration names files, which the library would load.
+        ValueError: If the configuration names files, which the library would load, or has arguments that the installed
+            version does not accept.
     """
     architecture, encoder = _parse(str(spec.name))
     config = spec.config or {}
     if unsafe := [key for key in config if key.startswith(("pretrained", "checkpoint", "cache"))]:
         raise ValueError(f"The configuration of {spec.name!r} contains {unsafe[0]!r}, which could load other files.")
-    return ARCHITECTURES[architecture](**{**config, "encoder_name": encoder, "encoder_weights": None})
+    try:
+        return ARCHITECTURES[architecture](**{**config, "encoder_name": encoder, "encoder_weights": None})
+    except TypeError as error:
+        raise ValueError(
+            f"segmentation-models-pytorch {smp.__version__} cannot build {spec.name!r} from its configuration: "
+            f"{error}. Install the version that wrote it, or pass an instance: load_model(path, model=...)."
+        ) from error

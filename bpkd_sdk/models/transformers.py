@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -43,10 +43,8 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard
 _FIXED_SIZE = ("dpt", "eomt", "eomt_dinov3")
 _STRIDE = 32
 
-
-def list_models() -> list[str]:
-    """Return no names, because any folder and any id of the hub is one."""
-    return []
+# Arguments of a configuration that can be a path or a repository, from which the library loads files or code.
+_SOURCES = {"backbone", "attn_implementation", "_attn_implementation", "experts_implementation"}
 
 
 def check_weights(name: str, backbone_weights: str) -> None:
@@ -95,8 +93,9 @@ def build_network(
     if in_channels != 3:
         raise ValueError(f"{name!r} takes images of 3 channels, but got in_channels={in_channels}.")
     config = _read_config(name)
-    if config.num_labels != num_classes:
-        config.num_labels = num_classes
+    if backbone_weights == weights.NONE:
+        config.id2label = None  # random weights have no classes yet
+    config.num_labels = num_classes  # names the classes LABEL_0, LABEL_1, ... if they are not known
     if backbone_weights == weights.NONE:
         return _finish(name, _network_class(config)(config)).train()
     return _load(name, config).train()
@@ -356,14 +355,13 @@ def rebuild(spec: NetworkSpec) -> nn.Module:
 
     Raises:
         ImportError: If transformers is not installed.
-        ValueError: If the configuration is not one of a segmentation network of the library.
+        ValueError: If the configuration is not one of a segmentation network of the library, or names files or code,
+            which the library would load.
     """
     transformers = import_optional("transformers", "transformers")
     content = spec.config or {}
     try:
-        config = transformers.AutoConfig.for_model(**content["arguments"])
-        if "use_pretrained_backbone" in content["arguments"]:
-            config.use_pretrained_backbone = False  # the weights come from the checkpoint
+        config = transformers.AutoConfig.for_model(**_without_sources(content["arguments"]))
         cls = _network_class(config)
         if cls.__name__ != content["class"]:
             raise ValueError(f"networks of the type {config.model_type!r} are {cls.__name__}")
@@ -377,3 +375,16 @@ def rebuild(spec: NetworkSpec) -> nn.Module:
         return network
     task = content.get("task_inputs")
     return MaskClassificationNetwork(network, None if task is None else torch.tensor([task]))
+
+
+def _without_sources(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration, which may be of an untrusted file, without the request to load other weights.
+
+    Raises:
+        ValueError: If it names a path or a repository.
+    """
+    for key in _SOURCES & arguments.keys():
+        if any(mark in str(arguments[key]) for mark in "/\\:"):
+            raise ValueError(f"{key!r} is {arguments[key]!r}, from which files or code would be loaded")
+    safe = {key: _without_sources(value) if isinstance(value, Mapping) else value for key, value in arguments.items()}
+    return safe | ({"use_pretrained_backbone": False} if "use_pretrained_backbone" in safe else {})

@@ -67,7 +67,7 @@ def find_facts(runtime: Runtime, images: Tensor, windows: int = 1) -> Facts:
 
     Args:
         runtime: Opened artifact.
-        images: Images of the benchmark of a size that the artifact accepts, or windows of them, uint8 (N, H, W, 3).
+        images: Images of the benchmark of a size that the artifact accepts, or windows of them, (N, H, W, channels).
         windows: Number of windows for one image.
     """
     params, macs = count_cost(runtime, (images.shape[1], images.shape[2]))
@@ -93,11 +93,14 @@ def count_cost(runtime: Runtime, input_size: tuple[int, int]) -> tuple[int | Non
 
 
 def _network(runtime: Runtime) -> nn.Module | None:
-    """Return a copy of the network in torch, or a new one by the name in the metadata; the caller may change it."""
+    """Return a copy of the network in torch, or a new one of its spec, to be changed; None if it cannot be built."""
     if isinstance(runtime, TorchRuntime):
         module: nn.Module = getattr(runtime.module, "_orig_mod", runtime.module)  # torch.compile wraps the network
         return copy.deepcopy(module)
-    network = build_from_spec(runtime.spec)
+    try:
+        network = build_from_spec(runtime.spec)
+    except (ImportError, ValueError):  # its library is not installed, or in another version
+        return None
     return None if network is None else network.eval()
 
 

@@ -26,9 +26,10 @@ from bpkd_sdk.export.benchmark import BenchmarkReport, Environment, Percentiles,
 from bpkd_sdk.export.benchmark import page as html
 from bpkd_sdk.export.benchmark.entry import Entry
 from bpkd_sdk.export.benchmark.environment import describe_machine
-from bpkd_sdk.export.benchmark.facts import layer_precisions, profile_onnx_nodes
+from bpkd_sdk.export.benchmark.facts import count_cost, layer_precisions, profile_onnx_nodes
 from bpkd_sdk.export.benchmark.process import ArtifactError, RemoteSubject
 from bpkd_sdk.export.benchmark.table import format_number
+from bpkd_sdk.models import NetworkSpec
 from bpkd_sdk.runtime import AcceptedImages, Runtime, TorchRuntime, open_runtime
 from bpkd_sdk.runtime.onnx import seal_onnx
 from tests.networks import tiny
@@ -435,3 +436,13 @@ def test_bad_arguments(files):
         benchmark([])
     with pytest.raises(ValueError, match="`batch_size` of at least 1 and `duration` above 0, but got 0 and 10.0"):
         benchmark(files / "m.onnx", batch_size=0)
+
+
+def test_a_file_whose_network_cannot_be_built_here_has_no_cost():
+    class File(Runtime):
+        def infer(self, inputs):
+            return inputs
+
+    spec = NetworkSpec("transformers/a", 2, config={"class": "Unknown", "arguments": {"model_type": "unknown"}})
+    file = File("a", spec, {"preprocess": True, "argmax": True}, torch.device("cpu"), AcceptedImages())
+    assert count_cost(file, SIZE) == (None, None)

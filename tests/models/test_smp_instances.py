@@ -87,11 +87,18 @@ def test_recognition_leaves_the_random_numbers_and_the_network_as_they_are():
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-def test_a_configuration_that_names_files_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("checkpoint_path", "contains 'checkpoint_path', which could load other files"),
+        ("decoder_shape", r"cannot build .*'decoder_shape'.*Install the version"),
+    ],
+)
+def test_a_configuration_that_names_files_or_unknown_arguments_is_refused(argument, message, tmp_path):
     path = tmp_path / "a.safetensors"
     bpkd_sdk.save_model(unet(), path)
     header, state = read_header(path), read_tensors(path)[1]
-    header["network"]["config"]["checkpoint_path"] = "/etc/passwd"
+    header["network"]["config"][argument] = "/etc/passwd"
     write_tensors(path, state, header)
-    with pytest.raises(ValueError, match="contains 'checkpoint_path', which could load other files"):
+    with pytest.raises(ValueError, match=message):
         bpkd_sdk.load_model(path)

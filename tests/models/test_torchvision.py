@@ -97,6 +97,13 @@ def test_complete_weights_bring_their_classes(saved_weights):
         bpkd_sdk.load_model(f"{SMALL}@COCO")
 
 
+def test_a_checkpoint_in_a_folder_with_the_name_of_a_library_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torchvision").mkdir()
+    bpkd_sdk.save_model(bpkd_sdk.create_model("smp/FPN/tu-test_resnet", 3), "torchvision/last.safetensors")
+    assert bpkd_sdk.load_model("torchvision/last.safetensors").spec.num_classes == 3
+
+
 def test_a_teacher_by_name_has_its_complete_weights(saved_weights, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"The teacher has 21: __background__, aeroplane.*(.*\n)*.*pass class_map"):
         bpkd_sdk.distill(SMALL, tiny(9), (DATA, None), output_dir=tmp_path / "run", **OPTIONS)

@@ -8,8 +8,10 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 import bpkd_sdk
+from bpkd_sdk.classes import is_unnamed
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.models import get_spec, identify
+from bpkd_sdk.models import NetworkSpec, get_spec, identify
+from bpkd_sdk.models.library import build_from_spec
 from bpkd_sdk.models.mask_classification import MaskClassificationNetwork
 from tests.families import (
     ALL_METHODS,
@@ -112,6 +114,7 @@ def test_another_number_of_classes_gets_a_new_classifier_only(folder):
     random = bpkd_sdk.create_model(f"transformers/{folder}", 4)
     assert not torch.equal(next(random.parameters()), next(network.parameters()))
     assert random.spec == network.spec
+    assert is_unnamed(bpkd_sdk.create_model(f"transformers/{folder}", 9).spec.class_names)
 
 
 def test_mask_classifiers_are_opened_by_folder(tmp_path):
@@ -206,3 +209,14 @@ def test_a_changed_instance_is_not_mistaken_for_its_configuration(tmp_path):
     bpkd_sdk.save_model(network, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"SegformerForSemanticSegmentation.*load_model\(path, model=\.\.\.\)"):
         bpkd_sdk.load_model(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("key", ["backbone", "attn_implementation"])
+def test_a_configuration_that_names_a_repository_is_refused(key):
+    nested = {"model_type": "timm_backbone", "backbone": "resnet18", "use_pretrained_backbone": True}
+    arguments = {"model_type": "upernet", "backbone_config": nested | {key: "hf-hub:nobody/nothing"}}
+    spec = NetworkSpec("transformers/a", 2, config={"class": "UperNetForSemanticSegmentation", "arguments": arguments})
+    with pytest.raises(ValueError, match=f"'{key}' is 'hf-hub:nobody/nothing', from which files or code"):
+        build_from_spec(spec)
+    with pytest.raises(ValueError, match="cannot build 'transformers/nobody/nothing' from its configuration"):
+        build_from_spec(NetworkSpec("transformers/nobody/nothing", 2))
