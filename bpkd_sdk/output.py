@@ -1,4 +1,4 @@
-"""`SegmentationOutput`, the output of a network, and the two logits that losses see of a network with one logit."""
+"""`SegmentationOutput`, the output of a network; `two_class_logits`, which losses get for a network with one logit."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def final_activation(network: nn.Module, images: Tensor, logits: Tensor) -> Lite
 
     Args:
         network: Network in eval mode; its gradients are not changed.
-        images: Normalised images (N, 3, H, W) that it accepts.
+        images: Normalised images (N, channels, H, W) that it accepts.
         logits: Its logits (N, C, h, w) for these images.
     """
     if logits.min() < 0 or logits.max() > 1:
@@ -160,7 +160,7 @@ def check_final_activation(
     Args:
         name: Name of the network at the start of the error message.
         network: Network in eval mode.
-        images: Normalised images (N, 3, H, W) that it accepts.
+        images: Normalised images (N, channels, H, W) that it accepts.
         logits: Its logits (N, C, h, w) for these images.
         allow_softmax: Whether a softmax over several classes is accepted, because only masks are used: the largest
             probability is that of the largest logit.

@@ -28,6 +28,9 @@ class PixelFormat:
         bands: Indices of the channels that are visible: red, green and blue, or one for grey. () if none is visible:
             pictures then show the first channels, and colours are not augmented. None: (0, 1, 2) for three channels,
             (0,) for one, and () for other numbers.
+
+    Raises:
+        ValueError: If a value is out of its range.
     """
 
     channels: int = 3

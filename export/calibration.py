@@ -122,7 +122,7 @@ class HeldOutImages:
     Args:
         runtime: The float32 file.
         data: Data set that the images are from.
-        samples: Images (3, H, W) and labels (h, w), which are smaller where an image is padded.
+        samples: Images (channels, H, W) and labels (h, w), which are smaller where an image is padded.
     """
 
     def __init__(self, runtime: OnnxRuntime, data: SegmentationDataset, samples: Sequence[Sample]) -> None:

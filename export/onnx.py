@@ -24,6 +24,7 @@ from bpkd_sdk.files import write_atomically
 from bpkd_sdk.models import NetworkSpec, get_spec, load_model
 from bpkd_sdk.models.checkpoint import content_hash
 from bpkd_sdk.models.mask_classification import adapt_network
+from bpkd_sdk.models.spec import get_provenance
 from bpkd_sdk.output import as_output, check_final_activation
 from bpkd_sdk.runtime.inference import pad_to_multiple
 from bpkd_sdk.runtime.onnx import OnnxRuntime, seal_onnx
@@ -140,7 +141,7 @@ def to_onnx(
         "preprocess": preprocess,
         "input_dtype": "uint8" if preprocess and spec.pixels.is_uint8 else "float32",
         "argmax": argmax,
-        "training": getattr(model, "provenance", {}),
+        "training": get_provenance(model),
         "weights_sha256": content_hash(network.state_dict()),
         "versions": {package: version(package) for package in ("torch", "onnx", "bpkd-sdk")},
     }

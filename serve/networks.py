@@ -67,7 +67,7 @@ class ServedModel:
         """Return the median times from an image to its mask. Each image size is measured once.
 
         Args:
-            image: uint8 (H, W, 3) RGB.
+            image: Image (H, W, channels) in the format of the network.
         """
         size = (image.shape[0], image.shape[1])
         if size not in self.latency:

@@ -76,7 +76,7 @@ class EvaluationProtocol:
 
         Args:
             runtime: Network to run.
-            images: RGB images of one size, uint8 (N, 3, H, W).
+            images: Images of one size, (N, channels, H, W), in the range of the network's images.
             batch_size: Largest number of images or windows per forward pass.
 
         Returns:

@@ -44,6 +44,9 @@ class NetworkSpec:
         bands: Indices of the visible channels, see `bpkd_sdk.pixels.PixelFormat`.
         config: Arguments of the network's library that build it together with its name, as plain JSON values; None for
             a network that is built by its name alone.
+
+    Raises:
+        ValueError: If a value is out of its range, or the numbers of channels, names or colours differ.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # pydantic then refuses unknown fields

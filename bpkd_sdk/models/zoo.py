@@ -41,7 +41,7 @@ class SegmentationNetwork(nn.Module):
         self.spec = spec
 
     def forward(self, images: Tensor) -> Tensor | SegmentationOutput:
-        """Map normalised images (N, 3, H, W) to logits (N, C, h, w) at the decoder's stride.
+        """Map normalised images (N, channels, H, W) to logits (N, C, h, w) at the decoder's stride.
 
         In training mode with an auxiliary head, return a `SegmentationOutput` with the logits of both heads.
         """

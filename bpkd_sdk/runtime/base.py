@@ -241,5 +241,5 @@ class TorchRuntime(Runtime):
 
     @torch.inference_mode()
     def infer(self, inputs: Tensor) -> Tensor:
-        """Compute float32 logits (N, C, H, W) of the images' size from normalised images (N, 3, H, W)."""
+        """Compute float32 logits (N, C, H, W) of the images' size from normalised images (N, channels, H, W)."""
         return full_size_logits(self.module, inputs, self.spec.size_divisor)

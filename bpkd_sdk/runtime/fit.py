@@ -133,9 +133,7 @@ def fit_images(images: Tensor, fitted: FittedSize, spec: NetworkSpec) -> Tensor:
     height, width = (max(sides) for sides in zip(fitted.inner, fitted.window, strict=True))
     if images.shape[2:] == (height, width):
         return images
-    low, high = spec.value_range
-    mean = low + (high - low) * torch.tensor(spec.mean, device=images.device)
-    fill = (mean if images.is_floating_point() else mean.round()).to(images.dtype)
+    fill = torch.tensor(spec.mean_pixel, device=images.device).to(images.dtype)
     padded = fill.view(1, -1, 1, 1).repeat(len(images), 1, height, width)
     padded[:, :, : fitted.inner[0], : fitted.inner[1]] = images
     return padded
@@ -176,7 +174,7 @@ def fitted_bands(
 
     Args:
         runtime: Runtime to run.
-        images: RGB images of one size, (N, 3, H, W).
+        images: Images of one size, (N, channels, H, W), in the range of the network's images.
         fit: Rule for images that the runtime does not get at their own size.
         crop_size: (height, width) of what the runtime gets, as for `fit_size`; None: what it accepts.
         stride: (vertical, horizontal) step of windows in pixels; None: two thirds of the window.
@@ -222,7 +220,7 @@ def fitted_bands(
 
 
 def _run(runtime: Runtime, images: Tensor, timer: StageTimer | None) -> Tensor:
-    """Return the outputs of a runtime for images (N, 3, H, W), which are repeated if it requires more of them."""
+    """Return the outputs of a runtime for images (N, channels, H, W), repeated if it requires more of them."""
     missing = max(runtime.accepts.batch_sizes[0] - len(images), 0)
     with timer.stage("pre") if timer else nullcontext():
         if missing:
@@ -254,7 +252,7 @@ def resize_outputs(runtime: Runtime, bands: Iterator[Tensor], before: Size, afte
 
 
 def fitted_masks(runtime: Runtime, images: Tensor, fit: Fit = "slide", *, timer: StageTimer | None = None) -> Tensor:
-    """Return the masks (N, H, W) uint8 of images (N, 3, H, W) of any size; arguments as for `fitted_bands`."""
+    """Return masks (N, H, W) uint8 of images (N, channels, H, W) of any size; arguments as for `fitted_bands`."""
     masks = [runtime.masks(band) for band in fitted_bands(runtime, images, fit, timer=timer)]
     return masks[0] if len(masks) == 1 else torch.cat(masks, dim=1)
 

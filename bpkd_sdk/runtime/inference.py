@@ -20,7 +20,7 @@ def whole_logits(model: nn.Module, images: Tensor) -> Tensor:
 
     Args:
         model: A segmentation network in eval mode.
-        images: RGB (N, 3, H, W) in 0..255, on the network's device.
+        images: (N, channels, H, W) in the range of the network's images, on the network's device.
 
     Returns:
         (N, C, H, W) float32.
@@ -37,7 +37,7 @@ def full_size_logits(model: nn.Module, inputs: Tensor, divisor: int) -> Tensor:
 
     Args:
         model: A segmentation network in eval mode.
-        inputs: (N, 3, H, W) float32, normalised.
+        inputs: (N, channels, H, W) float32, normalised.
         divisor: Number that both sides of the network's input must be multiples of.
 
     Returns:
@@ -75,7 +75,7 @@ def sliding_bands(
 
     Args:
         logits_of: Function from the images of some windows to their logits, (n, C, h, w) at the windows' size.
-        images: (N, 3, H, W).
+        images: (N, channels, H, W).
         crop_size: (height, width) of the window.
         stride: (vertical, horizontal) step in pixels; None: two thirds of the window.
         batch_size: Largest number of windows per batch.
@@ -148,7 +148,7 @@ def sliding_masks(
 
     Args:
         masks_of: Function from the images of some windows to their masks, (n, h, w).
-        images: (N, 3, H, W).
+        images: (N, channels, H, W).
         crop_size: (height, width) of the window.
         stride: (vertical, horizontal) step in pixels; None: two thirds of the window.
         batch_size: Largest number of windows per batch.

@@ -43,7 +43,7 @@ class ViewedRuntime(Runtime):
         return self.views.logits(network, inputs.permute(0, 3, 1, 2), (inputs.shape[1], inputs.shape[2]))
 
     def logits_at_stride(self, images: Tensor) -> Tensor:
-        """Run the wrapped runtime on views of uint8 images (N, 3, H, W); return logits at the main view's size."""
+        """Run the wrapped runtime on views of images (N, channels, H, W); return logits at the main view's size."""
         return self.views.logits(self.runtime.logits_at_stride, images)
 
 

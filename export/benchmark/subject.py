@@ -122,7 +122,7 @@ class Subject:
         return Description(runtime.name, runtime.spec, runtime.accepts, str(runtime.device), input_size, claim, texts)
 
     def warm_up(self, images: np.ndarray) -> WarmUp:
-        """Segment all images, uint8 (N, H, W, 3), and then repeat the call until the times settle."""
+        """Segment all images (N, H, W, channels), and then repeat the call until the times settle."""
         self.runtime.accepts.check_batch(self.batch_size, self.runtime.name)
         self.images = images
         batches = np.split(images, len(images) // self.batch_size)
@@ -147,7 +147,7 @@ class Subject:
         return times
 
     def segment(self, images: np.ndarray) -> np.ndarray:
-        """Return the masks (N, H, W) of images (N, H, W, 3)."""
+        """Return the masks (N, H, W) of images (N, H, W, channels)."""
         return self._segment(images, None)
 
     def inspect(self) -> tuple[Facts, int | None]:
