@@ -6,10 +6,12 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/bpkd quickstart
 
-# One process per core with one thread each, because most tests are too small for more threads. The files keep their
-# order: xdist would otherwise run files with few tests last, and these take the longest.
+# One process per core, and one more for the time in which tests wait for servers and browsers. Each has one thread,
+# because most tests are too small for more. The files keep their order: xdist would otherwise run files with few tests
+# last, and these take the longest.
 test: .venv/tested
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest \
+		--numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist loadfile --no-loadscope-reorder
 
 # Quick feedback in less than two minutes: linter, types, and the tests of what changed since this branch left main.
 check: .venv/installed
