@@ -22,7 +22,7 @@ In training:
   among them; void pixels are distilled in the same way. A loss over positions (CWD, the body term of BPKD) gives such
   pixels little weight, because the kept logits are usually low there.
 - With labels="teacher", such pixels are void, because a label would state what the teacher does not. The validation
-  leaves them out as well. They count in the divisor of the cross-entropy.
+  leaves them out as well.
 - Feature maps are not mapped.
 """
 
@@ -138,7 +138,7 @@ class ClassGroups:
         """Return an output whose logits are those of the `taught` classes only, for a distillation method."""
         if output.logits.shape[1] == len(self.taught) or output.logits.shape[1] == 1:
             return output
-        return replace(output, logits=output.logits[:, list(self.taught)])
+        return replace(output, logits=output.logits.index_select(1, _index(self.taught, output.logits.device)))
 
     def select_labels(self, labels: Tensor, ignore_index: int) -> Tensor:
         """Number the `taught` classes from 0, in labels (N, H, W) of int64; all other classes become void."""

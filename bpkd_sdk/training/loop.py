@@ -21,6 +21,7 @@ from bpkd_sdk.features import Capture
 from bpkd_sdk.models import get_spec, save_model
 from bpkd_sdk.models.checkpoint import SUFFIX
 from bpkd_sdk.models.spec import set_provenance
+from bpkd_sdk.output import SegmentationOutput
 from bpkd_sdk.training.accelerator import (
     average_batch_norm_statistics,
     broadcast_from_main,
@@ -196,7 +197,8 @@ class _Trainer:
         The critics of SKDS and IFVD do a step of their own in the forward pass of the objective.
 
         Args:
-            micro_batches: `config.accumulate` pairs of uint8 images (N, 3, h, w) and labels (N, h, w).
+            micro_batches: `config.accumulate` pairs of images (N, channels, h, w), uint8 or float32, and labels
+                (N, h, w).
 
         Returns:
             The mean of each loss term over the micro-batches, and the sum of the teacher's logits, to detect NaN and
@@ -207,22 +209,19 @@ class _Trainer:
             self._release_encoder()
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step)
+        taught_batches = self._taught_batches(micro_batches)
+        if self.task.labels_from_teacher and self.task.class_map is not None:
+            # The teacher makes pixels void, and their number is needed before the first backward pass.
+            listed = list(taught_batches)
+            taught_batches, micro_batches = iter(listed), [(images, labels) for images, labels, _ in listed]
         method_factor, labelled_pixels = self.config.method_factor_at(step), self._labelled_pixels(micro_batches)
         self.optimizer.zero_grad()
         mean_terms: dict[str, Tensor] = {}
         teacher_sum: Tensor | float = 0.0
-        for index, (images, labels) in enumerate(micro_batches):
-            # The seed (dropout) depends on run, step and micro-batch only, so resuming needs no saved random state.
-            number = self.accelerator.process_index * len(micro_batches) + index
-            torch.manual_seed(mixed_seed(self.config.seed, 2, step, number))
+        for index, (images, labels, teacher_output) in enumerate(taught_batches):
+            if teacher_output is not None:
+                teacher_sum = teacher_sum + teacher_output.logits.sum(dtype=torch.float32)
             with self._gradient_synchronization(is_last=index == len(micro_batches) - 1):
-                teacher_output = None
-                if self.teacher is not None:
-                    teacher_output = self.teacher(images)
-                    teacher_sum = teacher_sum + teacher_output.logits.sum(dtype=torch.float32)
-                    if self.task.labels_from_teacher:
-                        data = self.task.train
-                        labels = predicted_labels(teacher_output.logits, labels, data.ignore_index, data.num_classes)
                 terms: dict[str, Tensor] = self.wrapped_objective(
                     images, labels, teacher_output, labelled_pixels, method_factor
                 )
@@ -236,6 +235,18 @@ class _Trainer:
             self.accelerator.clip_grad_norm_(self.wrapped_objective.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         return mean_terms, teacher_sum
+
+    def _taught_batches(self, micro_batches: list[Batch]) -> Iterator[tuple[Tensor, Tensor, SegmentationOutput | None]]:
+        """Yield images, labels and the teacher's output of each micro-batch of a step, and seed torch before each."""
+        data = self.task.train
+        for index, (images, labels) in enumerate(micro_batches):
+            # The seed (dropout) depends on run, step and micro-batch only, so resuming needs no saved random state.
+            number = self.accelerator.process_index * len(micro_batches) + index
+            torch.manual_seed(mixed_seed(self.config.seed, 2, self.position.step, number))
+            output = None if self.teacher is None else self.teacher(images)
+            if output is not None and self.task.labels_from_teacher:
+                labels = predicted_labels(output.logits, labels, data.ignore_index, data.num_classes)
+            yield images, labels, output
 
     def _release_encoder(self) -> None:
         if self.frozen is not None:

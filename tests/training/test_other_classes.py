@@ -10,6 +10,7 @@ from torch import nn
 import bpkd_sdk
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.models import NetworkSpec, get_spec, set_spec
+from bpkd_sdk.training.label_losses import LabelLosses
 from bpkd_sdk.training.teacher_check import TeacherWarning
 from tests.networks import tiny
 from tests.scenes import Scenes
@@ -115,6 +116,24 @@ def test_labels_of_a_teacher_are_void_where_it_finds_a_class_that_is_left_out(tm
 def test_labels_of_a_teacher_need_a_class_of_the_teacher_for_every_class(tmp_path):
     with pytest.raises(ValueError, match="nothing trains the classes .* of the teacher for: red. Leave them out"):
         distilled(named_teacher(), tmp_path / "run", class_map=CLASS_MAP | {"red": []}, labels="teacher")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_pixels_that_the_teacher_makes_void_do_not_count_in_the_cross_entropy(tmp_path, monkeypatch, accumulate):
+    seen, forward = [], LabelLosses.forward
+
+    def recorded(losses, logits, labels, labelled_pixels):
+        seen.append(((labels != DATA.ignore_index).sum().item(), labels.numel(), labelled_pixels.item()))
+        return forward(losses, logits, labels, labelled_pixels)
+
+    monkeypatch.setattr(LabelLosses, "forward", recorded)
+    class_map = {"background": ["soil", "sky"], "red": "scarlet", "green": "green"}  # "crimson" is left out
+    options = {"labels": "teacher", "class_map": class_map, "transform": "none", "check_teacher": False, "steps": 1}
+    distilled(named_teacher(), tmp_path, data=(DATA, None), accumulate=accumulate, **options)
+    counts, sizes, divisors = zip(*seen, strict=True)
+    assert len(counts) == accumulate
+    assert 0 < sum(counts) < sum(sizes)
+    assert divisors == pytest.approx([sum(counts) / accumulate] * accumulate)
 
 
 def test_a_run_with_labels_of_a_teacher_is_validated_against_its_mapped_masks(tmp_path):
