@@ -22,6 +22,7 @@ from bpkd_sdk.cli.common import (
     parse_size,
     print_classes,
     print_metrics,
+    read_class_map,
     selects_files,
 )
 
@@ -90,7 +91,6 @@ def convert(
     Without PATH: write the labels and lists of PASCAL Context from its release file.
     """
     from bpkd_sdk.data import convert_annotations, convert_pascal_context
-    from bpkd_sdk.files import read_json
 
     if path is None:
         try:
@@ -107,7 +107,7 @@ def convert(
         path,
         split=split,
         images=images,
-        class_map=None if class_map is None else read_json(class_map),
+        class_map=read_class_map(class_map),
         background=background,
         skip_missing=skip_missing,
         **selection,

@@ -45,9 +45,9 @@ def read_classes(file: Path) -> FolderClasses:
     """Read a ``classes.json``; `open_folder` describes its keys.
 
     Raises:
-        ValueError: If the file is not JSON, or if a key or a value is not allowed.
+        ValueError: If the file is not JSON or contains a key twice, or if a key or a value is not allowed.
     """
-    content: Any = read_json(file)
+    content: Any = read_json(file, unique_keys=True)
     values: Any = {"class_names": content} if isinstance(content, list) else content
     if not isinstance(values, dict) or not values.keys() & {"class_names", "ids"}:
         raise ValueError(f'Expected {file} to contain a list of class names, or {{"class_names": [...]}}.')

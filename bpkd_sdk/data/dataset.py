@@ -244,10 +244,11 @@ class FileDataset(SegmentationDataset):
             values = values.astype(np.uint8) * np.uint8(self._value_of_white())
         if self.ids is None:
             return values
-        class_of_value = np.full(max(self.ids) + 2, -1, np.int64)  # the last entry serves all larger values
+        unmapped = np.iinfo(np.int64).min  # no class, and no void label, which may be negative
+        class_of_value = np.full(max(self.ids) + 2, unmapped, np.int64)  # the last entry serves all larger values
         class_of_value[list(self.ids)] = list(self.ids.values())
         classes = class_of_value.take(values, mode="clip")
-        if classes.min() < 0 or values.min() < 0:
+        if classes.min() == unmapped or values.min() < 0:
             unknown = sorted(set(np.unique(values).tolist()) - self.ids.keys())
             raise ValueError(f"{path}: contains the ids {unknown[:10]}, which are not mapped to classes of {self.name}")
         return narrow(classes)

@@ -528,6 +528,11 @@ def test_the_command_reports_counts_and_its_result_is_valid(tmp_path, bpkd):
     assert (code, "pass the folder to write as well" in err) == (1, True)
     code, _, err = bpkd("data", "convert", source, tmp_path / "out2", "--pattern", "{}.png:{}.png")
     assert (code, "pattern selects files of a folder" in err) == (1, True)
+    (tmp_path / "map.json").write_text('{"vehicle": "car", "vehicle": "person"}')
+    command = ("data", "convert", source, tmp_path / "out2", "--images", tmp_path / "photos")
+    code, _, err = bpkd(*command, "--class-map", tmp_path / "map.json")
+    assert (code, "'vehicle'" in err) == (1, True)
+    assert not (tmp_path / "out2").exists()
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,17 @@ def mapped(*ids, dtype=np.uint8):
     return lambda label, path, _: Image.fromarray(np.array(ids, dtype)[label]).save(path)
 
 
+def test_a_void_label_below_0_may_be_mapped(tmp_path):
+    names = {"class_names": NAMES[:3], "ids": {"5": "void", "6": NAMES[1], "7": NAMES[2]}, "ignore_index": -1}
+    data = open_dataset("folder", root=write_folder(tmp_path, names, label=mapped(5, 6, 7)))
+    label, expected = data[0][1], torch.from_numpy(scene(0, classes=3)[1]).long()
+    assert label.dtype == torch.int64
+    assert label.tolist() == expected.where(expected != 0, -1).tolist()
+    root = write_folder(tmp_path / "other", names, label=mapped(5, 6, 8))
+    with pytest.raises(ValueError, match=r"contains the ids \[8\], which are not mapped"):
+        open_dataset("folder", root=root)[0]
+
+
 @pytest.mark.parametrize("names", [None, {"class_names": NAMES[:3], "palette": COLORS.tolist()}])
 def test_palettes_in_another_order_are_read_by_colour(tmp_path, names):
     root = write_folder(tmp_path, names, label=palette_png([0, 2, 1]))
@@ -396,6 +407,7 @@ def test_a_label_with_too_many_pixels_is_listed_by_name(tmp_path, monkeypatch):
         ('{"class_names": ["a", "b"], "ignore_index": "x"}', "whole number, but got 'x'"),
         ('{"class_names": ["a", "b"], "ids": {"0": "c"}}', "names 'c', which are not classes"),
         ('{"class_names": ["road", "car"], "ids": {"0": "raod"}}', "Did you mean 'road'"),
+        ('{"ids": {"0": "a", "1": "b", "1": "c"}}', "contains the key '1' twice"),
         ('{"ids": {"zero": "a"}}', "but got 'zero'"),
         ('{"ids": {"#12": "a"}}', "a colour like .*'#12'"),
         ('{"ids": ["a"]}', "to map values to class names"),
