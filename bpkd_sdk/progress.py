@@ -1,4 +1,4 @@
-"""Progress bars in one style for the whole package; they are disabled if stderr is not a terminal."""
+"""Progress bars and lines of text in one style for the whole package; bars need a terminal as stderr."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 T = TypeVar("T")
 
 console = Console(stderr=True)
+
+
+def print_fact(text: str) -> None:
+    """Print a sentence on stderr as it is: names in it are neither markup nor highlighted, and lines are not broken."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_bar(*columns: TextColumn) -> Progress:

@@ -33,7 +33,7 @@ from bpkd_sdk.files import read_json, write_json
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.method import method_arguments
 from bpkd_sdk.models.library import is_pretrained_name
-from bpkd_sdk.progress import console
+from bpkd_sdk.progress import console, print_fact
 from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.training.accelerator import create_accelerator
 from bpkd_sdk.training.augmentation import Augmentation, Transform, check_transform
@@ -201,13 +201,13 @@ def _create_setup(
     opened = setup.open_teacher()
     classes = match_teacher(opened, train, config, class_map)
     if class_map is None and classes is not None and classes.class_map is not None:
-        console.print(describe_left_out(classes, train), highlight=False)
+        print_fact(describe_left_out(classes, train))
     if config.crop_size is None:
         # All runs use one size; the default of the student alone may not be accepted by the teacher.
         crop_size = Augmentation(transform, train, config).result_size()
         if crop_size is None:
             crop_size, text = default_crop(train, [setup.new_student(0), opened], config.base_size)
-            console.print(text, highlight=False)
+            print_fact(text)
         setup.options["crop_size"] = crop_size
     return dataclasses.replace(setup, classes=classes)
 

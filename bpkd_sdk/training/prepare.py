@@ -23,7 +23,7 @@ from bpkd_sdk.losses import Method, create_method
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.output import comparable_outputs
 from bpkd_sdk.pixels import check_pixels
-from bpkd_sdk.progress import console
+from bpkd_sdk.progress import print_fact
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.accelerator import broadcast_from_main, create_accelerator, teacher_dtype
 from bpkd_sdk.training.augmentation import Augmentation, Transform, check_transform
@@ -98,12 +98,12 @@ def prepare(
         text = " ".join(f"{role.capitalize()}: {part}." for role, part in parts.items())
         if class_map is None and classes is not None and classes.class_map is not None:
             text += f" {describe_left_out(classes, train_set)}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print_fact(text)
     for dataset in filter(None, (train_set, val_set)):
         _check_first_sample(dataset, config)
     spec, measured = choose_spec(network, train_set, config.seed)
     if measured and accelerator.is_main_process:
-        console.print(measured, markup=False, highlight=False, soft_wrap=True)
+        print_fact(measured)
     if teacher_model is not None:
         check_teacher_images(teacher_model, train_set)
 
@@ -121,7 +121,7 @@ def prepare(
     if crop_size is None:
         crop_size, text = default_crop(train_set, networks, config.base_size)
         if accelerator.is_main_process:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            print_fact(text)
     loss = None
     if method is not None:
         count = train_set.num_classes if classes is None else len(classes.taught)
@@ -153,18 +153,18 @@ def prepare(
         if val_set is not None:
             reference = teacher_model if labels_from_teacher else None
             sample = DatasetSubset(val_set, [largest])
-            class_map = classes.class_map if classes is not None and labels_from_teacher else None
+            reference_map = classes.class_map if classes is not None and labels_from_teacher else None
             with using_spec(network, spec):
-                _try_validation(network, sample, reference, class_map, config, protocol, accelerator.device)
+                _try_validation(network, sample, reference, reference_map, config, protocol, accelerator.device)
 
     class_weights = None if config.class_weights == "balanced" else config.class_weights
     if config.class_weights == "balanced":
-        counted = balanced_class_weights(train_set) if accelerator.is_main_process else None
+        counted = None
+        if accelerator.is_main_process:
+            counted = balanced_class_weights(train_set)
+            weights = zip(train_set.class_names, counted, strict=True)
+            print_fact(f"Class weights: {', '.join(f'{name} {weight:.3g}' for name, weight in weights)}.")
         class_weights = broadcast_from_main(counted)
-        weights = (
-            f"{name} {weight:.3g}" for name, weight in zip(train_set.class_names, class_weights or (), strict=True)
-        )
-        console.print(f"Class weights: {', '.join(weights)}.", markup=False, highlight=False, soft_wrap=True)
 
     match_student(network, spec, train_set, crop_size, order, outputs[0].logits.shape[1])
     verb = "train" if loss is None else loss.name
