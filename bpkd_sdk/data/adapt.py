@@ -18,8 +18,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, default_collate
 
 from bpkd_sdk.data.classes_file import VOID
 from bpkd_sdk.data.dataset import DatasetSubset, SegmentationDataset
-from bpkd_sdk.data.foreign import MaskRule, find_image_rule, find_size, to_image, to_mask
-from bpkd_sdk.data.sources import Key, check_indexable, default_name, find_classes, find_fields, own_facts
+from bpkd_sdk.data.foreign import MaskRule, find_image_rule, find_size, to_image, to_label
+from bpkd_sdk.data.sources import Key, check_indexable, default_name, find_class_names, find_fields, own_facts
 from bpkd_sdk.models.spec import Color, distinct_colors
 
 # Masks that are read to determine whether 0 and 255 are two classes: at most, and with the value 255.
@@ -52,8 +52,8 @@ def as_dataset(
     - `VOCSegmentation`, `SBDataset`, `Cityscapes` and `OxfordIIITPet` of torchvision, whose classes are known;
     - `Subset` (of `random_split`), `ConcatDataset` and `DataLoader` around them, or around data sets of this package.
 
-    `bpkd_sdk.data.foreign.to_image` and `to_mask` list the accepted images and masks. Masks of two classes that contain
-    only 0 and 255 are read as 0 and 1. A data set whose items are images without masks has no labels.
+    `bpkd_sdk.data.foreign.to_image` and `to_label` list the accepted images and masks. Masks of two classes that
+    contain only 0 and 255 are read as 0 and 1. A data set whose items are images without masks has no labels.
 
     Args:
         data: Data set. A `SegmentationDataset` is returned as it is.
@@ -168,7 +168,7 @@ class AdaptedDataset(SegmentationDataset):
         self.name = stated.get("name") or default_name(data)
         facts = own_facts(data) | dict(stated)
         self.ignore_index = facts.get("ignore_index", 255)
-        self.class_names, ids = find_classes(data, facts, self.name)
+        self.class_names, ids = find_class_names(data, facts, self.name)
         palette = tuple(tuple(color) for color in facts.get("palette", ()))
         self.palette = palette or distinct_colors(self.class_names)
         is_unique = len(set(palette)) == len(palette)
@@ -235,7 +235,7 @@ class AdaptedDataset(SegmentationDataset):
                 raise ValueError("the mask is None, but the first sample has one")
             if mask is None:
                 return pixels, torch.zeros(pixels.shape[1:], dtype=torch.uint8)
-            return pixels, to_mask(mask, self.mask_rule, size)
+            return pixels, to_label(mask, self.mask_rule, size)
 
     def _item(self, index: int) -> Any:
         with _reading:

@@ -14,10 +14,9 @@ from bpkd_sdk.data.labels import hex_color, narrow
 from bpkd_sdk.images.samples import from_pil
 from bpkd_sdk.models.spec import Color
 from bpkd_sdk.pixels import MAX_CHANNELS
+from bpkd_sdk.sizes import Size
 
 BYTES = (0.0, 255.0)
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,7 @@ def _white(highest: float) -> float:
 # Masks
 
 
-def to_mask(mask: object, rule: MaskRule, size: Size) -> Tensor:
+def to_label(mask: object, rule: MaskRule, size: Size) -> Tensor:
     """Convert a mask to a label map (H, W) of class ids, uint8 if they fit and int64 otherwise.
 
     - A mask with one value per pixel, (H, W), (1, H, W) or (H, W, 1), contains class ids, or the values that `ids`

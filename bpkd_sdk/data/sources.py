@@ -218,7 +218,7 @@ def own_facts(data: Any) -> dict[str, Any]:
     return {"class_names": names} if names else {} if inner is None else own_facts(inner)
 
 
-def find_classes(data: Any, facts: Mapping[str, Any], name: str) -> tuple[tuple[str, ...], Mapping[int | str, str]]:
+def find_class_names(data: Any, facts: Mapping[str, Any], name: str) -> tuple[tuple[str, ...], Mapping[int | str, str]]:
     """Return the class names of a data set, and the name for each value or colour in its masks, if they are mapped.
 
     Args:

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.checks import checked_image
-from bpkd_sdk.data.foreign import ImageRule, MaskRule, describe, find_image_rule, find_size, to_image, to_mask
+from bpkd_sdk.data.foreign import ImageRule, MaskRule, describe, find_image_rule, find_size, to_image, to_label
 from bpkd_sdk.data.randomness import find_generators, seeded
 from bpkd_sdk.data.transforms import PRESETS, PadTo, VariedCrop, augment, padding, training_transform
 from bpkd_sdk.errors import check_choice
@@ -224,7 +224,7 @@ class Augmentation:
                 value_range = None if pixels.is_uint8 else pixels.value_range
                 self._rule = find_image_rule(result[0], size, pixels.channels, value_range)
             mask_rule = MaskRule(self.dataset.num_classes, self.dataset.ignore_index)
-            new_image, new_label = to_image(result[0], self._rule, size), to_mask(result[1], mask_rule, size)
+            new_image, new_label = to_image(result[0], self._rule, size), to_label(result[1], mask_rule, size)
         except ValueError as error:
             raise ValueError(f"{name} returned an image or a mask that cannot be used: {error}") from error
         if new_image.shape[1:] != new_label.shape:
