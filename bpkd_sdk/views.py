@@ -21,7 +21,7 @@ from bpkd_sdk.sizes import resize_images
 
 @dataclass(frozen=True)
 class Views:
-    """The views that a network sees of each image.
+    """The views of each image that a network runs on.
 
     Attributes:
         scales: Factors on the image size; the first one is the main view.

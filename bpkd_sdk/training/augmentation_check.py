@@ -15,18 +15,18 @@ from bpkd_sdk.data.checks import checked_image, unknown_labels
 from bpkd_sdk.data.randomness import find_generators, seeded
 from bpkd_sdk.training.augmentation import Augmentation, describe_transform
 
-DRAWS = 24
-MAX_SECONDS = 5.0  # for each check, from the `MIN_DRAWS`-th draw on
+DRAWS = 24  # number of draws of each check
+MAX_SECONDS = 5.0  # time after which a check stops, once it has done `MIN_DRAWS` draws
 MIN_DRAWS = 6
-MAX_SIDE = 512  # pixels of the pattern, unless the transform needs more
+MAX_SIDE = 512  # largest side of the pattern in pixels, unless the transform needs a larger image
 LEVELS = (64, 192)  # brightness of the two classes of the pattern
-MIN_DIFFERENCE = 6  # of the brightness of a pattern and its negative; where it is smaller, the image is covered
-TILES = 4  # along each side of a result, in which image and mask are compared
-MIN_PIXELS = 16  # of a tile, from which a correlation is computed
-MIN_SHARPNESS = 0.7  # median over the largest difference in a tile; where it is smaller, the image is blurred
-MIN_CORRELATION = 0.6
-MAX_MISALIGNED_TILES = 0.25  # share of the tiles of a draw
-MAX_MISALIGNED_DRAWS = 1
+MIN_DIFFERENCE = 6  # smallest difference in brightness of a pattern and its negative where the image is not covered
+TILES = 4  # number of tiles along each side of a result; image and mask are compared in each tile
+MIN_PIXELS = 16  # smallest number of pixels of a tile that counts
+MIN_SHARPNESS = 0.7  # smallest ratio of the median to the largest difference in a tile that is not blurred
+MIN_CORRELATION = 0.6  # smallest correlation of image and mask in a tile that is aligned
+MAX_MISALIGNED_TILES = 0.25  # largest share of misaligned tiles in a draw that is aligned
+MAX_MISALIGNED_DRAWS = 1  # largest number of misaligned draws without an error
 
 
 def check_augmentation(augmentation: Augmentation) -> None:
@@ -42,7 +42,7 @@ def check_augmentation(augmentation: Augmentation) -> None:
         _check_fill(augmentation)
     if not all(map(torch.equal, first, again)):
         warnings.warn(
-            f"Two draws of {dataset.sample_name(0)} with the same seeds differ, so a resumed run will see other crops "
+            f"Two draws of {dataset.sample_name(0)} with the same seeds differ, so a resumed run gets other crops "
             "than an uninterrupted one. Let data set and transform use the random numbers of torch, numpy or random, "
             "or generators that are their attributes.",
             stacklevel=3,

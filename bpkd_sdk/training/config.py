@@ -106,8 +106,9 @@ class TrainingConfig:
         teacher_mean: Mean per channel of images in 0..1, for a teacher in an ONNX file that does not contain it;
             None: ImageNet's.
         teacher_std: Standard deviation per channel of images in 0..1, for the same teachers; None: ImageNet's.
-        teacher_scale: Factor on the size at which the teacher sees the crops, resized bilinearly; rounded to sizes that
-            the teacher accepts. 1.5 costs 2.25 times as much. Methods that compare features see those of this size.
+        teacher_scale: Factor on the size of the crops for the teacher, which are resized bilinearly; the result is
+            rounded to a size that the teacher accepts. 1.5 costs 2.25 times as much. Methods that compare features use
+            the feature map of this size.
         teacher_augment: Further views of the crops for the teacher: "flip" adds the mirror image of every view, a
             number a view at `teacher_scale` times this factor. Probabilities are averaged over all views, features are
             those of the view without augmentation. A view costs its scale squared: ("flip", 0.75, 1.25) is 2 (1 +

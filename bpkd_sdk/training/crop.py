@@ -16,9 +16,9 @@ from bpkd_sdk.training.compatibility import size_divisor
 from bpkd_sdk.training.teacher import TeacherModel
 
 LARGEST_SIDE = 512
-# Of a larger data set, so many sizes are read, spread evenly: from the headers of its image files, or from its images.
-MAX_HEADERS, MAX_IMAGES = 5000, 64
-_MIXED_SHARE = 0.1  # of upright images and of wide images, from which on the crop is a square
+MAX_HEADERS = 5000  # largest number of image files whose header is read, spread evenly over the data set
+MAX_IMAGES = 64  # largest number of images that are read if headers do not state the size
+_MIXED_SHARE = 0.1  # smallest share of upright images, and of wide images, at which the crop is a square
 
 
 def default_crop(

@@ -63,8 +63,8 @@ class Objective(nn.Module):
         """Run the student on a batch and return the weighted loss terms.
 
         Args:
-            images: uint8 (N, 3, h, w).
-            labels: Integers (N, h, w).
+            images: uint8 or float32 (N, channels, h, w), not normalised.
+            labels: Integers (N, h, w), class ids or void.
             teacher_output: Output of the teacher for these images; None without a teacher.
             labelled_pixels: Divisor of the losses that are sums over pixels, see `LabelLosses`.
             method_factor: Factor on the method's terms during its warm-up, above 0 and at most 1.
@@ -123,7 +123,13 @@ def compiled_call(network: nn.Module, config: TrainingConfig) -> Callable[..., A
 
 
 def network_input(network: nn.Module, images: Tensor, config: TrainingConfig) -> Tensor:
-    """Normalise uint8 images (N, 3, H, W) to a network's float32 input, in the configured memory format."""
+    """Normalise images (N, channels, H, W) to a network's float32 input, in the configured memory format.
+
+    Args:
+        network: Network, whose spec states the normalisation.
+        images: uint8 or float32, in the value range of the spec.
+        config: Options of the run.
+    """
     inputs = get_spec(network).normalize(images)
     return inputs.contiguous(memory_format=torch.channels_last) if config.channels_last else inputs
 

@@ -68,9 +68,14 @@ class Teacher:
             self.call = compiled_call(to_device(model, device, config), config)
 
     def __call__(self, images: Tensor) -> SegmentationOutput:
-        """Run the teacher on uint8 images (N, 3, h, w) on the device; return its output without a gradient.
+        """Run the teacher on images; return its output without a gradient.
 
-        The logits have the data's classes, and a further channel for classes of the teacher that are left out.
+        Args:
+            images: uint8 or float32 (N, channels, h, w), not normalised, on the device.
+
+        Returns:
+            Logits (N, C, h', w') of the C classes of the data, or (N, C + 1, h', w') with a channel for the classes of
+            the teacher that are left out; and the recorded feature maps of a module.
         """
         if isinstance(self.model, Runtime):
             return SegmentationOutput(self._merge(teacher_logits(self.model, images)))
@@ -86,7 +91,11 @@ class Teacher:
 
 
 def teacher_logits(runtime: Runtime, images: Tensor) -> Tensor:
-    """Run an exported file on uint8 images (N, 3, H, W), in several batches if it takes fewer images at once.
+    """Run an exported file on images, in several batches if it takes fewer images at once.
+
+    Args:
+        runtime: Runtime that returns logits.
+        images: uint8 or float32 (N, channels, H, W), not normalised.
 
     Returns:
         Logits (N, C, h, w) on the images' device.
@@ -282,11 +291,11 @@ class ExternalOnnxRuntime(Runtime):
         )
 
     def infer(self, inputs: Tensor) -> Tensor:
-        """Run on normalised images (N, 3, H, W); return float32 logits (N, C, H, W) of the images' size."""
+        """Run on normalised images (N, channels, H, W); return float32 logits (N, C, H, W) of the images' size."""
         return F.interpolate(self._run(inputs), inputs.shape[2:], mode="bilinear", align_corners=False)
 
     def logits_at_stride(self, images: Tensor) -> Tensor:
-        """Run on uint8 images (N, 3, H, W); return float32 logits (N, C, h, w) at the size that the file returns."""
+        """Run on images (N, channels, H, W), uint8 or float32; return float32 logits (N, C, h, w) as the file does."""
         return self._run(self.prepare(images.permute(0, 2, 3, 1)))
 
     def _run(self, inputs: Tensor) -> Tensor:
