@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -169,6 +170,9 @@ def exact_pooling() -> Iterator[None]:
         yield
     finally:
         F.adaptive_avg_pool2d = original
+        # torch.compile keeps a table of torch's functions; one made in this block has the replacement in it.
+        if rules := sys.modules.get("torch._dynamo.trace_rules"):
+            rules.clear_lru_cache()
 
 
 def average_over_cells(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:

@@ -16,6 +16,7 @@ from bpkd_sdk.classes import MAX_CLASSES
 from bpkd_sdk.data.checks import check_samples
 from bpkd_sdk.data.labels import narrow, read_colors, read_label
 from bpkd_sdk.data.pairs import Pair
+from bpkd_sdk.images import read_image as read_image  # for code that imports it from here
 from bpkd_sdk.images import read_pixels
 from bpkd_sdk.models.spec import Color
 from bpkd_sdk.pixels import PixelFormat

@@ -44,3 +44,14 @@ def test_the_original_is_restored_after_an_error():
     with pytest.raises(TypeError), exact_pooling():
         F.adaptive_avg_pool2d()
     assert F.adaptive_avg_pool2d is original
+
+
+def test_networks_are_compiled_as_before_afterwards():
+    """torch.compile caches a table of torch's functions, here while the replacement is in place."""
+    network, x = nn.AdaptiveAvgPool2d(3), torch.randn(1, 2, 5, 7)
+    torch._dynamo.trace_rules.clear_lru_cache()
+    with exact_pooling():
+        torch._dynamo.trace_rules.get_torch_obj_rule_map()
+    torch.compiler.reset()
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), network(x))
