@@ -6,11 +6,11 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,40 +20,10 @@ from bpkd_sdk.images import bit_depth, exif_orientation, has_unnamed_channel
 from bpkd_sdk.pixels import MAX_CHANNELS, PixelFormat
 from bpkd_sdk.progress import track
 
+if TYPE_CHECKING:
+    from bpkd_sdk.data.dataset import SegmentationDataset
+
 LABEL_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
-
-
-class Samples(Protocol):
-    """The part of `SegmentationDataset` that the checks use."""
-
-    name: str
-    class_names: tuple[str, ...]
-    ignore_index: int
-    has_labels: bool
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-
-    @property
-    def pixels(self) -> PixelFormat:
-        """Format of the images."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
-
-    def sample_name(self, index: int) -> str:
-        """Return the name of a sample."""
-
-    def image_path(self, index: int) -> Path | None:
-        """Return the path of a sample's image file, or None."""
-
-    def label_advice(self, labels: Iterable[int]) -> str:
-        """Return advice on label values that are not classes."""
-
-    def check_classes(self) -> None:
-        """Check the class names, the palette and the void label."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +52,7 @@ class SampleReport:
     extra_channel: bool = False
 
 
-def check_samples(dataset: Samples) -> None:
+def check_samples(dataset: SegmentationDataset) -> None:
     """Read a data set once and refuse it if samples cannot be used.
 
     Warn if EXIF data turn images, and if 16-bit images are scaled by different bit depths.
@@ -96,7 +66,7 @@ def check_samples(dataset: Samples) -> None:
     check_reports(dataset, inspect_samples(dataset))
 
 
-def check_for_training(dataset: Samples) -> None:
+def check_for_training(dataset: SegmentationDataset) -> None:
     """Check a data set as `check_samples` does, and warn of classes that occur in no label.
 
     Raises:
@@ -122,14 +92,14 @@ def check_for_training(dataset: Samples) -> None:
         )
 
 
-def inspect_samples(dataset: Samples) -> list[SampleReport]:
+def inspect_samples(dataset: SegmentationDataset) -> list[SampleReport]:
     """Read every sample of a data set, in several threads, and report on each."""
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         reports = pool.map(lambda index: inspect_sample(dataset, index), range(len(dataset)))
         return list(track(reports, total=len(dataset), description=f"Checking {dataset.name}"))
 
 
-def inspect_sample(dataset: Samples, index: int) -> SampleReport:
+def inspect_sample(dataset: SegmentationDataset, index: int) -> SampleReport:
     """Read one sample of a data set and report on it."""
     sample = dataset.sample_name(index)
     try:
@@ -174,7 +144,7 @@ def inspect_sample(dataset: Samples, index: int) -> SampleReport:
     )
 
 
-def check_reports(dataset: Samples, reports: Sequence[SampleReport]) -> None:
+def check_reports(dataset: SegmentationDataset, reports: Sequence[SampleReport]) -> None:
     """Raise the errors and warnings of `check_samples` for the reports that `inspect_samples` returned."""
     if problems := [report.problem for report in reports if report.problem]:
         labels = {label for report in reports for label in report.labels}
@@ -226,13 +196,13 @@ def check_reports(dataset: Samples, reports: Sequence[SampleReport]) -> None:
         )
 
 
-def absent_classes(dataset: Samples, reports: Sequence[SampleReport]) -> tuple[str, ...]:
+def absent_classes(dataset: SegmentationDataset, reports: Sequence[SampleReport]) -> tuple[str, ...]:
     """Return the names of the classes that occur in no label."""
     present = {label for report in reports for label in report.labels}
     return tuple(name for index, name in enumerate(dataset.class_names) if index not in present)
 
 
-def unknown_labels(dataset: Samples, label: Tensor) -> list[int]:
+def unknown_labels(dataset: SegmentationDataset, label: Tensor) -> list[int]:
     """Return the values of a label map that are neither a class nor the void label, ascending."""
     outside = label[(label < 0) | (label >= dataset.num_classes)]
     return sorted(set(outside[outside != dataset.ignore_index].tolist()))
@@ -269,7 +239,7 @@ def image_problem(image: object, pixels: PixelFormat) -> str | None:
     return problem
 
 
-def checked_image(dataset: Samples, index: int, image: Tensor) -> Tensor:
+def checked_image(dataset: SegmentationDataset, index: int, image: Tensor) -> Tensor:
     """Return an image of a data set as uint8 or float32; raise ValueError if it does not have the data set's format.
 
     Args:

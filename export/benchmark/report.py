@@ -141,7 +141,7 @@ class BenchmarkReport:
         return (
             f"Batches of {self.batch_size} image(s) of {height}x{width} from {self.images}; {self.duration:g} s of "
             f"calls for each artifact in {self.rounds} rounds in which they take turns, every second one in the "
-            f"opposite order, {self.gap:g} s idle before each turn. From uint8 images to uint8 masks on the host."
+            f"opposite order, {self.gap:g} s idle before each turn. From images to uint8 masks on the host."
         )
 
     def to_json(self) -> str:

@@ -21,7 +21,7 @@ from bpkd_sdk.runtime import AcceptedImages, MatchedRuntime, TorchRuntime
 from bpkd_sdk.training.teacher import open_onnx_teacher
 from bpkd_sdk.training.teacher_check import TeacherWarning, check_teacher, warn_about_teacher
 from bpkd_sdk.training.teacher_check.crops import MAX_CROP_PIXELS, MAX_READ
-from bpkd_sdk.training.teacher_check.fit import Fit, _resize_and_subsample
+from bpkd_sdk.training.teacher_check.scores import LabelScores, _resize_and_subsample
 
 CPU = torch.device("cpu")
 COLORS = torch.tensor([[30, 30, 30], [220, 40, 40], [40, 220, 40]])
@@ -508,10 +508,12 @@ def test_every_second_pixel_of_the_bilinear_resize():
 
 def test_a_teacher_of_a_weighted_loss_is_not_at_chance():
     """Such a teacher finds most pixels of a rare class, and assigns as many pixels of the other class to it."""
-    fit = Fit(losses=torch.tensor([400.0]), counts=torch.tensor([[970.0, 30.0]]), hits=torch.tensor([[938.0, 29.0]]))
-    assert fit.accuracy < fit.majority_accuracy
-    assert fit.cross_entropy > fit.entropy
-    assert not fit.is_chance
+    scores = LabelScores(
+        losses=torch.tensor([400.0]), counts=torch.tensor([[970.0, 30.0]]), hits=torch.tensor([[938.0, 29.0]])
+    )
+    assert scores.accuracy < scores.majority_accuracy
+    assert scores.cross_entropy > scores.entropy
+    assert not scores.is_chance
 
 
 def test_findings_become_warnings(teacher):

@@ -9,6 +9,6 @@ no warning.
 """
 
 from bpkd_sdk.training.teacher_check.check import TeacherCheck, TeacherWarning, check_teacher, warn_about_teacher
-from bpkd_sdk.training.teacher_check.fit import output_kind
+from bpkd_sdk.training.teacher_check.scores import output_kind
 
 __all__ = ["TeacherCheck", "TeacherWarning", "check_teacher", "output_kind", "warn_about_teacher"]

@@ -19,16 +19,16 @@ from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.sizes import Size
 from bpkd_sdk.training.teacher import ExternalOnnxRuntime, TeacherModel
 from bpkd_sdk.training.teacher_check.crops import Sample, cut_crops, read_samples
-from bpkd_sdk.training.teacher_check.fit import (
+from bpkd_sdk.training.teacher_check.inputs import InputFormat, TeacherRunner
+from bpkd_sdk.training.teacher_check.scores import (
     MAX_LEFT_OUT,
-    Fit,
     Kind,
+    LabelScores,
     class_ranges,
     left_out_shares,
-    measure_fit,
+    measure_scores,
     output_kind,
 )
-from bpkd_sdk.training.teacher_check.inputs import InputFormat, TeacherRunner
 
 
 class TeacherWarning(UserWarning):
@@ -86,8 +86,8 @@ def check_teacher(
         crops, outputs = _run_on_crops(checked, read_samples(dataset, base_size), crop_size)
         _check_finite(checked, crops, outputs)
         kind = output_kind(outputs)
-        fit = measure_fit(crops, outputs, kind, classes)
-        is_labelled = dataset.num_classes > 1 and fit.total > 0
+        scores = measure_scores(crops, outputs, kind, classes)
+        is_labelled = dataset.num_classes > 1 and scores.total > 0
         images = f"{len(crops)} training image{'s' if len(crops) > 1 else ''}"
         findings = []
         if _is_constant(crops, outputs, dataset.pixels.value_range):
@@ -101,12 +101,12 @@ def check_teacher(
             if classes is not None:
                 findings.extend(_left_out_findings(checked, crops, outputs, kind, classes, images))
             if is_labelled:
-                findings.extend(_fit_findings(checked, crops, kind, fit, dataset.class_names, images))
+                findings.extend(_score_findings(checked, crops, kind, scores, dataset.class_names, images))
     return TeacherCheck(
         images=len(crops),
         pixels=sum(crop.label.numel() for crop in crops),
-        accuracy=fit.accuracy if is_labelled else None,
-        cross_entropy=fit.cross_entropy if is_labelled else None,
+        accuracy=scores.accuracy if is_labelled else None,
+        cross_entropy=scores.cross_entropy if is_labelled else None,
         findings=tuple(findings),
     )
 
@@ -231,22 +231,27 @@ def _left_out_findings(
     ]
 
 
-def _fit_findings(
-    teacher: TeacherRunner, crops: Sequence[Sample], kind: Kind, fit: Fit, class_names: Sequence[str], images: str
+def _score_findings(
+    teacher: TeacherRunner,
+    crops: Sequence[Sample],
+    kind: Kind,
+    scores: LabelScores,
+    class_names: Sequence[str],
+    images: str,
 ) -> list[str]:
     """Search for a better input format, and for outputs that are unrelated to the labels."""
-    if not fit.can_improve:
+    if not scores.can_improve:
         return []
-    better = _better_format(teacher, crops, kind, fit)
+    better = _better_format(teacher, crops, kind, scores)
     if better is not None:
-        input_format, better_fit = better
+        input_format, better_scores = better
         return [
             f"The teacher fits the labels better with {input_format.description}: over {images} its accuracy is "
-            f"{better_fit.accuracy:.3f} instead of {fit.accuracy:.3f}, and its cross-entropy "
-            f"{better_fit.cross_entropy:.3f} instead of {fit.cross_entropy:.3f}. "
+            f"{better_scores.accuracy:.3f} instead of {scores.accuracy:.3f}, and its cross-entropy "
+            f"{better_scores.cross_entropy:.3f} instead of {scores.cross_entropy:.3f}. "
             f"{_format_advice(teacher, input_format, len(class_names))}"
         ]
-    if not fit.is_chance:
+    if not scores.is_chance:
         return []
     channels = teacher.spec.in_channels
     not_tried = (
@@ -254,30 +259,30 @@ def _fit_findings(
     )
     not_tried = "" if channels == 3 else not_tried
     return [
-        f"The teacher is no better than chance: over {images} its accuracy is {fit.accuracy:.3f} (always "
-        f"{class_names[int(fit.counts.sum(0).argmax())]!r}: {fit.majority_accuracy:.3f}), and its cross-entropy "
-        f"{fit.cross_entropy:.3f} (the classes' frequencies: {fit.entropy:.3f}). Check that its weights are loaded, "
-        f"that its classes are in the data's order, and that it was trained for these classes.{not_tried}"
+        f"The teacher is no better than chance: over {images} its accuracy is {scores.accuracy:.3f} (always "
+        f"{class_names[int(scores.counts.sum(0).argmax())]!r}: {scores.majority_accuracy:.3f}), and its cross-entropy "
+        f"{scores.cross_entropy:.3f} (the classes' frequencies: {scores.entropy:.3f}). Check that its weights are "
+        f"loaded, that its classes are in the data's order, and that it was trained for these classes.{not_tried}"
     ]
 
 
 def _better_format(
-    teacher: TeacherRunner, crops: Sequence[Sample], kind: Kind, fit: Fit
-) -> tuple[InputFormat, Fit] | None:
+    teacher: TeacherRunner, crops: Sequence[Sample], kind: Kind, scores: LabelScores
+) -> tuple[InputFormat, LabelScores] | None:
     """Try other input formats on the first crop, and the best of them on all crops.
 
     Returns:
-        The best format with its fit, if it is clearly better than the teacher's own; otherwise None.
+        The best format with its scores, if it is clearly better than the teacher's own; otherwise None.
     """
-    best, best_fit = teacher.own_format, fit.first
+    best, best_scores = teacher.own_format, scores.first
     for input_format in teacher.other_formats():
-        other_fit = measure_fit(crops[:1], teacher(crops[:1], input_format), kind, teacher.classes)
-        if other_fit.cross_entropy < best_fit.cross_entropy:
-            best, best_fit = input_format, other_fit
+        other_scores = measure_scores(crops[:1], teacher(crops[:1], input_format), kind, teacher.classes)
+        if other_scores.cross_entropy < best_scores.cross_entropy:
+            best, best_scores = input_format, other_scores
     if best == teacher.own_format:
         return None
-    best_fit = measure_fit(crops, teacher(crops, best), kind, teacher.classes)
-    return (best, best_fit) if best_fit.is_clearly_better(fit) else None
+    best_scores = measure_scores(crops, teacher(crops, best), kind, teacher.classes)
+    return (best, best_scores) if best_scores.is_clearly_better(scores) else None
 
 
 def _format_advice(teacher: TeacherRunner, input_format: InputFormat, num_classes: int) -> str:

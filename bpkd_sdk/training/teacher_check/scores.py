@@ -48,7 +48,7 @@ def class_ranges(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Fit:
+class LabelScores:
     """Counts that measure how well outputs fit the labels of N crops with C classes.
 
     Attributes:
@@ -62,9 +62,9 @@ class Fit:
     hits: Tensor
 
     @property
-    def first(self) -> Fit:
-        """Fit of the first crop alone."""
-        return Fit(self.losses[:1], self.counts[:1], self.hits[:1])
+    def first(self) -> LabelScores:
+        """Scores of the first crop alone."""
+        return LabelScores(self.losses[:1], self.counts[:1], self.hits[:1])
 
     @property
     def total(self) -> float:
@@ -113,8 +113,8 @@ class Fit:
             and (recall <= (1 + 1 / int(present.sum())) / 2 or error > 2 * constant_error)
         )
 
-    def is_clearly_better(self, other: Fit) -> bool:
-        """Return whether this fit is better than chance, and better than another by a margin and on every crop."""
+    def is_clearly_better(self, other: LabelScores) -> bool:
+        """Return whether these scores are better than chance, and better than another by a margin and on every crop."""
         error, cross_entropy = MAX_RATIOS_TO_CONSTANT
         return (
             1 - self.accuracy <= error * (1 - self.majority_accuracy)
@@ -125,9 +125,9 @@ class Fit:
         )
 
 
-def measure_fit(
+def measure_scores(
     crops: Sequence[Sample], outputs: Sequence[Tensor], kind: Kind, classes: ClassGroups | None = None
-) -> Fit:
+) -> LabelScores:
     """Compare outputs with the labels of their crops, at every second pixel in both directions.
 
     Args:
@@ -151,7 +151,7 @@ def measure_fit(
         known = label != VOID
         counts.append(torch.bincount(label[known], minlength=len(logits)))
         hits.append(torch.bincount(label[known & (logits.gather(0, own)[0] > others)], minlength=len(logits)))
-    return Fit(*(torch.stack(values).cpu().double() for values in (losses, counts, hits)))
+    return LabelScores(*(torch.stack(values).cpu().double() for values in (losses, counts, hits)))
 
 
 def left_out_shares(
