@@ -120,6 +120,10 @@ def read_class_map(path: Path | None) -> Any:
         return None
     from bpkd_sdk.files import read_json
 
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'There is no file {path}. --class-map takes a file with a JSON object such as {{"road": ["road", "way"]}}.'
+        )
     content = read_json(path, unique_keys=True)
     if not isinstance(content, dict):
         raise ValueError(f'Expected {path} to contain a JSON object such as {{"road": ["road", "parking"]}}.')

@@ -244,11 +244,16 @@ class AdaptedDataset(SegmentationDataset):
     def label_advice(self, labels: Iterable[int]) -> str:
         """Return the argument `ids` that maps these label values to the classes, in ascending order."""
         values = sorted(set(labels) - {self.ignore_index})
-        if self.mask_rule.ids is not None or set(values) <= set(range(self.num_classes)):
+        known = dict(enumerate(self.class_names))
+        if self.mask_rule.ids is not None or known.keys() >= set(values):
             return ""
-        names = [*self.class_names, *[VOID] * len(values)]
-        ids = dict(zip(values[:20], names, strict=False))
-        return f"\nIf these values stand for classes, state for which, for example: as_dataset(data, ids={ids})"
+        if values[0] > 0 and len(values) == self.num_classes:  # numbered from another value than 0
+            known = dict(zip(values, self.class_names, strict=True))
+        ids = {value: known.get(value, VOID) for value in values[:20]}
+        return (
+            "\nState the class of each value, here with the others as void; add the names of classes that are missing "
+            f"from class_names: as_dataset(data, ids={ids})"
+        )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from bpkd_sdk.data.dataset import FileDataset
 from bpkd_sdk.data.folder import open_folder
 from bpkd_sdk.data.layout import folder_splits
 from bpkd_sdk.data.registry import DATASETS, DatasetEntry, find_folder
-from bpkd_sdk.errors import check_choice
+from bpkd_sdk.errors import check_choice, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,13 @@ def check_dataset(path_or_name: str | Path, root: str | Path | None = None, **se
             for split in dict.fromkeys([*splits, *found])
         ]
     name = str(path_or_name)
-    check_choice("name", name, DATASETS)
+    if root is not None:
+        check_choice("name", name, DATASETS)
+    if name not in DATASETS:
+        raise FileNotFoundError(
+            f"There is no folder {name!r} and no data set of that name.{did_you_mean(name, DATASETS)} Named data sets: "
+            f"{', '.join(DATASETS)}."
+        )
     if root is None:
         raise FileNotFoundError(f"There is no folder {name!r}. To check the data set {name}, pass its folder as well.")
     entry = DATASETS[name]

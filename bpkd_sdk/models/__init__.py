@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,8 @@ def create_model(
         RuntimeError: If the weights of the encoder cannot be downloaded; the message names the cache to fill.
     """
     PixelFormat(in_channels)  # checks the number
-    if num_classes < 1:
-        raise ValueError(f"Expected `num_classes` to be at least 1, but got {num_classes}.")
+    if isinstance(num_classes, bool) or not isinstance(num_classes, Integral) or num_classes < 1:
+        raise ValueError(f"Expected `num_classes` to be a whole number of at least 1, but got {num_classes!r}.")
     if weights is not None and Path(weights).suffix in OPENMMLAB_SUFFIXES and name in ZOO:
         if in_channels != 3:
             raise ValueError(f"{weights} is a network of 3 channels, but got in_channels={in_channels}.")

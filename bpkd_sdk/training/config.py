@@ -305,7 +305,8 @@ class TrainingConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for key in options:
             if key not in known:
-                raise TypeError(f"Unknown option {key!r}.{did_you_mean(key, known)} Options are: {', '.join(known)}.")
+                names = [*known, "class_names", "class_map", "transform"]
+                raise TypeError(f"Unknown option {key!r}.{did_you_mean(key, names)} Options are: {', '.join(names)}.")
         values = dict(options)
         for key, value in options.items():
             if isinstance(value, list):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import Dataset
 
 from bpkd_sdk.class_map import ClassGroups, ClassMap
 from bpkd_sdk.data import DatasetSubset, SegmentationDataset, as_dataset, open_dataset
@@ -214,6 +215,14 @@ def _open_data(
         )
     if val_set is not None and not len(val_set):
         raise ValueError(f"{val_set.name} has no images to validate on; pass data=(train, None) to train without.")
+    if val_set is None:
+        print_fact("No validation data: there will be no scores. Pass data=(train, val) for scores.")
+    elif getattr(val_set, "data", val_set) is getattr(train_set, "data", train_set):
+        warnings.warn(
+            f"Training and validation data are the same, {train_set.name}, so the scores do not show how well the "
+            "network does on new images. Pass other images as data[1].",
+            stacklevel=4,
+        )
     return train_set, val_set
 
 
@@ -234,6 +243,8 @@ def open_splits(
         data = (open_dataset(data, split="train"), open_dataset(data, split="val"))
     if isinstance(data, Mapping):
         data = _named_splits(data)
+    if isinstance(data, list) and len(data) == 2 and all(isinstance(part, Dataset) for part in data):
+        data = (data[0], data[1])  # as random_split returns it
     if not isinstance(data, tuple):
         return as_dataset(data, class_names=class_names), None
     if len(data) != 2:

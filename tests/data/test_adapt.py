@@ -359,3 +359,17 @@ def test_made_palettes_are_black_for_background_only():
     palette = bpkd_sdk.as_dataset(data, class_names=["road", "Background", "car"]).palette
     assert [color == (0, 0, 0) for color in palette] == [False, True, False]
     assert len(set(palette)) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "ids"),
+    [
+        ((-1, 0, 1), {-1: "void", 0: "road", 1: "car"}),
+        ((0, 1, 2), {0: "road", 1: "car", 2: "void"}),
+        ((1, 2), {1: "road", 2: "car"}),
+    ],
+)  # fmt: skip
+def test_the_advice_on_other_values_keeps_the_ids_of_the_classes(values, ids):
+    label = np.resize(np.array(values, np.int64), (8, 8))
+    dataset = bpkd_sdk.as_dataset([(np.zeros((8, 8, 3), np.uint8), label)], class_names=["road", "car"])
+    assert f"ids={ids}" in dataset.label_advice(values)

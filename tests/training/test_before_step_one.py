@@ -347,3 +347,21 @@ def test_a_data_set_that_moved_is_the_same(tmp_path):
 
     roots = [write_folder(tmp_path / name, NAMES[:3]) for name in ("one", "two")]
     assert len({fingerprint(bpkd_sdk.open_dataset("folder", root=root)) for root in roots}) == 1
+
+
+def test_a_run_without_validation_data_states_that_it_has_no_scores(tmp_path, capsys):
+    result = bpkd_sdk.train(tiny(3), (Scenes(), None), output_dir=tmp_path, **OPTIONS)
+    assert result.metrics is None
+    assert "No validation data: there will be no scores" in " ".join(capsys.readouterr().err.split())
+
+
+def test_validation_on_the_training_data_is_reported(tmp_path):
+    data = [(image, label) for image, label in Scenes()]
+    for number, same in enumerate((Scenes(), data)):
+        with pytest.warns(UserWarning, match="Training and validation data are the same"):
+            bpkd_sdk.train(tiny(3), (same, same), class_names=NAMES[:3], output_dir=tmp_path / str(number), **OPTIONS)
+
+
+def test_the_list_of_a_random_split_is_a_pair(tmp_path):
+    parts = torch.utils.data.random_split(Scenes(), [6, 2])
+    assert bpkd_sdk.train(tiny(3), parts, output_dir=tmp_path, **OPTIONS).metrics.images == 2
