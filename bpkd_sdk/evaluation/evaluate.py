@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from bpkd_sdk.class_map import ClassMap
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.adapt import as_dataset_of
+from bpkd_sdk.data.adapt import as_dataset, as_dataset_of
 from bpkd_sdk.data.checks import checked_image
 from bpkd_sdk.data.dataset import default_workers, ignore_interrupts
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
@@ -40,6 +40,7 @@ def evaluate(
     sum_across_processes: Callable[[Tensor], Tensor] | None = None,
     match_classes: bool = True,
     class_map: ClassMap | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Metrics:
     """Score a network on a data set; masks are compared with labels at the size of the labels.
 
@@ -61,6 +62,7 @@ def evaluate(
         class_map: Names or ids of the network's classes for each class of the data, see `bpkd_sdk.class_map`, for a
             network with other classes: `reference` or, without one, `source`. Pixels where the reference finds classes
             that the map leaves out are not scored; a source chooses among the classes that the map contains.
+        class_names: Class names of data that do not state them; None: those of `source`.
 
     Returns:
         Scores over all images.
@@ -70,7 +72,10 @@ def evaluate(
     """
     with ExitStack() as stack:
         runtime = stack.enter_context(_runtime(source, device))
-        dataset = as_dataset_of(dataset, runtime.spec.class_names)
+        if class_names is None:
+            dataset = as_dataset_of(dataset, runtime.spec.class_names)
+        else:
+            dataset = as_dataset(dataset, class_names=class_names)
         dataset.check_classes()
         if not dataset.has_labels and reference is None:
             raise ValueError(f"{dataset.name} has no labels; pass `reference`, a network to compare with.")

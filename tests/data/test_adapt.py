@@ -197,6 +197,9 @@ def test_evaluation_takes_the_classes_of_the_network_where_the_data_state_none()
     assert metrics == bpkd_sdk.evaluate(network, Scenes(length=3))
     with pytest.raises(ValueError, match="Foreign does not state its classes. Pass their names"):
         bpkd_sdk.evaluate(tiny(3).eval(), Foreign())
+    assert bpkd_sdk.evaluate(tiny(3).eval(), Foreign(length=3), class_names=CLASSES).class_names == CLASSES
+    with pytest.raises(ValueError, match="do not have the same classes"):
+        bpkd_sdk.evaluate(network, Foreign(length=3), class_names=("a", "b", "c"))
 
 
 def test_comparison_accepts_foreign_data_sets(tmp_path):
