@@ -270,7 +270,7 @@ def test_data_check_takes_a_path(undivided, bpkd):
     code, out, _ = bpkd("data", "check", undivided, "--val-share", 0.25)
     assert (code, out.count("8x8")) == (0, 6)
     code, _, err = bpkd("data", "check", "my_dat")
-    assert (code, "one of {'folder', 'camvid'" in err) == (1, True)
+    assert (code, "There is no folder 'my_dat'" in err) == (1, True)
     code, _, err = bpkd("data", "check", "camvid")
     assert (code, "pass its folder as well" in err) == (1, True)
 
