@@ -19,6 +19,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, default_collate
 from bpkd_sdk.data.classes_file import VOID
 from bpkd_sdk.data.dataset import DatasetSubset, SegmentationDataset
 from bpkd_sdk.data.foreign import MaskRule, find_image_rule, find_size, to_image, to_label
+from bpkd_sdk.data.labels import parse_hex_color
 from bpkd_sdk.data.sources import Key, check_indexable, default_name, find_class_names, find_fields, own_facts
 from bpkd_sdk.models.spec import Color, distinct_colors
 
@@ -324,9 +325,8 @@ class ConcatenatedDataset(SegmentationDataset):
 
 def _parse_color(key: object) -> Color:
     try:
-        red, green, blue = bytes.fromhex(str(key).removeprefix("#"))
+        return parse_hex_color(str(key))
     except ValueError:
         raise ValueError(
             f'Expected the keys of `ids` to be all values (int), or all colours ("#ff0000"), but got {key!r}.'
         ) from None
-    return red, green, blue

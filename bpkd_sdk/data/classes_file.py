@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bpkd_sdk.data.labels import parse_hex_color
 from bpkd_sdk.errors import did_you_mean
 from bpkd_sdk.files import read_json
 from bpkd_sdk.models.spec import Color
 from bpkd_sdk.pixels import PixelFormat
 
 CLASSES_FILE = "classes.json"
-LABELMAP_FILE = "labelmap.txt"  # of the masks that CVAT exports
+LABELMAP_FILE = "labelmap.txt"  # CVAT writes it beside the masks that it exports
 VOID = "void"
 PIXEL_KEYS = ("channels", "value_range", "bands")
 KEYS = ("class_names", "palette", "ignore_index", "ids", *PIXEL_KEYS)
@@ -154,7 +155,6 @@ def _parse_palette(file: Path, values: Any) -> tuple[Color, ...]:
 
 def _parse_color(file: Path, text: str) -> Color:
     try:
-        red, green, blue = bytes.fromhex(text.removeprefix("#"))
+        return parse_hex_color(text)
     except ValueError:
         raise ValueError(f'Expected a colour like "#ff0000" in "ids" of {file}, but got {text!r}.') from None
-    return red, green, blue

@@ -115,6 +115,12 @@ def hex_color(color: Sequence[int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*map(int, color))
 
 
+def parse_hex_color(text: str) -> Color:
+    """Return the RGB colour of #rrggbb; raise ValueError for other text."""
+    red, green, blue = bytes.fromhex(text.removeprefix("#"))
+    return red, green, blue
+
+
 def narrow(ids: np.ndarray) -> np.ndarray:
     """Return integers as uint8 if they fit, otherwise as int64."""
     fits = not ids.size or (ids.min() >= 0 and ids.max() < 256)

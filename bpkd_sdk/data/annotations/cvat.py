@@ -19,6 +19,7 @@ from bpkd_sdk.data.annotations.model import (
     place_mask,
     rectangle,
 )
+from bpkd_sdk.data.labels import parse_hex_color
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.models.spec import Color
 
@@ -116,7 +117,6 @@ def _run_lengths(shape: Element, height: int, width: int) -> np.ndarray:
 
 def _color(text: str | None) -> Color | None:
     try:
-        red, green, blue = bytes.fromhex((text or "").removeprefix("#"))
+        return parse_hex_color(text or "")
     except ValueError:
         return None
-    return red, green, blue
