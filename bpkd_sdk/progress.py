@@ -14,7 +14,10 @@ console = Console(stderr=True)
 
 
 def print_fact(text: str) -> None:
-    """Print a sentence on stderr as it is: names in it are neither markup nor highlighted, and lines are not broken."""
+    """Print a sentence on stderr as it is: names in it are neither markup nor highlighted, and lines are not broken.
+
+    With several processes, only the main one prints: `create_accelerator` makes the console of the others quiet.
+    """
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from bpkd_sdk.class_map import ClassGroups, ClassMap
 from bpkd_sdk.data import DatasetSubset, SegmentationDataset, as_dataset, open_dataset
+from bpkd_sdk.data.adapt import AdaptedDataset
 from bpkd_sdk.data.checks import check_for_training, check_reports, check_samples, inspect_sample, inspect_samples
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.evaluation import EvaluationProtocol, evaluate
@@ -92,18 +93,17 @@ def prepare(
     origin = {"student": describe_origin(student, network)}
     if teacher is not None and opened is not None:
         origin["teacher"] = describe_origin(teacher, opened)
-    if accelerator.is_main_process:
-        parts = {role: format_origin(facts) for role, facts in origin.items()}
-        if resume and output_dir is not None and (Path(output_dir) / STATE_FILE).is_file():
-            parts["student"] = f"{origin['student']['network']} with the weights of the run in {output_dir}"
-        text = " ".join(f"{role.capitalize()}: {part}." for role, part in parts.items())
-        if class_map is None and classes is not None and classes.class_map is not None:
-            text += f" {describe_left_out(classes, train_set)}"
-        print_fact(text)
+    parts = {role: format_origin(facts) for role, facts in origin.items()}
+    if resume and output_dir is not None and (Path(output_dir) / STATE_FILE).is_file():
+        parts["student"] = f"{origin['student']['network']} with the weights of the run in {output_dir}"
+    text = " ".join(f"{role.capitalize()}: {part}." for role, part in parts.items())
+    if class_map is None and classes is not None and classes.class_map is not None:
+        text += f" {describe_left_out(classes, train_set)}"
+    print_fact(text)
     for dataset in filter(None, (train_set, val_set)):
         _check_first_sample(dataset, config)
     spec, measured = choose_spec(network, train_set, config.seed)
-    if measured and accelerator.is_main_process:
+    if measured:
         print_fact(measured)
     if teacher_model is not None:
         check_teacher_images(teacher_model, train_set)
@@ -121,8 +121,7 @@ def prepare(
     crop_size = config.crop_size or augmentation.result_size()
     if crop_size is None:
         crop_size, text = default_crop(train_set, networks, config.base_size)
-        if accelerator.is_main_process:
-            print_fact(text)
+        print_fact(text)
     loss = None
     if method is not None:
         count = train_set.num_classes if classes is None else len(classes.taught)
@@ -217,13 +216,17 @@ def _open_data(
         raise ValueError(f"{val_set.name} has no images to validate on; pass data=(train, None) to train without.")
     if val_set is None:
         print_fact("No validation data: there will be no scores. Pass data=(train, val) for scores.")
-    elif getattr(val_set, "data", val_set) is getattr(train_set, "data", train_set):
+    elif _source(val_set) is _source(train_set):
         warnings.warn(
             f"Training and validation data are the same, {train_set.name}, so the scores do not show how well the "
             "network does on new images. Pass other images as data[1].",
             stacklevel=4,
         )
     return train_set, val_set
+
+
+def _source(dataset: SegmentationDataset) -> object:
+    return dataset.data if isinstance(dataset, AdaptedDataset) else dataset
 
 
 def open_splits(
