@@ -44,7 +44,7 @@ from bpkd_sdk.output import SegmentationOutput, two_class_logits
 ClassMap = Mapping[str, str | int | Collection[str | int]]
 
 ALL_OTHERS = "*"
-ABSENT_LOGIT = -1e4  # of a class that the network lacks; its probability is 0 in every precision
+ABSENT_LOGIT = -1e4  # logit of a class that the network lacks; its probability is 0 in every precision
 REST_NAMES = ("background", "bg", "other", "others", "rest", "misc", "unknown")
 
 

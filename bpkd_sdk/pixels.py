@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_CHANNELS = 16
-PERCENTILES = (2, 98)  # of a band's values, which become black and white in pictures of images that are not 8-bit RGB
+# Pictures of images that are not 8-bit RGB show these percentiles of a band's values as black and white.
+PERCENTILES = (2, 98)
 # An image type of at most 8 bits holds 255 steps; images that use fewer steps of their range have a wrong range.
 _STEPS = 255
 _TYPES = ("uint8", "uint16", "int8", "int16", "float16", "float32", "float64")

@@ -1,4 +1,4 @@
-"""What every network of another library must do here, whether it is given as an instance or by name."""
+"""Checks that every network of another library must pass, as an instance and by name."""
 
 import torch
 

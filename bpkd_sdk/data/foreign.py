@@ -21,7 +21,7 @@ BYTES = (0.0, 255.0)
 
 @dataclass(frozen=True)
 class ImageRule:
-    """How the images of a data set become tensors (channels, H, W).
+    """Rule by which the images of a data set become tensors (channels, H, W).
 
     Attributes:
         channels: Number of channels of the tensors.
@@ -39,7 +39,7 @@ class ImageRule:
 
 @dataclass(frozen=True)
 class MaskRule:
-    """How the masks of a data set become label maps.
+    """Rule by which the masks of a data set become label maps.
 
     Attributes:
         num_classes: Number of classes.

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-_MAX_DEPTH = 8  # of objects within objects that are searched
-_MAX_ITEMS = 64  # of a list that are searched: transforms are in short lists, samples in long ones
+_MAX_DEPTH = 8  # the search goes no deeper into objects within objects
+_MAX_ITEMS = 64  # longer lists are not searched: transforms are in short lists, samples in long ones
 
 
 @contextmanager
