@@ -30,7 +30,7 @@ from torchvision.transforms import v2
 import bpkd_sdk
 from benchmarks.records import Records, add_size, make_parser, markdown_table
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD
+from bpkd_sdk.spec import IMAGENET_MEAN, IMAGENET_STD
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.loader import training_loader
 

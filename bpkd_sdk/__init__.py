@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from bpkd_sdk.evaluation.profile import Profile, profile
     from bpkd_sdk.export import benchmark, quantize, to_onnx, to_tensorrt, to_triton, verify
     from bpkd_sdk.losses import BPKDLoss, CanonicalKDLoss, CIRKDLoss, CWDLoss, IFVDLoss, SKDSLoss
-    from bpkd_sdk.models import NetworkSpec, create_model, list_models, load_model, save_model
+    from bpkd_sdk.models import create_model, list_models, load_model, save_model
     from bpkd_sdk.output import SegmentationOutput
     from bpkd_sdk.recipes import reproduce
     from bpkd_sdk.serve import Prediction, Predictor
+    from bpkd_sdk.spec import NetworkSpec
     from bpkd_sdk.training.api import distill, train
     from bpkd_sdk.training.config import TrainingConfig
     from bpkd_sdk.training.loop import TrainingResult
@@ -37,10 +38,11 @@ _MODULES = {
     "bpkd_sdk.evaluation.profile": ("Profile", "profile"),
     "bpkd_sdk.export": ("benchmark", "quantize", "to_onnx", "to_tensorrt", "to_triton", "verify"),
     "bpkd_sdk.losses": ("BPKDLoss", "CIRKDLoss", "CWDLoss", "CanonicalKDLoss", "IFVDLoss", "SKDSLoss"),
-    "bpkd_sdk.models": ("NetworkSpec", "create_model", "list_models", "load_model", "save_model"),
+    "bpkd_sdk.models": ("create_model", "list_models", "load_model", "save_model"),
     "bpkd_sdk.output": ("SegmentationOutput",),
     "bpkd_sdk.recipes": ("reproduce",),
     "bpkd_sdk.serve": ("Prediction", "Predictor"),
+    "bpkd_sdk.spec": ("NetworkSpec",),
     "bpkd_sdk.training.api": ("distill", "train"),
     "bpkd_sdk.training.config": ("TrainingConfig",),
     "bpkd_sdk.training.loop": ("TrainingResult",),

@@ -21,7 +21,7 @@ from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.export.trace import DeployableNetwork, first_reason, trace
 from bpkd_sdk.export.verify import VerificationReport, verify
 from bpkd_sdk.files import write_atomically
-from bpkd_sdk.models import NetworkSpec, get_spec, load_model
+from bpkd_sdk.models import get_spec, load_model
 from bpkd_sdk.models.checkpoint import content_hash
 from bpkd_sdk.models.mask_classification import adapt_network
 from bpkd_sdk.models.spec import get_provenance
@@ -29,6 +29,7 @@ from bpkd_sdk.output import as_output, check_final_activation
 from bpkd_sdk.runtime.inference import pad_to_multiple
 from bpkd_sdk.runtime.onnx import OnnxRuntime, seal_onnx
 from bpkd_sdk.sizes import check_size
+from bpkd_sdk.spec import NetworkSpec
 
 Precision = Literal["fp32", "fp16"]
 

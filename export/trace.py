@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpkd_sdk.data.shapes import render
-from bpkd_sdk.models import NetworkSpec
 from bpkd_sdk.output import as_output
 from bpkd_sdk.runtime.graph import Graph
 from bpkd_sdk.runtime.inference import full_size_logits, to_mask
+from bpkd_sdk.spec import NetworkSpec
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto

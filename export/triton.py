@@ -20,12 +20,12 @@ import torch
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.files import write_atomically
-from bpkd_sdk.models import NetworkSpec
 from bpkd_sdk.runtime.base import AcceptedImages
 from bpkd_sdk.runtime.engine import accepted_images
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.manifest import check_plan, load_manifest, manifest_path
 from bpkd_sdk.runtime.onnx import METADATA_KEY, OnnxRuntime
+from bpkd_sdk.spec import NetworkSpec
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig

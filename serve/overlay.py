@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from bpkd_sdk.models.spec import Color
+from bpkd_sdk.spec import Color
 
 # Readers with a colour vision deficiency can distinguish orange and blue, and both are visible on grey.
 EDGE_COLOR: Color = (255, 150, 20)

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from bpkd_sdk.classes import MAX_CLASSES, check_mask_classes
 from bpkd_sdk.images import ImageSource, read_pixels
-from bpkd_sdk.models.spec import Color, NetworkSpec, distinct_colors
 from bpkd_sdk.output import two_class_logits
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime import Runtime, open_runtime
 from bpkd_sdk.runtime.fit import Fit, StageTimer, check_fit, fitted_bands, largest_batch
 from bpkd_sdk.runtime.inference import check_logits, to_mask
 from bpkd_sdk.serve.overlay import draw_overlay
+from bpkd_sdk.spec import Color, NetworkSpec, distinct_colors
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 from bpkd_sdk.data.labels import parse_hex_color
 from bpkd_sdk.errors import did_you_mean
 from bpkd_sdk.files import read_json
-from bpkd_sdk.models.spec import Color
 from bpkd_sdk.pixels import PixelFormat
+from bpkd_sdk.spec import Color
 
 CLASSES_FILE = "classes.json"
 LABELMAP_FILE = "labelmap.txt"  # CVAT writes it beside the masks that it exports

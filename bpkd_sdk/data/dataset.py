@@ -18,8 +18,8 @@ from bpkd_sdk.data.labels import narrow, read_colors, read_label
 from bpkd_sdk.data.pairs import Pair
 from bpkd_sdk.images import read_image as read_image  # for code that imports it from here
 from bpkd_sdk.images import read_pixels
-from bpkd_sdk.models.spec import Color
 from bpkd_sdk.pixels import PixelFormat
+from bpkd_sdk.spec import Color
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):

@@ -22,7 +22,7 @@ from bpkd_sdk.data.pairs import (
     shared_name,
 )
 from bpkd_sdk.errors import format_list
-from bpkd_sdk.models.spec import distinct_colors
+from bpkd_sdk.spec import distinct_colors
 
 
 class FolderDataset(FileDataset):

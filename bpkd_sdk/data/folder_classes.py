@@ -16,7 +16,7 @@ from PIL import Image
 from bpkd_sdk.classes import MAX_CLASSES
 from bpkd_sdk.data.classes_file import CLASSES_FILE, LABELMAP_FILE, VOID, FolderClasses, read_classes, read_labelmap
 from bpkd_sdk.data.labels import distinct_pixel_colors, hex_color, palette_of, read_label
-from bpkd_sdk.models.spec import Color
+from bpkd_sdk.spec import Color
 
 MAX_ADVISED_FILES = 8  # label files whose colours an error message lists
 SAMPLED_FILES = 64  # label files, spread over all splits, that are inspected to determine the meaning of labels

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from bpkd_sdk.data.labels import hex_color, narrow
 from bpkd_sdk.images.samples import from_pil
-from bpkd_sdk.models.spec import Color
 from bpkd_sdk.pixels import MAX_CHANNELS
 from bpkd_sdk.sizes import Size
+from bpkd_sdk.spec import Color
 
 BYTES = (0.0, 255.0)
 

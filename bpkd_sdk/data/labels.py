@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from bpkd_sdk.models.spec import Color
+from bpkd_sdk.spec import Color
 
 LABEL_FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # Pillow's names of lossless formats
 

@@ -18,8 +18,8 @@ from bpkd_sdk.data.dataset import FileDataset
 from bpkd_sdk.data.pairs import Pair, pair_files
 from bpkd_sdk.errors import check_choice, format_list, import_optional
 from bpkd_sdk.files import read_json, write_atomically
-from bpkd_sdk.models.spec import Color
 from bpkd_sdk.progress import track
+from bpkd_sdk.spec import Color
 
 
 def find_root(root: str | Path, required: Sequence[str], *, nested: Sequence[str] = (), source: str) -> Path:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from bpkd_sdk.models.spec import IMAGENET_STD, NetworkSpec
 from bpkd_sdk.sizes import resize_label, scaled_size
+from bpkd_sdk.spec import IMAGENET_STD, NetworkSpec
 
 PRESETS = ("paper", "light", "none")
 IMAGE_FILL = (124, 116, 104)  # mean colour of ImageNet, so that padding is near 0 after normalisation

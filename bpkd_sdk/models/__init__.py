@@ -13,7 +13,7 @@ from bpkd_sdk.models.checkpoint import SUFFIX, load_checkpoint, load_state, read
 from bpkd_sdk.models.library import find_family, identify, is_pretrained_name, list_models
 from bpkd_sdk.models.openmmlab import SUFFIXES as OPENMMLAB_SUFFIXES
 from bpkd_sdk.models.openmmlab import load_openmmlab
-from bpkd_sdk.models.spec import NetworkSpec, get_spec, set_spec
+from bpkd_sdk.models.spec import get_spec, set_spec
 from bpkd_sdk.models.weights import NONE, check_backbone_weights
 from bpkd_sdk.models.zoo import ZOO
 from bpkd_sdk.pixels import PixelFormat
@@ -21,7 +21,6 @@ from bpkd_sdk.pixels import PixelFormat
 __all__ = [
     "CHECKPOINT_SUFFIXES",
     "ZOO",
-    "NetworkSpec",
     "create_model",
     "get_spec",
     "identify",

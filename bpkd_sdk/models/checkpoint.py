@@ -21,7 +21,8 @@ from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import unwrap
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.models.mask_classification import adapt_network
-from bpkd_sdk.models.spec import NetworkSpec, set_provenance, set_spec
+from bpkd_sdk.models.spec import set_provenance, set_spec
+from bpkd_sdk.spec import NetworkSpec
 
 FORMAT = "bpkd-sdk/1"
 SUFFIX = ".safetensors"

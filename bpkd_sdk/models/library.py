@@ -16,8 +16,9 @@ from bpkd_sdk.errors import did_you_mean
 from bpkd_sdk.features import eval_mode, unwrap
 from bpkd_sdk.models import zoo
 from bpkd_sdk.models.mask_classification import PREFIX, adapt_network
-from bpkd_sdk.models.spec import NetworkSpec, get_spec
+from bpkd_sdk.models.spec import get_spec
 from bpkd_sdk.output import as_output
+from bpkd_sdk.spec import NetworkSpec
 
 _PROBE_SIDES = (64, 224, 384, 512)  # pixels; the first that the network accepts is used
 _unknown = WeakSet[nn.Module]()  # instances that cannot be built again, so that no checkpoint of a run tries once more

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.models.checkpoint import load_state
-from bpkd_sdk.models.spec import Color, set_spec
+from bpkd_sdk.models.spec import set_spec
 from bpkd_sdk.models.zoo import ZOO, SegmentationNetwork, build_network
+from bpkd_sdk.spec import Color
 
 SUFFIXES = (".pth", ".pt")
 

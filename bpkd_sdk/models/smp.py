@@ -15,14 +15,9 @@ from torch import nn
 from bpkd_sdk.errors import check_choice, did_you_mean
 from bpkd_sdk.models import weights
 from bpkd_sdk.models.imagenet import timm_origin
-from bpkd_sdk.models.spec import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    NetworkSpec,
-    set_provenance,
-    set_spec,
-)
+from bpkd_sdk.models.spec import set_provenance, set_spec
 from bpkd_sdk.pixels import PixelFormat
+from bpkd_sdk.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec
 
 _TIMM = "tu-"  # prefix of the library's names for encoders of timm
 

@@ -12,7 +12,8 @@ from torchvision.models.segmentation import FCN, DeepLabV3
 
 from bpkd_sdk.errors import did_you_mean
 from bpkd_sdk.models import weights
-from bpkd_sdk.models.spec import NetworkSpec, set_provenance, set_spec
+from bpkd_sdk.models.spec import set_provenance, set_spec
+from bpkd_sdk.spec import NetworkSpec
 
 PREFIX = "torchvision/"
 

@@ -26,16 +26,8 @@ from bpkd_sdk.models.mask_classification import (
     MaskClassificationNetwork,
     classifies_masks,
 )
-from bpkd_sdk.models.spec import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    NetworkSpec,
-    class_names_of_config,
-    get_provenance,
-    get_spec,
-    set_provenance,
-    set_spec,
-)
+from bpkd_sdk.models.spec import class_names_of_config, get_provenance, get_spec, set_provenance, set_spec
+from bpkd_sdk.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of images in 0..1
 

@@ -14,9 +14,10 @@ from bpkd_sdk.models import imagenet, weights
 from bpkd_sdk.models.blocks import initialize
 from bpkd_sdk.models.decoders import AuxiliaryHead, ConcatHead, Head, ISAHead, PSPHead, SeparableASPPHead
 from bpkd_sdk.models.encoders import Backbone, HRNet, MobileNetV2, ResNet
-from bpkd_sdk.models.spec import NetworkSpec, set_provenance
+from bpkd_sdk.models.spec import set_provenance
 from bpkd_sdk.output import SegmentationOutput
 from bpkd_sdk.pixels import PixelFormat
+from bpkd_sdk.spec import NetworkSpec
 
 
 class SegmentationNetwork(nn.Module):

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.models.mask_classification import adapt_network
-from bpkd_sdk.models.spec import NetworkSpec, get_spec
+from bpkd_sdk.models.spec import get_spec
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime.inference import full_size_logits, to_mask
+from bpkd_sdk.spec import NetworkSpec
 
 Range = tuple[int, int | None]
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bpkd_sdk.models.spec import NetworkSpec
 from bpkd_sdk.runtime.base import AcceptedImages, Runtime, choose_device
 from bpkd_sdk.runtime.manifest import EngineManifest, check_engine, open_backend, trt_log
 from bpkd_sdk.runtime.recording import SETTING_UP, Recording, run_on
+from bpkd_sdk.spec import NetworkSpec
 
 
 class EngineRuntime(Runtime):

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from bpkd_sdk.errors import check_choice
-from bpkd_sdk.models.spec import NetworkSpec
 from bpkd_sdk.runtime.base import AcceptedImages, Range, Runtime
 from bpkd_sdk.runtime.inference import resized_bands, sliding_bands, sliding_masks, window_corners
 from bpkd_sdk.sizes import Size, format_size, resize_images, resize_label, scaled_size
+from bpkd_sdk.spec import NetworkSpec
 
 Fit = Literal["slide", "resize", "pad"]
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from bpkd_sdk.errors import check_choice, import_optional
-from bpkd_sdk.models.spec import NetworkSpec
 from bpkd_sdk.runtime.base import AcceptedImages, Runtime, choose_device
 from bpkd_sdk.runtime.onnx_cpu import optimize_for_cpu
 from bpkd_sdk.runtime.recording import Recording
+from bpkd_sdk.spec import NetworkSpec
 
 if TYPE_CHECKING:
     from onnx import ModelProto

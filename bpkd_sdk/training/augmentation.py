@@ -22,7 +22,7 @@ from bpkd_sdk.data.foreign import ImageRule, MaskRule, describe, find_image_rule
 from bpkd_sdk.data.randomness import find_generators, seeded
 from bpkd_sdk.data.transforms import PRESETS, PadTo, VariedCrop, augment, padding, training_transform
 from bpkd_sdk.errors import check_choice
-from bpkd_sdk.models import NetworkSpec
+from bpkd_sdk.spec import NetworkSpec
 from bpkd_sdk.training.config import TrainingConfig
 
 # "paper", "light", "none"; None for data that augment by themselves; an Albumentations or torchvision v2 transform; or

@@ -16,9 +16,10 @@ from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import Capture, eval_mode, feature_path, find_module, unwrap
 from bpkd_sdk.losses import METHODS, DistillationLoss, create_method
-from bpkd_sdk.models import NetworkSpec, get_spec, identify, set_spec
+from bpkd_sdk.models import get_spec, identify, set_spec
 from bpkd_sdk.output import SegmentationOutput, as_output, check_final_activation
 from bpkd_sdk.runtime import Runtime
+from bpkd_sdk.spec import NetworkSpec
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.teacher import TeacherModel, teacher_logits
 from bpkd_sdk.training.teacher_check import output_kind

@@ -13,7 +13,7 @@ from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.checks import checked_image, label_problem, unknown_labels
 from bpkd_sdk.data.dataset import default_workers, ignore_interrupts
 from bpkd_sdk.data.randomness import seeded
-from bpkd_sdk.models import NetworkSpec
+from bpkd_sdk.spec import NetworkSpec
 from bpkd_sdk.training.augmentation import Augmentation, Transform
 from bpkd_sdk.training.config import TrainingConfig
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.checks import checked_image
-from bpkd_sdk.models import NetworkSpec, get_spec, set_spec
+from bpkd_sdk.models import get_spec, set_spec
 from bpkd_sdk.pixels import check_pixels
 from bpkd_sdk.runtime import Runtime
+from bpkd_sdk.spec import NetworkSpec
 from bpkd_sdk.training.teacher import TeacherModel
 
 MEASURED_IMAGES = 64  # largest number of training images that mean and standard deviation are measured on

@@ -18,13 +18,13 @@ from bpkd_sdk.features import Capture
 from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, get_spec, load_model, set_spec
 from bpkd_sdk.models.library import is_pretrained_name
 from bpkd_sdk.models.mask_classification import adapt_network
-from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec
 from bpkd_sdk.output import SegmentationOutput, as_output
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime import AcceptedImages, Runtime, open_runtime
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.onnx import METADATA_KEY, OnnxRuntime, open_session, run_session
 from bpkd_sdk.runtime.viewed import ViewedRuntime
+from bpkd_sdk.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.objective import compiled_call, network_input, to_device
 from bpkd_sdk.views import ViewedNetwork, Views

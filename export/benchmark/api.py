@@ -19,11 +19,11 @@ from bpkd_sdk.data.shapes import render
 from bpkd_sdk.export.benchmark.entry import GAP, Artifact, Entry
 from bpkd_sdk.export.benchmark.environment import Environment, list_gpus
 from bpkd_sdk.export.benchmark.report import BenchmarkReport
-from bpkd_sdk.models import NetworkSpec
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.runtime.fit import Fit, check_fit
 from bpkd_sdk.sizes import check_size
+from bpkd_sdk.spec import NetworkSpec
 
 ROUNDS = 5
 BATCHES = 4  # number of different batches, used in turns

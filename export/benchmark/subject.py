@@ -17,10 +17,10 @@ import torch
 
 from bpkd_sdk.export.benchmark.facts import Facts, find_facts
 from bpkd_sdk.memory import GpuMemoryMeter, MemoryMeter, combined_peak
-from bpkd_sdk.models import NetworkSpec
 from bpkd_sdk.runtime import AcceptedImages, Runtime, TorchRuntime, open_runtime
 from bpkd_sdk.runtime.base import choose_device
 from bpkd_sdk.runtime.fit import Fit, StageTimer, fit_images, fit_size, fitted_masks
+from bpkd_sdk.spec import NetworkSpec
 
 T = TypeVar("T")
 

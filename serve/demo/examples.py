@@ -14,9 +14,9 @@ from bpkd_sdk.data.folder import FolderDataset
 from bpkd_sdk.data.folder_classes import find_classes
 from bpkd_sdk.data.pairs import Pair, pair_files
 from bpkd_sdk.images import read_pixels
-from bpkd_sdk.models.spec import NetworkSpec
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.serve.networks import ModelSet
+from bpkd_sdk.spec import NetworkSpec
 
 MAX_EXAMPLES = 12
 _THUMBNAIL_SIDE = 192  # pixels of the longer side

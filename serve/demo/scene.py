@@ -18,7 +18,6 @@ from PIL import Image, UnidentifiedImageError
 
 from bpkd_sdk.data.labels import read_label
 from bpkd_sdk.images import read_pixels
-from bpkd_sdk.models.spec import Color
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.serve.networks import ServedModel
 from bpkd_sdk.serve.overlay import Difference, draw_difference, draw_overlay
@@ -26,6 +25,7 @@ from bpkd_sdk.serve.predictor import Prediction, Timings
 from bpkd_sdk.serve.service.limits import Limits, read_bounded, read_untrusted_image
 from bpkd_sdk.serve.service.responses import mask_png
 from bpkd_sdk.sizes import resize_label
+from bpkd_sdk.spec import Color
 
 # Maximum side of a picture on the page, in pixels. Larger images are reduced to it; smaller images are enlarged by
 # the largest integer factor for which they fit.

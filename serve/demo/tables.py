@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
-from bpkd_sdk.models.spec import Color
 from bpkd_sdk.serve.demo.scene import CachedPrediction
 from bpkd_sdk.serve.networks import ModelSet, ServedModel
 from bpkd_sdk.serve.overlay import BODY_COLOR, EDGE_COLOR, Difference
 from bpkd_sdk.serve.predictor import Timings
+from bpkd_sdk.spec import Color
 
 BOUNDARY_WIDTH = 3  # width of the boundary in pixels for boundary IoU
 

@@ -21,7 +21,6 @@ from starlette.responses import PlainTextResponse
 
 from bpkd_sdk import __version__
 from bpkd_sdk.images import RAW_FORMATS
-from bpkd_sdk.models.spec import Color
 from bpkd_sdk.serve.networks import ModelSet, ServedModel, check_models
 from bpkd_sdk.serve.service.limits import FORM_FIELD, IMAGE_FORMATS, BodyLimitMiddleware, Limits, upload_formats
 from bpkd_sdk.serve.service.metrics import Metrics, RequestMetricsMiddleware
@@ -29,6 +28,7 @@ from bpkd_sdk.serve.service.responses import Problem, ResponseFormat, Segmentati
 from bpkd_sdk.serve.service.security import AccessPolicy, SecurityMiddleware
 from bpkd_sdk.serve.service.segmenter import Segmenter, SegmentRequest
 from bpkd_sdk.serve.service.server import StreamShutdownMiddleware
+from bpkd_sdk.spec import Color
 
 log = logging.getLogger("bpkd_sdk.serve")
 

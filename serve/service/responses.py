@@ -13,8 +13,8 @@ from PIL import Image
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
-from bpkd_sdk.models.spec import Color
 from bpkd_sdk.serve.predictor import Prediction
+from bpkd_sdk.spec import Color
 
 ResponseFormat = Literal["json", "mask", "overlay", "confidence"]
 

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 import bpkd_sdk
 from bpkd_sdk.classes import is_unnamed
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.models import NetworkSpec, get_spec, identify
+from bpkd_sdk.models import get_spec, identify
 from bpkd_sdk.models.library import build_from_spec
 from bpkd_sdk.models.mask_classification import MaskClassificationNetwork
+from bpkd_sdk.spec import NetworkSpec
 from tests.families import (
     ALL_METHODS,
     DATA,

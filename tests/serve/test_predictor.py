@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from bpkd_sdk.models.spec import distinct_colors
 from bpkd_sdk.runtime import AcceptedImages, TorchRuntime
 from bpkd_sdk.serve import Prediction, Predictor, Timings, draw_overlay
+from bpkd_sdk.spec import distinct_colors
 from tests.networks import tiny
 from tests.serve.cases import CLASSES, NAMES, PALETTE, SIZE, exact_logits, network, scene
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 import bpkd_sdk
 from bpkd_sdk.data import DatasetSubset
-from bpkd_sdk.models import NetworkSpec
 from bpkd_sdk.runtime import AcceptedImages, TorchRuntime
+from bpkd_sdk.spec import NetworkSpec
 from bpkd_sdk.training.crop import default_crop
 from tests.networks import tiny
 

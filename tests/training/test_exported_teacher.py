@@ -10,8 +10,8 @@ from torch import nn
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import to_onnx
-from bpkd_sdk.models import NetworkSpec
 from bpkd_sdk.runtime import AcceptedImages, TorchRuntime
+from bpkd_sdk.spec import NetworkSpec
 from tests.networks import tiny
 from tests.runtime.test_manifest import engine
 

@@ -9,7 +9,8 @@ from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.losses import DistillationLoss
-from bpkd_sdk.models import NetworkSpec, get_spec, set_spec
+from bpkd_sdk.models import get_spec, set_spec
+from bpkd_sdk.spec import NetworkSpec
 from bpkd_sdk.training.label_losses import LabelLosses
 from bpkd_sdk.training.teacher_check import TeacherWarning
 from tests.networks import tiny

@@ -15,9 +15,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.models import NetworkSpec
-from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD
 from bpkd_sdk.runtime import AcceptedImages, MatchedRuntime, TorchRuntime
+from bpkd_sdk.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec
 from bpkd_sdk.training.teacher import open_onnx_teacher
 from bpkd_sdk.training.teacher_check import TeacherWarning, check_teacher, warn_about_teacher
 from bpkd_sdk.training.teacher_check.crops import MAX_CROP_PIXELS, MAX_READ

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpkd_sdk
-from bpkd_sdk.models import NetworkSpec, set_spec
+from bpkd_sdk.models import set_spec
+from bpkd_sdk.spec import NetworkSpec
 from bpkd_sdk.training.teacher import add_views, teacher_logits
 from bpkd_sdk.views import ViewedNetwork
 from tests.networks import tiny

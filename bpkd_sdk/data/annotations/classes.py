@@ -11,7 +11,7 @@ from bpkd_sdk.data.annotations.labelme import BACKGROUND
 from bpkd_sdk.data.annotations.model import Annotations
 from bpkd_sdk.data.classes_file import VOID, read_classes
 from bpkd_sdk.errors import did_you_mean, format_list
-from bpkd_sdk.models.spec import Color
+from bpkd_sdk.spec import Color
 
 VOID_ID = 255
 

@@ -21,7 +21,7 @@ from bpkd_sdk.data.annotations.model import (
 )
 from bpkd_sdk.data.labels import parse_hex_color
 from bpkd_sdk.errors import format_list
-from bpkd_sdk.models.spec import Color
+from bpkd_sdk.spec import Color
 
 SHAPES = ("polygon", "box", "ellipse", "mask")
 

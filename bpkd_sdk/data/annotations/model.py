@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bpkd_sdk.errors import import_optional
-from bpkd_sdk.models.spec import Color
+from bpkd_sdk.spec import Color
 
 Regions = Iterable[tuple[str, np.ndarray]]
 

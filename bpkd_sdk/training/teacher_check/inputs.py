@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.features import eval_mode
 from bpkd_sdk.models import get_spec
-from bpkd_sdk.models.spec import IMAGENET_MEAN, IMAGENET_STD
 from bpkd_sdk.output import as_output
 from bpkd_sdk.runtime import AcceptedImages, Runtime
 from bpkd_sdk.sizes import Size
+from bpkd_sdk.spec import IMAGENET_MEAN, IMAGENET_STD
 from bpkd_sdk.training.teacher import TeacherModel
 from bpkd_sdk.training.teacher_check.crops import MAX_CROP_PIXELS, MAX_CROPS, Sample
 
