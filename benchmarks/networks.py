@@ -14,7 +14,7 @@ import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export.calibration import measure_ranges
 from bpkd_sdk.export.qdq import find_layers, inner_layers, insert_qdq
-from bpkd_sdk.export.quantize import int8_metadata, write_int8
+from bpkd_sdk.export.quantization import int8_metadata, write_int8
 from bpkd_sdk.models.encoders import BasicBlock, Bottleneck, InvertedResidual
 from bpkd_sdk.runtime import open_runtime
 from bpkd_sdk.runtime.inference import whole_logits

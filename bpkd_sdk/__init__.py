@@ -1,12 +1,11 @@
 """Distillation of large semantic-segmentation networks into small ones (BPKD), and their export and deployment.
 
 Importing this package imports no other module of it and no other package; each name below is imported when it is first
-used.
+used. A name that needs a package that is not installed then raises ImportError, which states the extra to install.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +90,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    from bpkd_sdk.errors import import_optional
+
+    return getattr(import_optional(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

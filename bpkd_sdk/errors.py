@@ -1,9 +1,9 @@
-"""Helpers for error messages, which state what was received, what is allowed, and what to do."""
+"""Error messages, which state what was received, what is allowed, and what to do; imports of optional packages."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
@@ -32,23 +32,74 @@ def did_you_mean(value: object, choices: Iterable[object]) -> str:
     return f" Did you mean {nearest[0]!r}?" if nearest else ""
 
 
-def import_optional(module: str, extra: str) -> ModuleType:
-    """Import an optional package.
+# Extra of bpkd-sdk that installs each optional package, by the name that it is imported by.
+EXTRAS = {
+    **dict.fromkeys(("accelerate", "filelock", "safetensors", "segmentation_models_pytorch"), "train"),
+    **dict.fromkeys(("timm", "torch", "torchvision"), "train"),
+    **dict.fromkeys(("onnx", "onnxscript", "onnxslim"), "export"),
+    **dict.fromkeys(("asgi_correlation_id", "av", "fastapi", "fastapi_offline", "gradio", "jinja2"), "serve"),
+    **dict.fromkeys(("matplotlib", "multipart", "prometheus_client", "starlette", "uvicorn"), "serve"),
+    "pycocotools": "data",
+    "scipy": "compare",
+    "tensorboard": "track",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "transformers": "transformers",
+    "tritonclient": "triton",
+}
+
+
+def import_optional(module: str, extra: str | None = None) -> ModuleType:
+    """Import an optional package, or a module of this package that imports some.
 
     Args:
         module: Name of the module.
-        extra: Extra of bpkd-sdk that installs the package.
+        extra: Extra of bpkd-sdk that the message names; None: the extra of the missing package in `EXTRAS`.
 
     Raises:
-        ImportError: If the module cannot be imported; the message states how to install it.
+        ImportError: If the module cannot be imported; the message states how to install what is missing.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(
-            f"This function needs the package {module!r}, which could not be imported ({error}). "
-            f"Install it with: pip install 'bpkd-sdk[{extra}]'"
-        ) from error
+        explained = explain_missing(error, module, extra)
+        if explained is error:
+            raise
+        raise explained from error
+
+
+def explain_missing(error: ImportError, module: str = "", extra: str | None = None) -> ImportError:
+    """Return an error that states which extra installs the missing package; the same error if no extra does.
+
+    Args:
+        error: Error of an import statement.
+        module: Name of the module that was imported, for an error that names none.
+        extra: Extra of bpkd-sdk that the message names; None: the extra of the missing package in `EXTRAS`.
+    """
+    package = (error.name or module).partition(".")[0]
+    extra = extra or EXTRAS.get(package)
+    if extra is None or package in ("", "bpkd_sdk"):
+        return error
+    problem = "is not installed" if isinstance(error, ModuleNotFoundError) else f"could not be imported ({error})"
+    return ImportError(f"This needs the package {package!r}, which {problem}: pip install 'bpkd-sdk[{extra}]'")
+
+
+def lazy_names(package: str, modules: Mapping[str, Sequence[str]], extra: str | None = None) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a package whose names are imported from their modules when they are first used.
+
+    Args:
+        package: Name of the package.
+        modules: Names by the module that defines them. No module may be an attribute of the package of the same name.
+        extra: Extra of bpkd-sdk that installs the packages that these modules import; as for `import_optional`.
+    """
+    module_of = {name: module for module, names in modules.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name not in module_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_optional(module_of[name], extra), name)
+
+    return get
 
 
 def format_list(items: Iterable[object], limit: int = 10) -> str:

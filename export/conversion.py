@@ -11,7 +11,7 @@ from typing import Any
 
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.export.onnx import to_onnx
-from bpkd_sdk.export.quantize import quantize
+from bpkd_sdk.export.quantization import quantize
 from bpkd_sdk.runtime.formats import FORMATS, Format, find_format
 
 Step = Callable[..., Any]

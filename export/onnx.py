@@ -19,7 +19,7 @@ from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.adapt import as_dataset_of
 from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.export.trace import DeployableNetwork, first_reason, trace
-from bpkd_sdk.export.verify import VerificationReport, verify
+from bpkd_sdk.export.verification import VerificationReport, verify
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.models import get_spec, load_model
 from bpkd_sdk.models.checkpoint import content_hash

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from bpkd_sdk.errors import lazy_names
 from bpkd_sdk.images import read_image
 from bpkd_sdk.serve.overlay import draw_difference, draw_overlay, label_boundaries
 from bpkd_sdk.serve.predictor import Prediction, Predictor, Timings
@@ -29,15 +29,12 @@ __all__ = [
     "read_image",
 ]
 
-# The modules of these names are imported at first use, because they need optional packages or are slow to import.
-_LAZY_MODULES = {
-    "build_demo": "bpkd_sdk.serve.demo",
-    "create_app": "bpkd_sdk.serve.service.app",
-    "open_models": "bpkd_sdk.serve.networks",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY_MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY_MODULES[name]), name)
+# Imported when first used, because they need optional packages or are slow to import.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "bpkd_sdk.serve.demo": ("build_demo",),
+        "bpkd_sdk.serve.networks": ("open_models",),
+        "bpkd_sdk.serve.service.app": ("create_app",),
+    },
+)

@@ -18,6 +18,7 @@ from bpkd_sdk.cli import (  # noqa: F401  (each module adds its commands to the 
     training,
 )
 from bpkd_sdk.cli.common import app, errors
+from bpkd_sdk.errors import explain_missing
 
 __all__ = ["app", "main"]
 
@@ -34,6 +35,8 @@ def main() -> None:
         with _short_warnings():
             app()
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
+        if isinstance(error, ImportError):
+            error = explain_missing(error)
         errors.print(f"[bold red]Error:[/] {type(error).__name__}:", end=" ")
         errors.print(name_options(str(error), sys.argv[1:]), markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

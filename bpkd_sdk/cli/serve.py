@@ -76,7 +76,7 @@ def serve(
     from bpkd_sdk.errors import import_optional
 
     for package in ("asgi_correlation_id", "fastapi", "prometheus_client", "uvicorn"):
-        import_optional(package, "serve")
+        import_optional(package)
     from starlette.responses import RedirectResponse
 
     from bpkd_sdk.serve.networks import open_models

@@ -98,7 +98,7 @@ def convert_annotations(
         KeyboardInterrupt: After Ctrl-C, with the number of written labels.
     """
     source, path = Path(source), Path(path)
-    import_optional("pycocotools.mask", "data")
+    import_optional("pycocotools.mask")
     classes_file = path / CLASSES_FILE
     if source.is_dir() and images is None and (_given(selection) or (source / "images").is_dir()):
         if skip_missing:

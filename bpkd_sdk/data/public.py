@@ -300,7 +300,7 @@ def _read_release(file: Path) -> tuple[list[Record], dict[Any, list[Record]]]:
 
 def _draw_label(image: Record, masks: list[Record], file: Path) -> np.ndarray:
     """Draw the masks of an image into a label map, uint8 (H, W), in their order."""
-    coco = import_optional("pycocotools.mask", "data")
+    coco = import_optional("pycocotools.mask")
     categories = np.zeros((image["height"], image["width"]), np.int64)
     for mask in masks:
         covered = coco.decode(mask["segmentation"]).astype(bool)

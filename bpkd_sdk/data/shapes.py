@@ -20,11 +20,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-
-from bpkd_sdk.data.dataset import SegmentationDataset
 
 CLASS_NAMES: tuple[str, ...] = ("ground", "disc", "ring", "box", "star", "leaf", "pole", "wire", "fence")
 
@@ -309,34 +305,3 @@ def _photograph(rng: np.random.Generator, image: _Floats, light: complex) -> _By
     blurred = cv2.GaussianBlur(np.ascontiguousarray(sharp), (3, 3), rng.uniform(0.4, 0.7))
     noise = rng.integers(-7, 8, blurred.shape, np.int8).astype(np.int16)
     return np.asarray(cv2.add(blurred, noise, dtype=cv2.CV_8U), np.uint8)
-
-
-class ShapesDataset(SegmentationDataset):
-    """Generated scenes of overlapping, textured objects with thin and thick parts.
-
-    Args:
-        split: Name of the split, "train", "val" or any other. Splits have no scene in common.
-        length: Number of scenes; None: 400 for "train" and 100 for other splits.
-        size: (height, width) of the images in pixels, each at least 32.
-        seed: Seed of the data set.
-    """
-
-    def __init__(
-        self, split: str = "train", *, length: int | None = None, size: tuple[int, int] = (128, 128), seed: int = 0
-    ) -> None:
-        self.name = f"shapes/{split}"
-        self.class_names = CLASS_NAMES
-        self.palette = PALETTE
-        self.split = split
-        self.length = length if length is not None else (400 if split == "train" else 100)
-        self.size = size
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not 0 <= index < self.length:
-            raise IndexError(f"Expected an index in [0, {self.length}), but got {index}.")
-        image, label = render(self.seed, self.split, index, self.size)
-        return torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(label)

@@ -132,7 +132,7 @@ def _options(name: str) -> dict[str, Any]:
 
 
 def _read_config(name: str) -> Any:
-    transformers = import_optional("transformers", "transformers")
+    transformers = import_optional("transformers")
     config = _open(name, transformers.AutoConfig.from_pretrained)
     _network_class(config, name)
     return config
@@ -156,7 +156,7 @@ def _open(name: str, read: Any, **options: Any) -> Any:
 
 def _network_class(config: Any, name: str = "") -> Any:
     """Return the library's class for a configuration: one with logits per pixel, or one that classifies masks."""
-    transformers = import_optional("transformers", "transformers")
+    transformers = import_optional("transformers")
     classes = _class_names()
     if config.model_type not in classes:
         raise ValueError(
@@ -216,7 +216,7 @@ def _finish(name: str, network: Any) -> nn.Module:
 
 def _read_task(name: str, config: Any) -> Tensor:
     """Return the token ids (1, L) of the text that OneFormer's authors use for semantic segmentation."""
-    transformers = import_optional("transformers", "transformers")
+    transformers = import_optional("transformers")
     tokenizer = _open(name, transformers.AutoTokenizer.from_pretrained)
     tokens = tokenizer(
         ["the task is semantic"],
@@ -258,7 +258,7 @@ def _size_divisor(config: Any) -> int:
 
 def _read_normalization(name: str, config: Any) -> Normalization:
     """Return mean and standard deviation (for images in 0..1) of the image processor in a folder or repository."""
-    transformers = import_optional("transformers", "transformers")
+    transformers = import_optional("transformers")
     try:
         return _normalization(transformers.AutoImageProcessor.from_pretrained(**_options(name)), name)
     except OSError:
@@ -273,7 +273,7 @@ def _read_normalization(name: str, config: Any) -> Normalization:
 
 @functools.cache
 def _local_normalization(source: str, model_type: str) -> Normalization:
-    transformers = import_optional("transformers", "transformers")
+    transformers = import_optional("transformers")
     if source:
         with suppress(OSError):
             processor = transformers.AutoImageProcessor.from_pretrained(
@@ -350,7 +350,7 @@ def rebuild(spec: NetworkSpec) -> nn.Module:
         ValueError: If the configuration is not one of a segmentation network of the library, or names files or code,
             which the library would load.
     """
-    transformers = import_optional("transformers", "transformers")
+    transformers = import_optional("transformers")
     content = spec.config or {}
     try:
         config = transformers.AutoConfig.for_model(**_without_sources(content["arguments"]))

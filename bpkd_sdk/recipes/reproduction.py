@@ -14,7 +14,7 @@ from torch import nn
 
 from bpkd_sdk.data import DATASETS, DatasetSubset, SegmentationDataset
 from bpkd_sdk.evaluation import Metrics, evaluate
-from bpkd_sdk.evaluation.evaluate import Source
+from bpkd_sdk.evaluation.api import Source
 from bpkd_sdk.files import write_json
 from bpkd_sdk.models import ZOO, create_model, get_spec, load_model
 from bpkd_sdk.models.weights import NONE

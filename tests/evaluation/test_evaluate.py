@@ -8,7 +8,7 @@ from torch import nn
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.evaluation import EvaluationProtocol
-from bpkd_sdk.evaluation.evaluate import _batches
+from bpkd_sdk.evaluation.api import _batches
 from bpkd_sdk.runtime.inference import to_mask, whole_logits
 from tests.networks import tiny
 

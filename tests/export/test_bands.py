@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bpkd_sdk
-from bpkd_sdk.export.verify import verify
+from bpkd_sdk.export.verification import verify
 from bpkd_sdk.runtime import open_runtime
 from bpkd_sdk.runtime.inference import to_mask, whole_logits
 from tests.bands import BandScenes, band_scene

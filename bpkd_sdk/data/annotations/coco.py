@@ -84,7 +84,7 @@ def _check_instances(annotations: Sequence[Record], names: Mapping[Any, str], so
 
 def _instance_regions(annotations: Sequence[Record], names: Mapping[Any, str], height: int, width: int) -> Regions:
     """Yield the masks of the instances of an image: crowds as void, then the others, larger ones first."""
-    coco = import_optional("pycocotools.mask", "data")
+    coco = import_optional("pycocotools.mask")
     instances = [(annotation, _instance_runs(annotation, height, width)) for annotation in annotations]
     instances.sort(key=lambda instance: (not instance[0].get("iscrowd"), -int(coco.area(instance[1]))))
     for annotation, runs in instances:
@@ -110,7 +110,7 @@ def _instance_runs(annotation: Record, height: int, width: int) -> Record:
             return {"size": size, "counts": counts.encode()}
         if sum(counts) != height * width:
             raise ValueError(f"{place} has run lengths of {sum(counts)} pixels, the image has {height * width}")
-        runs: Record = import_optional("pycocotools.mask", "data").frPyObjects(segmentation, height, width)
+        runs: Record = import_optional("pycocotools.mask").frPyObjects(segmentation, height, width)
         return runs
 
 

@@ -53,7 +53,7 @@ class Annotations:
 
 def draw_polygons(parts: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
     """Return the mask, bool (H, W), of `polygon_runs`."""
-    return np.asarray(import_optional("pycocotools.mask", "data").decode(polygon_runs(parts, height, width)), bool)
+    return np.asarray(import_optional("pycocotools.mask").decode(polygon_runs(parts, height, width)), bool)
 
 
 def polygon_runs(parts: Sequence[Sequence[float]], height: int, width: int) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def polygon_runs(parts: Sequence[Sequence[float]], height: int, width: int) -> d
     polygons = [list(map(float, part)) for part in parts if len(part) >= 6]
     for polygon in polygons:
         _check_coordinates(polygon, height, width)
-    coco = import_optional("pycocotools.mask", "data")
+    coco = import_optional("pycocotools.mask")
     drawn = coco.frPyObjects(polygons, height, width) if polygons else []
     empty = coco.encode(np.zeros((height, width), np.uint8, order="F"))
     runs: dict[str, Any] = coco.merge([empty, *drawn])
