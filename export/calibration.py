@@ -15,6 +15,7 @@ from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.checks import checked_image
 from bpkd_sdk.evaluation.agreement import MaskAgreement, mask_agreement
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
+from bpkd_sdk.export.onnx_cpu import serialize_for_cpu
 from bpkd_sdk.export.qdq import Layer, range_tensors, with_range_outputs
 from bpkd_sdk.pixels import check_pixels
 from bpkd_sdk.progress import track
@@ -107,7 +108,7 @@ def _fitted_samples(
 def measure_ranges(model: ModelProto, layers: Sequence[Layer], images: Sequence[Tensor]) -> dict[str, float]:
     """Measure the largest absolute value of each of `range_tensors(layers)` over images (channels, H, W)."""
     tensors = range_tensors(layers)
-    session = open_session(with_range_outputs(model, tensors), torch.device("cpu"))
+    session = open_session(serialize_for_cpu(with_range_outputs(model, tensors)), torch.device("cpu"))
     name = session.get_inputs()[0].name
     ranges = [
         session.run(None, {name: _to_batch(image)})
@@ -151,7 +152,7 @@ class HeldOutImages:
 
     def _segment(self, model: ModelProto, most: int | None = None) -> list[Tensor]:
         """Return the masks (h, w) of a model for the first `most` images; None: for all."""
-        return self._run(open_session(model, torch.device("cpu")), self.samples[:most])
+        return self._run(open_session(serialize_for_cpu(model), torch.device("cpu")), self.samples[:most])
 
     def _run(self, session: InferenceSession, samples: Sequence[Sample]) -> list[Tensor]:
         name = session.get_inputs()[0].name

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from bpkd_sdk.classes import check_class_count, check_mask_classes, class_order
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.adapt import as_dataset_of
 from bpkd_sdk.errors import check_choice, import_optional
+from bpkd_sdk.export.onnx_cpu import serialize_for_cpu
 from bpkd_sdk.export.trace import DeployableNetwork, first_reason, trace
 from bpkd_sdk.export.verification import VerificationReport, verify
 from bpkd_sdk.files import write_atomically
@@ -27,9 +28,13 @@ from bpkd_sdk.models.mask_classification import adapt_network
 from bpkd_sdk.models.spec import get_provenance
 from bpkd_sdk.output import as_output, check_final_activation
 from bpkd_sdk.runtime.inference import pad_to_multiple
-from bpkd_sdk.runtime.onnx import OnnxRuntime, seal_onnx
+from bpkd_sdk.runtime.onnx import OnnxRuntime
+from bpkd_sdk.runtime.onnx_file import pack_onnx
 from bpkd_sdk.sizes import check_size
 from bpkd_sdk.spec import NetworkSpec
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 Precision = Literal["fp32", "fp16"]
 
@@ -156,6 +161,12 @@ def to_onnx(
     content = seal_onnx(traced, metadata | {"verified": not disagreements, "parity": report.to_dict()})
     write_atomically(target, content)
     return ExportReport(target, len(content), not disagreements, report)
+
+
+def seal_onnx(model: ModelProto, metadata: Mapping[str, Any]) -> bytes:
+    """Return the content of an ONNX file: a model, whose metadata is replaced, and its faster model for a CPU."""
+    del model.metadata_props[:]
+    return pack_onnx(model.SerializeToString(), serialize_for_cpu(model), metadata)
 
 
 def _check_arguments(target: Path, input_size: tuple[int, int], precision: str, opset: int, divisor: int) -> None:

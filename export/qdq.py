@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bpkd_sdk.runtime.graph import Graph, attributes_of
+from bpkd_sdk.export.graph import Graph, attributes_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto

@@ -20,11 +20,13 @@ from bpkd_sdk.data.adapt import as_dataset_of
 from bpkd_sdk.errors import import_optional
 from bpkd_sdk.evaluation.agreement import MaskAgreement
 from bpkd_sdk.export.calibration import HELD_OUT, RANKING_IMAGES, HeldOutImages, measure_ranges, read_samples
+from bpkd_sdk.export.onnx import seal_onnx
 from bpkd_sdk.export.qdq import Layer, find_layers, inner_layers, insert_qdq
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime.fit import Fit, check_fit
-from bpkd_sdk.runtime.onnx import OnnxRuntime, read_onnx, seal_onnx
+from bpkd_sdk.runtime.onnx import OnnxRuntime
+from bpkd_sdk.runtime.onnx_file import read_onnx
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -144,7 +146,7 @@ def quantize(
             no edges, so that the loss cannot be measured.
         RuntimeError: If no layer can be int8 within the limit; no file is written then.
     """
-    import_optional("onnx", "export")
+    onnx = import_optional("onnx", "export")
     target = Path(path)
     if target.suffix != ".onnx":
         raise ValueError(f"Expected a path that ends in '.onnx', but got {str(target)!r}.")
@@ -158,7 +160,7 @@ def quantize(
     calibrating, measuring = list(chain(*samples[:calibration_images])), list(chain(*samples[calibration_images:]))
     if max_boundary_loss is None:
         max_boundary_loss = LIMIT_WITH_LABELS if calibration_data.has_labels else LIMIT_WITHOUT_LABELS
-    model, _ = read_onnx(Path(source))
+    model = onnx.load_from_string(read_onnx(Path(source))[0])
     layers = find_layers(model)
     if (weighted := sum(layer.weighted for layer in layers)) < 3:
         raise ValueError(

@@ -24,7 +24,7 @@ from bpkd_sdk.export.compilation import Compilation, Size
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.manifest import Backend, EngineManifest, capability, covers, manifest_path, open_backend, supports
-from bpkd_sdk.runtime.onnx import read_onnx
+from bpkd_sdk.runtime.onnx_file import read_onnx
 from bpkd_sdk.sizes import check_size
 
 
@@ -134,13 +134,13 @@ def to_tensorrt(
 
 def _read_verified(path: Path) -> tuple[bytes, dict[str, Any]]:
     """Return the bytes and the metadata of an ONNX file; raise ValueError if it disagrees with torch."""
-    _, metadata = read_onnx(path)
+    content, metadata = read_onnx(path)
     if metadata.get("verified") is False:
         raise ValueError(
             f"{path} does not agree with torch and was kept by force=True, so no engine is made of it. Export the "
             "network so that it agrees, for example with another opset or in fp32."
         )
-    return path.read_bytes(), metadata
+    return content, metadata
 
 
 def _describe_gpu() -> dict[str, str] | None:

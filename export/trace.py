@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpkd_sdk.data.shapes import render
+from bpkd_sdk.export.graph import Graph
 from bpkd_sdk.output import as_output
-from bpkd_sdk.runtime.graph import Graph
 from bpkd_sdk.runtime.inference import full_size_logits, to_mask
 from bpkd_sdk.spec import NetworkSpec
 

@@ -24,7 +24,8 @@ from bpkd_sdk.runtime.base import AcceptedImages
 from bpkd_sdk.runtime.engine import accepted_images
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.manifest import check_plan, load_manifest, manifest_path
-from bpkd_sdk.runtime.onnx import METADATA_KEY, OnnxRuntime
+from bpkd_sdk.runtime.onnx import OnnxRuntime
+from bpkd_sdk.runtime.onnx_file import METADATA_KEY
 from bpkd_sdk.spec import NetworkSpec
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import torch
 
 from bpkd_sdk.errors import check_choice, format_list, import_optional
 from bpkd_sdk.files import file_sha256, parse_record
-from bpkd_sdk.runtime.onnx import check_metadata
+from bpkd_sdk.runtime.onnx_file import check_metadata
 
 FORMAT = "bpkd-engine/1"
 

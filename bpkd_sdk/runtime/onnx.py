@@ -1,15 +1,12 @@
-"""ONNX files of bpkd-sdk: their metadata and seal, written and read, and the `Runtime` that runs them by ONNX Runtime.
+"""The `Runtime` that runs ONNX files of bpkd-sdk by ONNX Runtime.
 
 ONNX Runtime shares the memory of inputs and outputs with torch, so nothing is copied on the way in or out. On a CPU the
-runtime opens a session of a faster graph with the same values, see `bpkd_sdk.runtime.onnx_cpu`. On a GPU it records a
-CUDA graph of a file that takes one shape only.
+runtime opens a session of the faster model with the same values that the file contains, see
+`bpkd_sdk.runtime.onnx_file`. On a GPU it records a CUDA graph of a file that takes one shape only.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,92 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from bpkd_sdk.errors import check_choice, import_optional
+from bpkd_sdk.errors import import_optional
 from bpkd_sdk.runtime.base import AcceptedImages, Runtime, choose_device
-from bpkd_sdk.runtime.onnx_cpu import optimize_for_cpu
+from bpkd_sdk.runtime.onnx_file import cpu_model, read_onnx
 from bpkd_sdk.runtime.recording import Recording
 from bpkd_sdk.spec import NetworkSpec
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
     from onnxruntime import InferenceSession
-
-METADATA_KEY = "bpkd"
-_SEAL_KEY = "bpkd_sha256"
-_SEAL_LENGTH = 64
-_REQUIRED = ("network", "input_size", "dynamic_batch", "preprocess", "argmax", "precision")
-
-
-def seal_onnx(model: ModelProto, metadata: Mapping[str, Any]) -> bytes:
-    """Return the content of an ONNX file: a model with metadata, and a hash of all bytes before it at the end.
-
-    The hash is an entry of the metadata too: protobuf reads a message that is appended to another as a part of it.
-
-    Args:
-        model: Model to write; its metadata is replaced.
-        metadata: Plain JSON values, see `check_metadata`.
-    """
-    import onnx
-
-    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
-    seal = onnx.ModelProto()
-    onnx.helper.set_model_props(seal, {_SEAL_KEY: "0" * _SEAL_LENGTH})
-    content: bytes = model.SerializeToString() + seal.SerializeToString()[:-_SEAL_LENGTH]
-    return content + hashlib.sha256(content).hexdigest().encode()
-
-
-def read_onnx(path: Path) -> tuple[ModelProto, dict[str, Any]]:
-    """Read an ONNX file of bpkd-sdk: its model and its metadata.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If the file cannot be read, has no metadata of bpkd-sdk or was altered.
-    """
-    onnx = import_optional("onnx", "export")
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no ONNX file at {path}.")
-    content = path.read_bytes()
-    try:
-        model = onnx.load_from_string(content)
-    except Exception as error:  # protobuf's errors share no public base class
-        raise ValueError(f"{path} is not a readable ONNX file ({error}). It may be truncated.") from error
-    properties = {entry.key: entry.value for entry in model.metadata_props}
-    metadata = parse_metadata(properties.get(METADATA_KEY), path)
-    _check_seal(content, path)
-    return model, metadata
-
-
-def _check_seal(content: bytes, path: Path) -> None:
-    """Raise ValueError unless the last 64 bytes of a file are the SHA-256, in hex, of all bytes before them."""
-    sealed, seal = memoryview(content)[:-_SEAL_LENGTH], content[-_SEAL_LENGTH:]
-    if hashlib.sha256(sealed).hexdigest().encode() != seal:
-        raise ValueError(
-            f"{path} has been altered since bpkd-sdk wrote it: its content does not match the hash at its end. "
-            "Export it again, or copy the file again from its source."
-        )
-
-
-def parse_metadata(text: str | None, name: object) -> dict[str, Any]:
-    """Parse the metadata of an artifact from JSON; raise ValueError if it is absent, unreadable or incomplete."""
-    if text is None:
-        raise ValueError(f"{name} has no metadata of bpkd-sdk; write it with the functions of bpkd_sdk.export.")
-    try:
-        return check_metadata(json.loads(text))
-    except ValueError as error:
-        raise ValueError(f"The metadata of bpkd-sdk in {name} is not readable ({error}); export it again.") from error
-
-
-def check_metadata(metadata: Any) -> dict[str, Any]:
-    """Return the metadata of an artifact; raise ValueError if it is not an object or lacks a required key."""
-    if not isinstance(metadata, dict):
-        raise ValueError(f"it is {metadata!r:.40}, not an object")
-    if missing := [key for key in _REQUIRED if key not in metadata]:
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    check_choice("precision", metadata["precision"], ("fp32", "fp16", "int8"))
-    if metadata["precision"] == "int8" and not isinstance(metadata.get("quantization"), dict):
-        raise ValueError("it lacks quantization")
-    NetworkSpec.from_dict(metadata["network"])
-    return metadata
 
 
 def _accepted_images(metadata: Mapping[str, Any]) -> AcceptedImages:
@@ -124,12 +43,12 @@ class OnnxRuntime(Runtime):
         device: "auto" (a CUDA GPU if torch sees one and ONNX Runtime can use it, otherwise the CPU), "cpu" or a CUDA
             device.
         threads: Number of threads of ONNX Runtime on the CPU; None: ONNX Runtime's default.
-        as_written: Whether to run the file's own graph on the CPU too.
+        as_written: Whether to run the file's own model on the CPU too.
 
     Attributes:
         path: The file.
         session: Session of ONNX Runtime.
-        as_written: Whether the session runs the file's own graph, as it always does on a GPU.
+        as_written: Whether the session runs the file's own model, as it always does on a GPU.
         recording: CUDA graph that calls replay; None on the CPU, for a file that takes more than one shape, and if part
             of the network runs on the CPU.
 
@@ -148,7 +67,7 @@ class OnnxRuntime(Runtime):
         as_written: bool = False,
     ) -> None:
         self.path = Path(path)
-        model, metadata = read_onnx(self.path)
+        content, metadata = read_onnx(self.path)
         accepts, chosen = _accepted_images(metadata), choose_device(device, ("cpu", "cuda"))
         stream = torch.cuda.Stream(chosen) if chosen.type == "cuda" and accepts.is_static else None  # type: ignore[no-untyped-call]
         nhwc = accepts.is_static and metadata["precision"] == "fp16"
@@ -165,15 +84,16 @@ class OnnxRuntime(Runtime):
                 chosen, stream = torch.device("cpu"), None
         self.as_written = as_written or chosen.type == "cuda"
         if chosen.type != "cuda":
-            self.session = open_session(self.path if as_written else _cpu_graph(model), chosen, threads)
+            source = self.path if as_written else cpu_model(content, self.path)
+            del content  # ONNX Runtime copies the weights, so they are in memory twice already
+            self.session = open_session(source, chosen, threads)
         super().__init__(str(path), NetworkSpec.from_dict(metadata["network"]), metadata, chosen, accepts)
         self.recording = self._record(stream, nhwc) if stream is not None else None
 
     def model(self) -> bytes:
-        """Return the ONNX model that the session runs: the file's content, or the faster graph on a CPU."""
-        if self.as_written:
-            return self.path.read_bytes()
-        return _cpu_graph(read_onnx(self.path)[0])
+        """Return the ONNX model that the session runs: the file's content, or the faster model on a CPU."""
+        content, _ = read_onnx(self.path)
+        return content if self.as_written else cpu_model(content, self.path)
 
     def infer(self, inputs: Tensor) -> Tensor:
         """Return what the file's graph returns: uint8 masks (N, H, W), or float32 logits (N, C, H, W)."""
@@ -196,13 +116,6 @@ class OnnxRuntime(Runtime):
             return None
 
 
-def _cpu_graph(model: ModelProto) -> bytes:
-    """Change a model in place to the faster graph for a CPU, and return its bytes."""
-    optimize_for_cpu(model)
-    content: bytes = model.SerializeToString()
-    return content
-
-
 def runs_on_gpu_alone(path: Path, device: torch.device, nhwc: bool) -> bool:
     """Return whether ONNX Runtime runs every node of a file on a CUDA GPU, as its CUDA graphs require."""
     try:
@@ -213,7 +126,7 @@ def runs_on_gpu_alone(path: Path, device: torch.device, nhwc: bool) -> bool:
 
 
 def open_session(
-    source: Path | bytes | ModelProto,
+    source: Path | bytes,
     device: torch.device,
     threads: int | None = None,
     *,
@@ -225,8 +138,7 @@ def open_session(
     """Open a session of ONNX Runtime on a device, or on the CPU if ONNX Runtime cannot use the GPU.
 
     Args:
-        source: An ONNX file or its bytes, which run as they are; or a model, in whose place a faster one with the same
-            values runs if the device is the CPU. The model is not changed.
+        source: An ONNX file or its bytes, which run as they are.
         device: The CPU or a CUDA GPU.
         threads: Number of threads on the CPU; None: ONNX Runtime's default.
         profile: First part of the path of the file that ONNX Runtime's profiler writes; None: no profile.
@@ -256,8 +168,6 @@ def open_session(
         if stream is not None:
             cuda["user_compute_stream"] = str(stream.cuda_stream)
         providers.insert(0, ("CUDAExecutionProvider", cuda))
-    if not isinstance(source, (Path, bytes)):
-        source = _cpu_graph(copy.deepcopy(source)) if device.type == "cpu" else source.SerializeToString()
     try:
         model = str(source) if isinstance(source, Path) else source
         return onnxruntime.InferenceSession(model, options, providers=providers)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bpkd_sdk.errors import check_choice, did_you_mean, import_optional
 from bpkd_sdk.runtime.base import AcceptedImages, Range, Runtime
-from bpkd_sdk.runtime.onnx import METADATA_KEY, parse_metadata
+from bpkd_sdk.runtime.onnx_file import METADATA_KEY, parse_metadata
 from bpkd_sdk.spec import NetworkSpec
 
 _PORT = 8000  # default port of Triton's HTTP service

@@ -22,7 +22,8 @@ from bpkd_sdk.output import SegmentationOutput, as_output
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime import AcceptedImages, Runtime, open_runtime
 from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
-from bpkd_sdk.runtime.onnx import METADATA_KEY, OnnxRuntime, open_session, run_session
+from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session, run_session
+from bpkd_sdk.runtime.onnx_file import METADATA_KEY
 from bpkd_sdk.runtime.viewed import ViewedRuntime
 from bpkd_sdk.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec
 from bpkd_sdk.training.config import TrainingConfig

@@ -29,8 +29,8 @@ from bpkd_sdk.export.benchmark.environment import describe_machine
 from bpkd_sdk.export.benchmark.facts import count_cost, layer_precisions, profile_onnx_nodes
 from bpkd_sdk.export.benchmark.process import ArtifactError, RemoteSubject
 from bpkd_sdk.export.benchmark.table import format_number
+from bpkd_sdk.export.onnx import seal_onnx
 from bpkd_sdk.runtime import AcceptedImages, Runtime, TorchRuntime, open_runtime
-from bpkd_sdk.runtime.onnx import seal_onnx
 from bpkd_sdk.spec import NetworkSpec
 from tests.networks import tiny
 

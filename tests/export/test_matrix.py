@@ -25,7 +25,7 @@ def test_any_size_and_batch(name, tmp_path):
     assert report.verified
     assert {run.batch_size for run in report.verification.runs} == {1, 3}
     assert size not in {run.size for run in report.verification.runs}
-    entry, _ = onnx.load(report.path).metadata_props
+    entry, *_ = onnx.load(report.path).metadata_props
     assert json.loads(entry.value)["network"]["name"] == name
 
 

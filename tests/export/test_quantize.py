@@ -16,8 +16,9 @@ from torch import nn
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import qdq, to_onnx
+from bpkd_sdk.export.onnx import seal_onnx
 from bpkd_sdk.export.quantization import quantize
-from bpkd_sdk.runtime.onnx import OnnxRuntime, seal_onnx
+from bpkd_sdk.runtime.onnx import OnnxRuntime
 
 SIZE = (64, 64)
 

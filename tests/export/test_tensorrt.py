@@ -14,10 +14,10 @@ import bpkd_sdk
 from benchmarks.networks import fitted, to_int8
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import compilation, tensorrt, to_onnx
+from bpkd_sdk.export.onnx import seal_onnx
 from bpkd_sdk.export.quantization import quantize
 from bpkd_sdk.export.tensorrt import to_tensorrt
 from bpkd_sdk.runtime.manifest import load_manifest, manifest_path
-from bpkd_sdk.runtime.onnx import seal_onnx
 from tests.networks import tiny
 from tests.runtime.test_manifest import FACTS, claim_gpu
 

@@ -53,7 +53,7 @@ def test_files_of_any_size(name, shallow, compiler, tmp_path):
         assert report.verified
         assert {run.batch_size for run in report.verification.runs} == {1, 3}
         assert size not in {run.size for run in report.verification.runs}
-    entry, _ = onnx.load(files["fp32"]).metadata_props
+    entry, *_ = onnx.load(files["fp32"]).metadata_props
     assert json.loads(entry.value)["network"]["name"] == name
     largest = (2 * size[0], 2 * size[1])
     for precision, path in files.items():

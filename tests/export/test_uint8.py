@@ -7,8 +7,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from bpkd_sdk.runtime.graph import Graph
-from bpkd_sdk.runtime.onnx_cpu import optimize_for_cpu, use_uint8
+from bpkd_sdk.export.graph import Graph
+from bpkd_sdk.export.onnx_cpu import optimize_for_cpu, use_uint8
 
 
 def graph(body, *, scale="0.05", other="0.05", top="6.0"):

@@ -6,8 +6,8 @@ import onnxruntime
 import pytest
 
 from bpkd_sdk.export import to_onnx
+from bpkd_sdk.export.onnx_cpu import put_classes_last
 from bpkd_sdk.runtime.onnx import OnnxRuntime
-from bpkd_sdk.runtime.onnx_cpu import put_classes_last
 from tests.networks import tiny
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)

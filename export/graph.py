@@ -1,4 +1,4 @@
-"""Edits of ONNX graphs: the one class by which export and runtimes read a graph and rewrite its nodes."""
+"""Edits of ONNX graphs: the one class by which export reads a graph and rewrites its nodes."""
 
 from __future__ import annotations
 
