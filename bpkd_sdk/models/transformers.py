@@ -375,8 +375,15 @@ def _without_sources(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If it names a path or a repository.
     """
+    # The library looks for the name of a backbone on the hub, except for one of timm, whose configuration has a type.
+    is_timm = arguments.get("model_type") == "timm_backbone"
     for key in _SOURCES & arguments.keys():
-        if any(mark in str(arguments[key]) for mark in "/\\:"):
+        is_looked_up = key == "backbone" and not is_timm and arguments[key] is not None
+        if is_looked_up or any(mark in str(arguments[key]) for mark in "/\\:"):
             raise ValueError(f"{key!r} is {arguments[key]!r}, from which files or code would be loaded")
-    safe = {key: _without_sources(value) if isinstance(value, Mapping) else value for key, value in arguments.items()}
+    safe = {
+        key: _without_sources(value) if isinstance(value, Mapping) else value
+        for key, value in arguments.items()
+        if key not in ("_name_or_path", "name_or_path")  # the folder or repository of the image processor
+    }
     return safe | ({"use_pretrained_backbone": False} if "use_pretrained_backbone" in safe else {})

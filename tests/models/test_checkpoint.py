@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import socket
 
 import pytest
 import torch
@@ -161,3 +162,42 @@ def test_a_header_that_does_not_describe_a_network_is_refused(facts, message, tm
 
 def test_a_field_that_an_older_header_lacks_has_its_default():
     assert bpkd_sdk.NetworkSpec.from_dict({"name": None, "num_classes": 3}) == bpkd_sdk.NetworkSpec(None, 3)
+
+
+def upernet(**backbone):
+    arguments = {"model_type": "upernet", "backbone_config": {"model_type": "resnet", "depths": [1] * 4}, **backbone}
+    return {"class": "UperNetForSemanticSegmentation", "arguments": arguments}
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("smp/Unet/tu-hf-hub:nobody/nothing", None),
+        ("smp/Unet/tu-hf_hub:nobody/nothing", {"classes": 3}),
+        ("smp/Unet/tu-local-dir:/nowhere", None),
+        ("smp/Unet/tu-resnet18.hf-hub:nobody/nothing", {"classes": 3}),
+        ("smp/Unet/tu-resnet18", {"classes": 3, "pretrained_cfg_overlay": {"hf_hub_id": "nobody/nothing"}}),
+        ("torchvision/deeplabv3_resnet50@DEFAULT", None),
+        ("transformers/nobody/nothing", None),
+        ("transformers/a", upernet(backbone="resnet18", backbone_config=None)),
+        ("transformers/a", upernet(backbone="nobody/nothing", use_pretrained_backbone=True)),
+        ("transformers/a", upernet(attn_implementation="nobody/nothing")),
+        ("hf://nobody/nothing", None),
+    ],
+)
+def test_a_file_that_names_another_place_is_refused_without_the_network(name, config, tmp_path, monkeypatch):
+    """A refused name must not be looked up either: HF_HUB_OFFLINE is not set for a user."""
+
+    def forbid(*_arguments, **_options):
+        raise AssertionError("the network was used")
+
+    for module, attribute in ((socket, "getaddrinfo"), (socket.socket, "connect")):
+        monkeypatch.setattr(module, attribute, forbid)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    network = tiny(3)
+    network.spec = bpkd_sdk.NetworkSpec(name, 3, config=config)
+    bpkd_sdk.save_model(network, tmp_path / "a.safetensors")
+    with pytest.raises(
+        ValueError, match=r"from which files|no model|valid sources|load_model|could load|cannot build|Unknown"
+    ):
+        bpkd_sdk.load_model(tmp_path / "a.safetensors")
