@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from bpkd_sdk.evaluation.agreement import compare_masks
 from bpkd_sdk.spec import Color
 
 # Readers with a colour vision deficiency can distinguish orange and blue, and both are visible on grey.
@@ -170,17 +171,13 @@ def draw_difference(
         TypeError: If the image is not uint8, or a mask is not of an integer type.
         ValueError: If the shapes differ, or `edge_width` is not odd.
     """
-    import torch
-
-    from bpkd_sdk.evaluation.agreement import compare_masks
-
     _check_image(image)
     masks = {"teacher": teacher, "student": student, "label": teacher if label is None else label}
     for name, mask in masks.items():
         _check_mask(name, mask, image)
-    reference, compared, boundaries = (torch.from_numpy(mask.astype(np.int32))[None] for mask in masks.values())
+    reference, compared, boundaries = (mask[None] for mask in masks.values())
     same, edge, body = (
-        flags[0].numpy()
+        flags[0]
         for flags in compare_masks(
             compared, reference, boundaries=boundaries, edge_width=edge_width, ignore_index=ignore_index
         )

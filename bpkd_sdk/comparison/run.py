@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -181,5 +182,6 @@ def _count_image(
     mask = runtime.segment(image[None])
     counts.update(mask, label[None].to(mask.device))
     confusion = counts.confusion
-    region = torch.stack([confusion.diag(), confusion.sum(1), confusion.sum(0)])
-    return {"region": region, "boundary": counts.boundary, "contour": counts.contour, "band": counts.band}
+    region = np.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])
+    arrays = {"region": region, "boundary": counts.boundary, "contour": counts.contour, "band": counts.band}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

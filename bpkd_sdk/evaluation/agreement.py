@@ -1,13 +1,16 @@
-"""Agreement of two masks: the share of pixels with the same class, of all pixels and on both sides of the edge band."""
+"""Agreement of two masks: the share of pixels with the same class, of all pixels and on both sides of the edge band.
+
+Masks are torch tensors or numpy arrays.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple
 
-import torch
-from torch import Tensor
+from array_api_compat import array_namespace
 
+from bpkd_sdk.arrays import Array
 from bpkd_sdk.boundary import edge_band
 
 EDGE_WIDTH = 7  # side of the window that makes the edge band, in pixels, as in the paper
@@ -27,7 +30,7 @@ class MaskAgreement(NamedTuple):
     body: float | None
 
 
-class MaskComparison(NamedTuple):
+class MaskComparison(NamedTuple, Generic[Array]):
     """Two masks compared pixel by pixel.
 
     Attributes:
@@ -36,12 +39,12 @@ class MaskComparison(NamedTuple):
         body: Whether a pixel is compared and outside the edge band, bool (N, H, W).
     """
 
-    same: Tensor
-    edge: Tensor
-    body: Tensor
+    same: Array
+    edge: Array
+    body: Array
 
 
-def mask_agreement(masks: Iterable[Tensor], references: Iterable[Tensor]) -> MaskAgreement:
+def mask_agreement(masks: Iterable[Array], references: Iterable[Array]) -> MaskAgreement:
     """Compute the agreement of masks with their references, over the pixels of all images together.
 
     Args:
@@ -49,28 +52,29 @@ def mask_agreement(masks: Iterable[Tensor], references: Iterable[Tensor]) -> Mas
         references: Integer masks (H, W) of the same sizes, whose boundaries make the edge band.
 
     Example:
-        >>> mask_agreement(torch.tensor([[[0, 0, 1, 0]]]), torch.zeros(1, 1, 4, dtype=torch.uint8))
+        >>> import numpy as np
+        >>> mask_agreement(np.array([[[0, 0, 1, 0]]]), np.zeros((1, 1, 4), np.uint8))
         MaskAgreement(whole=0.75, edge=None, body=0.75)
     """
-    flags = [
-        [same[region] for region in (edge | body, edge, body)]
+    counts = [
+        [(_count(same & region), _count(region)) for region in (edge | body, edge, body)]
         for same, edge, body in (
             compare_masks(mask[None], reference[None]) for mask, reference in zip(masks, references, strict=True)
         )
     ]
-    if not flags:
+    if not counts:
         raise ValueError("Expected at least one mask, but got none.")
-    return MaskAgreement(*(_share(torch.cat(parts)) for parts in zip(*flags, strict=True)))
+    return MaskAgreement(*(_share(parts) for parts in zip(*counts, strict=True)))
 
 
 def compare_masks(
-    masks: Tensor,
-    references: Tensor,
+    masks: Array,
+    references: Array,
     *,
-    boundaries: Tensor | None = None,
+    boundaries: Array | None = None,
     edge_width: int = EDGE_WIDTH,
     ignore_index: int | None = None,
-) -> MaskComparison:
+) -> MaskComparison[Array]:
     """Compare two batches of masks pixel by pixel, inside and outside the edge band.
 
     Args:
@@ -84,11 +88,18 @@ def compare_masks(
     if boundaries is None:
         boundaries = references
     void = -1 if ignore_index is None else ignore_index
-    given = [mask.int() for mask in (masks, references, boundaries)]  # in uint8, torch finds 255 equal to -1
-    compared = torch.stack([mask != void for mask in given]).all(0)
+    xp = array_namespace(masks, references, boundaries)
+    given = [xp.astype(mask, xp.int32) for mask in (masks, references, boundaries)]  # in uint8, 255 equals -1 in torch
+    compared = (given[0] != void) & (given[1] != void) & (given[2] != void)
     band = edge_band(given[2], edge_width, void)
     return MaskComparison(given[0] == given[1], compared & band, compared & ~band)
 
 
-def _share(flags: Tensor) -> float | None:
-    return flags.double().mean().item() if flags.numel() else None
+def _count(flags: Any) -> int:
+    return int(flags.sum())
+
+
+def _share(counts: Iterable[tuple[int, int]]) -> float | None:
+    """Return the ratio of two sums of counts; None for a share of no pixels."""
+    found, total = map(sum, zip(*counts, strict=True))
+    return found / total if total else None

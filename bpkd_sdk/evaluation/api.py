@@ -108,8 +108,8 @@ def evaluate(
             except (ValueError, TypeError) as error:
                 first, last = (dataset.sample_name(counts.images + i) for i in (0, len(images) - 1))
                 raise ValueError(f"{first if first == last else f'{first} to {last}'}: {error}") from error
-    if sum_across_processes is not None:
-        counts.sum_across_processes(sum_across_processes)
+    if (sum_tensor := sum_across_processes) is not None:
+        counts.sum_across_processes(lambda array: sum_tensor(torch.from_numpy(array)).numpy())
     return counts.compute()
 
 

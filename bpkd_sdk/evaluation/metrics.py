@@ -1,6 +1,7 @@
 """Scores of masks against labels: regions, boundaries, and accuracy inside and outside of the edge band.
 
-All scores are ratios of counts over the whole data set, so that the counts of batches or processes can be summed.
+All scores are ratios of counts over the whole data set, so that the counts of batches or processes can be summed. Masks
+and labels are torch tensors or numpy arrays; the counts are numpy arrays in host memory.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from array_api_compat import array_namespace, to_device
 
+from bpkd_sdk.arrays import Array
 from bpkd_sdk.boundary import check_labels, class_contours, edge_band, has_same_class_within, inner_boundary
 
 
@@ -96,13 +98,12 @@ class MetricCounts:
         self.boundary_width = boundary_width
         self.edge_width = edge_width
         self.images = 0
-        self.confusion = torch.zeros(classes, classes, dtype=torch.int64)  # (label, prediction)
-        self.boundary = torch.zeros(3, classes, dtype=torch.int64)  # (in both / label / prediction, class)
-        # (label pixels matched / all, prediction pixels matched / all; class)
-        self.contour = torch.zeros(4, classes, dtype=torch.int64)
-        self.band = torch.zeros(2, 2, dtype=torch.int64)  # (edge / body, correct / all)
+        self.confusion = np.zeros((classes, classes), np.int64)  # (label, prediction)
+        self.boundary = np.zeros((3, classes), np.int64)  # (in both / label / prediction, class)
+        self.contour = np.zeros((4, classes), np.int64)  # (label matched / all, prediction matched / all; class)
+        self.band = np.zeros((2, 2), np.int64)  # (edge / body, correct / all)
 
-    def update(self, predictions: Tensor, labels: Tensor) -> None:
+    def update(self, predictions: Array, labels: Array) -> None:
         """Count one batch.
 
         Args:
@@ -119,80 +120,78 @@ class MetricCounts:
             )
         classes = len(self.class_names)
         check_labels(labels, classes, self.ignore_index)
-        if (outside := predictions[(predictions < 0) | (predictions >= classes)]).numel():
+        if len(outside := predictions[(predictions < 0) | (predictions >= classes)]):
             raise ValueError(
                 f"Expected predictions in [0, {classes}), but the masks contain the class ids "
                 f"{sorted(set(outside.tolist()))[:10]}. The classes of the network and of the data differ."
             )
-        labels = labels.long()
+        xp = array_namespace(predictions, labels)
+        labels = xp.astype(labels, xp.int64)
         valid = labels != self.ignore_index
-        predictions = torch.where(valid, predictions.long(), self.ignore_index)
+        predictions = xp.where(valid, xp.astype(predictions, xp.int64), self.ignore_index)
         self.images += len(labels)
         pairs = (labels * classes + predictions)[valid]
-        self.confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
+        self.confusion += _bin_counts(pairs, classes**2).reshape(classes, classes)
         self._count_boundary(predictions, labels, valid)
         self._count_contours(predictions, labels)
         correct = predictions == labels
         edge = edge_band(labels, self.edge_width, self.ignore_index)
         for row, region in enumerate((edge, valid & ~edge)):
-            self.band[row] += torch.stack([(correct & region).sum(), region.sum()]).cpu()
+            self.band[row] += int((correct & region).sum()), int(region.sum())
 
-    def _distance(self, labels: Tensor) -> int:
+    def _distance(self, labels: Array) -> int:
         if self.boundary_width >= 1:
             return int(self.boundary_width)
         return max(1, round(self.boundary_width * math.hypot(*labels.shape[1:])))
 
-    def _count_boundary(self, predictions: Tensor, labels: Tensor, valid: Tensor) -> None:
+    def _count_boundary(self, predictions: Array, labels: Array, valid: Array) -> None:
         distance = self._distance(labels)
         in_label = inner_boundary(labels, distance) & valid
         in_prediction = inner_boundary(predictions, distance) & valid
         both = in_label & in_prediction & (labels == predictions)
         for row, values in enumerate((labels[both], labels[in_label], predictions[in_prediction])):
-            self.boundary[row] += self._per_class(values)
+            self.boundary[row] += _bin_counts(values, len(self.class_names))
 
-    def _count_contours(self, predictions: Tensor, labels: Tensor) -> None:
+    def _count_contours(self, predictions: Array, labels: Array) -> None:
         distance, classes, void = self._distance(labels), len(self.class_names), self.ignore_index
         contours = class_contours(labels, void), class_contours(predictions, void)
         for row, (own, other) in enumerate((contours, contours[::-1])):
             matched = has_same_class_within(own, other, distance, classes, void)
-            self.contour[2 * row] += self._per_class(own[matched])
-            self.contour[2 * row + 1] += self._per_class(own[own != void])
+            self.contour[2 * row] += _bin_counts(own[matched], classes)
+            self.contour[2 * row + 1] += _bin_counts(own[own != void], classes)
 
-    def _per_class(self, values: Tensor) -> Tensor:
-        return torch.bincount(values, minlength=len(self.class_names)).cpu()
-
-    def sum_across_processes(self, sum_tensor: Callable[[Tensor], Tensor]) -> None:
+    def sum_across_processes(self, sum_counts: Callable[[np.ndarray], np.ndarray]) -> None:
         """Sum all counts across processes.
 
         Args:
-            sum_tensor: Function that sums an int64 tensor across processes.
+            sum_counts: Function that sums an int64 array across processes.
         """
         for name in ("confusion", "boundary", "contour", "band"):
-            setattr(self, name, sum_tensor(getattr(self, name)))
-        self.images = int(sum_tensor(torch.tensor(self.images)))
+            setattr(self, name, sum_counts(getattr(self, name)))
+        self.images = int(sum_counts(np.asarray(self.images)))
 
+    @np.errstate(divide="ignore", invalid="ignore")  # 0 / 0 is NaN, an undefined score
     def compute(self) -> Metrics:
         """Return the scores of all counted images."""
-        matrix = self.confusion.double()
-        correct, in_label, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
-        both, label_boundary, predicted_boundary = self.boundary.double()
+        correct, in_label, predicted = self.confusion.diagonal(), self.confusion.sum(1), self.confusion.sum(0)
+        both, label_boundary, predicted_boundary = self.boundary
         iou = correct / (in_label + predicted - correct)
         accuracy = correct / in_label
         boundary_iou = both / (label_boundary + predicted_boundary - both)
-        label_matched, label_contour, predicted_matched, predicted_contour = self.contour.double()
+        label_matched, label_contour, predicted_matched, predicted_contour = self.contour
         recall, precision = label_matched / label_contour, predicted_matched / predicted_contour
-        f1 = (2 * precision * recall / (precision + recall)).nan_to_num(0)
+        f1 = np.nan_to_num(2 * precision * recall / (precision + recall))
         f1[label_contour + predicted_contour == 0] = math.nan
-        edge, body = (self.band[:, 0].double() / self.band[:, 1]).tolist()
+        edge, body = (self.band[:, 0] / self.band[:, 1]).tolist()
         return Metrics(
-            miou=iou.nanmean().item(),
-            macc=accuracy.nanmean().item(),
-            pixel_accuracy=(correct.sum() / in_label.sum()).item(),
+            miou=_mean(iou),
+            macc=_mean(accuracy),
+            pixel_accuracy=float(correct.sum() / in_label.sum()),
             per_class_iou=tuple(iou.tolist()),
             per_class_accuracy=tuple(accuracy.tolist()),
-            boundary_iou=boundary_iou.nanmean().item(),
+            boundary_iou=_mean(boundary_iou),
             per_class_boundary_iou=tuple(boundary_iou.tolist()),
-            boundary_f1=f1.nanmean().item(),
+            boundary_f1=_mean(f1),
             edge_accuracy=edge,
             body_accuracy=body,
             class_names=self.class_names,
@@ -200,3 +199,15 @@ class MetricCounts:
             boundary_width=self.boundary_width,
             edge_width=self.edge_width,
         )
+
+
+def _bin_counts(values: Any, length: int) -> np.ndarray:
+    """Count each of the integers from 0 to `length` - 1, in host memory."""
+    counts = array_namespace(values).bincount(values, minlength=length)  # a function of both libraries
+    return np.asarray(to_device(counts, "cpu"))
+
+
+def _mean(scores: np.ndarray) -> float:
+    """Return the mean of the scores that are not NaN; NaN if there is none."""
+    defined = scores[~np.isnan(scores)]
+    return float(defined.mean()) if len(defined) else math.nan

@@ -122,7 +122,7 @@ def errors_table(predictions: Mapping[str, CachedPrediction], label: np.ndarray)
 
 def _score(prediction: CachedPrediction, label: np.ndarray) -> Metrics:
     counts = MetricCounts(prediction.class_names, boundary_width=BOUNDARY_WIDTH)
-    counts.update(torch.tensor(prediction.mask[None]), torch.tensor(label[None]))
+    counts.update(prediction.mask[None], label[None])
     return counts.compute()
 
 
