@@ -76,6 +76,32 @@ def test_label_type_does_not_matter(dtype):
     torch.testing.assert_close(edge_masks(labels.to(dtype), 19, (6, 6)), edge_masks(labels, 19, (6, 6)), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("classes", "void"), [(3, 255), (3, -1), (40, 255), (256, -1)])
+def test_arrays_have_the_same_boundaries_as_tensors(classes, void):
+    labels, others = (random_labels(classes, 21, 34, void=void, seed=seed) for seed in (1, 2))
+    arrays = labels.numpy(), others.numpy()
+    for width in (1, 3, 7, 15, 71):
+        assert np.array_equal(edge_band(arrays[0], width, void), edge_band(labels, width, void).numpy())
+    for mode in ("clear", "keep", "guard"):
+        masks = edge_masks(arrays[0], classes, (5, 9), ignore_index=void, void=mode)
+        assert masks.dtype == np.float32
+        assert np.array_equal(masks, edge_masks(labels, classes, (5, 9), ignore_index=void, void=mode).numpy())
+    for distance in (1, 3, 40):
+        assert np.array_equal(inner_boundary(arrays[0], distance), inner_boundary(labels, distance).numpy())
+    assert np.array_equal(class_contours(arrays[0], void), class_contours(labels, void).numpy())
+    found = has_same_class_within(*arrays, 2, classes, void)
+    assert np.array_equal(found, has_same_class_within(labels, others, 2, classes, void).numpy())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
+def test_the_band_of_an_array_does_not_depend_on_its_type(dtype):
+    labels = random_labels(256, 30, 31, void=None)  # 255 is a class
+    assert np.array_equal(edge_band(labels.numpy().astype(dtype), 7, -1), edge_band(labels, 7, -1).numpy())
+    large = labels * 200
+    if dtype != np.uint8:
+        assert np.array_equal(edge_band(large.numpy().astype(dtype), 7, -1), edge_band(large, 7, -1).numpy())
+
+
 def test_masks_of_the_reference(reference):
     case = np.load(reference / "losses" / "bpkd_c19_void.npz")
     masks = edge_masks(torch.from_numpy(case["labels"]), 19, (17, 23), int(case["kernel"]))

@@ -161,6 +161,15 @@ def test_json_has_null_for_nan():
     assert values["class_names"] == list(CLASSES)
 
 
+def test_arrays_have_the_scores_of_tensors():
+    predictions, labels = masks(0), masks(1, void=True)
+    for width in (1, 3, 0.05):
+        expected = scores(predictions, labels, boundary_width=width)
+        assert str(scores(predictions.numpy(), labels.numpy(), boundary_width=width)) == str(expected)
+    narrow = scores(predictions.numpy().astype(np.uint8), labels.numpy().astype(np.uint8))
+    assert str(narrow) == str(scores(predictions, labels))
+
+
 def test_invalid_input_is_named():
     counts = MetricCounts(CLASSES)
     with pytest.raises(ValueError, match="of the same size"):
