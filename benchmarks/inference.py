@@ -26,10 +26,11 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.networks import settled, to_int8
 from benchmarks.records import Records, add_size, make_parser, markdown_table
+from bpkd_sdk.arrays import to_numpy
 from bpkd_sdk.export import benchmark, to_onnx
 from bpkd_sdk.export.benchmark import BenchmarkReport, Environment
 from bpkd_sdk.files import parse_record
@@ -67,18 +68,18 @@ class UsualRuntime(Runtime):
         self.session = open_session(path, self.device)
         self.mean, self.std = (np.array(values, np.float32) for values in (self.spec.mean, self.spec.std))
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def prepare(self, images: Any) -> np.ndarray:
         self.size = images.shape[2], images.shape[1]
-        normalized = (images.numpy().astype(np.float32) / 255 - self.mean) / self.std
-        return torch.from_numpy(np.ascontiguousarray(normalized.transpose(0, 3, 1, 2)))
+        normalized = (to_numpy(images).astype(np.float32) / 255 - self.mean) / self.std
+        return np.ascontiguousarray(normalized.transpose(0, 3, 1, 2))
 
-    def infer(self, inputs: Tensor) -> Tensor:
-        (logits,) = self.session.run(None, {self.session.get_inputs()[0].name: inputs.numpy()})
-        return torch.from_numpy(logits)
+    def infer(self, inputs: np.ndarray) -> np.ndarray:
+        (logits,) = self.session.run(None, {self.session.get_inputs()[0].name: inputs})
+        return np.asarray(logits)
 
-    def masks(self, outputs: Tensor) -> Tensor:
-        logits = cv2.resize(outputs[0].numpy().transpose(1, 2, 0), self.size, interpolation=cv2.INTER_LINEAR)
-        return torch.from_numpy(logits.argmax(-1).astype(np.uint8))[None]
+    def masks(self, outputs: np.ndarray) -> np.ndarray:
+        logits = cv2.resize(outputs[0].transpose(1, 2, 0), self.size, interpolation=cv2.INTER_LINEAR)
+        return logits.argmax(-1).astype(np.uint8)[None]
 
 
 def make_ways(name: str, input_size: tuple[int, int], work: Path) -> list[Runtime | Path]:

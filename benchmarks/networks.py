@@ -17,7 +17,7 @@ from bpkd_sdk.export.qdq import find_layers, inner_layers, insert_qdq
 from bpkd_sdk.export.quantization import int8_metadata, write_int8
 from bpkd_sdk.models.encoders import BasicBlock, Bottleneck, InvertedResidual
 from bpkd_sdk.runtime import open_runtime
-from bpkd_sdk.runtime.inference import whole_logits
+from bpkd_sdk.runtime.module import whole_logits
 
 RIDGE = 0.01  # share of the mean square of the features
 

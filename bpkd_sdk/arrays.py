@@ -1,13 +1,15 @@
-"""Arrays of numpy or torch: functions take both and return the kind that they get.
+"""Operations on arrays of numpy or torch: functions take both and return the kind that they get.
 
-Algorithms are written once, over the namespace of the array API (`array_api_compat.array_namespace`). This file has the
-few operations that the array API lacks. It imports torch only for tensors.
+Algorithms are written once, over the array API (https://data-apis.org/array-api): `array_namespace(x)` of the package
+array-api-compat has the functions for the kind of x. This file contains the operations that the array API lacks, or for
+which each library has a much faster one. torch is imported only for tensors, which exist only where it is imported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from array_api_compat import array_namespace, device
@@ -17,6 +19,30 @@ if TYPE_CHECKING:
 
 Array = TypeVar("Array", np.ndarray, "Tensor")
 """A numpy array or a torch tensor."""
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    """Return an array or a tensor on any device as an array in host memory; host memory is shared."""
+    return array if isinstance(array, np.ndarray) else np.asarray(array.detach().cpu().numpy())
+
+
+def as_tensor(array: Any) -> Tensor:
+    """Return an array or a tensor as a tensor; memory is shared."""
+    import torch
+
+    if not isinstance(array, np.ndarray):
+        return cast("Tensor", array)
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def to_device(array: Array, name: str) -> Array:
+    """Return a tensor on the device of this name, without waiting for the copy; numpy arrays stay in host memory."""
+    return array if isinstance(array, np.ndarray) else array.to(name, non_blocking=True)
+
+
+def contiguous(array: Array) -> Array:
+    """Return an array whose memory is in the order of its axes; itself if it is already."""
+    return np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array.contiguous()
 
 
 def per_channel(values: Sequence[float], images: Array, dtype: Any) -> Array:
@@ -36,5 +62,113 @@ def round_to(values: Array, dtype: Any) -> Array:
     """Return values of floating point as a data type; halves are rounded to even if it is an integer."""
     xp = array_namespace(values)
     is_integer = xp.isdtype(dtype, "integral")
-    result: Array = xp.astype(xp.round(values) if is_integer else values, dtype)
+    result: Array = xp.astype(xp.round(values) if is_integer else values, dtype, copy=False)
     return result
+
+
+def at_least_float32(logits: Array) -> Array:
+    """Return logits as float64 if they are float64, otherwise as float32."""
+    xp = array_namespace(logits)
+    result: Array = xp.astype(logits, xp.result_type(logits.dtype, xp.float32), copy=False)
+    return result
+
+
+def logsumexp(logits: Array, axis: int, *, keepdims: bool = False) -> Array:
+    """Return log(sum(exp(logits))) along an axis, without overflow."""
+    if not isinstance(logits, np.ndarray):
+        return logits.logsumexp(axis, keepdim=keepdims)
+    largest = logits.max(axis, keepdims=True)
+    result: np.ndarray = largest + np.log(np.exp(logits - largest).sum(axis, keepdims=True))
+    return result if keepdims else result.squeeze(axis)
+
+
+def lerp(start: Array, end: Array, weights: Array) -> Array:
+    """Return start + weights * (end - start)."""
+    if not isinstance(start, np.ndarray):
+        return start.lerp(end, weights)
+    result: np.ndarray = end - start
+    result *= weights
+    result += start
+    return result
+
+
+def select_channels(array: Array, columns: tuple[int, ...]) -> Array:
+    """Return the channels (N, len(columns), ...) with these indices from an array (N, C, ...)."""
+    if isinstance(array, np.ndarray):
+        return array[:, list(columns)]
+    return array.index_select(1, _index(columns, str(array.device)))
+
+
+@lru_cache(maxsize=1024)
+def _index(columns: tuple[int, ...], device_name: str) -> Tensor:
+    """Return indices as a tensor, kept because a GPU would wait for a copy in every step."""
+    import torch
+
+    with torch.inference_mode(False):
+        return torch.tensor(columns, device=device_name)
+
+
+def class_ids(logits: Array) -> Array:
+    """Return class ids uint8 (N, H, W) from logits (N, C, H, W) of at most 256 classes.
+
+    The class is the first of the largest logits, or for one channel, 1 where the logit is above 0.
+    """
+    if not isinstance(logits, np.ndarray):
+        return (logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(1)).byte()
+    if logits.shape[1] == 1:
+        return (logits[:, 0] > 0).astype(np.uint8)
+    # numpy's argmax is slow along any axis but the last.
+    largest = logits[:, 0].copy()
+    ids = np.zeros(largest.shape, np.uint8)
+    for channel in range(1, logits.shape[1]):
+        np.copyto(ids, channel, where=logits[:, channel] > largest)
+        np.maximum(largest, logits[:, channel], out=largest)
+    return ids
+
+
+def resize_bilinear(maps: Array, size: Sequence[int]) -> Array:
+    """Resize maps (N, C, h, w) of floating point bilinearly about pixel centres (align_corners False).
+
+    Args:
+        maps: Logits or feature maps; of numpy float32.
+        size: (H, W) of the result.
+
+    Returns:
+        (N, C, H, W) of the same type. Both libraries compute positions in float32, so that results for N pixels differ
+        by up to about N times 1e-7 of the difference between neighbours.
+    """
+    if not isinstance(maps, np.ndarray):
+        import torch.nn.functional as F
+
+        return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+    import cv2
+
+    height, width = size
+    resized = np.empty((*maps.shape[:2], height, width), maps.dtype)
+    for index in np.ndindex(*maps.shape[:2]):
+        cv2.resize(maps[index], (width, height), dst=resized[index], interpolation=cv2.INTER_LINEAR)
+    return resized
+
+
+def resize_antialiased(images: Array, size: Sequence[int]) -> Array:
+    """Resize images bilinearly about pixel centres, with antialiasing (a wider triangle) where they shrink.
+
+    Args:
+        images: (N, C, H, W) of any number type.
+        size: (h, w) of the result.
+
+    Returns:
+        (N, C, h, w) float32. torch's kernel is a port of Pillow's, so the values are equal up to rounding.
+    """
+    if not isinstance(images, np.ndarray):
+        import torch.nn.functional as F
+
+        return F.interpolate(images.float(), size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+    from PIL import Image
+
+    height, width = size
+    resized = np.empty((*images.shape[:2], height, width), np.float32)
+    for index in np.ndindex(*images.shape[:2]):
+        plane = Image.fromarray(np.ascontiguousarray(images[index], np.float32))
+        resized[index] = plane.resize((width, height), Image.Resampling.BILINEAR)
+    return resized

@@ -30,16 +30,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from numbers import Integral
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+from array_api_compat import array_namespace
 
-from bpkd_sdk.classes import ClassFacts, is_unnamed, plain_name
+from bpkd_sdk.arrays import Array, at_least_float32, logsumexp, select_channels
+from bpkd_sdk.classes import ClassFacts, is_unnamed, plain_name, two_class_logits
 from bpkd_sdk.errors import did_you_mean, format_list
-from bpkd_sdk.output import SegmentationOutput, two_class_logits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bpkd_sdk.output import SegmentationOutput
 
 ClassMap = Mapping[str, str | int | Collection[str | int]]
 
@@ -79,11 +82,11 @@ class ClassGroups:
         """Classes of the data that the network has; only these are distilled."""
         return tuple(index for index, group in enumerate(self.columns) if group or index == self.rest)
 
-    def merge(self, logits: Tensor, *, others: bool = False) -> Tensor:
+    def merge(self, logits: Array, *, others: bool = False) -> Array:
         """Merge the logits of a network into the data's classes.
 
         Args:
-            logits: (N, K, h, w), or (N, 1, h, w) for two classes.
+            logits: (N, K, h, w), or (N, 1, h, w) for two classes, a numpy array or a torch tensor.
             others: Whether a channel C is appended for the columns that are left out, if there are any.
 
         Returns:
@@ -94,9 +97,10 @@ class ClassGroups:
             ValueError: If the network has another number of columns than its class names or the map state.
 
         Example:
+            >>> import numpy as np
             >>> groups = ClassGroups(((0, 2), (1,)))
-            >>> logits = torch.tensor([0.5, 0.2, 0.3]).log().view(1, 3, 1, 1)
-            >>> [round(p, 4) for p in groups.merge(logits).softmax(1).flatten().tolist()]
+            >>> logits = np.log([0.5, 0.2, 0.3]).reshape(1, 3, 1, 1)
+            >>> np.exp(groups.merge(logits)).flatten().round(4).tolist()
             [0.8, 0.2]
         """
         one_logit = logits.shape[1] == 1
@@ -106,14 +110,13 @@ class ClassGroups:
         if one_logit:
             logits = two_class_logits(logits)
         if all(len(group) == 1 for group in groups):
-            return logits.index_select(1, _index(tuple(column for (column,) in groups), logits.device))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        absent = torch.full_like(logits[:, :1], ABSENT_LOGIT)
-        merged = [
-            logits.index_select(1, _index(group, logits.device)).logsumexp(1, keepdim=True) if group else absent
-            for group in groups
-        ]
-        return torch.cat(merged, 1)
+            return select_channels(logits, tuple(column for (column,) in groups))
+        xp = array_namespace(logits)
+        logits = at_least_float32(logits)
+        absent = xp.full_like(logits[:, :1], ABSENT_LOGIT)
+        merged = [logsumexp(select_channels(logits, group), 1, keepdims=True) if group else absent for group in groups]
+        result: Array = xp.concat(merged, axis=1)
+        return result
 
     def left_out(self, channels: int) -> list[int]:
         """Return the columns of a network with this number of columns that belong to no class."""
@@ -138,23 +141,16 @@ class ClassGroups:
         """Return an output whose logits are those of the `taught` classes only, for a distillation method."""
         if output.logits.shape[1] == len(self.taught) or output.logits.shape[1] == 1:
             return output
-        return replace(output, logits=output.logits.index_select(1, _index(self.taught, output.logits.device)))
+        return replace(output, logits=select_channels(output.logits, self.taught))
 
     def select_labels(self, labels: Tensor, ignore_index: int) -> Tensor:
         """Number the `taught` classes from 0, in labels (N, H, W) of int64; all other classes become void."""
         if len(self.taught) == len(self.columns):
             return labels
         ids = labels.new_full((len(self.columns),), ignore_index)
-        ids[list(self.taught)] = torch.arange(len(self.taught), device=labels.device)
+        ids[list(self.taught)] = labels.new_tensor(range(len(self.taught)))
         known = labels != ignore_index
-        return torch.where(known, ids[torch.where(known, labels, 0)], ignore_index)
-
-
-@lru_cache(maxsize=1024)
-def _index(columns: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return columns as a tensor, kept because a GPU would wait for a copy in every step."""
-    with torch.inference_mode(False):
-        return torch.tensor(columns, device=device)
+        return ids[labels.where(known, 0)].where(known, ignore_index)
 
 
 def group_classes(

@@ -11,10 +11,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
-from torch import Tensor, nn
+from array_api_compat import array_namespace, device
 
-from bpkd_sdk.output import as_output
+from bpkd_sdk.arrays import Array, at_least_float32, select_channels
 
 MAX_CLASSES = 256  # masks are uint8
 
@@ -122,94 +121,73 @@ def check_mask_classes(num_classes: int) -> None:
         )
 
 
-def reorder_logits(logits: Tensor, columns: Tensor) -> Tensor:
+def two_class_logits(logits: Array) -> Array:
+    """Return the logits [0, z] of two classes, where z is the log odds of the second class.
+
+    One logit is z itself: softmax([0, z]) is (1 - sigmoid(z), sigmoid(z)). Two logits (a, b) become [0, b - a], which
+    has the same softmax. A loss per channel (CWD, the body term of BPKD) is 0 for the channel of zeros.
+
+    Args:
+        logits: (N, 1, ...) or (N, 2, ...), a numpy array or a torch tensor.
+
+    Returns:
+        (N, 2, ...) of the same kind, float32 or float64.
+
+    Example:
+        >>> import numpy as np
+        >>> two_class_logits(np.array([[1.5]])).tolist()
+        [[0.0, 1.5]]
+        >>> two_class_logits(np.array([[1.0, -1.0]])).tolist()
+        [[0.0, -2.0]]
+    """
+    xp = array_namespace(logits)
+    logits = at_least_float32(logits)
+    odds = logits if logits.shape[1] == 1 else logits[:, 1:] - logits[:, :1]
+    result: Array = xp.concat([xp.zeros_like(odds), odds], axis=1)
+    return result
+
+
+def reorder_logits(logits: Array, order: Order | None) -> Array:
     """Put logits in the data's order.
 
     Args:
-        logits: (N, C, h, w).
-        columns: Order of the classes as a tensor on the device of the logits: (C,), or [1, 0] for one logit, whose
-            class is the first of the data. The log odds of the second class are then the negative of the logit.
+        logits: (N, C, h, w), a numpy array or a torch tensor.
+        order: Order of the classes: of C classes, or (1, 0) for one logit, whose class is the first of the data. The
+            log odds of the second class are then the negative of the logit. None for the same order.
     """
-    return -logits if logits.shape[1] == 1 else logits.index_select(1, columns)
+    if order is None:
+        return logits
+    return -logits if logits.shape[1] == 1 else select_channels(logits, order)
 
 
-def reorder_masks(masks: Tensor, order: Order | None) -> Tensor:
+def reorder_masks(masks: Array, order: Order | None) -> Array:
     """Convert the network's class ids to the data's.
 
     Args:
-        masks: Class ids of any shape and integer dtype.
+        masks: Class ids of any shape and integer dtype, a numpy array or a torch tensor.
         order: Order of the classes, or None for the same order.
     """
     if order is None:
         return masks
-    classes = torch.empty(len(order), dtype=masks.dtype, device=masks.device)
-    classes[list(order)] = torch.arange(len(order), dtype=masks.dtype, device=masks.device)
-    return classes[masks.long()]
+    xp = array_namespace(masks)
+    classes = xp.asarray([order.index(column) for column in range(len(order))], dtype=masks.dtype, device=device(masks))
+    result: Array = classes[xp.astype(masks, xp.int64)]
+    return result
 
 
-def reorder_labels(labels: Tensor, order: Order | None, ignore_index: int) -> Tensor:
+def reorder_labels(labels: Array, order: Order | None, ignore_index: int) -> Array:
     """Convert the data's class ids to the network's columns; void stays void.
 
     Args:
-        labels: Class ids of any shape and integer dtype.
+        labels: Class ids of any shape and integer dtype, a numpy array or a torch tensor.
         order: Order of the classes, or None for the same order.
         ignore_index: Label of void pixels.
     """
     if order is None:
         return labels
-    columns = torch.tensor(order, device=labels.device)
+    xp = array_namespace(labels)
+    columns = xp.asarray(order, dtype=xp.int64, device=device(labels))
     known = labels != ignore_index
-    return torch.where(known, columns[torch.where(known, labels, 0).long()], ignore_index).to(labels.dtype)
-
-
-@torch.no_grad()
-def reorder_classifier(network: nn.Module, order: Order, images: Tensor) -> None:
-    """Reorder the weights of the classifier to the data's order, in place; those of one logit are negated.
-
-    The classifier is found by trial: if its output channels are reordered, the logits must be reordered and otherwise
-    unchanged. The auxiliary classifier is the last layer with that number of channels whose path starts with "aux".
-
-    Args:
-        network: Network in eval mode, without wrappers, which would change the paths of its layers.
-        order: Column of the network's logits for each class of the data.
-        images: Any input (N, 3, H, W) that the network accepts, on its device.
-
-    Raises:
-        ValueError: If neither a single layer nor all layers of that width together are the classifier. The network is
-            then unchanged.
-    """
-    logits = as_output(network(images)).logits
-    expected = reorder_logits(logits, torch.tensor(order, device=logits.device))
-    channels = logits.shape[1]
-    layers = {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and len(module.weight) == channels and _groups(module) == 1
-    }
-    main = [module for name, module in layers.items() if not name.startswith("aux")]
-    if torch.equal(logits, expected):
-        raise ValueError(
-            f"{type(network).__name__} has the data's classes in another order, and the logits of its classes are "
-            "equal, so that its classifier cannot be found. Load its weights, or reorder the classes of the data."
-        )
-    for candidate in (*([module] for module in reversed(main)), main):
-        _permute(candidate, order)
-        reordered = as_output(network(images)).logits
-        if torch.allclose(reordered, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())):
-            _permute([module for name, module in layers.items() if name.startswith("aux")][-1:], order)
-            return
-        _permute(candidate, tuple(order.index(column) for column in range(len(order))))
-    raise ValueError(
-        f"{type(network).__name__} has the data's classes in another order, and none of its layers with {channels} "
-        "channels could be reordered to correct this. Change the order of the data's classes to the network's."
-    )
-
-
-def _groups(layer: nn.Conv2d | nn.Linear) -> int:
-    return layer.groups if isinstance(layer, nn.Conv2d) else 1
-
-
-def _permute(layers: Sequence[nn.Module], order: Order) -> None:
-    for layer in layers:
-        for parameter in layer.parameters(recurse=False):
-            parameter.copy_(-parameter if len(parameter) == 1 else parameter[list(order)])
+    numbers = xp.astype(xp.where(known, labels, 0), xp.int64)
+    result: Array = xp.astype(xp.where(known, columns[numbers], ignore_index), labels.dtype)
+    return result

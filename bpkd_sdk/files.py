@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from bpkd_sdk.errors import format_list
 
 Record = TypeVar("Record")
+
+CHECKPOINT_SUFFIX = ".safetensors"
+OPENMMLAB_SUFFIXES = (".pth", ".pt")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -103,3 +106,12 @@ def parse_record(kind: type[Record], content: object, source: str) -> Record:
             for problem in error.errors(include_url=False)
         ]
         raise ValueError(f"{source} does not hold a valid {kind.__name__}:\n{format_list(problems)}") from error
+
+
+def is_pretrained_name(source: object) -> TypeGuard[str | Path]:
+    """Return whether a source names a network that its library has with all weights, which `load_model` opens.
+
+    An existing file is not a name, so that a folder may be called "torchvision" or "transformers".
+    """
+    prefixes = ("torchvision/", "transformers/")
+    return isinstance(source, (str, Path)) and str(source).startswith(prefixes) and not Path(source).is_file()

@@ -1,4 +1,4 @@
-"""`SegmentationOutput`, the output of a network; `two_class_logits`, which losses get for a network with one logit."""
+"""`SegmentationOutput`, the output of a network, and the check that it ends with logits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from bpkd_sdk.classes import two_class_logits
 
 # Names of torch's autograd nodes, without "Backward", of the operations that may follow the last activation.
 _SHAPE_OPERATIONS = {
@@ -83,29 +85,6 @@ def as_output(raw: object) -> SegmentationOutput:
     if logits.ndim != 4:
         raise TypeError(f"Expected logits of shape (N, C, h, w), but the network returned {tuple(logits.shape)}.")
     return SegmentationOutput(logits, aux_logits=aux_logits)
-
-
-def two_class_logits(logits: Tensor) -> Tensor:
-    """Return the logits [0, z] of two classes, where z is the log odds of the second class.
-
-    One logit is z itself: softmax([0, z]) is (1 - sigmoid(z), sigmoid(z)). Two logits (a, b) become [0, b - a], which
-    has the same softmax. A loss per channel (CWD, the body term of BPKD) is 0 for the channel of zeros.
-
-    Args:
-        logits: (N, 1, ...) or (N, 2, ...).
-
-    Returns:
-        (N, 2, ...), float32 or float64.
-
-    Example:
-        >>> two_class_logits(torch.tensor([[1.5]])).tolist()
-        [[0.0, 1.5]]
-        >>> two_class_logits(torch.tensor([[1.0, -1.0]])).tolist()
-        [[0.0, -2.0]]
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    odds = logits if logits.shape[1] == 1 else logits[:, 1:] - logits[:, :1]
-    return torch.cat([torch.zeros_like(odds), odds], 1)
 
 
 def comparable_outputs(

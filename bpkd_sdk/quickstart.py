@@ -22,7 +22,8 @@ from bpkd_sdk.export import to_onnx
 from bpkd_sdk.files import write_json
 from bpkd_sdk.models import create_model
 from bpkd_sdk.progress import console as progress_console
-from bpkd_sdk.runtime.inference import to_mask, whole_logits
+from bpkd_sdk.runtime.inference import to_mask
+from bpkd_sdk.runtime.module import whole_logits
 from bpkd_sdk.runtime.onnx import OnnxRuntime
 from bpkd_sdk.training.api import distill, train
 from bpkd_sdk.training.loop import TrainingResult

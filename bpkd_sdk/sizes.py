@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Integral
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from array_api_compat import array_namespace, device
+
+from bpkd_sdk.arrays import Array, resize_antialiased, round_to
 
 Size = tuple[int, int]
 
@@ -63,23 +63,23 @@ def scaled_size(size: Size, scale: float, base_size: Size | None = None) -> Size
     return height, width
 
 
-def resize_images(images: Tensor, size: Sequence[int]) -> Tensor:
+def resize_images(images: Array, size: Sequence[int]) -> Array:
     """Resize images bilinearly about pixel centres, with antialiasing where they shrink, as in training.
 
     Args:
-        images: (N, C, H, W) of any number type.
+        images: (N, C, H, W) of any number type, a numpy array or a torch tensor.
         size: (h, w) of the result.
 
     Returns:
-        (N, C, h, w) of the same type; integers are rounded.
+        (N, C, h, w) of the same kind and type; integers are rounded. Bytes of numpy and torch differ by at most 1, and
+        only where a value lies halfway between two, up to the rounding of float32.
     """
-    if images.shape[2:] == tuple(size):
-        return images
-    resized = F.interpolate(images.float(), tuple(size), mode="bilinear", align_corners=False, antialias=True)
-    return (resized if images.is_floating_point() else resized.round_()).to(images.dtype)
+    return (
+        images if tuple(images.shape[2:]) == tuple(size) else round_to(resize_antialiased(images, size), images.dtype)
+    )
 
 
-def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
+def resize_label(label: Array, size: Sequence[int]) -> Array:
     """Resize a label map: each output pixel takes the label pixel whose centre is nearest to its own centre.
 
     The centre of output row i lies at (i + 0.5) H / h rows of the label, as in bilinear resizing of images. This is the
@@ -89,28 +89,31 @@ def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
     the mean offset is 0.
 
     Args:
-        label: Class ids, integers (..., H, W).
+        label: Class ids, integers (..., H, W), a numpy array or a torch tensor.
         size: (h, w) of the result.
 
     Returns:
-        Class ids (..., h, w) of the same dtype.
+        Class ids (..., h, w) of the same kind and dtype.
 
     Example:
-        >>> resize_label(torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7]]), (1, 4)).tolist()
+        >>> import numpy as np
+        >>> resize_label(np.array([[0, 1, 2, 3, 4, 5, 6, 7]]), (1, 4)).tolist()
         [[1, 2, 5, 6]]
-        >>> resize_label(torch.tensor([[0, 1, 2, 3]]), (1, 8)).tolist()
+        >>> resize_label(np.array([[0, 1, 2, 3]]), (1, 8)).tolist()
         [[0, 0, 1, 1, 2, 2, 3, 3]]
     """
-    rows, columns = (
-        _nearest_pixels(length, cells, label.device) for length, cells in zip(label.shape[-2:], size, strict=True)
-    )
-    return label.index_select(-1, columns).index_select(-2, rows)
+    xp = array_namespace(label)
+    rows, columns = (_nearest_pixels(*lengths, label) for lengths in zip(label.shape[-2:], size, strict=True))
+    result: Array = xp.take(xp.take(label, columns, axis=-1), rows, axis=-2)
+    return result
 
 
-def _nearest_pixels(length: int, cells: int, device: torch.device) -> Tensor:
+def _nearest_pixels(length: int, cells: int, like: Array) -> Array:
     """Return the index of the nearest of `length` pixels for each of `cells` output pixels, in integer arithmetic."""
-    cell = torch.arange(cells, device=device)
+    xp = array_namespace(like)
+    cell = xp.arange(cells, device=device(like))
     centre = (2 * cell + 1) * length  # in units of 1 / (2 cells) pixels
     pixel = centre // (2 * cells)
     is_tie = centre % (2 * cells) == 0
-    return pixel - (is_tie & (cell % 2 == 1)).long()
+    result: Array = pixel - xp.astype(is_tie & (cell % 2 == 1), pixel.dtype)
+    return result

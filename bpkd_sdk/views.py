@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bpkd_sdk.output import SegmentationOutput, as_output, two_class_logits
+from bpkd_sdk.classes import two_class_logits
+from bpkd_sdk.output import SegmentationOutput, as_output
 from bpkd_sdk.sizes import resize_images
 
 

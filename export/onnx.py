@@ -27,7 +27,7 @@ from bpkd_sdk.models.checkpoint import content_hash
 from bpkd_sdk.models.mask_classification import adapt_network
 from bpkd_sdk.models.spec import get_provenance
 from bpkd_sdk.output import as_output, check_final_activation
-from bpkd_sdk.runtime.inference import pad_to_multiple
+from bpkd_sdk.runtime.module import pad_to_multiple
 from bpkd_sdk.runtime.onnx import OnnxRuntime
 from bpkd_sdk.runtime.onnx_file import pack_onnx
 from bpkd_sdk.sizes import check_size

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.export.graph import Graph
 from bpkd_sdk.output import as_output
-from bpkd_sdk.runtime.inference import full_size_logits, to_mask
+from bpkd_sdk.runtime.inference import to_mask
+from bpkd_sdk.runtime.module import full_size_logits
 from bpkd_sdk.spec import NetworkSpec
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from bpkd_sdk.pixels import check_pixels
 from bpkd_sdk.runtime import AcceptedImages, Runtime, TorchRuntime, match_runtime, open_runtime
 from bpkd_sdk.runtime.base import Range
 from bpkd_sdk.runtime.fit import Fit, check_fit, fit_images, fit_size, fitted_bands
-from bpkd_sdk.runtime.inference import to_mask, whole_logits
+from bpkd_sdk.runtime.inference import to_mask
+from bpkd_sdk.runtime.module import whole_logits
 from bpkd_sdk.sizes import check_size
 
 _SMALLEST_SIDE = 33  # pixels

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import TYPE_CHECKING, TypeAlias, overload
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from array_api_compat import array_namespace
 
-from bpkd_sdk.classes import MAX_CLASSES, check_mask_classes
+from bpkd_sdk.arrays import Array, logsumexp, to_numpy
+from bpkd_sdk.classes import MAX_CLASSES, check_mask_classes, two_class_logits
 from bpkd_sdk.images import ImageSource, read_pixels
-from bpkd_sdk.output import two_class_logits
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime import Runtime, open_runtime
 from bpkd_sdk.runtime.fit import Fit, StageTimer, check_fit, fitted_bands, largest_batch
 from bpkd_sdk.runtime.inference import check_logits, to_mask
 from bpkd_sdk.serve.overlay import draw_overlay
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 from bpkd_sdk.spec import Color, NetworkSpec, distinct_colors
 
 
@@ -30,8 +34,8 @@ class Timings:
     """Time for one image in milliseconds. The time of a batch is divided equally among its images.
 
     Attributes:
-        pre: Time to read, check and resize the image and to move it to the device.
-        inference: Time of the network.
+        pre: Time to read, check and resize the image, and for a network in torch to move it to the device.
+        inference: Time of the network, for an ONNX file with the copies to the GPU and back.
         post: Time from the output of the network to the mask in host memory.
     """
 
@@ -155,8 +159,8 @@ class Predictor:
     Args:
         source: Path or URL in one of the `bpkd_sdk.runtime.FORMATS` (checkpoint, ONNX file, engine, Triton server), a
             module in eval mode (it is moved to the device), or a runtime.
-        device: Device that runs the network: "auto" (torch's current accelerator if the format supports it, otherwise
-            the CPU), "cpu", "cuda", "cuda:1" or "mps".
+        device: Device that runs the network: "auto" (a GPU if there is one that the format supports, otherwise the
+            CPU), "cpu", "cuda", "cuda:1" or "mps".
         fit: "slide" (overlapping windows at the image's own scale), "resize" (the image resized to the file's size), or
             "pad" (the image shrunk with its aspect ratio, and padded). The last two run the network once for each
             image. See `bpkd_sdk.runtime.fit`.
@@ -180,8 +184,6 @@ class Predictor:
         self, source: str | Path | nn.Module | Runtime, device: str | torch.device = "auto", *, fit: Fit = "slide"
     ) -> None:
         check_fit(fit)
-        if isinstance(source, nn.Module) and any(module.training for module in source.modules()):
-            raise ValueError("The network is in training mode. Call model.eval() first.")
         self.runtime = open_runtime(source, device)
         self.runtime.spec.check_measured()
         self.fit = fit
@@ -270,7 +272,7 @@ class Predictor:
     ) -> list[Prediction]:
         """Segment a batch of images, each (H, W, channels) of the same size."""
         batch, timer = np.stack(images), StageTimer()
-        outputs = fitted_bands(self.runtime, torch.from_numpy(batch).permute(0, 3, 1, 2), self.fit, timer=timer)
+        outputs = fitted_bands(self.runtime, batch.transpose(0, 3, 1, 2), self.fit, timer=timer)
         bands = [_to_host(self._checked(band), confidence, entropy) for band in outputs]
         masks = np.concatenate([mask for mask, _, _ in bands], axis=1)
         confidences, entropies = (
@@ -292,7 +294,7 @@ class Predictor:
             for index, (image, mask) in enumerate(zip(images, masks, strict=True))
         ]
 
-    def _checked(self, outputs: Tensor) -> Tensor:
+    def _checked(self, outputs: Array) -> Array:
         """Return the outputs of the network; warn if its first logits have no meaning."""
         if self.has_probabilities and not self._is_checked:  # only once, because the check waits for the device
             check_logits(outputs, self.runtime.name)
@@ -301,7 +303,7 @@ class Predictor:
 
 
 def _to_host(
-    outputs: Tensor, confidence: bool, entropy: bool
+    outputs: Array, confidence: bool, entropy: bool
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Return masks, confidence and entropy in host memory.
 
@@ -311,23 +313,24 @@ def _to_host(
         entropy: Whether to compute the entropy.
     """
     if outputs.ndim == 3:
-        return outputs.cpu().numpy(), None, None
+        return to_numpy(outputs), None, None
     confidences, entropies = _confidence_and_entropy(outputs) if confidence or entropy else (None, None)
-    masks = to_mask(outputs).to(torch.uint8).cpu().numpy()
+    masks = to_numpy(to_mask(outputs))
     return masks, confidences if confidence else None, entropies if entropy else None
 
 
-@torch.inference_mode()
-def _confidence_and_entropy(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _confidence_and_entropy(logits: Array) -> tuple[np.ndarray, np.ndarray]:
     """Return confidence and entropy, each float32 (N, H, W).
 
     Args:
         logits: Logits (N, C, H, W). The logit of a network with one class is the log odds of the class
             against the background.
     """
+    xp = array_namespace(logits)
     if logits.shape[1] == 1:
         logits = two_class_logits(logits)
-    log_p = logits.float().log_softmax(1)
-    p = log_p.exp()
-    entropy = -(p * log_p).sum(1) / np.log(logits.shape[1])
-    return p.amax(1).cpu().numpy(), entropy.clamp(0, 1).cpu().numpy()
+    log_p = xp.astype(logits, xp.float32, copy=False)
+    log_p = log_p - logsumexp(log_p, 1, keepdims=True)
+    p = xp.exp(log_p)
+    entropy = -xp.sum(p * log_p, axis=1) / math.log(logits.shape[1])
+    return to_numpy(xp.max(p, axis=1)), to_numpy(xp.clip(entropy, 0, 1))

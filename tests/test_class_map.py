@@ -9,9 +9,9 @@ from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.class_map import ABSENT_LOGIT, ClassGroups, group_classes, map_by_name
+from bpkd_sdk.classes import two_class_logits
 from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.models import set_spec
-from bpkd_sdk.output import two_class_logits
 from bpkd_sdk.runtime import TorchRuntime
 from tests.networks import tiny
 from tests.scenes import COLORS, NAMES, Scenes

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import bpkd_sdk
-from bpkd_sdk.classes import class_order, reorder_classifier, reorder_labels, reorder_masks
+from bpkd_sdk.classes import class_order, reorder_labels, reorder_masks
 from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.models import get_spec
+from bpkd_sdk.models.classifier import reorder_classifier
 from bpkd_sdk.output import as_output
 from tests.networks import tiny
 from tests.scenes import Scenes

@@ -138,7 +138,7 @@ def test_every_runtime_segments_as_torch_on_the_cpu(network, kind, precision, tm
         runtime = open_runtime(artifact, "cuda")
         assert runtime.device.type == "cuda"
         if artifact == path:
-            assert (runtime.recording is not None) == (kind == "fixed")
+            assert (runtime.replay is not None) == (kind == "fixed")
         with torch.inference_mode():  # buffers that are created here must also work outside of inference mode
             runtime(SCENES[:1])
         alone = [runtime(scene[None])[0] for scene in SCENES]
@@ -146,6 +146,12 @@ def test_every_runtime_segments_as_torch_on_the_cpu(network, kind, precision, tm
         with ThreadPoolExecutor(4) as pool:
             for index, mask in enumerate(pool.map(runtime, [SCENES[i % 3][None] for i in range(24)])):
                 np.testing.assert_array_equal(mask[0], alone[index % 3])
+        with torch.cuda.stream(torch.cuda.Stream()):  # tensors stay on the GPU, and ONNX Runtime waits for their stream
+            tensors = torch.from_numpy(SCENES[:1]).permute(0, 3, 1, 2).cuda(non_blocking=True)
+            masks = runtime.segment(tensors)
+            assert masks.is_cuda
+            runtime(SCENES[1:2])
+            np.testing.assert_array_equal(masks[0].cpu(), alone[0])
         if kind != "fixed":
             assert (runtime(SCENES) == np.stack(alone)).mean() > 0.999
 

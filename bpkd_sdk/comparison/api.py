@@ -29,10 +29,9 @@ from bpkd_sdk.comparison.setup import (
 from bpkd_sdk.data.checks import check_for_training, check_samples
 from bpkd_sdk.errors import format_list, import_optional, list_differences
 from bpkd_sdk.evaluation import evaluate
-from bpkd_sdk.files import read_json, write_json
+from bpkd_sdk.files import is_pretrained_name, read_json, write_json
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.method import method_arguments
-from bpkd_sdk.models.library import is_pretrained_name
 from bpkd_sdk.progress import console, print_fact
 from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.training.accelerator import create_accelerator

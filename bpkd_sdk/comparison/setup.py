@@ -16,11 +16,10 @@ from torch import nn
 
 from bpkd_sdk.class_map import ClassGroups, ClassMap
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.files import file_sha256
+from bpkd_sdk.files import file_sha256, is_pretrained_name
 from bpkd_sdk.losses import METHODS, DistillationLoss, Method, create_method
 from bpkd_sdk.models import get_spec, load_model
 from bpkd_sdk.models.checkpoint import content_hash
-from bpkd_sdk.models.library import is_pretrained_name
 from bpkd_sdk.training.accelerator import create_accelerator, teacher_dtype
 from bpkd_sdk.training.api import distill, train
 from bpkd_sdk.training.augmentation import Transform, describe_transform

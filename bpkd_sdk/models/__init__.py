@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bpkd_sdk.models.checkpoint import SUFFIX, load_checkpoint, load_state, read_tensors, save_model
-from bpkd_sdk.models.library import find_family, identify, is_pretrained_name, list_models
-from bpkd_sdk.models.openmmlab import SUFFIXES as OPENMMLAB_SUFFIXES
+from bpkd_sdk.files import CHECKPOINT_SUFFIX, OPENMMLAB_SUFFIXES, is_pretrained_name
+from bpkd_sdk.models.checkpoint import load_checkpoint, load_state, read_tensors, save_model
+from bpkd_sdk.models.library import find_family, identify, list_models
 from bpkd_sdk.models.openmmlab import load_openmmlab
 from bpkd_sdk.models.spec import get_spec, set_spec
 from bpkd_sdk.models.weights import NONE, check_backbone_weights
@@ -30,7 +30,7 @@ __all__ = [
     "set_spec",
 ]
 
-CHECKPOINT_SUFFIXES = (SUFFIX, *OPENMMLAB_SUFFIXES)
+CHECKPOINT_SUFFIXES = (CHECKPOINT_SUFFIX, *OPENMMLAB_SUFFIXES)
 
 
 def create_model(
@@ -81,8 +81,10 @@ def create_model(
     }
     model: nn.Module = find_family(name).build_network(name, num_classes, **options)
     if weights is not None:
-        if Path(weights).suffix != SUFFIX:
-            raise ValueError(f"Expected `weights` of {name!r} to end in {SUFFIX!r}, but got {str(weights)!r}.")
+        if Path(weights).suffix != CHECKPOINT_SUFFIX:
+            raise ValueError(
+                f"Expected `weights` of {name!r} to end in {CHECKPOINT_SUFFIX!r}, but got {str(weights)!r}."
+            )
         load_state(model, read_tensors(weights)[1], source=str(weights))
     return model
 

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import unwrap
-from bpkd_sdk.files import write_atomically
+from bpkd_sdk.files import CHECKPOINT_SUFFIX, write_atomically
 from bpkd_sdk.models.mask_classification import adapt_network
 from bpkd_sdk.models.spec import set_provenance, set_spec
 from bpkd_sdk.spec import NetworkSpec
 
 FORMAT = "bpkd-sdk/1"
-SUFFIX = ".safetensors"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -95,8 +94,8 @@ def save_model(model: nn.Module, path: str | Path, *, training: Mapping[str, Any
     from bpkd_sdk.models.library import identify
 
     target = Path(path)
-    if target.suffix != SUFFIX:
-        raise ValueError(f"Expected a path that ends in {SUFFIX!r}, but got {str(path)!r}.")
+    if target.suffix != CHECKPOINT_SUFFIX:
+        raise ValueError(f"Expected a path that ends in {CHECKPOINT_SUFFIX!r}, but got {str(path)!r}.")
     network = adapt_network(unwrap(model))
     state = network.state_dict()
     header = {
@@ -140,7 +139,9 @@ def load_checkpoint(
 
     header, state = read_tensors(path)
     if "network" not in header:
-        raise ValueError(f"{path} contains the state of a training run, not a network. Load 'last{SUFFIX}' beside it.")
+        raise ValueError(
+            f"{path} contains the state of a training run, not a network. Load 'last{CHECKPOINT_SUFFIX}' beside it."
+        )
     if content_hash(state) != header.get("sha256"):
         raise ValueError(
             f"The weights in {path} do not match the hash in its header: the file has been altered. Get it again."

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -142,12 +141,3 @@ def _are_equal(network: nn.Module, rebuilt: nn.Module, spec: NetworkSpec) -> boo
 def _logits(network: nn.Module, images: Tensor) -> Tensor:
     with eval_mode(network), torch.no_grad():
         return as_output(network(images)).logits
-
-
-def is_pretrained_name(source: object) -> TypeGuard[str | Path]:
-    """Return whether a source names a network that its library has with all weights, which `load_model` opens.
-
-    An existing file is not a name, so that a folder may be called "torchvision" or "transformers".
-    """
-    prefixes = ("torchvision/", "transformers/")
-    return isinstance(source, (str, Path)) and str(source).startswith(prefixes) and not Path(source).is_file()

@@ -23,8 +23,6 @@ from bpkd_sdk.models.spec import set_spec
 from bpkd_sdk.models.zoo import ZOO, SegmentationNetwork, build_network
 from bpkd_sdk.spec import Color
 
-SUFFIXES = (".pth", ".pt")
-
 # Prefixes of parameter names: of wrappers around the network, of a distiller's other parts, of the preprocessor, and of
 # the auxiliary head.
 _WRAPPERS = ("module.", "architecture.", "student.", "model.")

@@ -2,30 +2,33 @@
 
 A call has three stages, which can be called and timed one by one:
 
-    prepare   images (N, H, W, channels)  -> inputs of the artifact, on its device
-    infer     inputs of the artifact      -> outputs of the artifact, on its device
-    masks     outputs of the artifact     -> class ids (N, H, W) uint8, on its device
+    prepare   images (N, H, W, channels)  -> inputs of the artifact
+    infer     inputs of the artifact      -> outputs of the artifact
+    masks     outputs of the artifact     -> class ids (N, H, W) uint8
 
 Images are uint8 for the range 0 to 255, as 8-bit RGB is, and float32 for any other range of the network's spec.
-If an artifact does not contain the normalisation or the argmax, the runtime does it, on the artifact's device.
+If an artifact does not contain the normalisation or the argmax, the runtime does it.
+
+All stages take numpy arrays or torch tensors. Tensors are moved to the artifact's device by `prepare` and stay there.
+Numpy arrays stay in host memory between the stages, and torch is not needed for them; an artifact that torch runs turns
+them into tensors in `prepare`.
 """
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from array_api_compat import array_namespace
 
-from bpkd_sdk.errors import check_choice
-from bpkd_sdk.models.mask_classification import adapt_network
-from bpkd_sdk.models.spec import get_spec
+from bpkd_sdk.arrays import Array, contiguous, to_device, to_numpy
 from bpkd_sdk.pixels import PixelFormat
-from bpkd_sdk.runtime.inference import full_size_logits, to_mask
+from bpkd_sdk.runtime.device import Device
+from bpkd_sdk.runtime.inference import to_mask
 from bpkd_sdk.spec import NetworkSpec
 
 Range = tuple[int, int | None]
@@ -64,7 +67,7 @@ class AcceptedImages:
         """Return the accepted sizes as text, such as "512 x 1024" or "256 to 512 x 256 to 1024"."""
         return f"{_format_range(self.height)} x {_format_range(self.width)}"
 
-    def check(self, images: Tensor, name: str, pixels: PixelFormat = PixelFormat()) -> None:  # noqa: B008  (frozen)
+    def check(self, images: Array, name: str, pixels: PixelFormat = PixelFormat()) -> None:  # noqa: B008  (frozen)
         """Raise ValueError unless a batch (N, H, W, channels) is accepted; the values are not read.
 
         Args:
@@ -72,10 +75,9 @@ class AcceptedImages:
             name: Name of the artifact in the error message.
             pixels: Format of the images that the artifact accepts.
         """
-        dtype = torch.uint8 if pixels.is_uint8 else torch.float32
-        if images.dtype != dtype or images.ndim != 4 or images.shape[3] != pixels.channels:
-            kind, expected = (str(type_).removeprefix("torch.") for type_ in (images.dtype, dtype))
-            expected = f"{expected} (N, H, W, {pixels.channels})"
+        dtype, kind = "uint8" if pixels.is_uint8 else "float32", str(images.dtype).removeprefix("torch.")
+        if kind != dtype or images.ndim != 4 or images.shape[3] != pixels.channels:
+            expected = f"{dtype} (N, H, W, {pixels.channels})"
             unit = "" if pixels.is_rgb8 else f" of {pixels}"
             raise ValueError(f"Expected images {expected}{unit}, but got {kind} {tuple(images.shape)}.")
         count, height, width = images.shape[:3]
@@ -117,17 +119,19 @@ class Runtime(ABC):
             them, otherwise it accepts normalised float32 (N, channels, H, W). "argmax": whether it returns uint8 masks
             (N, H, W), otherwise it returns float32 logits (N, C, H, W). "precision": fp32, fp16 or int8. For a file,
             all other metadata of the file.
-        device: Device that it runs on, and that has the results of `prepare`, `infer` and `masks`.
+        device: Device that it runs on, and on which tensors are between the stages; its name, or a torch device.
         accepts: Images that it accepts.
     """
 
+    is_module: ClassVar[bool] = False  # whether it is a torch module, which may have changed since its spec was set
+
     def __init__(
-        self, name: str, spec: NetworkSpec, metadata: Mapping[str, Any], device: torch.device, accepts: AcceptedImages
+        self, name: str, spec: NetworkSpec, metadata: Mapping[str, Any], device: Any, accepts: AcceptedImages
     ) -> None:
         self.name = name
         self.spec = spec
         self.metadata = metadata
-        self.device = device
+        self.device = Device(str(device))
         self.accepts = accepts
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -137,110 +141,73 @@ class Runtime(ABC):
             ValueError: If the artifact does not accept the images' type or size.
             RuntimeError: If the library that runs the artifact fails.
         """
-        masks = self.masks(self.infer(self.prepare(torch.from_numpy(images))))
-        return np.asarray(masks.cpu().numpy())
+        return to_numpy(self.masks(self.infer(self.prepare(images))))
 
-    def segment(self, images: Tensor) -> Tensor:
-        """Segment images (N, channels, H, W) on any device into class ids (N, H, W) uint8 on the runtime's device."""
-        return self.masks(self.infer(self.prepare(images.permute(0, 2, 3, 1))))
+    def segment(self, images: Array) -> Array:
+        """Segment images (N, channels, H, W) into class ids (N, H, W) uint8.
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Compute float32 logits (N, C, H, W) on the runtime's device from images (N, channels, H, W) on any device.
+        Args:
+            images: A numpy array, or a torch tensor on any device.
+
+        Returns:
+            A numpy array for a numpy array, and for a tensor a tensor on the runtime's device.
+        """
+        return _of_kind(images, self.masks(self.infer(self.prepare(_channels_last(images)))))
+
+    def logits(self, images: Array) -> Array:
+        """Compute float32 logits (N, C, H, W) from images (N, channels, H, W).
+
+        Args:
+            images: A numpy array, or a torch tensor on any device.
+
+        Returns:
+            A numpy array for a numpy array, and for a tensor a tensor on the runtime's device.
 
         Raises:
             ValueError: If the artifact returns masks, or does not accept the images' type or size.
         """
         if self.metadata["argmax"]:
             raise ValueError(f"{self.name} returns masks, not logits; export the network with argmax=False.")
-        return self.infer(self.prepare(images.permute(0, 2, 3, 1)))
+        return _of_kind(images, self.infer(self.prepare(_channels_last(images))))
 
-    def logits_at_stride(self, images: Tensor) -> Tensor:
+    def logits_at_stride(self, images: Any) -> Any:
         """Compute float32 logits (N, C, h, w), at the network's stride if the artifact can return them at that size."""
         return self.logits(images)
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """Check images (N, H, W, channels) and return the artifact's inputs, on its device: the first stage."""
+    def prepare(self, images: Any) -> Any:
+        """Check images (N, H, W, channels) and return the artifact's inputs: the first stage."""
         self.accepts.check(images, self.name, self.spec.pixels)
-        images = images.to(self.device, non_blocking=True)
+        images = to_device(images, self.device)
         if self.metadata["preprocess"]:
-            return images.contiguous()
-        return self.spec.normalize(images.permute(0, 3, 1, 2)).contiguous()
+            return contiguous(images)
+        xp = array_namespace(images)
+        return contiguous(self.spec.normalize(xp.permute_dims(images, (0, 3, 1, 2))))
 
     @abstractmethod
-    def infer(self, inputs: Tensor) -> Tensor:
+    def infer(self, inputs: Any) -> Any:
         """Run the artifact on the inputs of `prepare`, and return its outputs: the second stage."""
 
-    def masks(self, outputs: Tensor) -> Tensor:
+    def masks(self, outputs: Any) -> Any:
         """Return class ids for the outputs of `infer`: the third stage."""
-        return outputs if self.metadata["argmax"] else to_mask(outputs).to(torch.uint8)
+        return outputs if self.metadata["argmax"] else to_mask(outputs)
 
     def synchronize(self) -> None:
         """Wait for the work that this thread has queued on the device; all stages use the thread's current stream.
 
         A wait for the whole device would break a CUDA graph that another thread records at the same time.
         """
-        if self.device.type == "cuda":
+        torch = sys.modules.get("torch")  # without torch nothing is queued
+        if self.device.type == "cuda" and torch is not None:
             torch.cuda.current_stream(self.device).synchronize()
 
 
-DEVICE_TYPES = ("cpu", "cuda", "mps")
+def _channels_last(images: Array) -> Array:
+    """Return images (N, channels, H, W) as a view (N, H, W, channels)."""
+    result: Array = array_namespace(images).permute_dims(images, (0, 2, 3, 1))
+    return result
 
 
-def choose_device(device: str | torch.device = "auto", types: Sequence[str] = DEVICE_TYPES) -> torch.device:
-    """Choose a torch device by name; the one rule for device="auto", in training too.
-
-    "auto" is torch's current accelerator if there is one, otherwise the CPU. "cuda" without an index is torch's current
-    GPU, and the index is filled in, because without one, torch, TensorRT and ONNX Runtime choose different GPUs.
-
-    Args:
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps", or a torch device, which is not checked.
-        types: Types of device that the caller supports; "auto" chooses the CPU in place of any other accelerator.
-
-    Raises:
-        ValueError: If the name is not "auto" or one of `types`.
-        RuntimeError: If torch does not see the device.
-    """
-    chosen = device if isinstance(device, torch.device) else _parse_device(device, types)
-    if chosen.type == "cuda" and chosen.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return chosen
-
-
-def _parse_device(device: str, types: Sequence[str]) -> torch.device:
-    kind, _, index = device.partition(":")
-    check_choice("device", device if kind == "auto" else kind, ("auto", *types))
-    if kind == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator is not None and accelerator.type in types else torch.device("cpu")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise RuntimeError(
-            f"Expected device={device!r} to be present, but torch sees {torch.cuda.device_count()} CUDA devices. "
-            "Run `bpkd doctor`."
-        )
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise RuntimeError("Expected device='mps' to be present, but torch sees no Apple GPU. Run `bpkd doctor`.")
-    return torch.device(device)
-
-
-class TorchRuntime(Runtime):
-    """A torch module, run in its own precision; its logits are resized to the images' size.
-
-    Args:
-        module: Network in eval mode, which is moved to the device; the result of `torch.compile` is allowed.
-        device: Device name of `choose_device`; None: the module's device.
-        name: Name in error messages; None: the network's name.
-    """
-
-    def __init__(self, module: nn.Module, device: str | torch.device | None = None, *, name: str | None = None) -> None:
-        parameter = next(module.parameters(), None)
-        chosen = choose_device(device or (parameter.device if parameter is not None else "cpu"))
-        precision = parameter.dtype if parameter is not None else torch.float32
-        self.module = adapt_network(module).to(chosen)
-        spec = get_spec(module)
-        metadata = {"preprocess": False, "argmax": False, "precision": str(precision).removeprefix("torch.")}
-        super().__init__(name or spec.name or type(module).__name__, spec, metadata, chosen, AcceptedImages())
-
-    @torch.inference_mode()
-    def infer(self, inputs: Tensor) -> Tensor:
-        """Compute float32 logits (N, C, H, W) of the images' size from normalised images (N, channels, H, W)."""
-        return full_size_logits(self.module, inputs, self.spec.size_divisor)
+def _of_kind(images: Array, results: Any) -> Array:
+    """Return results as a numpy array if the images are one, otherwise as they are."""
+    kept: Array = to_numpy(results) if isinstance(images, np.ndarray) else results
+    return kept

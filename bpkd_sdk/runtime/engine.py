@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bpkd_sdk.runtime.base import AcceptedImages, Runtime, choose_device
+from bpkd_sdk.arrays import as_tensor
+from bpkd_sdk.runtime.base import AcceptedImages, Runtime
+from bpkd_sdk.runtime.device import SETTING_UP, choose_device
 from bpkd_sdk.runtime.manifest import EngineManifest, check_engine, open_backend, trt_log
-from bpkd_sdk.runtime.recording import SETTING_UP, Recording, run_on
+from bpkd_sdk.runtime.recording import Recording, run_on
 from bpkd_sdk.spec import NetworkSpec
 
 
@@ -56,6 +58,10 @@ class EngineRuntime(Runtime):
             messages = "; ".join(trt_log(self._trt).messages)
             raise RuntimeError(f"{self.manifest.backend} cannot load {path} on {self.device}: {messages}")
         return engine
+
+    def prepare(self, images: Any) -> Any:
+        """Check images (N, H, W, channels), and return the engine's input as a tensor on its GPU."""
+        return super().prepare(as_tensor(images))
 
     def infer(self, inputs: Tensor) -> Tensor:
         """Return the engine's output: uint8 masks (N, H, W), or float32 logits (N, C, H, W)."""

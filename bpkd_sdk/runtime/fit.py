@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 from weakref import WeakSet
 
-import torch
-from torch import Tensor
+from array_api_compat import array_namespace
 
+from bpkd_sdk.arrays import Array, per_channel
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.runtime.base import AcceptedImages, Range, Runtime
 from bpkd_sdk.runtime.inference import resized_bands, sliding_bands, sliding_masks, window_corners
@@ -121,7 +121,7 @@ def largest_batch(accepts: AcceptedImages, size: Size) -> int:
     return max(1, min(MAX_BATCH, accepts.batch_sizes[1] or MAX_BATCH, MAX_PIXELS // count_pixels(size)))
 
 
-def fit_images(images: Tensor, fitted: FittedSize, spec: NetworkSpec) -> Tensor:
+def fit_images(images: Array, fitted: FittedSize, spec: NetworkSpec) -> Array:
     """Resize images to `fitted.inner`, and pad them at the right and bottom to at least `fitted.window`.
 
     Args:
@@ -131,10 +131,10 @@ def fit_images(images: Tensor, fitted: FittedSize, spec: NetworkSpec) -> Tensor:
     """
     images = resize_images(images, fitted.inner)
     height, width = (max(sides) for sides in zip(fitted.inner, fitted.window, strict=True))
-    if images.shape[2:] == (height, width):
+    if tuple(images.shape[2:]) == (height, width):
         return images
-    fill = torch.tensor(spec.mean_pixel, device=images.device).to(images.dtype)
-    padded = fill.view(1, -1, 1, 1).repeat(len(images), 1, height, width)
+    fill = per_channel(spec.mean_pixel, images, images.dtype)
+    padded: Array = array_namespace(images).tile(fill, (len(images), 1, height, width))
     padded[:, :, : fitted.inner[0], : fitted.inner[1]] = images
     return padded
 
@@ -162,19 +162,20 @@ class StageTimer:
 
 def fitted_bands(
     runtime: Runtime,
-    images: Tensor,
+    images: Array,
     fit: Fit = "slide",
     *,
     crop_size: Size | None = None,
     stride: Size | None = None,
     batch_size: int | None = None,
     timer: StageTimer | None = None,
-) -> Iterator[Tensor]:
+) -> Iterator[Array]:
     """Run a runtime on images of any size, and yield its outputs at that size in bands of rows, from top to bottom.
 
     Args:
         runtime: Runtime to run.
-        images: Images of one size, (N, channels, H, W), in the range of the network's images.
+        images: Images of one size, (N, channels, H, W), in the range of the network's images; a numpy array or a torch
+            tensor.
         fit: Rule for images that the runtime does not get at their own size.
         crop_size: (height, width) of what the runtime gets, as for `fit_size`; None: what it accepts.
         stride: (vertical, horizontal) step of windows in pixels; None: two thirds of the window.
@@ -183,7 +184,8 @@ def fitted_bands(
         timer: Timer of the stages; each stage then waits for the device.
 
     Yields:
-        Logits (N, C, rows, W), or masks (N, rows, W) if the runtime returns masks.
+        Logits (N, C, rows, W), or masks (N, rows, W) if the runtime returns masks, as the stages of the runtime return
+        them: a module returns tensors for numpy arrays too.
 
     Raises:
         ValueError: If the runtime does not accept `crop_size`.
@@ -199,18 +201,20 @@ def fitted_bands(
         _report(runtime, size, fitted)
     with timer.stage("pre") if timer else nullcontext():
         inputs = fit_images(images, fitted, runtime.spec)
-    is_whole = inputs.shape[2:] == fitted.window
+    is_whole = tuple(inputs.shape[2:]) == fitted.window
     wanted = batch_size or (len(images) if is_whole else largest_batch(runtime.accepts, fitted.window))
     batch_size = min(wanted, runtime.accepts.batch_sizes[1] or wanted)
 
-    def run(part: Tensor) -> Tensor:
+    def run(part: Array) -> Array:
         return _run(runtime, part, timer)
 
+    bands: Iterator[Array]
     height, width = fitted.inner
     if is_whole:
-        batches = [run(batch) for batch in torch.split(inputs, batch_size)]
-        outputs = (batches[0] if len(batches) == 1 else torch.cat(batches))[..., :height, :width]
-        bands = iter([outputs] if outputs.ndim == 3 or fitted.inner == size else torch.split(outputs, BAND_ROWS, dim=2))
+        batches = [run(inputs[first : first + batch_size]) for first in range(0, len(inputs), batch_size)]
+        outputs = join(batches, axis=0)[..., :height, :width]
+        rows = height if outputs.ndim == 3 or fitted.inner == size else BAND_ROWS
+        bands = (outputs[..., top : top + rows, :] for top in range(0, height, rows))
     elif runtime.metadata["argmax"]:
         bands = iter([sliding_masks(run, inputs, fitted.window, stride, batch_size)[:, :height, :width]])
     else:  # a side that was padded has one window, so that no band lies in the padding
@@ -219,23 +223,25 @@ def fitted_bands(
     yield from resize_outputs(runtime, bands, fitted.inner, size)
 
 
-def _run(runtime: Runtime, images: Tensor, timer: StageTimer | None) -> Tensor:
+def _run(runtime: Runtime, images: Array, timer: StageTimer | None) -> Array:
     """Return the outputs of a runtime for images (N, channels, H, W), repeated if it requires more of them."""
-    missing = max(runtime.accepts.batch_sizes[0] - len(images), 0)
+    missing: int = max(runtime.accepts.batch_sizes[0] - len(images), 0)
     with timer.stage("pre") if timer else nullcontext():
+        xp = array_namespace(images)
         if missing:
-            images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
-        inputs = runtime.prepare(images.permute(0, 2, 3, 1))
+            images = xp.concat([images, *[images[-1:]] * missing])
+        inputs = runtime.prepare(xp.permute_dims(images, (0, 2, 3, 1)))
         if timer:
             runtime.synchronize()
     with timer.stage("inference") if timer else nullcontext():
         outputs = runtime.infer(inputs)
         if timer:
             runtime.synchronize()
-    return outputs[: len(outputs) - missing]
+    kept: Array = outputs[: len(outputs) - missing]
+    return kept
 
 
-def resize_outputs(runtime: Runtime, bands: Iterator[Tensor], before: Size, after: Size) -> Iterator[Tensor]:
+def resize_outputs(runtime: Runtime, bands: Iterator[Array], before: Size, after: Size) -> Iterator[Array]:
     """Resize the outputs of a runtime: logits bilinearly, masks by `resize_label`.
 
     Args:
@@ -247,14 +253,20 @@ def resize_outputs(runtime: Runtime, bands: Iterator[Tensor], before: Size, afte
     if before == after:
         return bands
     if runtime.metadata["argmax"]:
-        return iter([resize_label(torch.cat(list(bands), dim=1), after)])
+        return iter([resize_label(join(list(bands), axis=1), after)])
     return resized_bands(bands, before[0], after)
 
 
-def fitted_masks(runtime: Runtime, images: Tensor, fit: Fit = "slide", *, timer: StageTimer | None = None) -> Tensor:
+def fitted_masks(runtime: Runtime, images: Array, fit: Fit = "slide", *, timer: StageTimer | None = None) -> Array:
     """Return masks (N, H, W) uint8 of images (N, channels, H, W) of any size; arguments as for `fitted_bands`."""
-    masks = [runtime.masks(band) for band in fitted_bands(runtime, images, fit, timer=timer)]
-    return masks[0] if len(masks) == 1 else torch.cat(masks, dim=1)
+    masks: list[Array] = [runtime.masks(band) for band in fitted_bands(runtime, images, fit, timer=timer)]
+    return join(masks, axis=1)
+
+
+def join(parts: Sequence[Array], axis: int) -> Array:
+    """Join arrays along an axis; a single one is not copied."""
+    result: Array = parts[0] if len(parts) == 1 else array_namespace(*parts).concat(parts, axis=axis)
+    return result
 
 
 def _report(runtime: Runtime, size: Size, fitted: FittedSize) -> None:

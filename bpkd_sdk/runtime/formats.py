@@ -5,14 +5,11 @@ Export, runtimes, the benchmark, the command line and the documentation all use 
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from bpkd_sdk.errors import did_you_mean
-from bpkd_sdk.models.checkpoint import SUFFIX
-from bpkd_sdk.models.openmmlab import SUFFIXES as OPENMMLAB_SUFFIXES
-from bpkd_sdk.runtime.manifest import EXTRAS
+from bpkd_sdk.errors import did_you_mean, import_optional
+from bpkd_sdk.files import CHECKPOINT_SUFFIX, OPENMMLAB_SUFFIXES
 
 ENGINE_SUFFIXES = (".engine", ".plan")
 
@@ -40,21 +37,22 @@ class Format:
     loader: str
 
     def open(self, source: str, device: Any) -> Any:
-        """Open an artifact as a `Runtime`; raise ValueError if the format does not support the device."""
+        """Open an artifact as a `Runtime`; raise ValueError for a device of another type, ImportError without torch."""
         if str(device).partition(":")[0] not in ("auto", *self.devices):
             raise ValueError(
                 f"{source} is of the format {self.name}, which runs on {' or '.join(self.devices)}, but "
                 f"got device={str(device)!r}."
             )
         module, _, name = self.loader.partition(":")
-        return getattr(importlib.import_module(module), name)(source, device)
+        extra = ",".join(("train", *self.extras[:1]))  # for modules that import torch; the others need none
+        return getattr(import_optional(module, extra), name)(source, device)
 
+
+_MODULE = "bpkd_sdk.runtime.module:open_torch_runtime"
 
 FORMATS = (
-    Format("checkpoint", (SUFFIX,), (), ("cpu", "cuda", "mps"), (), None, "bpkd_sdk.runtime:open_torch_runtime"),
-    Format(
-        "OpenMMLab", OPENMMLAB_SUFFIXES, (), ("cpu", "cuda", "mps"), (), None, "bpkd_sdk.runtime:open_torch_runtime"
-    ),
+    Format("checkpoint", (CHECKPOINT_SUFFIX,), (), ("cpu", "cuda", "mps"), (), None, _MODULE),
+    Format("OpenMMLab", OPENMMLAB_SUFFIXES, (), ("cpu", "cuda", "mps"), (), None, _MODULE),
     Format(
         "ONNX",
         (".onnx",),
@@ -69,7 +67,7 @@ FORMATS = (
         ENGINE_SUFFIXES,
         ("fp32", "fp16", "int8"),
         ("cuda",),
-        tuple(EXTRAS.values()),
+        ("tensorrt", "tensorrt-rtx"),
         "bpkd_sdk.export:to_tensorrt",
         "bpkd_sdk.runtime.engine:EngineRuntime",
     ),

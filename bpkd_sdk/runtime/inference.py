@@ -1,4 +1,4 @@
-"""Inference on images of any size: whole images, or windows that slide over an image; logits and masks."""
+"""Windows that slide over images of any size, logits in bands of rows, and masks; of numpy arrays or torch tensors."""
 
 from __future__ import annotations
 
@@ -6,67 +6,20 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise, product
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+import numpy as np
+from array_api_compat import array_namespace, device
 
+from bpkd_sdk.arrays import Array, class_ids, lerp, resize_bilinear
 from bpkd_sdk.classes import check_mask_classes
-from bpkd_sdk.models.spec import get_spec
-from bpkd_sdk.output import as_output
-
-
-def whole_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Compute the logits of whole images, at the images' size.
-
-    Args:
-        model: A segmentation network in eval mode.
-        images: (N, channels, H, W) in the range of the network's images, on the network's device.
-
-    Returns:
-        (N, C, H, W) float32.
-    """
-    spec = get_spec(model)
-    return full_size_logits(model, spec.normalize(images), spec.size_divisor)
-
-
-def full_size_logits(model: nn.Module, inputs: Tensor, divisor: int) -> Tensor:
-    """Run a network on normalised images of any size, and resize its logits to that size.
-
-    The images are padded at the right and bottom to multiples of `divisor` and converted to the network's precision.
-    The logits are resized bilinearly (align_corners False) to the padded size and then cropped.
-
-    Args:
-        model: A segmentation network in eval mode.
-        inputs: (N, channels, H, W) float32, normalised.
-        divisor: Number that both sides of the network's input must be multiples of.
-
-    Returns:
-        (N, C, H, W) float32.
-    """
-    height, width = inputs.shape[2:]
-    padded = pad_to_multiple(inputs, divisor)
-    precision = next((parameter.dtype for parameter in model.parameters()), inputs.dtype)
-    logits = as_output(model(padded.to(precision))).logits.float()
-    if logits.shape[2:] != padded.shape[2:]:
-        logits = F.interpolate(logits, padded.shape[2:], mode="bilinear", align_corners=False)
-    return logits[:, :, :height, :width]
-
-
-def pad_to_multiple(images: Tensor, divisor: int) -> Tensor:
-    """Append zeros at the right and bottom until both sides are multiples of `divisor`."""
-    height, width = images.shape[2:]
-    if height % divisor == 0 and width % divisor == 0:
-        return images
-    return F.pad(images, (0, -width % divisor, 0, -height % divisor))
 
 
 def sliding_bands(
-    logits_of: Callable[[Tensor], Tensor],
-    images: Tensor,
+    logits_of: Callable[[Array], Array],
+    images: Array,
     crop_size: tuple[int, int],
     stride: tuple[int, int] | None,
     batch_size: int = 1,
-) -> Iterator[Tensor]:
+) -> Iterator[Array]:
     """Average logits over overlapping windows, and yield them in bands of rows from top to bottom.
 
     Windows start at multiples of the stride. The last window of a row or column is shifted back into the image; if the
@@ -86,29 +39,34 @@ def sliding_bands(
     stride = stride or _two_thirds(crop_size)
     height, width = images.shape[2:]
     window_height, window_width = min(crop_size[0], height), min(crop_size[1], width)
-    tops = _window_starts(height, window_height, stride[0])
+    tops: list[int] = _window_starts(height, window_height, stride[0])
     lefts = _window_starts(width, window_width, stride[1])
     overlaps = _count_windows(height, window_height, tops)[:, None] * _count_windows(width, window_width, lefts)
     windows = list(product(lefts, range(len(images))))
-    carried: Tensor | None = None
+    carried: Array | None = None
     for top, following in zip(tops, [*tops[1:], height], strict=True):
         row = images[:, :, top : top + window_height]
-        band: Tensor | None = None
+        band: Array | None = None
         for batch in (windows[i : i + batch_size] for i in range(0, len(windows), batch_size)):
-            logits = logits_of(torch.stack([row[index, :, :, left : left + window_width] for left, index in batch]))
+            parts = [row[index, :, :, left : left + window_width] for left, index in batch]
+            logits = logits_of(array_namespace(row).stack(parts))
+            xp = array_namespace(logits)
             if band is None:
-                band = logits.new_zeros(len(images), logits.shape[1], window_height, width)
+                shape = (len(images), logits.shape[1], window_height, width)
+                band = xp.zeros(shape, dtype=logits.dtype, device=device(logits))
             for (left, index), window in zip(batch, logits, strict=True):
                 band[index, :, :, left : left + window_width] += window
         assert band is not None  # noqa: S101  (an image has at least one window)
         if carried is not None:
             band[:, :, : carried.shape[2]] += carried
         done = following - top
-        carried = band[:, :, done:].clone()
-        yield band[:, :, :done].div_(overlaps[top:following].to(band.device))
+        carried = xp.asarray(band[:, :, done:], copy=True)
+        finished = band[:, :, :done]
+        finished /= xp.asarray(overlaps[top:following], device=device(band))
+        yield finished
 
 
-def resized_bands(bands: Iterable[Tensor], height: int, size: tuple[int, int]) -> Iterator[Tensor]:
+def resized_bands(bands: Iterable[Array], height: int, size: tuple[int, int]) -> Iterator[Array]:
     """Resize images that come in bands of rows, bilinearly (align_corners False), without joining the bands.
 
     Args:
@@ -119,31 +77,35 @@ def resized_bands(bands: Iterable[Tensor], height: int, size: tuple[int, int]) -
     Yields:
         (N, C, rows, width), as soon as all bands that the rows depend on have come.
     """
-    positions = ((torch.arange(size[0]) + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)
-    above = positions.long()
-    below = (above + 1).clamp(max=height - 1)
-    buffer: Tensor | None = None  # rows from `first` on, already of the new width
+    positions = np.clip((np.arange(size[0]) + 0.5) * (height / size[0]) - 0.5, 0, height - 1)
+    above = positions.astype(np.int64)
+    below = np.minimum(above + 1, height - 1)
+    shares = (positions - above).astype(np.float32)
+    buffer: Array | None = None  # rows from `first` on, already of the new width
     first = done = 0
     for band in bands:
-        wide = F.interpolate(band, (band.shape[2], size[1]), mode="bilinear", align_corners=False)
-        buffer = wide if buffer is None else torch.cat([buffer, wide], dim=2)
+        xp, place = array_namespace(band), device(band)
+        wide = resize_bilinear(band, (band.shape[2], size[1]))
+        buffer = wide if buffer is None else xp.concat([buffer, wide], axis=2)
         end = first + buffer.shape[2]
         ready = int((below < end).sum())
         if ready > done:
-            rows, weights = slice(done, ready), (positions - above)[done:ready, None].to(buffer.device)
-            yield torch.lerp(buffer[:, :, above[rows] - first], buffer[:, :, below[rows] - first], weights)
+            upper, lower = (
+                xp.take(buffer, xp.asarray(rows[done:ready] - first, device=place), axis=2) for rows in (above, below)
+            )
+            yield lerp(upper, lower, xp.asarray(shares[done:ready, None], device=place))
             done = ready
         needed = min(end, int(above[done])) if done < size[0] else end
-        buffer, first = buffer[:, :, needed - first :].clone(), needed
+        buffer, first = xp.asarray(buffer[:, :, needed - first :], copy=True), needed
 
 
 def sliding_masks(
-    masks_of: Callable[[Tensor], Tensor],
-    images: Tensor,
+    masks_of: Callable[[Array], Array],
+    images: Array,
     crop_size: tuple[int, int],
     stride: tuple[int, int] | None,
     batch_size: int = 1,
-) -> Tensor:
+) -> Array:
     """Compute masks from overlapping windows: each pixel comes from the window whose centre is nearest.
 
     Args:
@@ -164,13 +126,13 @@ def sliding_masks(
         for (top, rows), (left, columns) in product(*shares)
         for index in range(len(images))
     ]
-    result: Tensor | None = None
+    result: Array | None = None
     for batch in (windows[i : i + batch_size] for i in range(0, len(windows), batch_size)):
-        masks = masks_of(
-            torch.stack([images[i, :, top : top + height, left : left + width] for i, top, _, left, _ in batch])
-        )
+        parts = [images[i, :, top : top + height, left : left + width] for i, top, _, left, _ in batch]
+        masks = masks_of(array_namespace(images).stack(parts))
         if result is None:
-            result = masks.new_zeros(len(images), *images.shape[2:])
+            shape = (len(images), *images.shape[2:])
+            result = array_namespace(masks).zeros(shape, dtype=masks.dtype, device=device(masks))
         for (index, top, rows, left, columns), mask in zip(batch, masks, strict=True):
             result[index, rows, columns] = mask[
                 rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
@@ -208,22 +170,23 @@ def _window_starts(length: int, window: int, stride: int) -> list[int]:
     return [max(min(i * stride, length - window), 0) for i in range(count)]
 
 
-def _count_windows(length: int, window: int, starts: list[int]) -> Tensor:
-    """Return the number of windows that overlap each position of an axis, (length,)."""
-    counts = torch.zeros(length)
+def _count_windows(length: int, window: int, starts: list[int]) -> np.ndarray:
+    """Return the number of windows that overlap each position of an axis, float32 (length,)."""
+    counts = np.zeros(length, np.float32)
     for start in starts:
         counts[start : start + window] += 1
     return counts
 
 
-def check_logits(logits: Tensor, name: str) -> None:
+def check_logits(logits: Array, name: str) -> None:
     """Warn about logits that are not finite, and about a single channel that is never below 0.
 
     Args:
         logits: (N, C, H, W).
         name: Name of the network in the warning.
     """
-    if not torch.isfinite(logits).all():
+    xp = array_namespace(logits)
+    if not xp.all(xp.isfinite(logits)):
         warnings.warn(
             f"The logits of {name} are not finite (NaN or infinity), so its masks have no meaning. Check its weights "
             "and normalisation.",
@@ -237,11 +200,11 @@ def check_logits(logits: Tensor, name: str) -> None:
         )
 
 
-def to_mask(logits: Tensor) -> Tensor:
-    """Turn logits (N, C, H, W) into class ids (N, H, W) int64: the largest logit, or for one channel, logit > 0.
+def to_mask(logits: Array) -> Array:
+    """Turn logits (N, C, H, W) into class ids (N, H, W) uint8: the largest logit, or for one channel, logit > 0.
 
     Raises:
         ValueError: If there are more classes than a uint8 mask can hold.
     """
     check_mask_classes(logits.shape[1])
-    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
+    return class_ids(logits)

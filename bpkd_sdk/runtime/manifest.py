@@ -17,13 +17,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from bpkd_sdk.errors import check_choice, format_list, import_optional
 from bpkd_sdk.files import file_sha256, parse_record
 from bpkd_sdk.runtime.onnx_file import check_metadata
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = "bpkd-engine/1"
 
@@ -136,7 +137,9 @@ def load_manifest(path: str | Path) -> EngineManifest:
         ) from error
 
 
-def check_engine(path: str | Path, *, trusted: bool = False, device: torch.device | None = None) -> EngineManifest:
+def check_engine(
+    path: str | Path, *, trusted: bool = False, device: str | torch.device | None = None
+) -> EngineManifest:
     """Check whether an engine can run on this machine, before TensorRT loads it, and return its manifest.
 
     Args:
@@ -229,8 +232,9 @@ Backend = Literal["tensorrt", "tensorrt_rtx"]
 EXTRAS: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 
 
-def capability(device: torch.device | None = None) -> str | None:
+def capability(device: str | torch.device | None = None) -> str | None:
     """Return the compute capability of a GPU (None: the current one), such as "sm86"; None without a GPU."""
+    torch = import_optional("torch")
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability(device)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-import torch
-from torch import Tensor
-
+from bpkd_sdk.arrays import Array
 from bpkd_sdk.class_map import ClassGroups, ClassMap, group_classes
 from bpkd_sdk.classes import ClassFacts, Order, check_class_count, class_order, reorder_logits, reorder_masks
-from bpkd_sdk.runtime.base import Runtime, TorchRuntime
+from bpkd_sdk.runtime.base import Runtime
 from bpkd_sdk.runtime.inference import check_logits
 
 
@@ -42,7 +41,7 @@ def match_runtime(
         groups = group_classes(class_map, runtime.spec, data, network_name=runtime.name, data_name=data_name)
         return MatchedRuntime(runtime, data, data_name, None, groups, others=others)
     # The spec of a module may be older than its classifier, so the first call checks the number of classes.
-    if runtime.spec.num_classes and not isinstance(runtime, TorchRuntime):
+    if runtime.spec.num_classes and not runtime.is_module:
         check_class_count(
             runtime.spec.num_classes, len(data.class_names), network_name=runtime.name, data_name=data_name
         )
@@ -82,21 +81,20 @@ class MatchedRuntime(Runtime):
         self.groups = groups
         self.others = others
         self.is_checked = False
-        self.columns = None if order is None else torch.tensor(order, device=runtime.device)
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def prepare(self, images: Any) -> Any:
         """Prepare images as the wrapped runtime does."""
         return self.runtime.prepare(images)
 
-    def infer(self, inputs: Tensor) -> Tensor:
+    def infer(self, inputs: Any) -> Any:
         """Run the wrapped runtime, and put its logits or masks in the data's order."""
         return self._reordered(self.runtime.infer(inputs))
 
-    def logits_at_stride(self, images: Tensor) -> Tensor:
+    def logits_at_stride(self, images: Any) -> Any:
         """Return logits as the wrapped runtime does, in the data's order."""
         return self._reordered(self.runtime.logits_at_stride(images))
 
-    def _reordered(self, outputs: Tensor) -> Tensor:
+    def _reordered(self, outputs: Array) -> Array:
         if outputs.ndim == 3:
             return reorder_masks(outputs, self.order)
         if self.groups is None:
@@ -108,4 +106,4 @@ class MatchedRuntime(Runtime):
             self.is_checked = True
         if self.groups is not None:
             return self.groups.merge(outputs, others=self.others)
-        return outputs if self.columns is None else reorder_logits(outputs, self.columns)
+        return reorder_logits(outputs, self.order)

@@ -1,28 +1,29 @@
 """The `Runtime` that runs ONNX files of bpkd-sdk by ONNX Runtime.
 
-ONNX Runtime shares the memory of inputs and outputs with torch, so nothing is copied on the way in or out. On a CPU the
-runtime opens a session of the faster model with the same values that the file contains, see
-`bpkd_sdk.runtime.onnx_file`. On a GPU it records a CUDA graph of a file that takes one shape only.
+Numpy arrays go in and come out without torch. torch tensors share their memory with ONNX Runtime, so that nothing is
+copied. On a CPU the runtime opens a session of the faster model with the same values that the file contains, see
+`bpkd_sdk.runtime.onnx_file`. On a GPU, ONNX Runtime captures a CUDA graph of a file that takes one shape only.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torch.utils.dlpack import from_dlpack
+import numpy as np
 
+from bpkd_sdk.arrays import Array
 from bpkd_sdk.errors import import_optional
-from bpkd_sdk.runtime.base import AcceptedImages, Runtime, choose_device
+from bpkd_sdk.runtime.base import AcceptedImages, Runtime
+from bpkd_sdk.runtime.device import SETTING_UP, Device, choose_onnx_device
 from bpkd_sdk.runtime.onnx_file import cpu_model, read_onnx
-from bpkd_sdk.runtime.recording import Recording
 from bpkd_sdk.spec import NetworkSpec
 
 if TYPE_CHECKING:
+    import torch
     from onnxruntime import InferenceSession
 
 
@@ -40,8 +41,8 @@ class OnnxRuntime(Runtime):
 
     Args:
         path: The file.
-        device: "auto" (a CUDA GPU if torch sees one and ONNX Runtime can use it, otherwise the CPU), "cpu" or a CUDA
-            device.
+        device: "auto" (a CUDA GPU if ONNX Runtime can use one, otherwise the CPU), "cpu" or a CUDA device; see
+            `choose_onnx_device`.
         threads: Number of threads of ONNX Runtime on the CPU; None: ONNX Runtime's default.
         as_written: Whether to run the file's own model on the CPU too.
 
@@ -49,8 +50,8 @@ class OnnxRuntime(Runtime):
         path: The file.
         session: Session of ONNX Runtime.
         as_written: Whether the session runs the file's own model, as it always does on a GPU.
-        recording: CUDA graph that calls replay; None on the CPU, for a file that takes more than one shape, and if part
-            of the network runs on the CPU.
+        replay: CUDA graph that calls replay; None on the CPU, for a file that takes more than one shape, and if part of
+            the network runs on the CPU.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -68,11 +69,12 @@ class OnnxRuntime(Runtime):
     ) -> None:
         self.path = Path(path)
         content, metadata = read_onnx(self.path)
-        accepts, chosen = _accepted_images(metadata), choose_device(device, ("cpu", "cuda"))
-        stream = torch.cuda.Stream(chosen) if chosen.type == "cuda" and accepts.is_static else None  # type: ignore[no-untyped-call]
-        nhwc = accepts.is_static and metadata["precision"] == "fp16"
+        accepts, chosen = _accepted_images(metadata), choose_onnx_device(device)
+        self.replay = None
         if chosen.type == "cuda":
-            self.session = open_session(self.path, chosen, stream=stream, nhwc=nhwc)
+            nhwc = accepts.is_static and metadata["precision"] == "fp16"
+            self.replay = _capture(self.path, chosen, nhwc) if accepts.is_static else None
+            self.session = self.replay.session if self.replay else open_session(self.path, chosen, nhwc=nhwc)
             if self.session.get_providers()[0] != "CUDAExecutionProvider":
                 problem = (
                     f"ONNX Runtime cannot use {chosen} for {path}. Run `bpkd doctor`: onnxruntime-gpu must be built "
@@ -81,59 +83,110 @@ class OnnxRuntime(Runtime):
                 if device != "auto":
                     raise RuntimeError(problem)
                 warnings.warn(f"{problem} The file runs on the CPU.", stacklevel=2)
-                chosen, stream = torch.device("cpu"), None
+                chosen = Device("cpu")
         self.as_written = as_written or chosen.type == "cuda"
         if chosen.type != "cuda":
             source = self.path if as_written else cpu_model(content, self.path)
             del content  # ONNX Runtime copies the weights, so they are in memory twice already
             self.session = open_session(source, chosen, threads)
         super().__init__(str(path), NetworkSpec.from_dict(metadata["network"]), metadata, chosen, accepts)
-        self.recording = self._record(stream, nhwc) if stream is not None else None
 
     def model(self) -> bytes:
         """Return the ONNX model that the session runs: the file's content, or the faster model on a CPU."""
         content, _ = read_onnx(self.path)
         return content if self.as_written else cpu_model(content, self.path)
 
-    def infer(self, inputs: Tensor) -> Tensor:
+    def infer(self, inputs: Array) -> Array:
         """Return what the file's graph returns: uint8 masks (N, H, W), or float32 logits (N, C, H, W)."""
         try:
-            return self.recording(inputs) if self.recording is not None else run_session(self.session, inputs)
+            return run_session(self.session, inputs) if self.replay is None else self.replay(inputs)
         except Exception as error:  # ONNX Runtime's own errors share no base class
             raise RuntimeError(f"{self.path} failed on images of shape {tuple(inputs.shape)}: {error}") from error
 
-    def _record(self, stream: torch.cuda.Stream, nhwc: bool) -> Recording | None:
-        """Record one run as a CUDA graph; None if part of the network runs on the CPU, which the graph would omit."""
-        if not runs_on_gpu_alone(self.path, self.device, nhwc):
-            return None
-        (height, width), session = self.metadata["input_size"], self.session
-        inputs = self.prepare(self.spec.pixels.canonical(torch.zeros(1, height, width, self.spec.in_channels).byte()))
-        try:
-            return Recording(stream, lambda inputs: run_session(session, inputs, wait=False), inputs)
-        except Exception as error:  # ONNX Runtime's own errors share no base class
-            warnings.warn(f"{self.path} runs without a CUDA graph, so more slowly: {error}", stacklevel=3)
-            self.session = open_session(self.path, self.device, nhwc=nhwc)
-            return None
+
+class CudaGraphSession:
+    """A session that replays a CUDA graph, with one input and one output on the GPU at fixed addresses.
+
+    ONNX Runtime captures a graph for each thread that calls it, so that one thread of this object makes all calls. See
+    https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview.
+
+    Args:
+        session: Session that was opened with `cuda_graph`, for a model with one shape.
+        device: GPU of the session.
+    """
+
+    def __init__(self, session: InferenceSession, device: Device) -> None:
+        from onnxruntime import OrtValue
+
+        self.session = session
+        self._thread = ThreadPoolExecutor(1, "CUDA graph")
+        self._binding = session.io_binding()
+        (taken,), (returned,) = session.get_inputs(), session.get_outputs()
+        self._input, self._output = (
+            OrtValue.ortvalue_from_numpy(np.zeros(value.shape, _TYPES[value.type]), device.type, device.index or 0)
+            for value in (taken, returned)
+        )
+        self._binding.bind_ortvalue_input(taken.name, self._input)
+        self._binding.bind_ortvalue_output(returned.name, self._output)
+        with SETTING_UP:  # the first run makes the buffers and captures the graph
+            self._thread.submit(session.run_with_iobinding, self._binding).result()
+
+    def __call__(self, inputs: Array) -> Array:
+        """Return the output for an input: an array in host memory, or for a tensor one on the GPU."""
+        if isinstance(inputs, np.ndarray):
+            return self._thread.submit(self._run, inputs).result()
+        import torch
+        from torch.utils.dlpack import from_dlpack
+
+        outputs = torch.empty_like(from_dlpack(self._output))
+        torch.cuda.current_stream(inputs.device).synchronize()  # ONNX Runtime runs on another stream
+        self._thread.submit(self._run_tensor, inputs, outputs).result()
+        return outputs
+
+    def _run(self, inputs: np.ndarray) -> np.ndarray:
+        self._input.update_inplace(inputs)
+        self.session.run_with_iobinding(self._binding)
+        return np.asarray(self._output.numpy())
+
+    def _run_tensor(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        import torch
+        from torch.utils.dlpack import from_dlpack
+
+        stream = torch.cuda.current_stream(inputs.device)
+        with torch.inference_mode():
+            from_dlpack(self._input).copy_(inputs)
+            stream.synchronize()
+            self.session.run_with_iobinding(self._binding)
+            outputs.copy_(from_dlpack(self._output))
+            stream.synchronize()
 
 
-def runs_on_gpu_alone(path: Path, device: torch.device, nhwc: bool) -> bool:
-    """Return whether ONNX Runtime runs every node of a file on a CUDA GPU, as its CUDA graphs require."""
+_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+
+
+def _capture(path: Path, device: Device, nhwc: bool) -> CudaGraphSession | None:
+    """Capture a CUDA graph of a file; None if part of the network runs on the CPU, which the graph would omit."""
     try:
-        open_session(path, device, nhwc=nhwc, own_graph=True)
+        session = open_session(path, device, nhwc=nhwc, cuda_graph=True)
     except ValueError:
-        return False
-    return True
+        return None
+    if session.get_providers()[0] != "CUDAExecutionProvider":
+        return None
+    try:
+        return CudaGraphSession(session, device)
+    except Exception as error:  # ONNX Runtime's own errors share no base class
+        warnings.warn(f"{path} runs without a CUDA graph, so more slowly: {error}", stacklevel=3)
+        return None
 
 
 def open_session(
     source: Path | bytes,
-    device: torch.device,
+    device: str | torch.device = "cpu",
     threads: int | None = None,
     *,
     profile: Path | None = None,
-    stream: torch.cuda.Stream | None = None,
     nhwc: bool = False,
-    own_graph: bool = False,
+    cuda_graph: bool = False,
 ) -> InferenceSession:
     """Open a session of ONNX Runtime on a device, or on the CPU if ONNX Runtime cannot use the GPU.
 
@@ -142,31 +195,28 @@ def open_session(
         device: The CPU or a CUDA GPU.
         threads: Number of threads on the CPU; None: ONNX Runtime's default.
         profile: First part of the path of the file that ONNX Runtime's profiler writes; None: no profile.
-        stream: CUDA stream of torch to run on; None: a stream of ONNX Runtime.
         nhwc: Whether convolutions run over (N, H, W, C) on a GPU, which its half-precision units require.
-        own_graph: Whether ONNX Runtime makes a CUDA graph itself, or refuses the model if it cannot.
+        cuda_graph: Whether ONNX Runtime captures a CUDA graph in the first run, or refuses the model if it cannot.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the source is not an ONNX model, or with `own_graph` if ONNX Runtime cannot make a CUDA graph.
+        ValueError: If the source is not an ONNX model, or with `cuda_graph` if ONNX Runtime cannot make a CUDA graph.
     """
-    onnxruntime = import_optional("onnxruntime", "export")
+    onnxruntime, device = import_optional("onnxruntime", "export"), Device(str(device))
     if isinstance(source, Path) and not source.is_file():
         raise FileNotFoundError(f"There is no ONNX file at {source}.")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4 if own_graph else 3
+    options.log_severity_level = 4 if cuda_graph else 3
     if threads is not None:
         options.intra_op_num_threads = threads
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        onnxruntime.preload_dlls()  # loads the CUDA libraries that torch installed
-        cuda = {"enable_cuda_graph": str(int(own_graph)), "prefer_nhwc": str(int(nhwc))}
+        onnxruntime.preload_dlls()  # loads the CUDA libraries that pip installed, for torch or by themselves
+        cuda = {"enable_cuda_graph": str(int(cuda_graph)), "prefer_nhwc": str(int(nhwc))}
         if device.index:  # 0 is the default; ONNX Runtime 1.31 prints a warning if it is named
             cuda["device_id"] = str(device.index)
-        if stream is not None:
-            cuda["user_compute_stream"] = str(stream.cuda_stream)
         providers.insert(0, ("CUDAExecutionProvider", cuda))
     try:
         model = str(source) if isinstance(source, Path) else source
@@ -175,24 +225,29 @@ def open_session(
         raise ValueError(f"{source!s:.200} is not an ONNX file that ONNX Runtime can load ({error}).") from error
 
 
-def run_session(session: InferenceSession, inputs: Tensor, *, wait: bool = True) -> Tensor:
-    """Run a session that has one input and one output; both stay on the input's device.
+def run_session(session: InferenceSession, inputs: Array) -> Array:
+    """Run a session that has one input and one output.
 
     Args:
         session: Session of `open_session`.
-        inputs: The input.
-        wait: Whether to wait for the GPU; False only for a session that was opened on torch's current stream.
+        inputs: The input: a numpy array; or a tensor, on the device of the session.
+
+    Returns:
+        The output, of the same kind and on the same device. Tensors share their memory with ONNX Runtime.
     """
-    onnxruntime = import_optional("onnxruntime", "export")
-    device, index = inputs.device.type, inputs.device.index or 0
-    options = onnxruntime.RunOptions()
-    if not wait:
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    elif device == "cuda":
-        # ONNX Runtime runs on another stream, which does not wait for torch's.
-        torch.cuda.current_stream(inputs.device).synchronize()
+    (taken,), (returned,) = session.get_inputs(), session.get_outputs()
+    if isinstance(inputs, np.ndarray):
+        return np.asarray(session.run([returned.name], {taken.name: inputs})[0])
+    import torch
+
+    if inputs.device.type == "cpu":
+        return torch.from_numpy(run_session(session, inputs.detach().numpy()))
+    from onnxruntime import OrtValue
+    from torch.utils.dlpack import from_dlpack
+
+    torch.cuda.current_stream(inputs.device).synchronize()  # ONNX Runtime runs on another stream
     binding = session.io_binding()
-    binding.bind_ortvalue_input(session.get_inputs()[0].name, onnxruntime.OrtValue.from_dlpack(inputs.detach()))
-    binding.bind_output(session.get_outputs()[0].name, device, index)
-    session.run_with_iobinding(binding, options)
+    binding.bind_ortvalue_input(taken.name, OrtValue.from_dlpack(inputs.detach().contiguous()))
+    binding.bind_output(returned.name, "cuda", inputs.device.index or 0)
+    session.run_with_iobinding(binding)
     return from_dlpack(binding.get_outputs()[0])

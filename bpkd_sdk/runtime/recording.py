@@ -8,9 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Held while an engine is loaded, an execution context is made or a graph is recorded. The first two may wait for the
-# whole device, and the last does, which breaks a recording in progress; and torch records one graph at a time.
-SETTING_UP = threading.Lock()
+from bpkd_sdk.runtime.device import SETTING_UP
+
 _RUNS_BEFORE = 3  # libraries must create handles, choose kernels and grow memory pools before the recording
 
 Work = Callable[[Tensor], Tensor]

@@ -8,17 +8,20 @@ whereas tritonclient's own clients are bound to one thread.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import torch
-from torch import Tensor
+from array_api_compat import array_namespace
 
+from bpkd_sdk.arrays import Array, to_numpy
 from bpkd_sdk.errors import check_choice, did_you_mean, import_optional
 from bpkd_sdk.runtime.base import AcceptedImages, Range, Runtime
 from bpkd_sdk.runtime.onnx_file import METADATA_KEY, parse_metadata
 from bpkd_sdk.spec import NetworkSpec
+
+if TYPE_CHECKING:
+    import torch
 
 _PORT = 8000  # default port of Triton's HTTP service
 _HEADER = "Inference-Header-Content-Length"
@@ -58,20 +61,22 @@ class TritonRuntime(Runtime):
         self._output = config["output"][0]["name"]
         self._input = config["input"][0]["name"]
         accepts = _accepted_images(config, metadata["preprocess"])
-        super().__init__(url, NetworkSpec.from_dict(metadata["network"]), metadata, torch.device("cpu"), accepts)
+        super().__init__(url, NetworkSpec.from_dict(metadata["network"]), metadata, "cpu", accepts)
 
-    def infer(self, inputs: Tensor) -> Tensor:
+    def infer(self, inputs: Array) -> Array:
         """Return the model's output: uint8 masks (N, H, W), or float32 logits (N, C, H, W)."""
         from tritonclient.http import InferenceServerClient, InferInput
 
-        tensor = InferInput(self._input, list(inputs.shape), "UINT8" if inputs.dtype == torch.uint8 else "FP32")
-        tensor.set_data_from_numpy(inputs.numpy())
+        array = to_numpy(inputs)
+        tensor = InferInput(self._input, list(array.shape), "UINT8" if array.dtype == np.uint8 else "FP32")
+        tensor.set_data_from_numpy(array)
         body, length = InferenceServerClient.generate_request_body([tensor])
         status, content, headers = self._request("POST", f"models/{self.model}/infer", body, {_HEADER: str(length)})
         if status != 200:
             raise RuntimeError(f"{self.name} failed on images of shape {tuple(inputs.shape)}: {_error_text(content)}")
         result = InferenceServerClient.parse_response_body(content, header_length=int(headers[_HEADER]))
-        return torch.from_numpy(np.array(result.as_numpy(self._output)))
+        outputs: Array = array_namespace(inputs).asarray(np.array(result.as_numpy(self._output)))
+        return outputs
 
     def _read_config(self) -> dict[str, Any]:
         """Return the model's configuration; raise ValueError or RuntimeError with the reason if there is none."""

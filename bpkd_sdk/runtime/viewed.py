@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -37,7 +38,7 @@ class ViewedRuntime(Runtime):
         if not self.metadata["preprocess"]:
             return self.views.logits(self.runtime.infer, inputs, (inputs.shape[2], inputs.shape[3]))
 
-        def network(images: Tensor) -> Tensor:
+        def network(images: Tensor) -> Any:
             return self.runtime.infer(images.permute(0, 2, 3, 1).contiguous())
 
         return self.views.logits(network, inputs.permute(0, 3, 1, 2), (inputs.shape[1], inputs.shape[2]))

@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from bpkd_sdk import progress
-from bpkd_sdk.runtime.base import choose_device
+from bpkd_sdk.runtime.device import choose_device
 from bpkd_sdk.training.config import TrainingConfig
 
 Value = TypeVar("Value")

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.class_map import ClassGroups, ClassMap, group_classes, map_by_name
-from bpkd_sdk.classes import Order, class_order, reorder_classifier
+from bpkd_sdk.classes import Order, class_order
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import Capture, eval_mode, feature_path, find_module, unwrap
 from bpkd_sdk.losses import METHODS, DistillationLoss, create_method
 from bpkd_sdk.models import get_spec, identify, set_spec
+from bpkd_sdk.models.classifier import reorder_classifier
 from bpkd_sdk.output import SegmentationOutput, as_output, check_final_activation
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.spec import NetworkSpec

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpkd_sdk.classes import two_class_logits
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.checks import unknown_labels
 from bpkd_sdk.losses.tensors import at_least_float32
-from bpkd_sdk.output import two_class_logits
 from bpkd_sdk.progress import track
 from bpkd_sdk.training.config import TrainingConfig
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from bpkd_sdk.data import DatasetSubset
 from bpkd_sdk.evaluation import Metrics, evaluate
 from bpkd_sdk.features import Capture
+from bpkd_sdk.files import CHECKPOINT_SUFFIX
 from bpkd_sdk.models import get_spec, save_model
-from bpkd_sdk.models.checkpoint import SUFFIX
 from bpkd_sdk.models.spec import set_provenance
 from bpkd_sdk.output import SegmentationOutput
 from bpkd_sdk.training.accelerator import (
@@ -45,7 +45,7 @@ from bpkd_sdk.training.records import (
 from bpkd_sdk.training.state import STATE_FILE, Position, restore_state, run_settings, save_state
 from bpkd_sdk.training.teacher import Teacher, TeacherModel
 
-LAST, BEST = f"last{SUFFIX}", f"best{SUFFIX}"
+LAST, BEST = f"last{CHECKPOINT_SUFFIX}", f"best{CHECKPOINT_SUFFIX}"
 
 Batch = tuple[Tensor, Tensor]  # images and labels
 

@@ -28,11 +28,11 @@ from bpkd_sdk.data.randomness import find_generators, seeded
 from bpkd_sdk.errors import flatten, format_list, list_differences
 from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.features import unwrap
-from bpkd_sdk.files import file_sha256, read_json, write_atomically, write_json
+from bpkd_sdk.files import CHECKPOINT_SUFFIX, file_sha256, read_json, write_atomically, write_json
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.method import method_arguments
 from bpkd_sdk.models import get_spec
-from bpkd_sdk.models.checkpoint import SUFFIX, content_hash
+from bpkd_sdk.models.checkpoint import content_hash
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.augmentation import Transform, describe_transform
 from bpkd_sdk.training.config import TrainingConfig
@@ -146,7 +146,7 @@ def check_same_inputs(task: Task) -> None:
         ValueError: If any of them differ; the message names them.
     """
     path = task.output_dir / RUN_FILE
-    if not (task.output_dir / STATE_FILE).is_file() and any(task.output_dir.glob(f"*{SUFFIX}")):
+    if not (task.output_dir / STATE_FILE).is_file() and any(task.output_dir.glob(f"*{CHECKPOINT_SUFFIX}")):
         warnings.warn(
             f"{task.output_dir} contains a run but no {STATE_FILE} to resume from, so the run starts from step 1.",
             stacklevel=2,

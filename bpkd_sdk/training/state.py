@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 
 from bpkd_sdk.errors import format_list, list_differences
 from bpkd_sdk.evaluation import EvaluationProtocol
+from bpkd_sdk.files import CHECKPOINT_SUFFIX
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.method import method_arguments
 from bpkd_sdk.models import save_model
-from bpkd_sdk.models.checkpoint import FORMAT, SUFFIX, content_hash, load_state, read_tensors, write_tensors
+from bpkd_sdk.models.checkpoint import FORMAT, content_hash, load_state, read_tensors, write_tensors
 from bpkd_sdk.training.config import TrainingConfig
 
 STATE_FILE = "resume.safetensors"
@@ -144,7 +145,7 @@ def check_checkpoint(network: nn.Module, folder: Path) -> None:
         ValueError: If the network or its spec cannot be written and read.
         OSError: If the folder is not writable.
     """
-    path = folder / f".trial{SUFFIX}"
+    path = folder / f".trial{CHECKPOINT_SUFFIX}"
     try:
         save_model(network, path)
         header, state = read_tensors(path)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import Capture
+from bpkd_sdk.files import is_pretrained_name
 from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, get_spec, load_model, set_spec
-from bpkd_sdk.models.library import is_pretrained_name
 from bpkd_sdk.models.mask_classification import adapt_network
 from bpkd_sdk.output import SegmentationOutput, as_output
 from bpkd_sdk.pixels import PixelFormat

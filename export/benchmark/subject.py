@@ -18,7 +18,7 @@ import torch
 from bpkd_sdk.export.benchmark.facts import Facts, find_facts
 from bpkd_sdk.memory import GpuMemoryMeter, MemoryMeter, combined_peak
 from bpkd_sdk.runtime import AcceptedImages, Runtime, TorchRuntime, open_runtime
-from bpkd_sdk.runtime.base import choose_device
+from bpkd_sdk.runtime.device import choose_device
 from bpkd_sdk.runtime.fit import Fit, StageTimer, fit_images, fit_size, fitted_masks
 from bpkd_sdk.spec import NetworkSpec
 
@@ -108,7 +108,10 @@ class Subject:
         self.fit = fit
         self._host_meter = MemoryMeter(torch.device("cpu"))
         chosen = source.device if isinstance(source, Runtime) else choose_device(device)
-        with GpuMemoryMeter(chosen) as self._opening, warnings.catch_warnings(record=True) as self._warnings:
+        with (
+            GpuMemoryMeter(torch.device(chosen)) as self._opening,
+            warnings.catch_warnings(record=True) as self._warnings,
+        ):
             warnings.simplefilter("always")
             self.runtime = open_runtime(source, device)
 
@@ -127,7 +130,7 @@ class Subject:
         self.images = images
         batches = np.split(images, len(images) // self.batch_size)
         self._batches = cycle(batches)
-        with GpuMemoryMeter(self.runtime.device) as warming:
+        with GpuMemoryMeter(torch.device(self.runtime.device)) as warming:
             masks = np.concatenate([self.segment(batch) for batch in batches])
             calls, settled = settle(self._whole_call)
         gc.collect()

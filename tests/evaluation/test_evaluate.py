@@ -9,7 +9,8 @@ import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.evaluation.api import _batches
-from bpkd_sdk.runtime.inference import to_mask, whole_logits
+from bpkd_sdk.runtime.inference import to_mask
+from bpkd_sdk.runtime.module import whole_logits
 from tests.networks import tiny
 
 

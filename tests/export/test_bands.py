@@ -8,7 +8,8 @@ import torch
 import bpkd_sdk
 from bpkd_sdk.export.verification import verify
 from bpkd_sdk.runtime import open_runtime
-from bpkd_sdk.runtime.inference import to_mask, whole_logits
+from bpkd_sdk.runtime.inference import to_mask
+from bpkd_sdk.runtime.module import whole_logits
 from tests.bands import BandScenes, band_scene
 from tests.conftest import missing
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import bpkd_sdk
-from bpkd_sdk.classes import reorder_classifier
 from bpkd_sdk.export import benchmark, quantize, to_onnx, verify
+from bpkd_sdk.models.classifier import reorder_classifier
 from bpkd_sdk.runtime import open_runtime
 from bpkd_sdk.serve import Predictor
 from bpkd_sdk.serve.networks import open_models

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from bpkd_sdk.boundary import edge_masks
+from bpkd_sdk.classes import two_class_logits
 from bpkd_sdk.losses import METHODS, BPKDLoss, CanonicalKDLoss, CWDLoss, SKDSLoss, create_method
 from bpkd_sdk.losses.critic import Adversary
-from bpkd_sdk.output import SegmentationOutput, comparable_outputs, two_class_logits
+from bpkd_sdk.output import SegmentationOutput, comparable_outputs
 from bpkd_sdk.training.label_losses import cross_entropy
 from tests.losses.cases import random_labels, random_output
 

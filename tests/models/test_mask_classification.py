@@ -7,7 +7,8 @@ import transformers as hf
 import bpkd_sdk
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.mask_classification import MaskClassificationNetwork
-from bpkd_sdk.runtime.inference import to_mask, whole_logits
+from bpkd_sdk.runtime.inference import to_mask
+from bpkd_sdk.runtime.module import whole_logits
 from tests.families import ALL_METHODS, learns_and_loads, teaches_by_every_method
 from tests.transformers_networks import build
 

@@ -137,7 +137,7 @@ def test_calls_in_and_out_of_inference_mode(machine, path, modes):
 
 def test_the_named_gpu_is_checked(machine, path, monkeypatch):
     claim_gpu(monkeypatch, (8, 6), (8, 9))
-    assert EngineRuntime(path, "cuda").device == torch.device("cuda", 0)
+    assert EngineRuntime(path, "cuda").device == "cuda:0"
     with pytest.raises(RuntimeError, match="built for sm86 .*the GPU here is sm89"):
         EngineRuntime(path, "cuda:1")
     with pytest.raises(ValueError, match="runs on an NVIDIA GPU only, but got device='cpu'"):

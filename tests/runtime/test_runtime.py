@@ -14,7 +14,7 @@ import bpkd_sdk
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.export import to_onnx
 from bpkd_sdk.runtime import FORMATS, AcceptedImages, TorchRuntime, find_format, open_runtime
-from bpkd_sdk.runtime.base import choose_device
+from bpkd_sdk.runtime.device import Device, choose_device
 from bpkd_sdk.runtime.manifest import EngineManifest, manifest_path
 from bpkd_sdk.runtime.onnx import OnnxRuntime
 
@@ -116,7 +116,7 @@ def test_images_that_an_artifact_does_not_accept(files):
 def test_a_module_stays_on_its_device(network):
     runtime = TorchRuntime(network.double())
     assert runtime.metadata["precision"] == "float64"
-    assert runtime.device == torch.device("cpu")
+    assert runtime.device == "cpu"
     assert open_runtime(runtime) is runtime
     assert runtime(scenes(1)).shape == (1, *SIZE)
     network.float()
@@ -144,14 +144,14 @@ def test_a_gpu_without_an_index_is_the_current_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     for device in ("auto", "cuda", torch.device("cuda")):
-        assert choose_device(device) == torch.device("cuda", 1)
-    assert choose_device("cuda:0") == torch.device("cuda", 0)
+        assert choose_device(device) == "cuda:1"
+    assert choose_device("cuda:0") == "cuda:0"
 
 
 def test_auto_is_the_accelerator_where_the_runtime_supports_it(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
-    assert choose_device("auto") == torch.device("mps")
-    assert choose_device("auto", ("cpu", "cuda")) == torch.device("cpu")
+    assert choose_device("auto") == "mps"
+    assert choose_device("auto", ("cpu", "cuda")) == "cpu"
     with pytest.raises(ValueError, match="one of {'auto', 'cpu', 'cuda'}, but got 'mps'"):
         choose_device("mps", ("cpu", "cuda"))
 
@@ -159,12 +159,12 @@ def test_auto_is_the_accelerator_where_the_runtime_supports_it(monkeypatch):
 def test_one_thread_does_not_wait_for_the_others(monkeypatch, network):
     """Only this thread's stream is waited for; a wait for the device breaks a CUDA graph that another thread records."""
     stream = Mock()
-    monkeypatch.setattr(torch.cuda, "current_stream", {torch.device("cuda", 1): stream}.get)
+    monkeypatch.setattr(torch.cuda, "current_stream", {"cuda:1": stream}.get)
     monkeypatch.setattr(torch.cuda, "synchronize", None)
     runtime = TorchRuntime(network, "cpu")
     runtime.synchronize()
     assert not stream.synchronize.called
-    runtime.device = torch.device("cuda", 1)
+    runtime.device = Device("cuda:1")
     runtime.synchronize()
     stream.synchronize.assert_called_once_with()
 

@@ -36,7 +36,7 @@ def test_a_url_segments_as_the_file_does(served, tiny_onnx, name):
     assert remote.spec == local.spec
     assert remote.spec.palette == PALETTE
     assert remote.metadata == local.metadata
-    assert remote.device == torch.device("cpu")
+    assert remote.device == "cpu"
 
 
 def test_stages_and_logits(served, tiny_onnx):

@@ -16,7 +16,7 @@ from bpkd_sdk.losses import CanonicalKDLoss
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.output import check_final_activation
 from bpkd_sdk.runtime import open_runtime
-from bpkd_sdk.runtime.inference import whole_logits
+from bpkd_sdk.runtime.module import whole_logits
 from bpkd_sdk.serve import Predictor
 from tests.export.test_triton import config_of
 from tests.networks import tiny

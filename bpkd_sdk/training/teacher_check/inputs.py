@@ -15,6 +15,7 @@ from bpkd_sdk.features import eval_mode
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.output import as_output
 from bpkd_sdk.runtime import AcceptedImages, Runtime
+from bpkd_sdk.runtime.device import Device
 from bpkd_sdk.sizes import Size
 from bpkd_sdk.spec import IMAGENET_MEAN, IMAGENET_STD
 from bpkd_sdk.training.teacher import TeacherModel
@@ -74,7 +75,7 @@ class TeacherRunner:
         else:
             # The module inside of torch.compile is used, because each size of the crops would compile it again.
             self.module: nn.Module = getattr(model, "_orig_mod", model).to(device)
-            self.device, self.spec, self.accepts = device, get_spec(model), AcceptedImages()
+            self.device, self.spec, self.accepts = Device(str(device)), get_spec(model), AcceptedImages()
             self.normalizes_inside = False
         self.own_format = InputFormat("", self.spec.mean, self.spec.std)
 
@@ -115,11 +116,13 @@ class TeacherRunner:
     def _run(self, images: Tensor, input_format: InputFormat) -> Tensor:
         if isinstance(self.model, Runtime) and self.normalizes_inside:
             images = images.flip(1) if input_format.is_bgr else images
-            return self.model.infer(images.permute(0, 2, 3, 1).contiguous())
+            logits: Tensor = self.model.infer(images.permute(0, 2, 3, 1).contiguous())
+            return logits
         inputs = replace(self.spec, mean=input_format.mean, std=input_format.std).normalize(images)
         inputs = inputs.flip(1) if input_format.is_bgr else inputs.contiguous()
         if isinstance(self.model, Runtime):
-            return self.model.infer(inputs)
+            logits = self.model.infer(inputs)
+            return logits
         half = self.dtype != torch.float32
         with eval_mode(self.module), torch.autocast(self.device.type, self.dtype) if half else nullcontext():
             return as_output(self.module(inputs)).logits

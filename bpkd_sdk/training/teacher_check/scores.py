@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpkd_sdk.class_map import ClassGroups
-from bpkd_sdk.output import two_class_logits
+from bpkd_sdk.classes import two_class_logits
 from bpkd_sdk.sizes import Size
 from bpkd_sdk.training.teacher_check.crops import VOID, Sample
 
