@@ -53,7 +53,7 @@ class DeployableNetwork(nn.Module):
         inputs = self.spec.normalize(images.float().permute(0, 3, 1, 2)) if self.preprocess else images
         compute_logits = _any_size_logits if self.dynamic_size else full_size_logits
         logits = compute_logits(self.network, inputs, self.spec.size_divisor)
-        return to_mask(logits).to(torch.uint8) if self.argmax else logits
+        return to_mask(logits) if self.argmax else logits
 
 
 def _any_size_logits(model: nn.Module, inputs: Tensor, divisor: int) -> Tensor:

@@ -238,7 +238,7 @@ class _ReferenceRuntime(TorchRuntime):
     def infer(self, inputs: Tensor) -> Tensor:
         """Compute logits (N, C, H, W), or masks (N, H, W) if the artifact returns masks."""
         logits = super().infer(inputs)
-        return to_mask(logits).to(torch.uint8) if self.metadata["argmax"] else logits
+        return to_mask(logits) if self.metadata["argmax"] else logits
 
 
 @torch.inference_mode()

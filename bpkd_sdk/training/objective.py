@@ -156,7 +156,7 @@ def predicted_labels(logits: Tensor, labels: Tensor, ignore_index: int, num_clas
         int64 (N, H, W).
     """
     void = labels == ignore_index
-    predicted = to_mask(resize_to_labels(logits, labels))
+    predicted = to_mask(resize_to_labels(logits, labels)).long()
     if logits.shape[1] > num_classes:
         void = void | (predicted == num_classes)
     return predicted.masked_fill(void, ignore_index)

@@ -27,7 +27,7 @@ class MaskRuntime(TorchRuntime):
     """A network that returns masks, as a file with its argmax inside does."""
 
     def infer(self, inputs):
-        return to_mask(super().infer(inputs)).to(torch.uint8)
+        return to_mask(super().infer(inputs))
 
 
 def runtime_of(model, accepts=FIXED, masks=False):
