@@ -18,6 +18,7 @@ from bpkd_sdk.classes import check_class_count, check_mask_classes, class_order
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.adapt import as_dataset_of
 from bpkd_sdk.errors import check_choice, import_optional
+from bpkd_sdk.evaluation.profile import count_macs
 from bpkd_sdk.export.onnx_cpu import serialize_for_cpu
 from bpkd_sdk.export.trace import DeployableNetwork, first_reason, trace
 from bpkd_sdk.export.verification import VerificationReport, verify
@@ -97,7 +98,7 @@ def to_onnx(
     of those outside must have the same class.
 
     The file resizes logits to the input size and then computes the classes. Its metadata contains the network's facts
-    (classes, palette, normalisation, size, versions, agreement), so that the file can be used alone, and
+    (classes, palette, normalisation, size, cost, versions, agreement), so that the file can be used alone, and
     `model.provenance`, plain JSON values about its training, if the network has that attribute. Its last bytes are a
     hash of all bytes before them, by which `bpkd_sdk` detects changes.
 
@@ -147,6 +148,10 @@ def to_onnx(
         "preprocess": preprocess,
         "input_dtype": "uint8" if preprocess and spec.pixels.is_uint8 else "float32",
         "argmax": argmax,
+        "cost": {
+            "params": sum(parameter.numel() for parameter in network.parameters()),
+            "macs": count_macs(network, input_size, spec.size_divisor),
+        },
         "training": get_provenance(model),
         "weights_sha256": content_hash(network.state_dict()),
         "versions": {package: version(package) for package in ("torch", "onnx", "bpkd-sdk")},

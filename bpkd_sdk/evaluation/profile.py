@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -87,6 +88,21 @@ def profile(model: nn.Module, input_size: tuple[int, int] = (512, 512)) -> Profi
         by_operator=dict(by_operator),
         not_counted=tuple(sorted(observer.not_counted)),
     )
+
+
+def count_macs(model: nn.Module, input_size: tuple[int, int], size_divisor: int = 1) -> int | None:
+    """Count the MACs of one image as `profile` does, by shapes alone; None if the network's code needs values.
+
+    Args:
+        model: Network, which is not changed.
+        input_size: (height, width) of the image, which is padded to multiples of `size_divisor`.
+        size_divisor: Number that both sides of the network's input are multiples of.
+    """
+    height, width = (side + -side % size_divisor for side in input_size)
+    try:
+        return profile(copy.deepcopy(model).to("meta"), (height, width)).macs
+    except Exception:  # the network's own code may raise any error when tensors have no values
+        return None
 
 
 @contextmanager

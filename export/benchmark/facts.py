@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import tempfile
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from bpkd_sdk.evaluation.profile import profile
+from bpkd_sdk.evaluation.profile import count_macs
 from bpkd_sdk.models.library import build_from_spec
 from bpkd_sdk.runtime import MatchedRuntime, Runtime, TorchRuntime
 from bpkd_sdk.runtime.engine import EngineRuntime
 from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session, run_session
+from bpkd_sdk.runtime.onnx_file import Field, read_fields, read_onnx, read_varint
 
 # Operators that make up the cost of a network, with the position of the weights among their inputs. ONNX Runtime's
 # fusions turn the operators of the first line into those of the second line.
 _WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1}
 _WEIGHTED |= {"FusedConv": 1, "FusedMatMul": 1, "FusedGemm": 1, "QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}
+# Types of tensors by their numbers in onnx.proto.
+_TENSOR_TYPES = {1: "float32", 2: "uint8", 3: "int8", 10: "float16", 11: "float64", 16: "bfloat16"}
 _TRANSPARENT = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze")
 _SHORT = {
     "float32": "fp32",
@@ -46,9 +46,10 @@ class Facts:
     """Facts of an artifact that are the same for every call.
 
     Attributes:
-        params: Number of parameters of the network; None if neither the network nor its weights are available.
-        macs: Number of multiply-accumulates for one image, as `bpkd_sdk.profile` counts them; None if the network is
-            not available.
+        params: Number of parameters of the network; None if the artifact does not state it
+            and the network is not available.
+        macs: Number of multiply-accumulates for one image, as `bpkd_sdk.profile` counts them; None if the artifact
+            does not state it for this size and the network is not available.
         precision: Number of layers with weights by the type that they compute in according to the file; empty if the
             file does not state it.
         placement: Number of nodes by the execution provider of ONNX Runtime; empty for other formats.
@@ -76,40 +77,37 @@ def find_facts(runtime: Runtime, images: Tensor, windows: int = 1) -> Facts:
 
 
 def count_cost(runtime: Runtime, input_size: tuple[int, int]) -> tuple[int | None, int | None]:
-    """Return the number of parameters, and of MACs for one image of (height, width); None for each that is unknown."""
+    """Return the number of parameters, and of MACs for one image of (height, width); None for each that is unknown.
+
+    Exported artifacts state both in their metadata, the MACs for the size of the export. For other sizes, and for files
+    of older versions, the network is built again, which requires torch and the network's library.
+    """
     if isinstance(runtime, MatchedRuntime):
         runtime = runtime.runtime
-    network = _network(runtime)
-    if network is None:
-        return (_initializers(runtime.path) if isinstance(runtime, OnnxRuntime) else None), None
-    params = sum(parameter.numel() for parameter in network.parameters())
-    (height, width), divisor = input_size, runtime.spec.size_divisor
-    try:
-        # On the "meta" device only shapes are computed.
-        cost = profile(network.to("meta"), (height + -height % divisor, width + -width % divisor))
-    except Exception:  # the network's own code may raise any error when tensors have no values
-        return params, None
-    return params, cost.macs
+    cost, divisor = runtime.metadata.get("cost", {}), runtime.spec.size_divisor
+    params, macs = cost.get("params"), None
+    if cost and _padded(input_size, divisor) == _padded(runtime.metadata["input_size"], divisor):
+        macs = cost["macs"]
+    if (params is None or macs is None) and (network := _network(runtime)) is not None:
+        params = sum(parameter.numel() for parameter in network.parameters())
+        macs = count_macs(network, input_size, divisor)
+    return params, macs
+
+
+def _padded(size: Sequence[int], divisor: int) -> list[int]:
+    return [side + -side % divisor for side in size]
 
 
 def _network(runtime: Runtime) -> nn.Module | None:
-    """Return a copy of the network in torch, or a new one of its spec, to be changed; None if it cannot be built."""
+    """Return the network of a runtime in torch, or a new one of its spec; None if it cannot be built."""
     if isinstance(runtime, TorchRuntime):
         module: nn.Module = getattr(runtime.module, "_orig_mod", runtime.module)  # torch.compile wraps the network
-        return copy.deepcopy(module)
+        return module
     try:
         network = build_from_spec(runtime.spec)
     except (ImportError, ValueError):  # its library is not installed, or in another version
         return None
     return None if network is None else network.eval()
-
-
-def _initializers(path: Path) -> int:
-    import onnx
-
-    tensors = onnx.load(path).graph.initializer
-    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8)
-    return sum(torch.Size(tensor.dims).numel() for tensor in tensors if tensor.data_type in kinds)
 
 
 def layer_precisions(runtime: Runtime) -> dict[str, int]:
@@ -122,7 +120,7 @@ def layer_precisions(runtime: Runtime) -> dict[str, int]:
     if isinstance(runtime, TorchRuntime):
         return _count_types(_module_types(runtime.module))
     if isinstance(runtime, OnnxRuntime):
-        return _count_types(_onnx_types(runtime.path))
+        return _count_types(_GraphTypes(read_onnx(runtime.path)[0]).layer_types())
     if isinstance(runtime, EngineRuntime):
         manifest = runtime.manifest
         parsed = sum((Counter(types) for types in manifest.layers.values()), Counter[str]())
@@ -139,27 +137,61 @@ def _module_types(module: nn.Module) -> list[str]:
     return [str(w.dtype).removeprefix("torch.") for w in weights if isinstance(w, Tensor) and w.ndim > 1]
 
 
-def _onnx_types(path: Path) -> list[str]:
-    import onnx
+class _Message:
+    """A message of protobuf in the content of an ONNX file; fields are accessed by their numbers in onnx.proto."""
 
-    return _GraphTypes(onnx.load(path).graph).layer_types()
+    def __init__(self, content: bytes, start: int = 0, end: int | None = None) -> None:
+        self.content = content
+        self.fields: dict[int, list[Field]] = defaultdict(list)
+        for field in read_fields(content, start, end):
+            self.fields[field.number].append(field)
+
+    def messages(self, number: int) -> list[_Message]:
+        return [_Message(self.content, field.value_start, field.end) for field in self.fields[number]]
+
+    def texts(self, number: int) -> list[str]:
+        return [field.value(self.content).decode() for field in self.fields[number]]
+
+    def text(self, number: int) -> str:
+        return next(iter(self.texts(number)), "")
+
+    def integer(self, number: int) -> int:
+        fields = self.fields[number]
+        return read_varint(self.content, fields[-1].value_start, fields[-1].end)[0] if fields else 0
+
+
+class _Node:
+    """A node of an ONNX graph: its operator, and the names of its inputs and outputs.
+
+    Attributes:
+        constant: Type of the tensor that the node contains as its value; None without one.
+        cast_to: Type that a Cast casts to.
+    """
+
+    def __init__(self, node: _Message) -> None:
+        self.input, self.output, self.op_type = node.texts(1), node.texts(2), node.text(4)
+        attributes = {attribute.text(1): attribute for attribute in node.messages(5)}
+        values = attributes["value"].messages(5) if "value" in attributes else []
+        self.constant = _tensor_type(values[0].integer(2)) if values else None
+        self.cast_to = _tensor_type(attributes["to"].integer(3)) if "to" in attributes else None
 
 
 class _GraphTypes:
     """A search in an ONNX graph for the type of each layer, from its inputs back to the node that sets the type."""
 
-    def __init__(self, graph: Any) -> None:
-        values = {node.output[0]: a.t for node in graph.node for a in node.attribute if a.name == "value"}
-        tensors = values | {tensor.name: tensor for tensor in graph.initializer}
-        self.constants = {name: _type_name(tensor.data_type) for name, tensor in tensors.items()}
-        self.makers = {tensor: node for node in graph.node for tensor in node.output}
-        self.layers = [node for node in graph.node if node.op_type in _WEIGHTED]
+    def __init__(self, content: bytes) -> None:
+        (graph,) = _Message(content).messages(7)
+        nodes = [_Node(node) for node in graph.messages(1)]
+        self.constants = {node.output[0]: node.constant for node in nodes if node.constant is not None}
+        self.constants |= {tensor.text(8): _tensor_type(tensor.integer(2)) for tensor in graph.messages(5)}
+        self.makers = {tensor: node for node in nodes for tensor in node.output}
+        self.layers = [node for node in nodes if node.op_type in _WEIGHTED]
 
     def layer_types(self) -> list[str]:
         """Return the type of every layer; a product of two activations is not a layer."""
         return [type_ for layer in self.layers if (type_ := self._layer_type(layer)) is not None]
 
-    def _layer_type(self, layer: Any) -> str | None:
+    def _layer_type(self, layer: _Node) -> str | None:
         weights = self._origin(layer.input[_WEIGHTED[layer.op_type]])
         type_, scaled = self._type(weights), self._made_by(weights, "DequantizeLinear")
         if type_ is None or scaled is None or self._made_by(self._origin(layer.input[0]), "DequantizeLinear"):
@@ -176,22 +208,20 @@ class _GraphTypes:
         if maker is None or maker.op_type not in ("Cast", "DequantizeLinear"):
             return None
         stored = self._type(maker.input[0])
-        return _type_name(maker.attribute[0].i) if stored is not None and maker.op_type == "Cast" else stored
+        return maker.cast_to if stored is not None and maker.op_type == "Cast" else stored
 
     def _origin(self, tensor: str) -> str:
         while (maker := self.makers.get(tensor)) is not None and maker.op_type in _TRANSPARENT:
             tensor = maker.input[0]
         return tensor
 
-    def _made_by(self, tensor: str, operator: str) -> Any:
+    def _made_by(self, tensor: str, operator: str) -> _Node | None:
         maker = self.makers.get(tensor)
         return maker if maker is not None and maker.op_type == operator else None
 
 
-def _type_name(number: int) -> str:
-    from onnx import helper
-
-    return str(helper.tensor_dtype_to_np_dtype(number).name)
+def _tensor_type(number: int) -> str:
+    return _TENSOR_TYPES.get(number, f"type {number}")
 
 
 def profile_onnx_nodes(runtime: Runtime, images: Tensor) -> tuple[dict[str, int], dict[str, int]]:

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import threading
 import time
 from html.parser import HTMLParser
@@ -272,6 +273,16 @@ def test_precision_as_found_in_a_file(precisions, precision):
     assert sum(placement.values()) > 3
     # A CPU computes half precision in float32.
     assert executed == {"int8" if precision == "int8" else "fp32": 3}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_file_states_the_cost_of_a_network_that_cannot_be_built_again(precisions, precision, monkeypatch):
+    cost = bpkd_sdk.profile(tiny(9, width=16), SIZE)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    runtime = open_runtime(precisions / f"{precision}.onnx", "cpu")
+    assert count_cost(runtime, SIZE) == (cost.params, cost.macs)
+    assert count_cost(runtime, (SIZE[0] + 32, SIZE[1])) == (cost.params, None)
+    assert layer_precisions(runtime) == {precision: 3}
 
 
 def test_metadata_that_contradicts_the_layers_is_noted(precisions):
