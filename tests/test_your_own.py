@@ -21,13 +21,11 @@ import bpkd_sdk
 from bpkd_sdk.models import create_model, set_spec
 from bpkd_sdk.training.config import TrainingConfig
 from tests.conftest import ROOT
+from tests.programs import read_programs
 from tests.scenes import NAMES, save, scene, write_folder
 
-PAGE = (ROOT / "docs" / "your-own.md").read_text()
-RECIPES = [
-    (title, re.findall(r"^```(python|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
-    for title, text in re.findall(r"^## \d+\. (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
-]
+PAGE = ROOT / "docs" / "your-own.md"
+RECIPES = read_programs(PAGE)
 RANDOM = {"backbone_weights": "none"}
 FEW = {"steps": 2, "batch_size": 2, "device": "cpu", **RANDOM}
 NETWORK = "smp/FPN/tu-mobilenetv3_small_050"
@@ -66,7 +64,7 @@ def write_satellite(root):
             bands = np.concatenate([image, image[..., :1]], axis=2).astype(np.uint16) * 39
             tifffile.imwrite(root / "images" / split / f"{index}.tif", bands)
             save(label, root / "labels" / split / f"{index}.png")
-    classes = re.search(r"`(\{.*?\})`", PAGE, re.DOTALL)[1]
+    classes = re.search(r"`(\{.*?\})`", PAGE.read_text(), re.DOTALL)[1]
     (root / "classes.json").write_text(classes)
 
 
@@ -116,8 +114,8 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("title", "programs"), RECIPES, ids=[title for title, _ in RECIPES])
-def test_program(title, programs, files, bpkd, monkeypatch):
+@pytest.mark.parametrize("title", RECIPES)
+def test_program(title, files, bpkd, monkeypatch):
     if title == "Albumentations":
         pytest.importorskip("albumentations")
     original = TrainingConfig.from_options
@@ -126,8 +124,7 @@ def test_program(title, programs, files, bpkd, monkeypatch):
         bpkd_sdk, "create_model", lambda *arguments, **options: create_model(*arguments, **{**options, **RANDOM})
     )
     monkeypatch.chdir(files)
-    assert programs
-    for language, code in programs:
+    for language, code in RECIPES[title]:
         if language == "python":
             exec(compile(code, title, "exec"), {"__name__": "recipe"})  # noqa: S102
             continue
