@@ -6,6 +6,7 @@ and boundaries are copied on top.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -196,6 +197,13 @@ def picture_png(picture: np.ndarray) -> bytes:
     """Encode a picture, uint8 (H, W, 3) RGB, as a PNG file, with low compression for speed."""
     _, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
     return content.tobytes()
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """Encode a PIL image as a PNG file, with low compression for speed; masks are small at every level."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def _check_image(image: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, overload
 
 import numpy as np
 from array_api_compat import array_namespace
+from PIL import Image
 
 from bpkd_sdk.arrays import Array, logsumexp, to_numpy
 from bpkd_sdk.classes import MAX_CLASSES, check_mask_classes, two_class_logits
@@ -21,12 +22,12 @@ from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime import Runtime, open_runtime
 from bpkd_sdk.runtime.fit import Fit, StageTimer, check_fit, fitted_bands, largest_batch
 from bpkd_sdk.runtime.inference import check_logits, to_mask
-from bpkd_sdk.serve.overlay import draw_overlay
+from bpkd_sdk.serve.overlay import draw_overlay, encode_png
+from bpkd_sdk.spec import Color, NetworkSpec, distinct_colors
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-from bpkd_sdk.spec import Color, NetworkSpec, distinct_colors
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,12 @@ class Prediction:
             ignore_index=-1,
             legend=legend,
         )
+
+    def mask_png(self) -> bytes:
+        """Return the mask as a PNG file with the palette, whose pixel values are the class ids."""
+        image = Image.fromarray(self.mask)
+        image.putpalette([channel for color in self.palette for channel in color])
+        return encode_png(image)
 
 
 def names_and_colors(spec: NetworkSpec) -> tuple[tuple[str, ...], tuple[Color, ...]]:

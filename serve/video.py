@@ -1,4 +1,4 @@
-"""Draws over the frames of a video and writes the result as an MP4 file with H.264, which browsers and phones play.
+"""Reads the frames of a video, draws over them, and writes MP4 files with H.264, which browsers and phones play.
 
 PyAV (FFmpeg) reads and writes one frame at a time. Each frame keeps its timestamp, so that videos with a variable frame
 rate, for example from phones, keep their duration.
@@ -54,16 +54,37 @@ def annotate_video(
         for number, frame in enumerate(container.decode(stream)):
             if number == max_frames:
                 raise ValueError(f"Expected a video of at most {max_frames:,} frames, but got a longer one.")
-            image = _upright_image(frame)
+            picture = _pad_to_even(draw(_upright_image(frame)))
             if encoder is None:
-                encoder = _create_encoder(output, stream, image)
-            output.mux(encoder.encode(_to_frame(draw(image), frame)))
+                encoder = _create_encoder(output, stream, picture)
+            output.mux(encoder.encode(_to_frame(picture, frame)))
             yield _progress(frame, container, stream)
         if encoder is None:
             raise ValueError(f"{Path(source).name} contains no frame that can be read.")
         output.mux(encoder.encode())
         output.close()
         os.replace(unfinished, path)
+
+
+def read_video(source: str | Path, *, max_pixels: int = MAX_PIXELS) -> Iterator[np.ndarray]:
+    """Read the frames of a video, for example for `Predictor`.
+
+    Args:
+        source: Video file in one of the `CONTAINERS`.
+        max_pixels: Maximum number of pixels of a frame.
+
+    Yields:
+        Upright frames, uint8 (H, W, 3) RGB.
+
+    Raises:
+        The errors of `annotate_video`.
+    """
+    with _open_video(source, max_pixels) as (container, stream):
+        frame = None
+        for frame in container.decode(stream):
+            yield _upright_image(frame)
+        if frame is None:
+            raise ValueError(f"{Path(source).name} contains no frame that can be read.")
 
 
 @contextmanager
@@ -101,10 +122,14 @@ def _open_output(path: Path) -> Iterator[Any]:
 
 
 def _upright_image(frame: Any) -> np.ndarray:
-    """Convert a frame to uint8 (H, W, 3) RGB, apply its rotation, and pad to even sides, which H.264 requires."""
-    image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-    height, width = image.shape[:2]
-    return np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    """Convert a frame to uint8 (H, W, 3) RGB, and apply its rotation."""
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+
+
+def _pad_to_even(picture: np.ndarray) -> np.ndarray:
+    """Repeat the last row and column of a picture where its sides are odd, because H.264 requires even sides."""
+    height, width = picture.shape[:2]
+    return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 def _create_encoder(output: Any, stream: Any, image: np.ndarray) -> Any:

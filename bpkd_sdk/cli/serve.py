@@ -1,4 +1,4 @@
-"""Command `bpkd serve`: serves networks over HTTP, with a demo page."""
+"""Commands `bpkd predict`, which segments files, and `bpkd serve`, which serves networks over HTTP and a demo page."""
 
 from __future__ import annotations
 
@@ -19,6 +19,39 @@ if TYPE_CHECKING:
     from bpkd_sdk.serve.service.security import AccessPolicy
 
 _NETWORK = "a checkpoint, an ONNX file, a TensorRT engine or triton://host:port/model"
+
+
+@app.command()
+def predict(
+    network: Annotated[str, typer.Argument(help=f"Network: {_NETWORK}.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Images, videos, folders, or patterns in quotes, such as 'drive/**/*.jpg'.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder of the masks.")],
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Write the images and videos with class colours and boundaries too.")
+    ] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Maximum images per batch. Default: what fits the image size, at most 8.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device of the network: 'auto', 'cpu', 'cuda', ...")] = "auto",
+    fit: Fit = "slide",
+) -> None:
+    """Segment images and videos into mask files; the same command continues after an interruption."""
+    from bpkd_sdk.serve.input_files import find_files
+
+    files = find_files(inputs)  # before the slow imports
+    from bpkd_sdk.serve.mask_folder import segment_files
+    from bpkd_sdk.serve.predictor import Predictor
+
+    result = segment_files(Predictor(network, device, fit=fit), files, output, overlay=overlay, batch_size=batch_size)
+    for name, reason in result.failed.items():
+        errors.print(f"[bold red]Failed:[/] {escape(name)}: {escape(reason)}", highlight=False, soft_wrap=True)
+    skipped = f", {len(result.skipped)} were done before" if result.skipped else ""
+    failed = f", {len(result.failed)} failed" if result.failed else ""
+    console.print(f"{len(result.done)} files segmented{skipped}{failed}: {escape(str(output))}", soft_wrap=True)
+    if result.failed:
+        raise typer.Exit(1)
 
 
 @app.command()

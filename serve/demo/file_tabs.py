@@ -19,7 +19,6 @@ from bpkd_sdk.serve.networks import ModelSet
 from bpkd_sdk.serve.overlay import picture_png
 from bpkd_sdk.serve.predictor import Predictor
 from bpkd_sdk.serve.service.limits import Limits, read_bounded, read_untrusted_image
-from bpkd_sdk.serve.service.responses import mask_png
 from bpkd_sdk.serve.video import annotate_video
 
 _ZIP_DESCRIPTION = (
@@ -96,7 +95,7 @@ def write_zip(
                 yield f"{image_path.name} was skipped: {error}"
                 continue
             overlay = draw_full_size(prediction.picture, prediction.mask, prediction.palette, alpha, width)
-            archive.writestr(f"masks/{name}.png", mask_png(prediction))
+            archive.writestr(f"masks/{name}.png", prediction.mask_png())
             archive.writestr(f"overlays/{name}.png", picture_png(overlay))
             yield None
 

@@ -23,7 +23,6 @@ from bpkd_sdk.serve.networks import ServedModel
 from bpkd_sdk.serve.overlay import Difference, draw_difference, draw_overlay
 from bpkd_sdk.serve.predictor import Prediction, Timings
 from bpkd_sdk.serve.service.limits import Limits, read_bounded, read_untrusted_image
-from bpkd_sdk.serve.service.responses import mask_png
 from bpkd_sdk.sizes import resize_label
 from bpkd_sdk.spec import Color
 
@@ -56,7 +55,7 @@ class CachedPrediction:
     def from_prediction(cls, prediction: Prediction) -> CachedPrediction:
         """Encode the mask of a prediction and resize it to the page."""
         return cls(
-            mask_png(prediction),
+            prediction.mask_png(),
             resize_to_page(prediction.mask, cv2.INTER_NEAREST_EXACT),
             prediction.class_names,
             prediction.palette,

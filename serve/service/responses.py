@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Literal
@@ -13,12 +12,11 @@ from PIL import Image
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
+from bpkd_sdk.serve.overlay import encode_png
 from bpkd_sdk.serve.predictor import Prediction
 from bpkd_sdk.spec import Color
 
 ResponseFormat = Literal["json", "mask", "overlay", "confidence"]
-
-_PNG_COMPRESSION = 1  # the fastest level of zlib; masks compress well at every level
 
 
 class Problem(Exception):  # noqa: N818  (RFC 9457 calls the response of an error a problem)
@@ -93,23 +91,10 @@ class Segmentation(BaseModel):
     )
 
 
-def mask_png(prediction: Prediction) -> bytes:
-    """Encode a mask as a palette PNG whose pixel values are the class ids."""
-    image = Image.fromarray(prediction.mask)
-    image.putpalette([channel for color in prediction.palette for channel in color])
-    return _png(image)
-
-
 def confidence_png(prediction: Prediction) -> bytes:
     """Encode the probability of each pixel's class, 0..1, as a grey PNG of values 0..255."""
     assert prediction.confidence is not None  # noqa: S101  (requested with the image)
-    return _png(Image.fromarray(np.rint(255 * prediction.confidence).astype(np.uint8)))
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=_PNG_COMPRESSION)
-    return buffer.getvalue()
+    return encode_png(Image.fromarray(np.rint(255 * prediction.confidence).astype(np.uint8)))
 
 
 def list_segments(prediction: Prediction) -> list[Segment]:

@@ -188,7 +188,7 @@ def encode(prediction: Prediction, request: SegmentRequest, timings_ms: dict[str
         timings_ms: Milliseconds per stage, for JSON.
     """
     if request.format == "mask":
-        return responses.mask_png(prediction)
+        return prediction.mask_png()
     if request.format == "confidence":
         return responses.confidence_png(prediction)
     if request.format == "overlay":

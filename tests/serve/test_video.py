@@ -9,11 +9,11 @@ from bpkd_sdk.serve import annotate_video
 from tests.serve.cases import scene
 
 
-def write_video(path, images, times, codec="libx264"):
+def write_video(path, images, times, codec="libx264", pixels="yuv420p"):
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.height, stream.width = images[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pixels
         stream.codec_context.time_base = Fraction(1, 1000)
         for image, time in zip(images, times, strict=True):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")

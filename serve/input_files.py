@@ -1,0 +1,109 @@
+"""Finds the images and videos to segment, in files, folders and glob patterns, and names their results."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bpkd_sdk.data.pairs import IMAGE_SUFFIXES, list_files
+from bpkd_sdk.errors import did_you_mean, format_list
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts")
+OVERLAYS = "overlays"  # folder of the overlays in the output folder
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file to segment.
+
+    Attributes:
+        path: Path of the file.
+        name: Path relative to the folder that was given; for a single file its name.
+    """
+
+    path: Path
+    name: Path
+
+    @property
+    def key(self) -> str:
+        """Name in the manifest, which is the same on all systems."""
+        return self.name.as_posix()
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the file is a video, by its suffix."""
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
+
+    @property
+    def mask(self) -> Path:
+        """Path of the mask file in the output folder; for a video, the folder of the masks of its frames."""
+        return self.name.with_suffix("" if self.is_video else ".png")
+
+    @property
+    def overlay(self) -> Path:
+        """Path of the overlay in the output folder."""
+        return Path(OVERLAYS, self.name.with_suffix(".mp4" if self.is_video else ".jpg"))
+
+    def state(self) -> dict[str, int]:
+        """Return size and time of change of the file, by which a later call recognises it."""
+        status = self.path.stat()
+        return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def find_files(sources: Sequence[str | Path]) -> list[InputFile]:
+    """Find the images and videos of files, folders and glob patterns.
+
+    Folders are searched with their sub-folders. Hidden files and files with other suffixes are left out, unless they
+    are given by their own path.
+
+    Args:
+        sources: Paths of files and folders, and patterns such as ``"drive/**/*.jpg"``.
+
+    Raises:
+        FileNotFoundError: If a source does not exist, or contains no image and no video.
+        ValueError: If two files have masks of the same name.
+    """
+    found: dict[Path, InputFile] = {}
+    for source in sources:
+        files = list(_files_of(source))
+        if not files:
+            suffixes = ", ".join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
+            raise FileNotFoundError(f"{source} contains no image and no video ({suffixes}).")
+        for file in files:
+            found.setdefault(file.path.resolve(), file)
+    masks: dict[str, list[str]] = {}
+    for file in found.values():
+        masks.setdefault(str(file.mask).casefold(), []).append(str(file.path))
+    if clashes := [" and ".join(paths) for paths in masks.values() if len(paths) > 1]:
+        raise ValueError(
+            f"{len(clashes)} masks would have the same file. Segment these files with different output folders:\n"
+            f"{format_list(clashes)}"
+        )
+    return list(found.values())
+
+
+def _files_of(source: str | Path) -> Iterator[InputFile]:
+    path, suffixes = Path(source), (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    if path.is_file():
+        yield InputFile(path, Path(path.name))
+    elif path.is_dir():
+        yield from (InputFile(file, file.relative_to(path)) for file in list_files(path, suffixes))
+    elif glob.has_magic(str(source)):
+        fixed = Path(*_leading_parts(path))
+        for match in sorted(map(Path, glob.glob(str(source), recursive=True))):
+            if match.is_file() and match.suffix.lower() in suffixes and not match.name.startswith("."):
+                yield InputFile(match, match.relative_to(fixed))
+    else:
+        names = os.listdir(path.parent) if path.parent.is_dir() else []
+        raise FileNotFoundError(f"There is no file or folder {source}.{did_you_mean(path.name, names)}")
+
+
+def _leading_parts(pattern: Path) -> Iterator[str]:
+    """Yield the parts of a pattern before the first one with a wildcard."""
+    for part in pattern.parts:
+        if glob.has_magic(part):
+            return
+        yield part
