@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpkd_sdk.arrays import at_least_float32, resize_bilinear
 from bpkd_sdk.classes import two_class_logits
 from bpkd_sdk.output import SegmentationOutput, as_output
 from bpkd_sdk.sizes import resize_images
@@ -69,10 +69,7 @@ class Views:
             every.append(network(view))
         size = size or (every[-1].shape[2], every[-1].shape[3])
         resized = [
-            logits
-            if tuple(logits.shape[2:]) == size
-            else F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
-            for logits in every
+            logits if tuple(logits.shape[2:]) == size else resize_bilinear(logits.float(), size) for logits in every
         ]
         return resized[0] if len(resized) == 1 else average_views(resized)
 
@@ -91,7 +88,7 @@ def average_views(views: list[Tensor]) -> Tensor:
         >>> [round(p, 4) for p in average_views(views).softmax(1).flatten().tolist()]
         [0.4, 0.6]
     """
-    stacked = torch.stack([logits.to(torch.promote_types(logits.dtype, torch.float32)) for logits in views])
+    stacked = torch.stack([at_least_float32(logits) for logits in views])
     if stacked.shape[2] == 1:
         average = average_views([two_class_logits(logits) for logits in stacked])
         return average[:, 1:] - average[:, :1]

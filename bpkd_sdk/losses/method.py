@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bpkd_sdk.losses.tensors import at_least_float32
+from bpkd_sdk.arrays import at_least_float32
 from bpkd_sdk.output import SegmentationOutput, as_output, comparable_outputs
 
 Part = TypeVar("Part", bound=nn.Module)

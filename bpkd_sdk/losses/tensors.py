@@ -1,15 +1,10 @@
-"""Tensor functions that several methods share: precision, labels at the logits' size, exchange between processes."""
+"""Tensor functions that several methods share: labels at the logits' size, exchange between processes."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Convert float16 and bfloat16 to float32; return float32 and float64 unchanged."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def downsample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:

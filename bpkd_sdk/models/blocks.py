@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 
 class ConvBN(nn.Sequential):
@@ -74,11 +72,6 @@ def conv_bn(
         nn.BatchNorm2d(out_channels),
     ]
     return [*layers, nn.ReLU()] if relu else layers
-
-
-def resize(features: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize (N, C, H, W) to (N, C, *size), bilinear and centred on pixels, as everywhere in these networks."""
-    return F.interpolate(features, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def initialize(network: nn.Module) -> None:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bpkd_sdk.models.blocks import ConvBN, SeparableConvBN, resize
+from bpkd_sdk.arrays import resize_bilinear
+from bpkd_sdk.models.blocks import ConvBN, SeparableConvBN
 
 
 class Head(nn.Module, ABC):
@@ -73,7 +74,7 @@ class ConcatHead(Head):
     def embed(self, features: Sequence[Tensor]) -> Tensor:
         """Map all feature maps to (N, channels, h_0, w_0)."""
         size = features[0].shape[-2:]
-        embedded: Tensor = self.convs(torch.cat([resize(feature, size) for feature in features], dim=1))
+        embedded: Tensor = self.convs(torch.cat([resize_bilinear(feature, size) for feature in features], dim=1))
         return embedded
 
 
@@ -97,7 +98,7 @@ class PSPHead(Head):
     def embed(self, features: Sequence[Tensor]) -> Tensor:
         """Map the last feature map to (N, channels, h, w) of the same size."""
         x = features[-1]
-        pooled = [resize(module(x), x.shape[-2:]) for module in self.psp_modules]
+        pooled = [resize_bilinear(module(x), x.shape[-2:]) for module in self.psp_modules]
         embedded: Tensor = self.bottleneck(torch.cat([x, *pooled], dim=1))
         return embedded
 
@@ -132,10 +133,10 @@ class SeparableASPPHead(Head):
     def embed(self, features: Sequence[Tensor]) -> Tensor:
         """Map the first and the last feature map to (N, channels, h_0, w_0)."""
         x = features[-1]
-        pyramid = [resize(self.image_pool(x), x.shape[-2:]), *(module(x) for module in self.aspp_modules)]
+        pyramid = [resize_bilinear(self.image_pool(x), x.shape[-2:]), *(module(x) for module in self.aspp_modules)]
         coarse = self.bottleneck(torch.cat(pyramid, dim=1))
         fine = self.c1_bottleneck(features[0])
-        embedded: Tensor = self.sep_bottleneck(torch.cat([resize(coarse, fine.shape[-2:]), fine], dim=1))
+        embedded: Tensor = self.sep_bottleneck(torch.cat([resize_bilinear(coarse, fine.shape[-2:]), fine], dim=1))
         return embedded
 
 

@@ -15,7 +15,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from bpkd_sdk.models.blocks import ConvBN, conv_bn, resize
+from bpkd_sdk.arrays import resize_bilinear
+from bpkd_sdk.models.blocks import ConvBN, conv_bn
 
 
 class Backbone(nn.Module, ABC):
@@ -296,8 +297,8 @@ class ExchangeModule(nn.Module):
             if source > target:
                 # Two resizes, as in the original: they differ from one if the size is not divisible, such as 97x131.
                 factor = 2 ** (source - target)
-                y = resize(y, (y.shape[-2] * factor, y.shape[-1] * factor))
-                y = resize(y, own[target].shape[-2:])
+                y = resize_bilinear(y, (y.shape[-2] * factor, y.shape[-1] * factor))
+                y = resize_bilinear(y, own[target].shape[-2:])
             terms.append(y)
         fused: Tensor = self.relu(reduce(torch.add, terms))
         return fused

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpkd_sdk.arrays import at_least_float32, resize_bilinear
 from bpkd_sdk.classes import two_class_logits
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.checks import unknown_labels
-from bpkd_sdk.losses.tensors import at_least_float32
 from bpkd_sdk.progress import track
 from bpkd_sdk.training.config import TrainingConfig
 
@@ -121,7 +121,7 @@ def resize_to_labels(logits: Tensor, labels: Tensor) -> Tensor:
     logits = at_least_float32(logits)
     if logits.shape[2:] == labels.shape[1:]:
         return logits
-    return F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+    return resize_bilinear(logits, labels.shape[1:])
 
 
 def _at_least_two(logits: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpkd_sdk.arrays import resize_bilinear
 from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import Capture
@@ -293,7 +293,7 @@ class ExternalOnnxRuntime(Runtime):
 
     def infer(self, inputs: Tensor) -> Tensor:
         """Run on normalised images (N, channels, H, W); return float32 logits (N, C, H, W) of the images' size."""
-        return F.interpolate(self._run(inputs), inputs.shape[2:], mode="bilinear", align_corners=False)
+        return resize_bilinear(self._run(inputs), inputs.shape[2:])
 
     def logits_at_stride(self, images: Tensor) -> Tensor:
         """Run on images (N, channels, H, W), uint8 or float32; return float32 logits (N, C, h, w) as the file does."""
