@@ -153,14 +153,20 @@ def resize_bilinear(maps: Array, size: Sequence[int]) -> Array:
 def resize_antialiased(images: Array, size: Sequence[int]) -> Array:
     """Resize images bilinearly about pixel centres, with antialiasing (a wider triangle) where they shrink.
 
+    Pillow resizes all images in host memory, so that numpy arrays and tensors have the same values. On other devices
+    torch does it, whose kernel is a port of Pillow's with equal values up to rounding.
+
     Args:
         images: (N, C, H, W) of any number type.
         size: (h, w) of the result.
 
     Returns:
-        (N, C, h, w) float32. torch's kernel is a port of Pillow's, so the values are equal up to rounding.
+        (N, C, h, w) float32.
     """
     if not isinstance(images, np.ndarray):
+        if images.device.type == "cpu":
+            pixels = images.detach().float() if images.is_floating_point() else images
+            return as_tensor(resize_antialiased(pixels.numpy(), size))
         import torch.nn.functional as F
 
         return F.interpolate(images.float(), size=tuple(size), mode="bilinear", align_corners=False, antialias=True)

@@ -71,8 +71,8 @@ def resize_images(images: Array, size: Sequence[int]) -> Array:
         size: (h, w) of the result.
 
     Returns:
-        (N, C, h, w) of the same kind and type; integers are rounded. Bytes of numpy and torch differ by at most 1, and
-        only where a value lies halfway between two, up to the rounding of float32.
+        (N, C, h, w) of the same kind and type; integers are rounded. Numpy arrays and tensors have the same values. On
+        a GPU, bytes differ by at most 1, and only where a value lies halfway between two up to the rounding of float32.
     """
     return (
         images if tuple(images.shape[2:]) == tuple(size) else round_to(resize_antialiased(images, size), images.dtype)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bpkd_sdk import NetworkSpec
 from bpkd_sdk.arrays import class_ids, resize_bilinear
@@ -37,10 +38,12 @@ def both(function, array):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_resized_bytes_are_equal_but_halfway_between_two(size):
+def test_resized_bytes_are_those_of_torchs_kernel_but_halfway_between_two(size):
     images = bytes_of(2, 3, 38, 53)
-    found, expected = both(lambda images: resize_images(images, size), images)
-    difference, values = np.abs(found.astype(int) - expected), resize_images(images.astype(np.float32), size)
+    found, of_torch = both(lambda images: resize_images(images, size), images)
+    np.testing.assert_array_equal(found, of_torch)
+    values = F.interpolate(torch.from_numpy(images).float(), size, mode="bilinear", antialias=True).numpy()
+    difference = np.abs(found - values.round())
     assert difference.max() <= 1
     np.testing.assert_allclose(values[difference > 0] % 1, 0.5, atol=1e-3)
 
@@ -48,7 +51,10 @@ def test_resized_bytes_are_equal_but_halfway_between_two(size):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_resized_images_and_logits_of_floating_point(size):
     values = logits_of(2, 4, 38, 53)
-    np.testing.assert_allclose(*both(lambda x: resize_images(x, size), values), atol=5e-5)
+    found, of_torch = both(lambda x: resize_images(x, size), values)
+    np.testing.assert_array_equal(found, of_torch)
+    expected = F.interpolate(torch.from_numpy(values), size, mode="bilinear", antialias=True)
+    np.testing.assert_allclose(found, expected, atol=5e-5)
     np.testing.assert_allclose(*both(lambda x: resize_bilinear(x, size), values), atol=1e-4)
     bands = [values[:, :, :11], values[:, :, 11:30], values[:, :, 30:]]
     whole = resize_bilinear(values, size)
