@@ -112,6 +112,48 @@ def check_class_count(channels: int, num_classes: int, *, network_name: str, dat
     )
 
 
+def check_data_classes(
+    data_name: str, class_names: Sequence[str], palette: Sequence[Sequence[int]], ignore_index: int
+) -> None:
+    """Check that the class names, the palette and the void label of a data set fit together.
+
+    Raises:
+        ValueError: If there are fewer than 2 or more than 256 classes, if the palette has another length, or if the
+            void label is the id of a class.
+    """
+    names, count = class_names, len(class_names)
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names) or len(set(names)) < count:
+        raise ValueError(
+            f"Expected class_names of {data_name} to be different strings, one per class, but got {names}."
+        )
+    if not isinstance(data_name, str) or type(ignore_index) is not int:
+        raise ValueError(
+            f"Expected `name` of a data set to be a string and `ignore_index` an int, but got {data_name!r} and "
+            f"{ignore_index!r}."
+        )
+    if count == 1:
+        raise ValueError(
+            f"{data_name} has one class, {class_names[0]!r}. Add a class for all other pixels: class_names "
+            f"['background', {class_names[0]!r}], labels 0 and 1. A network with one logit "
+            "predicts these two classes as well."
+        )
+    if not 2 <= count <= MAX_CLASSES:
+        raise ValueError(f"Expected 2 to {MAX_CLASSES} classes, since masks are uint8, but {data_name} has {count}.")
+    colors = list(palette)
+    if len(colors) != count or not all(len(c) == 3 and all(type(v) is int for v in c) for c in colors):
+        raise ValueError(
+            f"Expected `palette` of {data_name} to be {count} colours, one (r, g, b) of ints per class, but got "
+            f"{len(colors)}: {colors[:3]}."
+        )
+    if 0 <= ignore_index < count:
+        raise ValueError(
+            f"The void label of {data_name}, ignore_index={ignore_index}, is also the id of the class "
+            f"{class_names[ignore_index]!r}. Remove that name from the classes and map its id to void "
+            '(in a folder: {"ids": {"0": "void", "1": ...}} in classes.json), or pass an ignore_index outside '
+            f"0..{count - 1}."
+        )
+
+
 def check_mask_classes(num_classes: int) -> None:
     """Raise ValueError for more classes than the 256 values of a uint8 mask."""
     if num_classes > MAX_CLASSES:

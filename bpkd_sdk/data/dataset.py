@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bpkd_sdk.classes import MAX_CLASSES
+from bpkd_sdk.classes import check_data_classes
 from bpkd_sdk.data.checks import check_samples
-from bpkd_sdk.data.labels import narrow, read_colors, read_label
+from bpkd_sdk.data.labels import read_class_ids
 from bpkd_sdk.data.pairs import Pair
 from bpkd_sdk.images import read_image as read_image  # for code that imports it from here
 from bpkd_sdk.images import read_pixels
@@ -99,39 +99,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
             _ = self.pixels
         except ValueError as error:
             raise ValueError(f"{error} ({self.name})") from error
-        names, count = self.class_names, self.num_classes
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names) or len(set(names)) < count:
-            raise ValueError(
-                f"Expected class_names of {self.name} to be different strings, one per class, but got {names}."
-            )
-        if not isinstance(self.name, str) or type(self.ignore_index) is not int:
-            raise ValueError(
-                f"Expected `name` of a data set to be a string and `ignore_index` an int, but got {self.name!r} and "
-                f"{self.ignore_index!r}."
-            )
-        if count == 1:
-            raise ValueError(
-                f"{self.name} has one class, {self.class_names[0]!r}. Add a class for all other pixels: class_names "
-                f"['background', {self.class_names[0]!r}], labels 0 and 1. A network with one logit "
-                "predicts these two classes as well."
-            )
-        if not 2 <= count <= MAX_CLASSES:
-            raise ValueError(
-                f"Expected 2 to {MAX_CLASSES} classes, since masks are uint8, but {self.name} has {count}."
-            )
-        palette = list(self.palette)
-        if len(palette) != count or not all(len(c) == 3 and all(type(v) is int for v in c) for c in palette):
-            raise ValueError(
-                f"Expected `palette` of {self.name} to be {count} colours, one (r, g, b) of ints per class, but got "
-                f"{len(palette)}: {palette[:3]}."
-            )
-        if 0 <= self.ignore_index < count:
-            raise ValueError(
-                f"The void label of {self.name}, ignore_index={self.ignore_index}, is also the id of the class "
-                f"{self.class_names[self.ignore_index]!r}. Remove that name from the classes and map its id to void "
-                '(in a folder: {"ids": {"0": "void", "1": ...}} in classes.json), or pass an ignore_index outside '
-                f"0..{count - 1}."
-            )
+        check_data_classes(self.name, self.class_names, self.palette, self.ignore_index)
 
     def check(self) -> None:
         """Read all samples once, and refuse the data set if some cannot be used.
@@ -238,26 +206,7 @@ class FileDataset(SegmentationDataset):
 
     def read_label(self, path: Path) -> np.ndarray:
         """Read a label file as class ids (H, W): uint8 if they fit, otherwise int64."""
-        if self.colors is not None:
-            return read_colors(path, self.colors, self.ignore_index)
-        values = read_label(path)
-        if values.dtype == np.bool_:
-            values = values.astype(np.uint8) * np.uint8(self._value_of_white())
-        if self.ids is None:
-            return values
-        unmapped = np.iinfo(np.int64).min  # no class, and no void label, which may be negative
-        class_of_value = np.full(max(self.ids) + 2, unmapped, np.int64)  # the last entry serves all larger values
-        class_of_value[list(self.ids)] = list(self.ids.values())
-        classes = class_of_value.take(values, mode="clip")
-        if classes.min() == unmapped or values.min() < 0:
-            unknown = sorted(set(np.unique(values).tolist()) - self.ids.keys())
-            raise ValueError(f"{path}: contains the ids {unknown[:10]}, which are not mapped to classes of {self.name}")
-        return narrow(classes)
-
-    def _value_of_white(self) -> int:
-        """Return the label value of white in 1-bit files: 255 if `ids` maps it to a class and does not map 1."""
-        is_255 = self.ids and 1 not in self.ids and self.ids.get(255, self.ignore_index) != self.ignore_index
-        return 255 if is_255 else 1
+        return read_class_ids(path, self.ids, self.colors, self.ignore_index, self.name)
 
 
 def default_workers() -> int:

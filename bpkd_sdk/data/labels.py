@@ -53,6 +53,44 @@ def read_label(path: Path) -> np.ndarray:
     return label if label.dtype == np.bool_ else narrow(label)
 
 
+def read_class_ids(
+    path: Path, ids: Mapping[int, int] | None, colors: Mapping[Color, int] | None, ignore_index: int, data_name: str
+) -> np.ndarray:
+    """Read a label file as class ids (H, W), by the meaning of its values or colours.
+
+    Args:
+        path: Path of a PNG, TIFF, BMP or GIF file.
+        ids: Class id, or `ignore_index`, of each value; None if the values are the class ids.
+        colors: Class id, or `ignore_index`, of each RGB colour, by which the file is then read; None: by its values.
+        ignore_index: Label value of void pixels.
+        data_name: Name of the data set in error messages.
+
+    Returns:
+        uint8 if the class ids fit, otherwise int64.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file cannot be decoded, or contains a value or colour that is not mapped.
+    """
+    if colors is not None:
+        return read_colors(path, colors, ignore_index)
+    values = read_label(path)
+    if values.dtype == np.bool_:
+        # White is 255 if `ids` maps it to a class and does not map 1.
+        is_255 = ids and 1 not in ids and ids.get(255, ignore_index) != ignore_index
+        values = values.astype(np.uint8) * np.uint8(255 if is_255 else 1)
+    if ids is None:
+        return values
+    unmapped = np.iinfo(np.int64).min  # no class, and no void label, which may be negative
+    class_of_value = np.full(max(ids) + 2, unmapped, np.int64)  # the last entry serves all larger values
+    class_of_value[list(ids)] = list(ids.values())
+    classes = class_of_value.take(values, mode="clip")
+    if classes.min() == unmapped or values.min() < 0:
+        unknown = sorted(set(np.unique(values).tolist()) - ids.keys())
+        raise ValueError(f"{path}: contains the ids {unknown[:10]}, which are not mapped to classes of {data_name}")
+    return narrow(classes)
+
+
 def read_colors(path: Path, colors: Mapping[Color, int], ignore_index: int) -> np.ndarray:
     """Read the class ids (H, W) of a label file by the colours of its pixels: RGB, palette or grey.
 

@@ -7,16 +7,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from bpkd_sdk.classes import class_order, reorder_labels
+from bpkd_sdk.classes import check_data_classes, class_order, reorder_labels
 from bpkd_sdk.data import shapes
 from bpkd_sdk.data.classes_file import CLASSES_FILE
-from bpkd_sdk.data.folder import FolderDataset
 from bpkd_sdk.data.folder_classes import find_classes
+from bpkd_sdk.data.labels import read_class_ids
 from bpkd_sdk.data.pairs import Pair, pair_files
 from bpkd_sdk.images import read_pixels
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.serve.networks import ModelSet
-from bpkd_sdk.spec import NetworkSpec
+from bpkd_sdk.spec import NetworkSpec, distinct_colors
 
 MAX_EXAMPLES = 12
 _THUMBNAIL_SIDE = 192  # pixels of the longer side
@@ -71,15 +71,19 @@ def convert_labels(pairs: list[Pair], source: Path, network: NetworkSpec, path: 
     """
     if not (source / CLASSES_FILE).is_file() or any(pair.label is None for pair in pairs):
         return pairs
-    labels = [pair.label for pair in pairs if pair.label]
-    data = FolderDataset(source, "examples", pairs, find_classes(source, labels))
-    data.check_classes()
-    order = class_order(network, data, network_name="the network", data_name=str(source))
+    labels, name = [pair.label for pair in pairs if pair.label], str(source)
+    classes = find_classes(source, labels)
+    names, void = classes.names, classes.ignore_index
+    palette = classes.palette or distinct_colors(names)
+    check_data_classes(name, names, palette, void)
+    data = NetworkSpec(None, len(names), class_names=names, palette=palette)
+    order = class_order(network, data, network_name="the network", data_name=name)
     converted = []
-    for index, pair in enumerate(pairs):
-        label = reorder_labels(data[index][1].long(), order, data.ignore_index).numpy()
+    for index, (pair, label_file) in enumerate(zip(pairs, labels, strict=True)):
+        ids = read_class_ids(label_file, classes.ids, classes.colors, void, name)
+        label = reorder_labels(ids.astype(np.int64), order, void)
         label_path = path / f"{index}_label.png"
-        cv2.imwrite(str(label_path), np.where(label == data.ignore_index, 255, label).astype(np.uint8))
+        cv2.imwrite(str(label_path), np.where(label == void, 255, label).astype(np.uint8))
         converted.append(Pair(pair.image, label_path))
     return converted
 
