@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 
-import torch
+from bpkd_sdk.errors import EXTRAS
+from bpkd_sdk.gpu import gpu_names
 
 
 @dataclass(frozen=True)
@@ -31,19 +33,46 @@ class Finding:
 def examine() -> Iterator[Finding]:
     """Inspect every part that training, export and deployment may use."""
     yield Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    yield Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
-    yield _cuda()
-    yield _package("ONNX export", "onnxscript", "onnxscript", "pip install 'bpkd-sdk[export]'")
+    yield _gpu()
     yield _onnxruntime()
-    yield _package("TensorRT", "tensorrt", "tensorrt", "pip install 'bpkd-sdk[tensorrt]' (needs an NVIDIA GPU to run)")
-    yield _package("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx-cu13", "pip install 'bpkd-sdk[tensorrt-rtx]'")
-    yield _package("Demo", "gradio", "gradio", "pip install 'bpkd-sdk[serve]'")
-    yield _package("transformers", "transformers", "transformers", "pip install 'bpkd-sdk[transformers]'")
+    torch = find_torch()
+    if torch is None:
+        yield Finding("torch", "not installed", f"needed for training and export: {_install('torch')}")
+    else:
+        yield Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
+        yield _cuda(torch)
+    yield _package("ONNX export", "onnxscript", "onnxscript")
+    yield _package("TensorRT", "tensorrt", "tensorrt", " (needs an NVIDIA GPU to run)")
+    yield _package("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx-cu13")
+    yield _package("HTTP service", "fastapi", "fastapi")
+    yield _package("Demo", "gradio", "gradio")
+    yield _package("transformers", "transformers", "transformers")
 
 
-def _cuda() -> Finding:
+def find_torch() -> ModuleType | None:
+    """Import and return torch; None if it is not installed."""
+    try:
+        return import_module("torch")
+    except ModuleNotFoundError:
+        return None
+
+
+def _install(package: str) -> str:
+    return f"pip install 'bpkd-sdk[{EXTRAS[package]}]'"
+
+
+def _gpu() -> Finding:
+    if gpus := query_gpus("name", "driver_version"):
+        return Finding("NVIDIA GPU", f"{', '.join(name for name, _ in gpus)}; driver {gpus[0][1]}")
+    if shutil.which("nvidia-smi"):
+        return Finding("NVIDIA GPU", "nvidia-smi lists none", "if there is a GPU, install its driver again")
+    return Finding("NVIDIA GPU", "no driver (nvidia-smi is missing)", "nothing, if there is no NVIDIA GPU")
+
+
+def _cuda(torch: ModuleType) -> Finding:
+    """Return whether torch can use a GPU."""
     if torch.cuda.is_available():
-        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         return Finding("CUDA", f"{torch.version.cuda}: {', '.join(devices)}; driver {driver_version()}")
     if torch.version.cuda is None:
         return Finding("CUDA", "this build of torch has none", "for an NVIDIA GPU, install a CUDA build of torch")
@@ -76,14 +105,17 @@ def query_gpus(*fields: str) -> list[tuple[str, ...]]:
     return [tuple(part.strip() for part in line.split(",")) for line in completed.stdout.strip().splitlines()]
 
 
-def _package(part: str, module: str, distribution: str, advice: str) -> Finding:
+def _package(part: str, module: str, distribution: str, note: str = "") -> Finding:
     try:
         import_module(module)
         return Finding(part, f"{distribution} {version(distribution)}")
     except PackageNotFoundError:
         return Finding(part, module)
+    except ModuleNotFoundError as error:
+        found = "not installed" if error.name == module else f"cannot be imported ({error})"
+        return Finding(part, found, _install(module) + note)
     except Exception as error:  # a broken native library may raise any error
-        return Finding(part, f"missing ({error})", advice)
+        return Finding(part, f"cannot be imported ({error})", _install(module) + note)
 
 
 def _onnxruntime() -> Finding:
@@ -97,9 +129,11 @@ def _onnxruntime() -> Finding:
     try:
         onnxruntime = import_module("onnxruntime")
     except ImportError as error:
-        return Finding("ONNX Runtime", f"missing ({error})", "pip install 'bpkd-sdk[export]'")
+        return Finding("ONNX Runtime", f"cannot be imported ({error})", "pip install onnxruntime")
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
-    return Finding("ONNX Runtime", f"{onnxruntime.__version__}, built for {', '.join(providers)}")
+    is_for_cpu = "CUDA" not in providers and gpu_names()
+    advice = "to use the GPU: pip uninstall onnxruntime, then pip install onnxruntime-gpu" if is_for_cpu else ""
+    return Finding("ONNX Runtime", f"{onnxruntime.__version__}, built for {', '.join(providers)}", advice)
 
 
 def _is_installed(distribution: str) -> bool:

@@ -8,10 +8,14 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import psutil
-import torch
+
+from bpkd_sdk.gpu import GpuContext
+
+if TYPE_CHECKING:
+    import torch
 
 RESET_PEAK = "5"  # https://man7.org/linux/man-pages/man5/proc_pid_clear_refs.5.html
 SAMPLING_INTERVAL = 0.005  # seconds
@@ -25,18 +29,21 @@ class MemoryMeter:
     torch's allocator hands out.
 
     Args:
-        device: Device on which the work runs.
+        device: Name of the device on which the work runs, or a torch device.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self.device = str(device)
+        self.kind = self.device.partition(":")[0]
         self.before: int | None = None
         gc.collect()
-        if device.type == "cuda":
+        if self.kind == "cuda":
+            import torch
+
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
             self.before = torch.cuda.memory_allocated(device)
-        elif device.type == "cpu" and sys.platform == "linux":
+        elif self.kind == "cpu" and sys.platform == "linux":
             _return_free_memory()
             with suppress(OSError):  # some containers do not allow it; the peak is then that of the process so far
                 Path("/proc/self/clear_refs").write_text(RESET_PEAK)
@@ -50,8 +57,11 @@ class MemoryMeter:
         """
         if self.before is None:
             return None
-        is_cuda = self.device.type == "cuda"
-        return (torch.cuda.max_memory_allocated(self.device) if is_cuda else _peak_resident_set()) - self.before
+        if self.kind != "cuda":
+            return _peak_resident_set() - self.before
+        import torch
+
+        return torch.cuda.max_memory_allocated(self.device) - self.before
 
 
 def _return_free_memory() -> None:
@@ -73,29 +83,29 @@ class GpuMemoryMeter:
     processes is counted, because the driver cannot always separate them, so no other process should use the GPU.
 
     Args:
-        device: Device on which the work runs; only CUDA devices are measured.
+        device: Name of the device on which the work runs; only CUDA devices are measured.
 
     Attributes:
         peak: Largest number of bytes in use, less those in use before the block; None without a GPU.
         kept: Number of bytes in use at the end of the block, less those in use before it; None without a GPU.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: str) -> None:
+        self._kind, _, self._index = device.partition(":")
         self.peak: int | None = None
         self.kept: int | None = None
 
     def __enter__(self) -> Self:
-        if self._device.type == "cuda":
-            self._used()  # creates torch's CUDA context, which is not part of the work
-            self._before = self._used()
+        if self._kind == "cuda":
+            self._context = GpuContext(int(self._index or 0))  # which is not part of the work
+            self._before = self._context.used_memory()
             self._done = threading.Event()
             self._thread = threading.Thread(target=self._sample, daemon=True)
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._device.type == "cuda":
+        if self._kind == "cuda":
             self._done.set()
             self._thread.join()
 
@@ -103,12 +113,8 @@ class GpuMemoryMeter:
         is_last = False
         while not is_last:
             is_last = self._done.wait(SAMPLING_INTERVAL)
-            self.kept = self._used() - self._before
+            self.kept = self._context.used_memory() - self._before
             self.peak = max(self.peak or 0, self.kept)
-
-    def _used(self) -> int:
-        free, total = torch.cuda.mem_get_info(self._device)
-        return total - free
 
 
 def combined_peak(first: GpuMemoryMeter, second: GpuMemoryMeter) -> int | None:

@@ -1,10 +1,10 @@
-"""The facts about GPUs are those that nvidia-smi states, or torch if nvidia-smi states nothing."""
+"""The facts about GPUs are those that nvidia-smi states, or the driver if nvidia-smi states nothing."""
 
 import pytest
-import torch
 
-from bpkd_sdk.doctor import driver_version, query_gpus
-from bpkd_sdk.export.benchmark.environment import list_gpus
+from bpkd_sdk import doctor
+from bpkd_sdk.doctor import driver_version, examine, query_gpus
+from bpkd_sdk.export.benchmark import environment
 
 OUTPUT = "echo 'a GPU, 595.10'; echo 'another GPU, 595.10'"
 
@@ -39,10 +39,27 @@ def test_every_gpu_has_every_field(nvidia_smi):
         pytest.param("exit 0", id="prints nothing"),
     ],
 )
-def test_torch_names_the_gpus_if_nvidia_smi_does_not(nvidia_smi, monkeypatch, script):
+def test_the_driver_names_the_gpus_if_nvidia_smi_does_not(nvidia_smi, monkeypatch, script):
     if script is not None:
         nvidia_smi(script)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", "GPU {}".format)
+    monkeypatch.setattr(environment, "gpu_names", lambda: ["a GPU", "another GPU"])
     assert driver_version() == "unknown"
-    assert list_gpus() == [{"name": "GPU 0"}, {"name": "GPU 1"}]
+    assert environment.list_gpus() == [{"name": "a GPU"}, {"name": "another GPU"}]
+
+
+@pytest.mark.parametrize("providers", [["CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]])
+@pytest.mark.parametrize("gpus", [[], ["a GPU"]])
+def test_a_gpu_that_onnx_runtime_cannot_use_has_advice(nvidia_smi, monkeypatch, providers, gpus):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(doctor, "gpu_names", lambda: gpus)
+    (finding,) = (finding for finding in examine() if finding.part == "ONNX Runtime")
+    is_unused = len(providers) == 1 and gpus
+    assert ("pip install onnxruntime-gpu" in finding.advice) == bool(is_unused)
+
+
+def test_the_gpus_of_the_driver_are_found_without_torch(nvidia_smi):
+    nvidia_smi(OUTPUT)
+    findings = {finding.part: finding for finding in examine()}
+    assert findings["NVIDIA GPU"].found == "a GPU, another GPU; driver 595.10"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bpkd_sdk.errors import check_choice, import_optional
+from bpkd_sdk.gpu import gpu_names
 
 if TYPE_CHECKING:
     import torch
@@ -88,22 +87,10 @@ def choose_onnx_device(device: str | torch.device = "auto") -> Device:
     check_choice("device", str(device) if kind == "auto" else kind, ("auto", "cpu", "cuda"))
     if kind == "auto":
         providers = import_optional("onnxruntime", "export").get_available_providers()
-        return Device("cuda:0" if "CUDAExecutionProvider" in providers and count_gpus() else "cpu")
-    if kind == "cuda" and int(index or 0) >= count_gpus():
+        return Device("cuda:0" if "CUDAExecutionProvider" in providers and gpu_names() else "cpu")
+    if kind == "cuda" and int(index or 0) >= len(gpu_names()):
         raise RuntimeError(
-            f"Expected device={str(device)!r} to be present, but the NVIDIA driver sees {count_gpus()} GPUs. "
+            f"Expected device={str(device)!r} to be present, but the NVIDIA driver sees {len(gpu_names())} GPUs. "
             "Run `bpkd doctor`."
         )
     return Device(f"cuda:{int(index or 0)}" if kind == "cuda" else "cpu")
-
-
-def count_gpus() -> int:
-    """Return the number of GPUs that the NVIDIA driver lets this process use; 0 without a driver."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value

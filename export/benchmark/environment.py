@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
-import torch
 
-from bpkd_sdk.doctor import query_gpus
+from bpkd_sdk.doctor import find_torch, query_gpus
+from bpkd_sdk.gpu import gpu_names
 
 # Above this load per core, other processes disturb the measurement.
 BUSY = 0.3
@@ -42,13 +42,13 @@ class Environment:
         system: Name of the operating system and of the processor architecture.
         cpu: Name of the processor.
         cores: Number of cores that this process may use.
-        threads: Number of threads that torch uses for one operation.
+        threads: Number of threads that torch uses for one operation; None without torch.
         governor: Linux policy that sets the clock of the processor, such as "powersave".
         clock_mhz: Current clock of the processor, mean over its cores, in MHz.
         highest_clock_mhz: Highest clock of the processor, in MHz.
         load: Mean number of processes that ran or waited for a core during the last minute.
         gpus: Name, driver, clocks, temperature and power of each NVIDIA GPU.
-        cuda: CUDA version that torch is built for.
+        cuda: CUDA version that torch is built for; None if torch finds no GPU.
         versions: Versions of Python and of the packages that affect a measurement.
         variables: Environment variables that affect a measurement (OMP_*, KMP_*, ORT_*).
     """
@@ -56,7 +56,7 @@ class Environment:
     system: str
     cpu: str
     cores: int
-    threads: int
+    threads: int | None
     governor: str | None
     clock_mhz: float | None
     highest_clock_mhz: float | None
@@ -69,18 +69,19 @@ class Environment:
     @classmethod
     def here(cls) -> Environment:
         """Describe this machine as it is now."""
+        torch = find_torch()
         clock_mhz, highest_clock_mhz = _clocks()
         return cls(
             system=f"{platform.system()} {platform.machine()}",
             cpu=_cpu_name(),
             cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            threads=torch.get_num_threads(),
+            threads=torch.get_num_threads() if torch else None,
             governor=_read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
             clock_mhz=clock_mhz,
             highest_clock_mhz=highest_clock_mhz,
             load=psutil.getloadavg()[0],
             gpus=tuple(list_gpus()),
-            cuda=torch.version.cuda if torch.cuda.is_available() else None,
+            cuda=torch.version.cuda if torch and torch.cuda.is_available() else None,
             versions=_versions(),
             variables={name: value for name, value in os.environ.items() if name.startswith(("OMP_", "KMP_", "ORT_"))},
         )
@@ -100,7 +101,8 @@ class Environment:
 
 def describe_machine(environment: Environment) -> str:
     """Return an environment as one or two sentences."""
-    cpu = f"{environment.cpu}, {environment.cores} cores, torch on {environment.threads} thread(s)"
+    torch = "" if environment.threads is None else f", torch on {environment.threads} thread(s)"
+    cpu = f"{environment.cpu}, {environment.cores} cores{torch}"
     governor = f", governor {environment.governor}" if environment.governor else ""
     gpus = [f"{gpu['name']}, driver {gpu.get('driver', 'unknown')}" for gpu in environment.gpus]
     versions = ", ".join(f"{name} {number}" for name, number in environment.versions.items())
@@ -108,10 +110,10 @@ def describe_machine(environment: Environment) -> str:
 
 
 def list_gpus() -> list[dict[str, str]]:
-    """Return the facts that nvidia-smi states for each GPU; without nvidia-smi, the names that torch states."""
+    """Return the facts that nvidia-smi states for each GPU; without nvidia-smi, the names that the driver states."""
     if gpus := query_gpus(*_GPU_FACTS.values()):
         return [dict(zip(_GPU_FACTS, facts, strict=False)) for facts in gpus]
-    return [{"name": torch.cuda.get_device_name(index)} for index in range(torch.cuda.device_count())]
+    return [{"name": name} for name in gpu_names()]
 
 
 def _clocks() -> tuple[float | None, float | None]:

@@ -112,7 +112,7 @@ print(json.dumps(messages))
 def test_the_device_of_an_onnx_file(monkeypatch):
     import onnxruntime
 
-    monkeypatch.setattr(device, "count_gpus", lambda: 2)
+    monkeypatch.setattr(device, "gpu_names", lambda: ["a GPU", "another GPU"])
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     names = ("auto", "cpu", "cuda", "cuda:1", torch.device("cuda", 1))
     assert [device.choose_onnx_device(name) for name in names] == ["cuda:0", "cpu", "cuda:0", "cuda:1", "cuda:1"]
