@@ -235,8 +235,12 @@ def benchmark(
 ) -> None:
     """Measure artifacts of all formats side by side: cost, latency, memory, inspected precision, accuracy."""
     import bpkd_sdk
+    from bpkd_sdk.errors import import_optional
     from bpkd_sdk.export import benchmark as run
 
+    if html is not None:  # before the measurement, which takes long
+        for package in ("jinja2", "matplotlib"):
+            import_optional(package)
     scored_on = bpkd_sdk.open_dataset(data, root=root, split=split, **selection) if data is not None else None
     report = run(
         artifacts,

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.adapt import as_dataset_of
-from bpkd_sdk.data.checks import checked_image
 from bpkd_sdk.data.shapes import render
+from bpkd_sdk.errors import import_optional
 from bpkd_sdk.export.benchmark.entry import GAP, Artifact, Entry
 from bpkd_sdk.export.benchmark.environment import Environment, list_gpus
 from bpkd_sdk.export.benchmark.report import BenchmarkReport
@@ -24,6 +21,11 @@ from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.runtime.fit import Fit, check_fit
 from bpkd_sdk.sizes import check_size
 from bpkd_sdk.spec import NetworkSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bpkd_sdk.data import SegmentationDataset
 
 ROUNDS = 5
 BATCHES = 4  # number of different batches, used in turns
@@ -57,12 +59,12 @@ def benchmark(
             as ``TorchRuntime(torch.compile(model))``. An artifact that cannot run here becomes a row with the reason.
         data: Data set whose images are the input, of any library (see `as_dataset`). If it has labels, all artifacts
             are scored on all of its images; if it does not state its classes, they are those of the first artifact.
-            None: generated scenes, and no scores.
+            None: generated scenes, and no scores; torch is then needed only for artifacts that it runs.
         batch_size: Number of images per call.
         input_size: (height, width) of the images. Images of `data` are resized to it for timing, not for scoring.
             None: size of the data's first image; without data, the first size that an artifact states, or 512x1024.
         duration: Seconds of timed calls for each artifact. Each round has at least two whole calls and one in stages.
-        device: "auto" (torch's current accelerator if the artifact supports it, otherwise the CPU), "cpu", "cuda", ...
+        device: "auto" (a GPU if there is one that the artifact supports, otherwise the CPU), "cpu", "cuda", ...
         fit: "slide", "resize" or "pad": rule for images of a size that an artifact does not accept, for timing and
             scoring; see `bpkd_sdk.runtime.fit`.
         match_classes: Whether to compare the class names of each artifact with those of `data`, and to score its masks
@@ -70,24 +72,26 @@ def benchmark(
 
     Raises:
         ValueError: If an argument is out of its range.
+        ImportError: If `data` is passed and torch is not installed.
     """
     check_fit(fit)
     if input_size is not None:
         input_size = check_size("input_size", input_size)
-    artifacts = [sources] if isinstance(sources, (str, Path, nn.Module, Runtime)) else list(sources)
+    artifacts = _list_artifacts(sources)
     if not artifacts:
         raise ValueError("Expected at least one artifact to benchmark, but got none.")
     if batch_size < 1 or duration <= 0:
         raise ValueError(
             f"Expected `batch_size` of at least 1 and `duration` above 0, but got {batch_size} and {duration}."
         )
+    adapt = None if data is None else import_optional("bpkd_sdk.data.adapt")
     environment = Environment.here()
     with _start(artifacts, device, batch_size, fit) as entries:
         for entry in track(entries, total=len(entries), description="Opening"):
             entry.open()
-        if data is not None:
+        if adapt is not None:
             names = (entry.description.spec.class_names for entry in entries if entry.description)
-            data = as_dataset_of(data, next(filter(None, names), ()))
+            data = adapt.as_dataset_of(data, next(filter(None, names), ()))
         input_size = input_size or _default_size(data, entries)
         images = _make_images(data, input_size, batch_size, _first_spec(entries))
         for entry in track(entries, total=len(entries), description="Warming up"):
@@ -115,6 +119,13 @@ def benchmark(
         clocks_after=clocks_after,
         fit=fit,
     )
+
+
+def _list_artifacts(sources: Any) -> list[Artifact]:
+    """Return artifacts as a list; modules of torch are artifacts, although some contain a sequence of others."""
+    torch = sys.modules.get("torch")  # if it is not imported, no object is a module
+    is_one = isinstance(sources, (str, Path, Runtime)) or (torch is not None and isinstance(sources, torch.nn.Module))
+    return [sources] if is_one or not isinstance(sources, Iterable) else list(sources)
 
 
 @contextmanager
@@ -160,8 +171,9 @@ def _make_images(
     indices = range(BATCHES * batch_size)
     if data is None:
         scenes = np.stack([render(0, "benchmark", index, input_size)[0] for index in indices])
-        images = spec.imitate(torch.from_numpy(scenes).permute(0, 3, 1, 2))
-        return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+        return np.ascontiguousarray(spec.imitate(scenes.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1))
+    from bpkd_sdk.data.checks import checked_image
+
     samples = (index % len(data) for index in indices)
     return np.stack([_resize(checked_image(data, index, data[index][0]), input_size) for index in samples])
 

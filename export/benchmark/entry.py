@@ -8,25 +8,29 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from array_api_compat import array_namespace
 
+from bpkd_sdk.arrays import to_numpy
 from bpkd_sdk.classes import class_order, reorder_masks
-from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.evaluation import Metrics, evaluate
 from bpkd_sdk.evaluation.agreement import mask_agreement
 from bpkd_sdk.export.benchmark.facts import Facts
 from bpkd_sdk.export.benchmark.process import ArtifactError, RemoteSubject
 from bpkd_sdk.export.benchmark.report import STAGES, UNSTEADY, BenchmarkRow, Percentiles
 from bpkd_sdk.export.benchmark.subject import Description, Subject, Times, WarmUp
-from bpkd_sdk.runtime import AcceptedImages, Runtime, TorchRuntime, find_format
+from bpkd_sdk.runtime import AcceptedImages, Runtime, find_format
 from bpkd_sdk.runtime.fit import Fit, fit_size
 from bpkd_sdk.sizes import format_size
 
-Artifact = str | Path | nn.Module | Runtime
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bpkd_sdk.data import SegmentationDataset
+    from bpkd_sdk.evaluation import Metrics
+
+Artifact: TypeAlias = "str | Path | nn.Module | Runtime"
 T = TypeVar("T")
 
 GAP = 0.2  # seconds, in which the threads of the previous artifact become idle
@@ -89,6 +93,8 @@ class Entry:
         """Score the artifact on labelled data, in its own process, if no step has failed."""
         if self.problem is not None or self.description is None:
             return
+        from bpkd_sdk.evaluation import evaluate
+
         runtime = _SubjectRuntime(self._open_subject(), self.description)
         try:
             self.scores = evaluate(runtime, data, batch_size=self.batch_size, match_classes=match_classes)
@@ -172,13 +178,13 @@ class Entry:
 
     def _identify(self) -> tuple[str, str, int | None]:
         """Return the name, the format and the file size in bytes."""
-        if isinstance(self.source, nn.Module):
+        if not isinstance(self.source, (str, Path, Runtime)):
             return self.description.name if self.description else type(self.source).__name__, "torch", None
         name = self.source.name if isinstance(self.source, Runtime) else str(self.source)
         try:
             format_ = find_format(name).name
         except ValueError:
-            format_ = "torch" if isinstance(self.source, TorchRuntime) else "other"
+            format_ = "torch" if isinstance(self.source, Runtime) and self.source.is_module else "other"
         return name, format_, Path(name).stat().st_size if Path(name).is_file() else None
 
 
@@ -189,11 +195,11 @@ class _SubjectRuntime(Runtime):
         inside = {"preprocess": True, "argmax": True}
         # The limits state that the subject takes whole images: it applies the rule for their size in its process.
         accepts = AcceptedImages(height=(1, sys.maxsize), width=(1, sys.maxsize))
-        super().__init__(description.name, description.spec, inside, torch.device("cpu"), accepts)
+        super().__init__(description.name, description.spec, inside, "cpu", accepts)
         self.subject = subject
 
-    def infer(self, inputs: Tensor) -> Tensor:
-        return torch.from_numpy(self.subject.segment(inputs.numpy()))
+    def infer(self, inputs: Any) -> Any:
+        return array_namespace(inputs).asarray(self.subject.segment(to_numpy(inputs)))
 
 
 def _none_if_nan(score: float) -> float | None:
@@ -217,8 +223,7 @@ def _agreement(description: Description, warm: WarmUp, reference: Entry | None) 
         order = class_order(spec, expected_spec, network_name="it", data_name="the first") if named else None
     except ValueError:
         return None, None
-    masks = reorder_masks(torch.from_numpy(warm.masks).long(), order)
-    agreement = mask_agreement(masks, torch.from_numpy(reference.warm.masks))
+    agreement = mask_agreement(reorder_masks(warm.masks, order), reference.warm.masks)
     return agreement.whole, agreement.edge
 
 

@@ -8,15 +8,17 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+import numpy as np
 
-from bpkd_sdk.evaluation.profile import count_macs
-from bpkd_sdk.models.library import build_from_spec
-from bpkd_sdk.runtime import MatchedRuntime, Runtime, TorchRuntime
-from bpkd_sdk.runtime.engine import EngineRuntime
+from bpkd_sdk.runtime import MatchedRuntime, Runtime
+from bpkd_sdk.runtime.manifest import EngineManifest
 from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session, run_session
 from bpkd_sdk.runtime.onnx_file import Field, read_fields, read_onnx, read_varint
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Operators that make up the cost of a network, with the position of the weights among their inputs. ONNX Runtime's
 # fusions turn the operators of the first line into those of the second line.
@@ -63,7 +65,7 @@ class Facts:
     executed: Mapping[str, int]
 
 
-def find_facts(runtime: Runtime, images: Tensor, windows: int = 1) -> Facts:
+def find_facts(runtime: Runtime, images: np.ndarray, windows: int = 1) -> Facts:
     """Inspect an artifact.
 
     Args:
@@ -89,6 +91,8 @@ def count_cost(runtime: Runtime, input_size: tuple[int, int]) -> tuple[int | Non
     if cost and _padded(input_size, divisor) == _padded(runtime.metadata["input_size"], divisor):
         macs = cost["macs"]
     if (params is None or macs is None) and (network := _network(runtime)) is not None:
+        from bpkd_sdk.evaluation.profile import count_macs
+
         params = sum(parameter.numel() for parameter in network.parameters())
         macs = count_macs(network, input_size, divisor)
     return params, macs
@@ -100,29 +104,37 @@ def _padded(size: Sequence[int], divisor: int) -> list[int]:
 
 def _network(runtime: Runtime) -> nn.Module | None:
     """Return the network of a runtime in torch, or a new one of its spec; None if it cannot be built."""
-    if isinstance(runtime, TorchRuntime):
-        module: nn.Module = getattr(runtime.module, "_orig_mod", runtime.module)  # torch.compile wraps the network
-        return module
+    if (module := _module(runtime)) is not None:
+        original: nn.Module = getattr(module, "_orig_mod", module)  # torch.compile wraps the network
+        return original
     try:
+        from bpkd_sdk.models.library import build_from_spec
+
         network = build_from_spec(runtime.spec)
-    except (ImportError, ValueError):  # its library is not installed, or in another version
+    except (ImportError, ValueError):  # torch or its library is not installed, or in another version
         return None
     return None if network is None else network.eval()
+
+
+def _module(runtime: Runtime) -> nn.Module | None:
+    """Return the module that torch runs; None for a runtime of another kind."""
+    return getattr(runtime, "module", None) if runtime.is_module else None
 
 
 def layer_precisions(runtime: Runtime) -> dict[str, int]:
     """Count the layers with weights of a module, an ONNX file or an engine by the type that they compute in.
 
     Example:
+        >>> from torch import nn
+        >>> from bpkd_sdk.runtime import TorchRuntime
         >>> layer_precisions(TorchRuntime(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1).half())))
         {'fp32': 1, 'fp16': 1}
     """
-    if isinstance(runtime, TorchRuntime):
-        return _count_types(_module_types(runtime.module))
+    if (module := _module(runtime)) is not None:
+        return _count_types(_module_types(module))
     if isinstance(runtime, OnnxRuntime):
         return _count_types(_GraphTypes(read_onnx(runtime.path)[0]).layer_types())
-    if isinstance(runtime, EngineRuntime):
-        manifest = runtime.manifest
+    if isinstance(manifest := getattr(runtime, "manifest", None), EngineManifest):
         parsed = sum((Counter(types) for types in manifest.layers.values()), Counter[str]())
         return _count_types(list(Counter(manifest.inspected or parsed).elements()))
     return {}
@@ -133,8 +145,8 @@ def _count_types(types: list[str]) -> dict[str, int]:
 
 
 def _module_types(module: nn.Module) -> list[str]:
-    weights = [getattr(part, "weight", None) for part in module.modules()]
-    return [str(w.dtype).removeprefix("torch.") for w in weights if isinstance(w, Tensor) and w.ndim > 1]
+    weights = (getattr(part, "weight", None) for part in module.modules())
+    return [str(w.dtype).removeprefix("torch.") for w in weights if w is not None and w.ndim > 1]
 
 
 class _Message:
@@ -224,7 +236,7 @@ def _tensor_type(number: int) -> str:
     return _TENSOR_TYPES.get(number, f"type {number}")
 
 
-def profile_onnx_nodes(runtime: Runtime, images: Tensor) -> tuple[dict[str, int], dict[str, int]]:
+def profile_onnx_nodes(runtime: Runtime, images: np.ndarray) -> tuple[dict[str, int], dict[str, int]]:
     """Run ONNX Runtime's profiler for one call, and count the nodes after its fusions.
 
     Returns:

@@ -56,7 +56,7 @@ def to_html(report: BenchmarkReport) -> str:
     Raises:
         ImportError: If matplotlib or jinja2 is not installed.
     """
-    jinja2 = import_optional("jinja2", "export")
+    jinja2 = import_optional("jinja2")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string((Path(__file__).parent / "page.html.jinja").read_text("utf-8"))
     formats = dict.fromkeys(row.format for row in report.rows)
@@ -107,7 +107,7 @@ def _plots(report: BenchmarkReport, colours: dict[str, str]) -> list[str]:
 
 def to_svg(title: str, points: Sequence[Point]) -> str:
     """Return a plot as an SVG element in the colours of the page, with the figures of each point as a tooltip."""
-    matplotlib = import_optional("matplotlib", "export")
+    matplotlib = import_optional("matplotlib")
     file = io.StringIO()
     # Without the salt, the ids in the SVG are random and the same report gives another page each time.
     style = {"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False, "font.size": 9}
@@ -130,7 +130,7 @@ def draw(title: str, points: Sequence[Point]) -> Figure:
 
     Latency has a logarithmic axis, because speed is compared by ratios.
     """
-    matplotlib = import_optional("matplotlib.figure", "export")
+    matplotlib = import_optional("matplotlib.figure")
     from matplotlib.ticker import LogLocator
 
     columns = 1 if max(len(point.name) for point in points) > 34 else 2

@@ -10,17 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 
+from bpkd_sdk.arrays import to_numpy
 from bpkd_sdk.export.benchmark.facts import Facts, find_facts
 from bpkd_sdk.memory import GpuMemoryMeter, MemoryMeter, combined_peak
-from bpkd_sdk.runtime import AcceptedImages, Runtime, TorchRuntime, open_runtime
-from bpkd_sdk.runtime.device import choose_device
+from bpkd_sdk.runtime import AcceptedImages, Runtime, find_format, open_runtime
+from bpkd_sdk.runtime.device import Device, choose_device, choose_onnx_device
 from bpkd_sdk.runtime.fit import Fit, StageTimer, fit_images, fit_size, fitted_masks
 from bpkd_sdk.spec import NetworkSpec
+
+if TYPE_CHECKING:
+    from torch import nn
 
 T = TypeVar("T")
 
@@ -102,14 +105,13 @@ class Subject:
     """
 
     def __init__(
-        self, source: str | Path | torch.nn.Module | Runtime, device: str, batch_size: int, fit: Fit = "slide"
+        self, source: str | Path | nn.Module | Runtime, device: str, batch_size: int, fit: Fit = "slide"
     ) -> None:
         self.batch_size = batch_size
         self.fit = fit
-        self._host_meter = MemoryMeter(torch.device("cpu"))
-        chosen = source.device if isinstance(source, Runtime) else choose_device(device)
+        self._host_meter = MemoryMeter()
         with (
-            GpuMemoryMeter(torch.device(chosen)) as self._opening,
+            GpuMemoryMeter(_expected_device(source, device)) as self._opening,
             warnings.catch_warnings(record=True) as self._warnings,
         ):
             warnings.simplefilter("always")
@@ -120,7 +122,7 @@ class Subject:
         facts, runtime = self.runtime.metadata, self.runtime
         size = runtime.accepts.fixed_size or facts.get("input_size")
         input_size = size and (int(size[0]), int(size[1]))
-        claim = None if isinstance(runtime, TorchRuntime) else facts.get("precision")
+        claim = None if runtime.is_module else facts.get("precision")
         texts = tuple(str(warning.message) for warning in self._warnings if warning.category is UserWarning)
         return Description(runtime.name, runtime.spec, runtime.accepts, str(runtime.device), input_size, claim, texts)
 
@@ -130,7 +132,7 @@ class Subject:
         self.images = images
         batches = np.split(images, len(images) // self.batch_size)
         self._batches = cycle(batches)
-        with GpuMemoryMeter(torch.device(self.runtime.device)) as warming:
+        with GpuMemoryMeter(self.runtime.device) as warming:
             masks = np.concatenate([self.segment(batch) for batch in batches])
             calls, settled = settle(self._whole_call)
         gc.collect()
@@ -158,10 +160,10 @@ class Subject:
         peak = self._host_meter.peak()
         # The images of the benchmark are not part of the artifact.
         host_memory = None if peak is None else peak - self.images.nbytes
-        images = torch.from_numpy(self.images[: self.batch_size]).permute(0, 3, 1, 2)
+        images = self.images[: self.batch_size].transpose(0, 3, 1, 2)
         fitted = fit_size((images.shape[2], images.shape[3]), self.runtime.accepts, self.fit)
         height, width = fitted.window
-        parts = fit_images(images, fitted, self.runtime.spec)[..., :height, :width].permute(0, 2, 3, 1)
+        parts = fit_images(images, fitted, self.runtime.spec)[..., :height, :width].transpose(0, 2, 3, 1)
         return find_facts(self.runtime, parts, len(fitted.corners())), host_memory
 
     def _whole_call(self) -> None:
@@ -173,8 +175,15 @@ class Subject:
         return timer.stop()
 
     def _segment(self, images: np.ndarray, timer: StageTimer | None) -> np.ndarray:
-        masks = fitted_masks(self.runtime, torch.from_numpy(images).permute(0, 3, 1, 2), self.fit, timer=timer)
-        return np.asarray(masks.cpu().numpy())
+        return to_numpy(fitted_masks(self.runtime, images.transpose(0, 3, 1, 2), self.fit, timer=timer))
+
+
+def _expected_device(source: str | Path | nn.Module | Runtime, device: str) -> Device:
+    """Return the device that an artifact will run on, before it is opened."""
+    if isinstance(source, Runtime):
+        return source.device
+    runs_in_torch = not isinstance(source, (str, Path)) or find_format(str(source)).name not in ("ONNX", "Triton")
+    return choose_device(device) if runs_in_torch else choose_onnx_device(device)
 
 
 def settle(call: Callable[[], object]) -> tuple[int, bool]:

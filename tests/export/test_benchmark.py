@@ -21,6 +21,7 @@ from torch import nn
 
 import bpkd_sdk
 from benchmarks.networks import to_int8
+from bpkd_sdk import memory
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import benchmark, to_onnx
 from bpkd_sdk.export.benchmark import BenchmarkReport, Environment, Percentiles, environment, subject
@@ -32,6 +33,7 @@ from bpkd_sdk.export.benchmark.process import ArtifactError, RemoteSubject
 from bpkd_sdk.export.benchmark.table import format_number
 from bpkd_sdk.export.onnx import seal_onnx
 from bpkd_sdk.runtime import AcceptedImages, Runtime, TorchRuntime, open_runtime
+from bpkd_sdk.runtime.device import Device
 from bpkd_sdk.spec import NetworkSpec
 from tests.networks import tiny
 
@@ -346,7 +348,8 @@ def test_products_of_two_activations_are_not_layers(tmp_path):
 def gpu(monkeypatch):
     """Replace the GPU by a counter of the bytes in use."""
     used = SimpleNamespace(bytes=500)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1_000_000 - used.bytes, 1_000_000))
+    monkeypatch.setattr(memory, "GpuContext", lambda index: SimpleNamespace(used_memory=lambda: used.bytes))
+    monkeypatch.setattr(subject, "_expected_device", lambda _, device: Device(device))
     return used
 
 
@@ -355,7 +358,7 @@ class MemoryUser(Runtime):
 
     def __init__(self, gpu, weights, scratch):
         spec, facts = bpkd_sdk.NetworkSpec(name=None, num_classes=9), {"preprocess": True, "argmax": True}
-        super().__init__("memory user", spec, facts, torch.device("cuda"), AcceptedImages())
+        super().__init__("memory user", spec, facts, "cuda", AcceptedImages())
         gpu.bytes += weights
         self.gpu, self.scratch = gpu, scratch
 
@@ -372,7 +375,6 @@ class MemoryUser(Runtime):
 def test_gpu_memory_is_measured_for_each_artifact_separately(gpu, monkeypatch):
     """All artifacts are opened before the first warm-up; the memory of each still includes only its own."""
     sizes = {"small": (100, 10), "large": (3000, 500)}
-    monkeypatch.setattr(subject, "choose_device", torch.device)
     monkeypatch.setattr(subject, "open_runtime", lambda name, _: MemoryUser(gpu, *sizes[name]))
     subjects = [subject.Subject(name, "cuda", 1) for name in sizes]
     images = np.zeros((1, *SIZE, 3), np.uint8)
@@ -383,7 +385,6 @@ def test_sampling_stops_after_a_failure(gpu, monkeypatch):
     def fail(*_):
         raise ValueError("It does not open.")
 
-    monkeypatch.setattr(subject, "choose_device", torch.device)
     monkeypatch.setattr(subject, "open_runtime", fail)
     threads = threading.active_count()
     with pytest.raises(ValueError, match="It does not open"):
