@@ -7,11 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import torch
-from torch import nn
 
 from bpkd_sdk.export.benchmark.facts import count_cost
 from bpkd_sdk.pixels import PixelFormat
@@ -19,7 +17,11 @@ from bpkd_sdk.runtime import Runtime, match_runtime
 from bpkd_sdk.runtime.fit import Fit, check_fit, fit_size
 from bpkd_sdk.serve.predictor import Predictor, Timings
 
-ModelSource: TypeAlias = str | Path | nn.Module | Runtime | Predictor
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+ModelSource: TypeAlias = "str | Path | nn.Module | Runtime | Predictor"
 
 # A latency is the median of up to LATENCY_RUNS runs after a warm-up run. No run starts after LATENCY_SECONDS.
 LATENCY_RUNS, LATENCY_SECONDS = 7, 1.5
@@ -237,4 +239,4 @@ def _title(source: ModelSource) -> str:
         return source.runtime.name
     if isinstance(source, Runtime):
         return source.name
-    return type(source).__name__ if isinstance(source, nn.Module) else str(source)
+    return str(source) if isinstance(source, (str, Path)) else type(source).__name__

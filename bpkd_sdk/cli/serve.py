@@ -153,8 +153,7 @@ def serve(
 
 def _print_summary(models: ModelSet, host: str, url: str, access: AccessPolicy, *, demo: bool) -> None:
     """Print the networks, the addresses, the required credentials and warnings."""
-    import torch
-
+    from bpkd_sdk.gpu import gpu_names
     from bpkd_sdk.serve.service.security import is_loopback
 
     table = Table("network", "device", "classes", "confidence")
@@ -165,8 +164,8 @@ def _print_summary(models: ModelSet, host: str, url: str, access: AccessPolicy, 
     for unavailable in models.unavailable:
         table.add_row(escape(unavailable.name), "[red]not served[/]", "", "")
     console.print(table)
-    if not torch.cuda.is_available():
-        errors.print("[yellow]torch finds no NVIDIA GPU: networks run on the CPU, and TensorRT engines cannot run.[/]")
+    if not gpu_names():
+        errors.print("[yellow]There is no NVIDIA GPU: networks run on the CPU, and TensorRT engines cannot run.[/]")
     if access.requires_credentials:
         console.print(f"{url}: requires a token or a password", soft_wrap=True)
     elif is_loopback(host):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 
 from bpkd_sdk.data.labels import read_label
@@ -250,7 +249,7 @@ def resize_to_page(picture: np.ndarray, interpolation: int = cv2.INTER_CUBIC) ->
         return picture
     height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
     if interpolation in (cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT):
-        return np.asarray(resize_label(torch.tensor(picture), (height, width)).numpy())
+        return resize_label(picture, (height, width))
     interpolation = cv2.INTER_AREA if scale < 1 else interpolation
     return np.asarray(cv2.resize(picture, (width, height), interpolation=interpolation))
 

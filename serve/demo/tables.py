@@ -8,9 +8,9 @@ from html import escape
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
+from bpkd_sdk.gpu import gpu_names
 from bpkd_sdk.serve.demo.scene import CachedPrediction
 from bpkd_sdk.serve.networks import ModelSet, ServedModel
 from bpkd_sdk.serve.overlay import BODY_COLOR, EDGE_COLOR, Difference
@@ -30,7 +30,7 @@ def header(title: str, models: ModelSet) -> str:
         status = "No network could be opened. The table below contains the reasons."
     else:
         status = f"The networks run on {' and '.join(devices)}."
-        if not torch.cuda.is_available():
+        if not gpu_names():
             status += " No NVIDIA GPU is available."
     return f"<h1>{escape(title)}</h1><p>{escape(status)}</p>"
 
@@ -200,7 +200,7 @@ def _format_ratio(value: float, reference: float | None) -> str:
 def device_name(model: ServedModel) -> str:
     """Return the name of the GPU that runs a network, or the type of another device, for example CPU."""
     device = model.predictor.runtime.device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    return gpu_names()[device.index or 0] if device.type == "cuda" else device.type.upper()
 
 
 def _table(headings: Sequence[str], rows: str) -> str:

@@ -59,7 +59,7 @@ def test_bpkd_serve_serves_until_sigterm(checkpoint, tmp_path):
     assert server.returncode == 0
     assert "Stopped." in out
     assert re.search("none.engine is not served: .*none.engine is of the format TensorRT, which runs on cuda", errors)
-    assert "torch finds no NVIDIA GPU" in errors
+    assert "There is no NVIDIA GPU" in errors
     assert "Traceback" not in errors
     assert TOKEN not in summary + out + errors
 
