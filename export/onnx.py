@@ -25,7 +25,8 @@ from bpkd_sdk.export.verification import VerificationReport, verify
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.models import get_spec, load_model
 from bpkd_sdk.models.checkpoint import content_hash
-from bpkd_sdk.models.mask_classification import adapt_network
+from bpkd_sdk.models.library import size_limit
+from bpkd_sdk.models.mask_classification import MaskClassificationNetwork, adapt_network, fix_mask_probabilities
 from bpkd_sdk.models.spec import get_provenance
 from bpkd_sdk.output import as_output, check_final_activation
 from bpkd_sdk.runtime.module import pad_to_multiple
@@ -124,8 +125,8 @@ def to_onnx(
 
     Raises:
         ImportError: If onnx, onnxscript, onnxslim or onnxruntime is missing.
-        ValueError: If an argument is out of range, the network has more than 256 classes, or its classes differ from
-            those of `verify_on`.
+        ValueError: If an argument is out of range, the network has more than 256 classes or can be exported for one
+            size only, or its classes differ from those of `verify_on`.
         RuntimeError: If torch cannot export the network, or ONNX Runtime and torch disagree; no file is written then.
     """
     input_size = check_size("input_size", input_size)
@@ -134,6 +135,8 @@ def to_onnx(
     model = adapt_network(source) if isinstance(source, nn.Module) else load_model(source)
     target, spec = Path(path), get_spec(model)
     _check_arguments(target, input_size, precision, opset, spec.size_divisor)
+    if dynamic_size:
+        _check_any_size(model)
     network = copy.deepcopy(model).cpu().float().eval()
     logits = _check_logits(network, input_size, spec.size_divisor, argmax)
     if verify_on is not None:
@@ -156,6 +159,7 @@ def to_onnx(
         "weights_sha256": content_hash(network.state_dict()),
         "versions": {package: version(package) for package in ("torch", "onnx", "bpkd-sdk")},
     }
+    fix_mask_probabilities(network)
     network = network.half() if precision == "fp16" else network
     deployable = DeployableNetwork(network, spec, preprocess=preprocess, argmax=argmax, dynamic_size=dynamic_size)
     traced = trace(deployable, input_size, dynamic_batch=dynamic_batch, opset=opset)
@@ -186,6 +190,17 @@ def _check_arguments(target: Path, input_size: tuple[int, int], precision: str, 
     if min(input_size) < smallest:
         raise ValueError(
             f"Expected `input_size` to be (height, width) of at least {smallest} pixels, but got {input_size}."
+        )
+
+
+def _check_any_size(model: nn.Module) -> None:
+    """Raise ValueError for a network that can be exported for images of one size only."""
+    if reason := size_limit(model):
+        network = model.network if isinstance(model, MaskClassificationNetwork) else model
+        raise ValueError(
+            f"{type(network).__name__} cannot be exported for images of any size: {reason}. Export it with "
+            "dynamic_size=False; the file then segments images of other sizes in windows. Or distil it into a student "
+            "that accepts any size, and export that."
         )
 
 

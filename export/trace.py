@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,7 +88,7 @@ def trace(model: DeployableNetwork, input_size: tuple[int, int], *, dynamic_batc
 
     axes = _dynamic_axes(model, dynamic_batch)
     try:
-        with exact_pooling(), _no_garbage_collection(), torch.no_grad(), warnings.catch_warnings():
+        with exact_pooling(), _no_checks(), _no_garbage_collection(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = _export(model, _sample_images(model, input_size, 2 if dynamic_batch else 1), axes, opset)
     except Exception as error:  # the network's own code may raise anything while it is traced
@@ -149,6 +150,20 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextmanager
+def _no_checks() -> Iterator[None]:
+    """Switch off the checks of transformers on the values of tensors, for which ONNX has no operator."""
+    name = "TRANSFORMERS_DISABLE_TORCH_CHECK"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def first_reason(error: BaseException) -> str:

@@ -1,13 +1,16 @@
 """Checks that every network of another library must pass, as an instance and by name."""
 
+import segmentation_models_pytorch as smp
 import torch
+from torch import nn
+from torchvision.models import segmentation
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.export import quantize, to_onnx
 from bpkd_sdk.losses import METHODS
 from bpkd_sdk.output import as_output
 from tests.networks import tiny
+from tests.transformers_networks import NETWORKS, build
 
 SIZE = (64, 64)
 ALL_METHODS = [name for name in METHODS if name != "bpkd_paper"]  # these are the terms of "bpkd" with other weights
@@ -41,9 +44,43 @@ def learns_and_loads(network, folder):
     return loaded
 
 
-def deploys_at_any_size(network, folder):
-    """Export a network for images of any size, verified at two others, and quantise it; return both reports."""
-    report = to_onnx(network, folder / "a.onnx", input_size=SIZE, dynamic_size=True)
-    assert report.verified
-    assert SIZE not in {run.size for run in report.verification.runs}
-    return report, quantize(folder / "a.onnx", folder / "b.onnx", ShapesDataset("train", length=4, size=SIZE), images=4)
+class _Backbone(nn.Module):
+    """A backbone for the networks of torchvision, with two feature maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.low = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.high = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
+
+    def forward(self, images):
+        low = self.low(images)
+        high = self.high(low)
+        return {"low": low, "high": high, "out": high}
+
+
+def _fcn():
+    return segmentation.FCN(_Backbone(), segmentation.fcn.FCNHead(16, 9))
+
+
+def _deeplabv3():
+    return segmentation.DeepLabV3(_Backbone(), segmentation.deeplabv3.DeepLabHead(16, 9, (2, 4, 6)))
+
+
+def _lraspp():
+    return segmentation.LRASPP(_Backbone(), 8, 16, 9)
+
+
+def _smp():
+    return smp.Unet("tu-test_resnet", encoder_weights=None, classes=9)
+
+
+def family(name):
+    """Build the small network of a family of networks of other libraries, with random weights, in eval mode."""
+    if name in NETWORKS:
+        return build(name)
+    torch.manual_seed(0)
+    return OTHERS[name]().eval()
+
+
+OTHERS = {"fcn": _fcn, "deeplabv3": _deeplabv3, "lraspp": _lraspp, "smp": _smp}
+FAMILIES = (*NETWORKS, *OTHERS)

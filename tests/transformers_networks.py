@@ -3,6 +3,8 @@
 import torch
 import transformers as hf
 
+from bpkd_sdk.models.mask_classification import MaskClassificationNetwork
+
 _STAGES = {"depths": [1, 1, 1, 1], "out_features": ["stage1", "stage2", "stage3", "stage4"]}
 _SWIN = {"image_size": 64, "embed_dim": 8, "num_heads": [1, 1, 2, 2], "window_size": 2} | _STAGES
 _VIT = {"image_size": 64, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
@@ -75,6 +77,11 @@ NETWORKS = {
 }
 
 
+TASK = torch.arange(8)[None]  # tokens of OneFormer's task
+
+
 def build(name):
+    """Build a network; OneFormer with the tokens of its task, without which it does not run."""
     torch.manual_seed(0)
-    return NETWORKS[name]().eval()
+    network = NETWORKS[name]().eval()
+    return MaskClassificationNetwork(network, TASK) if name == "oneformer" else network

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from numbers import Integral
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from bpkd_sdk.files import CHECKPOINT_SUFFIX, OPENMMLAB_SUFFIXES, is_pretrained_name
 from bpkd_sdk.models.checkpoint import load_checkpoint, load_state, read_tensors, save_model
-from bpkd_sdk.models.library import find_family, identify, list_models
+from bpkd_sdk.models.library import build_network, find_family, identify, list_models
 from bpkd_sdk.models.openmmlab import load_openmmlab
 from bpkd_sdk.models.spec import get_spec, set_spec
 from bpkd_sdk.models.weights import NONE, check_backbone_weights
@@ -74,12 +73,13 @@ def create_model(
         if in_channels != 3:
             raise ValueError(f"{weights} is a network of 3 channels, but got in_channels={in_channels}.")
         return load_openmmlab(weights, name, num_classes, aux_head=aux_head).train()
-    options: dict[str, Any] = {
-        "aux_head": aux_head,
-        "backbone_weights": check_backbone_weights(backbone_weights),
-        "in_channels": in_channels,
-    }
-    model: nn.Module = find_family(name).build_network(name, num_classes, **options)
+    model = build_network(
+        name,
+        num_classes,
+        aux_head=aux_head,
+        backbone_weights=check_backbone_weights(backbone_weights),
+        in_channels=in_channels,
+    )
     if weights is not None:
         if Path(weights).suffix != CHECKPOINT_SUFFIX:
             raise ValueError(

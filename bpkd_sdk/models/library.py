@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,16 @@ from torch import Tensor, nn
 from bpkd_sdk.errors import did_you_mean
 from bpkd_sdk.features import eval_mode, unwrap
 from bpkd_sdk.models import zoo
-from bpkd_sdk.models.mask_classification import PREFIX, adapt_network
-from bpkd_sdk.models.spec import get_spec
+from bpkd_sdk.models.mask_classification import PREFIX, MaskClassificationNetwork, adapt_network
+from bpkd_sdk.models.spec import get_spec, is_of_library
+from bpkd_sdk.models.weights import NONE
 from bpkd_sdk.output import as_output
 from bpkd_sdk.spec import NetworkSpec
 
 _PROBE_SIDES = (64, 224, 384, 512)  # pixels; the first that the network accepts is used
-_unknown = WeakSet[nn.Module]()  # instances that cannot be built again, so that no checkpoint of a run tries once more
+_PLAIN = (bool, int, float, str, tuple, type(None))
+# The fields that build an instance again, or None, with the description of the instance that they were found for.
+_identified = WeakKeyDictionary[nn.Module, tuple[str, dict[str, Any] | None]]()
 
 
 def find_family(name: str) -> Any:
@@ -46,6 +50,32 @@ def find_family(name: str) -> Any:
     raise ValueError(f"Unknown network {name!r}.{did_you_mean(name, list_models())} See bpkd_sdk.list_models().")
 
 
+def build_network(
+    name: str, num_classes: int, *, aux_head: bool = False, backbone_weights: str = NONE, in_channels: int = 3
+) -> nn.Module:
+    """Build a network by its name, in training mode; the arguments are those of `create_model`.
+
+    Raises:
+        ValueError: If the name is unknown, or an argument does not fit the networks of its library.
+        RuntimeError: If pretrained weights cannot be downloaded.
+    """
+    family = find_family(name)
+    options: dict[str, Any] = {"backbone_weights": backbone_weights}
+    if family.HAS_AUX_HEADS:
+        options["aux_head"] = aux_head
+    elif aux_head:
+        raise ValueError(f"{name!r} has no auxiliary segmentation head; build it with aux_head=False.")
+    if family.TAKES_OTHER_CHANNELS:
+        options["in_channels"] = in_channels
+    elif in_channels != 3:
+        raise ValueError(
+            f"{name!r} takes images of 3 channels, but got in_channels={in_channels}. Use a network of "
+            "segmentation-models-pytorch, such as 'smp/DeepLabV3/resnet50'."
+        )
+    model: nn.Module = family.build_network(name, num_classes, **options)
+    return model
+
+
 def list_models() -> list[str]:
     """Return the names that `create_model` accepts.
 
@@ -65,16 +95,11 @@ def build_from_spec(spec: NetworkSpec) -> nn.Module | None:
     """
     if spec.name is None:
         return None
-    family = find_family(spec.name)
-    network: nn.Module
     # The name of a network of transformers is a place, and reading a checkpoint must not read other files.
     if spec.config is not None or spec.name.startswith(PREFIX):
-        network = family.rebuild(spec)
-    else:
-        network = family.build_network(
-            spec.name, spec.num_classes, aux_head=spec.aux_head, in_channels=spec.in_channels
-        )
-    return network
+        network: nn.Module = find_family(spec.name).rebuild(spec)
+        return network
+    return build_network(spec.name, spec.num_classes, aux_head=spec.aux_head, in_channels=spec.in_channels)
 
 
 def identify(model: nn.Module) -> NetworkSpec:
@@ -82,23 +107,46 @@ def identify(model: nn.Module) -> NetworkSpec:
 
     A network that was given as an instance is built again from its class and its configuration. The spec names it only
     if the new instance has the same layers, the same parameters and the same output; otherwise the spec is that of
-    `get_spec`, and the network can be loaded into an instance only.
+    `get_spec`, and the network can be loaded into an instance only. An instance whose layers and configuration have not
+    changed is not built a second time.
     """
-    network, spec = adapt_network(unwrap(model)), get_spec(model)
-    if spec.name is not None or network in _unknown:
+    instance, spec = unwrap(model), get_spec(model)
+    if spec.name is not None:
         return spec
+    network = adapt_network(instance)
     try:
         fields = _recognize(network)
-        if fields is not None:
-            named = replace(spec, **fields)
-            with torch.random.fork_rng(devices=[]):
-                rebuilt = build_from_spec(named)
-            if rebuilt is not None and _are_equal(network, rebuilt, named):
-                return named
-    except Exception:  # noqa: S110  (the constructors of other libraries raise anything; the instance is then unknown)
-        pass
-    _unknown.add(network)
-    return spec
+    except Exception:  # a changed instance of another library may lack anything
+        fields = None
+    if fields is None:
+        return spec
+    description = _describe(network, fields)
+    if instance not in _identified or _identified[instance][0] != description:
+        _identified[instance] = description, fields if _builds_again(network, replace(spec, **fields)) else None
+    return replace(spec, **(_identified[instance][1] or {}))
+
+
+def _describe(network: nn.Module, fields: dict[str, Any]) -> str:
+    """Return a text that changes with the configuration, the layers, their settings, and their numbers of hooks."""
+    settings = [
+        sorted(
+            (key, value if isinstance(value, _PLAIN) else len(value))
+            for key, value in vars(module).items()
+            if isinstance(value, (*_PLAIN, Mapping)) and key != "training"
+        )
+        for module in network.modules()
+    ]
+    return f"{fields} {network!r} {settings} {[value.shape for value in network.state_dict().values()]}"
+
+
+def _builds_again(network: nn.Module, spec: NetworkSpec) -> bool:
+    """Return whether a spec builds a network that is equal to an instance."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            rebuilt = build_from_spec(spec)
+        return rebuilt is not None and _are_equal(network, rebuilt, spec)
+    except Exception:  # the constructors of other libraries raise anything
+        return False
 
 
 def _recognize(network: nn.Module) -> dict[str, Any] | None:
@@ -141,3 +189,15 @@ def _are_equal(network: nn.Module, rebuilt: nn.Module, spec: NetworkSpec) -> boo
 def _logits(network: nn.Module, images: Tensor) -> Tensor:
     with eval_mode(network), torch.no_grad():
         return as_output(network(images)).logits
+
+
+def size_limit(model: nn.Module) -> str | None:
+    """Return why a network cannot be traced for images of any size; None if no reason is known."""
+    if isinstance(model, MaskClassificationNetwork):
+        return "a trace of its windows, position embeddings and sampling points is for one size"
+    if is_of_library(model, "transformers") and hasattr(model, "config"):
+        from bpkd_sdk.models import transformers
+
+        if side := transformers.fixed_side(model.config):
+            return f"its position embeddings or its decoder are for square images of {side} x {side} pixels"
+    return None

@@ -69,7 +69,7 @@ class MaskClassificationNetwork(nn.Module):
         if self.task_inputs is None:
             output = self.network(images)
         else:
-            output = self.network(images, self.task_inputs.expand(len(images), -1))
+            output = self.network(images, self.task_inputs.expand(images.shape[0], -1))
         classes = output.class_queries_logits.float().softmax(-1)[..., :-1]
         masks = output.masks_queries_logits.float()
         if self.resize_masks:
@@ -82,6 +82,14 @@ class MaskClassificationNetwork(nn.Module):
 
 def _resize(maps: Tensor, images: Tensor) -> Tensor:
     return F.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)
+
+
+def fix_mask_probabilities(network: nn.Module) -> None:
+    """Turn EoMT's buffer of probabilities into numbers, in place: it branches on them, which no trace can follow."""
+    for module in network.modules():
+        buffer = module._buffers.pop("attn_mask_probs", None)
+        if buffer is not None:
+            module.attn_mask_probs = buffer.tolist()  # type: ignore[assignment]  # torch declares tensors or modules
 
 
 def classifies_masks(network: nn.Module) -> bool:

@@ -19,6 +19,7 @@ from bpkd_sdk.models.spec import set_provenance, set_spec
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec
 
+HAS_AUX_HEADS, TAKES_OTHER_CHANNELS = False, True
 _TIMM = "tu-"  # prefix of the library's names for encoders of timm
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
@@ -76,7 +77,6 @@ def build_network(
     name: str,
     num_classes: int,
     *,
-    aux_head: bool = False,
     backbone_weights: str = weights.NONE,
     in_channels: int = 3,
 ) -> nn.Module:
@@ -88,20 +88,17 @@ def build_network(
     Args:
         name: For example ``smp/DeepLabV3Plus/mobilenet_v2``. The encoder is one of the library, or ``tu-<timm model>``.
         num_classes: C, the number of channels of the logits.
-        aux_head: Must be False, because the library has no auxiliary segmentation heads.
         backbone_weights: "none" for random weights, a name of the library's pretrained weights such as "imagenet"
             (downloaded), or the path of a file with the weights of the encoder.
         in_channels: Number of channels of the images; pretrained weights are adapted to it.
 
     Raises:
-        ValueError: If the architecture or the encoder is unknown, if `aux_head` is True, or if the pretrained weights
-            do not exist or do not fit.
+        ValueError: If the architecture or the encoder is unknown, or if the pretrained weights do not exist or do not
+            fit.
         RuntimeError: If the pretrained weights cannot be downloaded.
     """
     check_weights(name, backbone_weights)
     architecture, encoder = _parse(name)
-    if aux_head:
-        raise ValueError(f"{name!r} has no auxiliary segmentation head; build it with aux_head=False.")
     cls = ARCHITECTURES[architecture]
     options: dict[str, Any] = {"upsampling": 1} if "upsampling" in inspect.signature(cls).parameters else {}
     build: Any = partial(cls, encoder_name=encoder, in_channels=in_channels, classes=num_classes, **options)

@@ -16,6 +16,7 @@ from bpkd_sdk.models.spec import set_provenance, set_spec
 from bpkd_sdk.spec import NetworkSpec
 
 PREFIX = "torchvision/"
+HAS_AUX_HEADS, TAKES_OTHER_CHANNELS = True, False
 
 
 def list_models() -> list[str]:
@@ -48,7 +49,6 @@ def build_network(
     *,
     aux_head: bool = False,
     backbone_weights: str = weights.NONE,
-    in_channels: int = 3,
 ) -> nn.Module:
     """Build a network of the library, in training mode.
 
@@ -58,7 +58,6 @@ def build_network(
         aux_head: Whether to add the library's auxiliary head.
         backbone_weights: "none" for random weights, "imagenet" (the weights that the library chooses for the encoder,
             downloaded), or the path of a file with the weights of the encoder.
-        in_channels: Number of channels of the images, which must be 3.
 
     Raises:
         ValueError: If the name is unknown, the network has no auxiliary head, or an argument does not fit it.
@@ -68,11 +67,6 @@ def build_network(
     network, version = _parse(name)
     if version is not None:
         raise ValueError(f"{name!r} names complete weights. Open them with load_model({name!r}).")
-    if in_channels != 3:
-        raise ValueError(
-            f"{name!r} takes images of 3 channels, but got in_channels={in_channels}. Use a network of "
-            "segmentation-models-pytorch, such as 'smp/DeepLabV3/resnet50'."
-        )
     build: Any = partial(
         torchvision.models.get_model, network, weights=None, num_classes=num_classes, aux_loss=aux_head
     )

@@ -31,6 +31,8 @@ from bpkd_sdk.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of images in 0..1
 
+HAS_AUX_HEADS, TAKES_OTHER_CHANNELS = False, False
+
 # Networks whose position embeddings or attention are for square images of one size.
 _FIXED_SIZE = ("dpt", "eomt", "eomt_dinov3")
 _STRIDE = 32
@@ -56,23 +58,14 @@ def check_weights(name: str, backbone_weights: str) -> None:
     weights.check_known_weights(backbone_weights)
 
 
-def build_network(
-    name: str,
-    num_classes: int,
-    *,
-    aux_head: bool = False,
-    backbone_weights: str = weights.NONE,
-    in_channels: int = 3,
-) -> nn.Module:
+def build_network(name: str, num_classes: int, *, backbone_weights: str = weights.NONE) -> nn.Module:
     """Build a network of the library for a number of classes, in training mode.
 
     Args:
         name: ``transformers/<folder or hub id>``; a revision can follow after an ``@``.
         num_classes: C, the number of classes. If the folder has another number, the classifier has random weights.
-        aux_head: Must be False, because the library's networks return no auxiliary logits.
         backbone_weights: "none" for random weights, or "imagenet" for the weights in the folder or repository, which
             may belong to more than the encoder.
-        in_channels: Number of channels of the images, which must be 3.
 
     Raises:
         ImportError: If transformers is not installed.
@@ -80,10 +73,6 @@ def build_network(
         RuntimeError: If the files can neither be found nor downloaded.
     """
     check_weights(name, backbone_weights)
-    if aux_head:
-        raise ValueError(f"{name!r} has no auxiliary segmentation head; build it with aux_head=False.")
-    if in_channels != 3:
-        raise ValueError(f"{name!r} takes images of 3 channels, but got in_channels={in_channels}.")
     config = _read_config(name)
     if backbone_weights == weights.NONE:
         config.id2label = None  # random weights have no classes yet
@@ -252,8 +241,13 @@ def _spec(network: Any, name: str | None, mean: Sequence[float], std: Sequence[f
 
 def _size_divisor(config: Any) -> int:
     """Return a number that both sides of an image must be multiples of, so that no part of it is cut off."""
-    fixed = config.model_type in _FIXED_SIZE or getattr(config, "use_relative_position_bias", False)
-    return int(config.image_size) if fixed and isinstance(getattr(config, "image_size", None), int) else _STRIDE
+    return fixed_side(config) or _STRIDE
+
+
+def fixed_side(config: Any) -> int | None:
+    """Return the side of the square images that a network is made for; None if it accepts images of any size."""
+    is_fixed = config.model_type in _FIXED_SIZE or getattr(config, "use_relative_position_bias", False)
+    return int(config.image_size) if is_fixed and isinstance(getattr(config, "image_size", None), int) else None
 
 
 def _read_normalization(name: str, config: Any) -> Normalization:

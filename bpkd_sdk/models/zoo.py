@@ -19,6 +19,8 @@ from bpkd_sdk.output import SegmentationOutput
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.spec import NetworkSpec
 
+HAS_AUX_HEADS, TAKES_OTHER_CHANNELS = True, True
+
 
 class SegmentationNetwork(nn.Module):
     """Segmentation network: an encoder, a decoder, and an optional auxiliary head.

@@ -6,13 +6,12 @@ import transformers as hf
 
 import bpkd_sdk
 from bpkd_sdk.models import get_spec
-from bpkd_sdk.models.mask_classification import MaskClassificationNetwork
+from bpkd_sdk.models.mask_classification import MaskClassificationNetwork, adapt_network
 from bpkd_sdk.runtime.inference import to_mask
 from bpkd_sdk.runtime.module import whole_logits
 from tests.families import ALL_METHODS, learns_and_loads, teaches_by_every_method
-from tests.transformers_networks import build
+from tests.transformers_networks import TASK, build
 
-TASK = torch.arange(8)[None]
 PROCESSORS = {
     "maskformer": hf.MaskFormerImageProcessor,
     "mask2former": hf.Mask2FormerImageProcessor,
@@ -24,13 +23,9 @@ PROCESSORS = {
 SIZES = {"mask2former": (384, 384), "eomt": (64, 64)}
 
 
-def wrapped(name):
-    return MaskClassificationNetwork(build(name), TASK if name == "oneformer" else None)
-
-
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_masks_are_equal_to_the_librarys(name):
-    network = wrapped(name)
+    network = adapt_network(build(name))
     torch.manual_seed(1)
     for key, parameter in network.named_parameters():  # larger weights, so that the classes of the pixels differ
         if "class_predictor" in key or "mask_emb" in key or "mask_head" in key:
@@ -51,7 +46,7 @@ def test_masks_are_equal_to_the_librarys(name):
 
 
 def test_a_logit_is_the_logarithm_of_the_score_by_arithmetic_written_out():
-    network = wrapped("maskformer")
+    network = adapt_network(build("maskformer"))
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         logits = network(images)
@@ -67,14 +62,14 @@ def test_a_logit_is_the_logarithm_of_the_score_by_arithmetic_written_out():
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_they_teach_by_every_method(name, tmp_path):
-    network = wrapped(name) if name == "oneformer" else build(name)
+    network = build(name)
     terms = teaches_by_every_method(network, tmp_path)
     assert {term.partition("/")[0] for term in terms} == {"ce", *ALL_METHODS}
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_they_learn_and_their_checkpoints_need_no_instance(name, tmp_path):
-    network = wrapped(name) if name == "oneformer" else build(name)
+    network = build(name)
     loaded = learns_and_loads(network, tmp_path)
     assert isinstance(loaded, MaskClassificationNetwork)
     if name == "oneformer":
@@ -92,7 +87,7 @@ def test_an_instance_is_scored_and_profiled_like_any_network(tmp_path):
 
 def test_errors_state_what_to_do():
     with pytest.raises(ValueError, match=r"needs the tokens of its task. Open its folder with load_model"):
-        bpkd_sdk.profile(build("oneformer"), (64, 64))
+        bpkd_sdk.profile(build("oneformer").network, (64, 64))
     with pytest.raises(ValueError, match="takes no `task_inputs`"):
         MaskClassificationNetwork(build("maskformer"), TASK)
     with pytest.raises(TypeError, match="Expected a network of MaskFormer.*but got Segformer"):

@@ -19,7 +19,6 @@ from tests.families import (
     DATA,
     OPTIONS,
     SIZE,
-    deploys_at_any_size,
     learns_and_loads,
     teaches_by_every_method,
 )
@@ -52,12 +51,6 @@ def test_they_learn_and_their_checkpoints_need_no_instance(name, tmp_path):
     loaded = learns_and_loads(build(name), tmp_path)
     assert type(loaded) is type(build(name))
     assert loaded.spec.name == f"transformers/{type(loaded).__name__}"
-
-
-def test_segformer_deploys_at_any_size(tmp_path):
-    exported, quantised = deploys_at_any_size(build("segformer"), tmp_path)
-    assert exported.agreement == 1
-    assert any(layer.quantized for layer in quantised.layers)
 
 
 @pytest.mark.parametrize("name", PER_PIXEL)
@@ -129,7 +122,7 @@ def test_mask_classifiers_are_opened_by_folder(tmp_path):
 def test_oneformer_takes_the_tokens_of_its_task_from_the_folder(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    build("oneformer").save_pretrained(tmp_path)
+    build("oneformer").network.save_pretrained(tmp_path)
     words = {"<pad>": 0, "the": 3, "task": 4, "is": 5, "semantic": 6}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -1,0 +1,77 @@
+"""Networks of the Hugging Face hub: the revision is the one in the name, and the second load needs no connection."""
+
+import json
+import os
+import subprocess
+import sys
+
+import torch
+import transformers as hf
+
+from tests.conftest import ROOT
+from tests.hub_endpoint import commit, serving
+from tests.transformers_networks import build
+
+SCRIPT = """
+import json, sys
+import huggingface_hub
+import bpkd_sdk
+
+def load(name):
+    network = bpkd_sdk.load_model(f"transformers/{name}")
+    first = next(network.parameters()).flatten()[0].item()
+    return {"name": network.spec.name, "weights": network.provenance["weights"], "first": first}
+
+names = ["user/net@v1", "user/net"]
+facts = {"loaded": {name: load(name) for name in names}, "errors": {}}
+for name in ("user/net@v9", "user/other"):
+    try:
+        load(name)
+    except RuntimeError as error:
+        facts["errors"][name] = str(error)
+print("READY", flush=True)
+sys.stdin.readline()  # the hub is closed now
+facts["without"] = {name: load(name) for name in names}
+huggingface_hub.constants.HF_HUB_OFFLINE = True
+facts["offline"] = {name: load(name) for name in names}
+bpkd_sdk.save_model(bpkd_sdk.load_model("transformers/user/net@v1"), sys.argv[1])
+print(json.dumps(facts))
+"""
+
+
+def test_the_revision_of_a_name_is_loaded_and_then_needs_no_connection(tmp_path):
+    firsts = {}
+    for revision, license_ in (("v1", "mit"), ("main", "apache-2.0")):
+        network = build("segformer")
+        with torch.no_grad():
+            next(network.parameters()).fill_(0.5 if revision == "v1" else 0.25)
+        firsts[revision] = next(network.parameters()).flatten()[0].item()
+        network.save_pretrained(tmp_path / revision)
+        hf.SegformerImageProcessor().save_pretrained(tmp_path / revision)
+        (tmp_path / revision / "README.md").write_text(f"---\nlicense: {license_}\n---\n")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "a.safetensors")]
+    with serving({("user/net", revision): tmp_path / revision for revision in firsts}) as (address, requests):
+        environment |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
+        )
+        assert process.stdout.readline() == "READY\n"
+    out, _ = process.communicate("\n", timeout=120)
+    facts = json.loads(out)
+    expected = {
+        name: {
+            "name": "transformers/user/net",
+            "weights": {
+                "source": "user/net",
+                "revision": commit("user/net", tmp_path / revision),
+                "license": license_,
+            },
+            "first": firsts[revision],
+        }
+        for name, revision, license_ in (("user/net@v1", "v1", "mit"), ("user/net", "main", "apache-2.0"))
+    }
+    assert facts["loaded"] == facts["without"] == facts["offline"] == expected
+    assert "user/net@v9" in facts["errors"]["user/net@v9"]
+    assert "'user/other', which is no local folder" in facts["errors"]["user/other"]
+    assert any("/resolve/v1/" in path or commit("user/net", tmp_path / "v1") in path for path in requests)
