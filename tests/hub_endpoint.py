@@ -23,6 +23,8 @@ def serving(revisions):
             parts = self.path.split("?")[0].strip("/").split("/")
             if parts[:2] == ["api", "models"]:
                 self.answer_api("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main", parts[4:5] == ["tree"])
+            elif parts[2:3] != ["resolve"]:
+                self.answer(404, b"", {})
             else:
                 self.answer_file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
 

@@ -175,13 +175,14 @@ def _load(name: str, config: Any) -> nn.Module:
         output_loading_info=True,
         dtype=torch.float32,
     )
-    source, _ = _parse(name)
+    source, revision = _parse(name)
+    commit = _read_commit(source, revision)
     random = {".".join(str(key).split(".")[:2]) for key in report["missing_keys"]}
     random |= {str(entry[0] if isinstance(entry, tuple) else entry) for entry in report["mismatched_keys"]}
     facts = {
         "source": source,
-        "revision": getattr(config, "_commit_hash", None),
-        "license": _read_license(source, getattr(config, "_commit_hash", None)),
+        "revision": commit,
+        "license": _read_license(source, commit),
         "random": sorted(random),
     }
     network = _finish(name, model)
@@ -307,6 +308,16 @@ def instance_origin(network: Any) -> dict[str, Any]:
         return {}
     facts = {"source": source, "revision": revision, "license": _read_license(source, revision, local_files_only=True)}
     return {key: value for key, value in facts.items() if value}
+
+
+def _read_commit(source: str, revision: str | None) -> str | None:
+    """Return the commit of a revision of a repository whose files are on this machine; None for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(source).is_dir():
+        return None
+    file = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(file).parent.name if isinstance(file, str) else None
 
 
 def _read_license(source: str, revision: str | None, *, local_files_only: bool = False) -> str | None:
