@@ -109,19 +109,20 @@ def compare(
     setup = _create_setup(teacher, student, data, class_names, transform, budget, class_map, options)
     num_classes = setup.train.num_classes if setup.classes is None else len(setup.classes.taught)
     losses = named_methods(methods, num_classes, setup.train.ignore_index)
+    new_student = setup.new_student(0)
     if options.get("check_data", True):
         check_for_training(setup.train)
         check_samples(setup.val)
         check_validation_data(setup.val)
         config = TrainingConfig.from_options(setup.options)
-        spec, _ = choose_spec(setup.new_student(0), setup.train, config.seed)
+        spec, _ = choose_spec(new_student, setup.train, config.seed)
         check_augmentation(Augmentation(transform, setup.train, config, config.crop_size, spec))
     check_class_weights(setup.train, TrainingConfig.from_options(options))
     if setup.options["freeze_encoder_steps"]:
-        find_encoder(setup.new_student(0))
+        find_encoder(new_student)
     if options.get("class_weights") == "balanced":  # read the labels once for all runs
         setup.options["class_weights"] = list(balanced_class_weights(setup.train))
-    student_order(setup.new_student(0), setup.train, TrainingConfig.from_options(options))
+    student_order(new_student, setup.train, TrainingConfig.from_options(options))
     if options.get("check_teacher", True):
         setup.check_teacher()
 

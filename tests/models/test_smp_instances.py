@@ -5,8 +5,9 @@ import segmentation_models_pytorch as smp
 import torch
 
 import bpkd_sdk
-from bpkd_sdk.models import get_spec, identify
+from bpkd_sdk.models import get_spec, identify, library
 from bpkd_sdk.models.checkpoint import read_header, read_tensors, write_tensors
+from bpkd_sdk.models.library import build_from_spec
 from tests.families import ALL_METHODS, learns_and_loads, teaches_by_every_method
 
 OPTIONS = {"encoder_name": "tu-test_resnet", "encoder_weights": None, "classes": 9}
@@ -73,6 +74,18 @@ def test_a_changed_instance_is_not_recognised(change, tmp_path):
     bpkd_sdk.save_model(network, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"contains a segmentation_models_pytorch.*load_model\(path, model=\.\.\.\)"):
         bpkd_sdk.load_model(tmp_path / "a.safetensors")
+
+
+def test_an_instance_is_built_again_only_after_a_change(monkeypatch):
+    builds = []
+    monkeypatch.setattr(library, "build_from_spec", lambda spec: builds.append(spec) or build_from_spec(spec))
+    network = unet()
+    assert identify(network) == identify(network)
+    assert len(builds) == 1
+    change_output(network)
+    assert identify(network).name is None
+    assert identify(network).name is None
+    assert len(builds) == 2
 
 
 def test_recognition_leaves_the_random_numbers_and_the_network_as_they_are():
