@@ -72,6 +72,6 @@ def test_the_revision_of_a_name_is_loaded_and_then_needs_no_connection(tmp_path)
         for name, revision, license_ in (("user/net@v1", "v1", "mit"), ("user/net", "main", "apache-2.0"))
     }
     assert facts["loaded"] == facts["without"] == facts["offline"] == expected
-    assert "user/net@v9" in facts["errors"]["user/net@v9"]
+    assert "v9 is not a valid git identifier" in facts["errors"]["user/net@v9"]
     assert "'user/other', which is no local folder" in facts["errors"]["user/other"]
     assert any("/resolve/v1/" in path or commit("user/net", tmp_path / "v1") in path for path in requests)
