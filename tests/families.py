@@ -71,7 +71,7 @@ def _lraspp():
 
 
 def _smp():
-    return smp.Unet("tu-test_resnet", encoder_weights=None, classes=9)
+    return smp.PSPNet("tu-test_resnet", encoder_weights=None, classes=9, psp_out_channels=32)
 
 
 def family(name):

@@ -8,6 +8,7 @@ from bpkd_sdk.models.mask_classification import MaskClassificationNetwork
 _STAGES = {"depths": [1, 1, 1, 1], "out_features": ["stage1", "stage2", "stage3", "stage4"]}
 _SWIN = {"image_size": 64, "embed_dim": 8, "num_heads": [1, 1, 2, 2], "window_size": 2} | _STAGES
 _VIT = {"image_size": 64, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+_RESNET = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "layer_type": "basic"} | _STAGES
 _LABELS = {"num_labels": 9}
 
 
@@ -53,13 +54,13 @@ def maskformer():
 def mask2former():
     sizes = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_attention_heads": 2, "num_queries": 5}
     layers = {"encoder_layers": 1, "decoder_layers": 2, "encoder_feedforward_dim": 16, "dim_feedforward": 16}
-    config = hf.Mask2FormerConfig(backbone_config=hf.SwinConfig(**_SWIN), **sizes, **layers, **_LABELS)
+    config = hf.Mask2FormerConfig(backbone_config=hf.ResNetConfig(**_RESNET), **sizes, **layers, **_LABELS)
     return hf.Mask2FormerForUniversalSegmentation(config)
 
 
 def oneformer():
     config = hf.OneFormerConfig(
-        backbone_config=hf.SwinConfig(**_SWIN), num_queries=5, conv_dim=32, mask_dim=32, hidden_dim=32, encoder_layers=1,
+        backbone_config=hf.ResNetConfig(**_RESNET), num_queries=5, conv_dim=32, mask_dim=32, hidden_dim=32, encoder_layers=1,
         decoder_layers=2, encoder_feedforward_dim=16, dim_feedforward=16, num_attention_heads=2, task_seq_len=8,
         text_encoder_width=16, text_encoder_context_length=8, text_encoder_vocab_size=50, query_dec_layers=1,
         **_LABELS,

@@ -34,7 +34,6 @@ sys.stdin.readline()  # the hub is closed now
 facts["without"] = {name: load(name) for name in names}
 huggingface_hub.constants.HF_HUB_OFFLINE = True
 facts["offline"] = {name: load(name) for name in names}
-bpkd_sdk.save_model(bpkd_sdk.load_model("transformers/user/net@v1"), sys.argv[1])
 print(json.dumps(facts))
 """
 
@@ -50,11 +49,15 @@ def test_the_revision_of_a_name_is_loaded_and_then_needs_no_connection(tmp_path)
         hf.SegformerImageProcessor().save_pretrained(tmp_path / revision)
         (tmp_path / revision / "README.md").write_text(f"---\nlicense: {license_}\n---\n")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "a.safetensors")]
     with serving({("user/net", revision): tmp_path / revision for revision in firsts}) as (address, requests):
         environment |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
+            [sys.executable, "-c", SCRIPT],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
         )
         assert process.stdout.readline() == "READY\n"
     out, _ = process.communicate("\n", timeout=120)
