@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bpkd_sdk.data import SegmentationDataset, as_dataset, open_dataset
     from bpkd_sdk.evaluation import EvaluationProtocol, Metrics, evaluate
     from bpkd_sdk.evaluation.profile import Profile, profile
-    from bpkd_sdk.export import benchmark, quantize, to_onnx, to_tensorrt, to_triton, verify
+    from bpkd_sdk.export import benchmark, quantize, to_onnx, to_tensorrt, to_triton, to_web, verify
     from bpkd_sdk.losses import BPKDLoss, CanonicalKDLoss, CIRKDLoss, CWDLoss, IFVDLoss, SKDSLoss
     from bpkd_sdk.models import create_model, list_models, load_model, save_model
     from bpkd_sdk.output import SegmentationOutput
@@ -35,7 +35,7 @@ _MODULES = {
     "bpkd_sdk.data": ("SegmentationDataset", "as_dataset", "open_dataset"),
     "bpkd_sdk.evaluation": ("EvaluationProtocol", "Metrics", "evaluate"),
     "bpkd_sdk.evaluation.profile": ("Profile", "profile"),
-    "bpkd_sdk.export": ("benchmark", "quantize", "to_onnx", "to_tensorrt", "to_triton", "verify"),
+    "bpkd_sdk.export": ("benchmark", "quantize", "to_onnx", "to_tensorrt", "to_triton", "to_web", "verify"),
     "bpkd_sdk.losses": ("BPKDLoss", "CIRKDLoss", "CWDLoss", "CanonicalKDLoss", "IFVDLoss", "SKDSLoss"),
     "bpkd_sdk.models": ("create_model", "list_models", "load_model", "save_model"),
     "bpkd_sdk.output": ("SegmentationOutput",),
@@ -82,6 +82,7 @@ __all__ = [
     "to_onnx",
     "to_tensorrt",
     "to_triton",
+    "to_web",
     "train",
     "verify",
 ]

@@ -1,4 +1,4 @@
-"""Export of trained networks: ONNX files, INT8, TensorRT engines, Triton repositories, verification, benchmark.
+"""Export of trained networks: ONNX files, INT8, TensorRT, Triton repositories, web sites, verification, benchmark.
 
 The benchmark needs no torch. Everything else is imported when it is first used.
 """
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bpkd_sdk.export.tensorrt import EngineReport, to_tensorrt
     from bpkd_sdk.export.triton import TritonReport, to_triton
     from bpkd_sdk.export.verification import VerificationReport, VerificationRun, verify
+    from bpkd_sdk.export.web import WebReport, to_web
 
 __all__ = [
     "BenchmarkReport",
@@ -24,11 +25,13 @@ __all__ = [
     "TritonReport",
     "VerificationReport",
     "VerificationRun",
+    "WebReport",
     "benchmark",
     "quantize",
     "to_onnx",
     "to_tensorrt",
     "to_triton",
+    "to_web",
     "verify",
 ]
 
@@ -40,6 +43,7 @@ __getattr__ = lazy_names(
         "bpkd_sdk.export.tensorrt": ("EngineReport", "to_tensorrt"),
         "bpkd_sdk.export.triton": ("TritonReport", "to_triton"),
         "bpkd_sdk.export.verification": ("VerificationReport", "VerificationRun", "verify"),
+        "bpkd_sdk.export.web": ("WebReport", "to_web"),
     },
     extra="export",
 )

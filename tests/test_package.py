@@ -14,7 +14,7 @@ PUBLIC = [
     "NetworkSpec", "Prediction", "Predictor", "Profile", "SKDSLoss", "SegmentationDataset", "SegmentationOutput",
     "TrainingConfig", "TrainingResult", "as_dataset", "benchmark", "compare", "create_model", "distill", "evaluate", "list_models",
     "load_model", "open_dataset", "profile", "quantize", "reproduce", "save_model", "to_onnx", "to_tensorrt",
-    "to_triton", "train", "verify",
+    "to_triton", "to_web", "train", "verify",
 ]  # fmt: skip
 
 

@@ -1,7 +1,4 @@
-"""Writes a static web site that segments images in the browser, and fetches onnxruntime-web, which runs the network.
-
-The site needs no server of its own and no other host: one page, the ONNX file, and the files of onnxruntime-web.
-"""
+"""Fetches onnxruntime-web, which runs networks in a browser, and checks its files."""
 
 from __future__ import annotations
 
