@@ -26,7 +26,8 @@ async function open(message) {
   ort.env.logLevel = "error";
   const response = await fetch(message.base + config.file);
   if (!response.ok) throw new Error(`The server answers ${response.status} for ${config.file}.`);
-  session = await ort.InferenceSession.create(await response.arrayBuffer(), { executionProviders: [isWebgpu ? "webgpu" : "wasm"] });
+  const options = { executionProviders: [isWebgpu ? "webgpu" : "wasm"], logSeverityLevel: 3 };
+  session = await ort.InferenceSession.create(await response.arrayBuffer(), options);
   const [height, width] = config.size ?? [64, 64];
   await run({ data: new Uint8Array(height * width * 3), height, width }, newTimer());
   return { type: "ready", threads: isWebgpu ? 0 : ort.env.wasm.numThreads };

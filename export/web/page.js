@@ -140,7 +140,8 @@ function showClasses(mask) {
   const pixels = new Uint32Array(256);
   if (mask) for (const id of mask) pixels[id] += 1;
   const entries = config.classes.map((entry, id) => ({ ...entry, pixels: pixels[id] }));
-  entries.sort((one, other) => other.pixels - one.pixels);
+  // In the video of a camera, the order of the classes would change all the time if it depended on their shares.
+  entries.sort((one, other) => (stream ? Boolean(other.pixels) - Boolean(one.pixels) : other.pixels - one.pixels));
   const rows = entries.map((entry) => {
     const row = document.createElement("li");
     const swatch = document.createElement("i");
@@ -297,8 +298,8 @@ if (location.protocol === "file:") {
   $("notice").textContent = "A browser loads the network only from a web server. In the folder of this page, run\npython -m http.server\nand open http://localhost:8000";
 } else {
   const size = config.size ? `${config.size[0]} × ${config.size[1]} pixels (height × width)` : "images of any size";
-  const megabytes = (config.bytes / 1e6).toFixed(1);
-  $("facts").textContent = [config.network, `${config.classes.length} classes`, size, config.precision, `${megabytes} MB`].filter(Boolean).join(" · ");
+  const bytes = config.bytes < 1e6 ? `${Math.ceil(config.bytes / 1e3)} kB` : `${(config.bytes / 1e6).toFixed(1)} MB`;
+  $("facts").textContent = [config.network, `${config.classes.length} classes`, size, config.precision, bytes].filter(Boolean).join(" · ");
   $("fit").value = config.fit;
   $("main").hidden = false;
   showExamples();
