@@ -12,20 +12,24 @@ from typing import Any
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.export.onnx import to_onnx
 from bpkd_sdk.export.quantization import quantize
+from bpkd_sdk.export.web import to_web
 from bpkd_sdk.runtime.formats import FORMATS, Format, find_format
 
 Step = Callable[..., Any]
 
 
-def convert(source: str | Path, path: str | Path, *, precision: str | None = None, **options: Any) -> list[Any]:
-    """Write a file in the format of the path's suffix; intermediate files go to a temporary folder.
+def convert(
+    source: str | Path, path: str | Path, *, web: bool = False, precision: str | None = None, **options: Any
+) -> list[Any]:
+    """Write a file in the format of the path's suffix, or a web site; intermediate files go to a temporary folder.
 
     `to_onnx` exports a checkpoint. For precision "int8", `quantize` converts the ONNX file. If the path is not an ONNX
-    file, the exporter that the table of formats names writes it.
+    file, the exporter that the table of formats names writes it; `to_web` writes a site.
 
     Args:
-        source: A checkpoint, an ONNX file of `to_onnx`, or for an engine an ONNX file of `quantize`.
-        path: File to write.
+        source: A checkpoint, an ONNX file of `to_onnx`, or for an engine or a site an ONNX file of `quantize`.
+        path: File to write; with `web`, the folder of the site.
+        web: Whether to write a web site.
         precision: One of the format's precisions; None: that of an ONNX file, or "fp32" for a checkpoint.
         options: Keyword arguments of the steps.
 
@@ -41,14 +45,15 @@ def convert(source: str | Path, path: str | Path, *, precision: str | None = Non
     source, target = Path(source), Path(path)
     if not source.is_file():
         raise FileNotFoundError(f"There is no file {source} to export.")
-    steps = plan_steps(source, str(path), precision)
+    steps = plan_steps(source, str(path), precision, web=web)
     if precision in ("fp32", "fp16"):
         options["precision"] = precision
     _check_options(steps, options, f"from {source.name} to {target.name}")
     reports: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
-        for index, step in enumerate(steps):
-            step_path = target if step is steps[-1] else Path(folder) / f"{index}.onnx"
+        for step in steps:
+            name = Path(source).stem + (".int8.onnx" if step is quantize else ".onnx")
+            step_path = target if step is steps[-1] else Path(folder) / name
             step_options = {name: options[name] for name in inspect.signature(step).parameters if name in options}
             reports.append(step(source, step_path, **step_options))
             source = reports[-1].path
@@ -60,9 +65,9 @@ def written_formats() -> list[Format]:
     return [format_ for format_ in FORMATS if format_.exporter and not format_.suffixes[0].endswith("://")]
 
 
-def plan_steps(source: Path, path: str, precision: str | None) -> list[Step]:
+def plan_steps(source: Path, path: str, precision: str | None, *, web: bool = False) -> list[Step]:
     """Return the export functions that lead from a source to a path, in their order."""
-    wanted = find_format(path)
+    wanted = find_format(".onnx" if web else path)
     if wanted not in written_formats() or wanted.exporter is None:
         suffixes = [suffix for format_ in written_formats() for suffix in format_.suffixes]
         raise ValueError(
@@ -79,8 +84,8 @@ def plan_steps(source: Path, path: str, precision: str | None) -> list[Step]:
             f"{source} is an ONNX file and keeps its own precision. Omit `precision` (or pass 'int8' to quantize it), "
             "or export from the checkpoint."
         )
-    steps = ([] if is_onnx else [to_onnx]) + ([quantize] if precision == "int8" else [])
-    steps += [] if last is to_onnx else [last]
+    steps: list[Step] = ([] if is_onnx else [to_onnx]) + ([quantize] if precision == "int8" else [])
+    steps += [to_web] if web else [] if last is to_onnx else [last]
     if not steps:
         raise ValueError(f"{source} is an ONNX file already. Pass precision='int8', or an engine as the target.")
     return steps

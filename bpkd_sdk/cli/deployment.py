@@ -25,8 +25,14 @@ SHOWN_LAYERS = 12
 @selects_files
 def export(
     *,
-    model: Annotated[Path, typer.Argument(help="Checkpoint, or ONNX file to quantise or compile.")],
-    output: Annotated[Path, typer.Argument(help="File to write; its suffix selects the format (see `bpkd formats`).")],
+    model: Annotated[Path, typer.Argument(help="Checkpoint, or ONNX file to quantise, compile or show.")],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            help="File to write; its suffix selects the format (see `bpkd formats`). With --web: folder of the site."
+        ),
+    ],
+    web: Annotated[bool, typer.Option("--web", help="Write a web site that runs the network in the browser.")] = False,
     precision: Annotated[
         str | None,
         typer.Option(help="'fp32', 'fp16' or 'int8'. Default: that of an ONNX file; otherwise fp32."),
@@ -55,7 +61,7 @@ def export(
     max_boundary_loss: Annotated[float | None, typer.Option(help="int8: largest loss of boundary IoU, 0 to 1.")] = None,
     fit: Annotated[
         Literal["slide", "resize", "pad"] | None,
-        typer.Option(help="int8: calibration images of other sizes: 'slide' (overlapping windows), 'resize', 'pad'."),
+        typer.Option(help="int8 and web: images of other sizes: 'slide' (overlapping windows), 'resize', 'pad'."),
     ] = None,
     batch_sizes: Annotated[
         str | None, typer.Option(help="Engine: SMALLEST,BEST,LARGEST number of images per batch.")
@@ -73,9 +79,15 @@ def export(
     ] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="Engine: file of kernel timings to use and update.")] = None,
     backend: Annotated[str | None, typer.Option(help="Engine: 'tensorrt' or 'tensorrt_rtx'.")] = None,
+    example: Annotated[
+        list[Path] | None, typer.Option(help="Web: image that the page offers; the option can be repeated.")
+    ] = None,
+    onnxruntime_web: Annotated[
+        Path | None, typer.Option(help="Web: package of onnxruntime-web, if npm cannot fetch it here.")
+    ] = None,
     selection: dict[str, Any],
 ) -> None:
-    """Write an ONNX file or a TensorRT engine, and keep the file only if it passes its check.
+    """Write an ONNX file, a TensorRT engine or a web site, and keep a file only if it passes its check.
 
     An ONNX file must agree with torch. An int8 file must keep boundary IoU within a limit. An engine must have the
     precision of its ONNX file; engines have not yet been executed. Every step of a conversion is checked.
@@ -105,10 +117,12 @@ def export(
         "hardware": hardware or None,
         "timing_cache": timing_cache,
         "backend": backend,
+        "examples": example or None,
+        "onnxruntime_web": onnxruntime_web,
     }
     options = {name: value for name, value in arguments.items() if value is not None}
     with errors.status("Exporting and checking"):
-        reports = convert(model, output, precision=precision, **options)
+        reports = convert(model, output, web=web, precision=precision, **options)
     for report in reports:
         console.print(_format_report(report), soft_wrap=True)
         if isinstance(report, QuantizationReport):
@@ -138,7 +152,7 @@ def parse_sizes(text: str | None) -> Sizes | None:
 
 def _format_report(report: Any) -> str:
     """Describe the result of a step in one line."""
-    from bpkd_sdk.export import ExportReport, QuantizationReport
+    from bpkd_sdk.export import ExportReport, QuantizationReport, WebReport
 
     if isinstance(report, ExportReport):
         edges = _percent(report.verification.edge_agreement)
@@ -149,6 +163,8 @@ def _format_report(report: Any) -> str:
             f"int8: {quantized} of {len(report.layers)} layers; {report.boundary_loss:.4f} boundary IoU lost, "
             f"{report.agreement:.4%} of the pixels as before ({_percent(report.edge_agreement)} at edges)"
         )
+    if isinstance(report, WebReport):
+        return f"Open http://localhost:8000 after: {report.serve_command}"
     layers = ", ".join(f"{n} {type_}" for types in report.manifest.layers.values() for type_, n in types.items())
     return f"Engine: layers {layers}; for {', '.join(report.manifest.targets)}; compiled in {report.seconds:.1f} s"
 

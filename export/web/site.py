@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,32 @@ from bpkd_sdk.errors import format_list, import_optional
 from bpkd_sdk.export.web.package import onnxruntime_web as open_runtime
 from bpkd_sdk.files import file_sha256
 from bpkd_sdk.images import ImageSource, read_image
-from bpkd_sdk.models.spec import NetworkSpec
 from bpkd_sdk.runtime.fit import MAX_PIXELS, WINDOW_SIDE, Fit, check_fit
 from bpkd_sdk.runtime.onnx import read_onnx
 from bpkd_sdk.serve.predictor import names_and_colors
+from bpkd_sdk.spec import NetworkSpec
 
 _PAGE, _NETWORK, _RUNTIME, _EXAMPLES = "index.html", "model.onnx", "onnxruntime-web", "examples"
 _GENERATOR = '<meta name="generator" content="bpkd-sdk'
 _FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class WebReport:
+    """Result of `to_web`.
+
+    Attributes:
+        path: The page, ``index.html`` in the folder of the site.
+        size: Size of all files of the site in bytes.
+    """
+
+    path: Path
+    size: int
+
+    @property
+    def serve_command(self) -> str:
+        """Shell command that serves the site at http://localhost:8000, to this machine."""
+        return shlex.join(["python", "-m", "http.server", "--bind", "localhost", "--directory", str(self.path.parent)])
 
 
 def to_web(
@@ -39,7 +59,7 @@ def to_web(
     fit: Fit = "slide",
     examples: Sequence[ImageSource] | None = None,
     onnxruntime_web: str | Path | None = None,
-) -> Path:
+) -> WebReport:
     """Write a folder that any web server can serve: a page that segments images and camera frames in the browser.
 
     The page runs the ONNX file in WebAssembly, or in WebGPU where the browser has it and can run the network. It shows
@@ -54,9 +74,6 @@ def to_web(
         examples: Images that the page offers; they are written as JPEG files without metadata. None: three embedded
             photographs.
         onnxruntime_web: Package of onnxruntime-web; None: npm fetches it. See `bpkd_sdk.export.web.onnxruntime_web`.
-
-    Returns:
-        Path of the page.
 
     Raises:
         FileNotFoundError: If the source, an example or the package does not exist.
@@ -88,7 +105,7 @@ def to_web(
         if target.exists():
             target.rename(Path(temporary) / "replaced")
         site.rename(target)
-    return target / _PAGE
+    return WebReport(target / _PAGE, sum(file.stat().st_size for file in target.rglob("*") if file.is_file()))
 
 
 def _describe(source: Path, fit: Fit) -> dict[str, Any]:
