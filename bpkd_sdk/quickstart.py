@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +19,7 @@ from torch import nn
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.evaluation import Metrics, evaluate
 from bpkd_sdk.evaluation.profile import profile
-from bpkd_sdk.export import to_onnx
+from bpkd_sdk.export import to_onnx, to_web
 from bpkd_sdk.files import write_json
 from bpkd_sdk.models import create_model
 from bpkd_sdk.progress import console as progress_console
@@ -31,6 +32,7 @@ from bpkd_sdk.training_report import write_report
 
 TEACHER, TEACHER_STEPS = "smp/Unet/tu-test_resnet", 300
 STUDENT, STUDENT_STEPS = "smp/Linknet/tu-test_resnet", 300
+WEB_EXAMPLES = 6  # validation images that the web site offers
 OPTIONS: dict[str, Any] = {
     "optimizer": "adamw",
     "learning_rate": 5e-3,
@@ -78,11 +80,11 @@ def quickstart(
 ) -> Path:
     """Train, distill, export and report on the embedded data set `shapes`, on the CPU, in a few minutes.
 
-    Nothing is downloaded.
+    No data and no weights are downloaded. If npm is installed, it fetches onnxruntime-web for the web site, once.
 
     Args:
-        folder: Folder for three runs, ``student.onnx``, ``results.json`` and ``report.html``. Runs that already exist
-            in the folder are resumed.
+        folder: Folder for three runs, ``student.onnx``, ``results.json``, ``report.html`` and the web site ``site``.
+            Runs that already exist in the folder are resumed.
         teacher_steps: Number of optimiser steps of the teacher.
         student_steps: Number of optimiser steps of each student.
 
@@ -127,7 +129,19 @@ def quickstart(
     console.print(f"Report: {report}", soft_wrap=True)
     command = format_serve_command(teacher.checkpoint, student.checkpoint, exported.path)
     console.print(f"Compare the networks in a browser:\n{command}", soft_wrap=True, markup=False, highlight=False)
+    examples = [val_set[index][0].permute(1, 2, 0).numpy() for index in range(WEB_EXAMPLES)]
+    web = format_web_site(exported.path, folder / "site", examples)
+    console.print(web, soft_wrap=True, markup=False, highlight=False)
     return report
+
+
+def format_web_site(network: Path, folder: Path, examples: list[np.ndarray]) -> str:
+    """Write a web site that runs an ONNX file, and say how to open it, or why there is none."""
+    try:
+        site = to_web(network, folder, examples=examples)
+    except RuntimeError as error:
+        return f"No web site was written. {error}"
+    return f"Run the student inside the browser: open http://localhost:8000 after\n{site.serve_command}"
 
 
 def format_serve_command(teacher: Path, *students: Path) -> str:

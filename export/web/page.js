@@ -252,7 +252,7 @@ function showExamples() {
     button.setAttribute("aria-label", `Example ${index + 1}`);
     button.append(Object.assign(new Image(), { src: path, alt: "" }));
     button.onclick = async () => {
-      const response = await fetch(path).catch(() => null);
+      const response = await fetch(path, { cache: "force-cache" }).catch(() => null);
       if (response?.ok) choose(await response.blob());
       else say("The example cannot be loaded.");
     };

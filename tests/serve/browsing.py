@@ -44,10 +44,10 @@ def serving(*options: str | Path) -> Iterator[str]:
 
 
 @contextmanager
-def launch_browser() -> Iterator[Browser]:
-    """Start the Chromium of the operating system in headless mode, with an empty profile."""
+def launch_browser(*flags: str) -> Iterator[Browser]:
+    """Start the Chromium of the operating system in headless mode, with an empty profile and these further flags."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_QUIET)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*_QUIET, *flags])
         yield browser
         browser.close()
 
