@@ -127,11 +127,11 @@ def quickstart(
     console.print("bIoU: boundary IoU with 3 px. edge, body: pixel accuracy inside and outside of the 7 px edge band.")
     console.print(f"ONNX Runtime and torch predict the same class for {exported.agreement:.2%} of the pixels.")
     console.print(f"Report: {report}", soft_wrap=True)
-    command = format_serve_command(teacher.checkpoint, student.checkpoint, exported.path)
-    console.print(f"Compare the networks in a browser:\n{command}", soft_wrap=True, markup=False, highlight=False)
-    examples = [val_set[index][0].permute(1, 2, 0).numpy() for index in range(WEB_EXAMPLES)]
+    examples = [val_set[index][0].permute(1, 2, 0).numpy() for index in range(min(WEB_EXAMPLES, len(val_set)))]
     web = format_web_site(exported.path, folder / "site", examples)
     console.print(web, soft_wrap=True, markup=False, highlight=False)
+    command = format_serve_command(teacher.checkpoint, student.checkpoint, exported.path)
+    console.print(f"Compare the networks in a browser:\n{command}", soft_wrap=True, markup=False, highlight=False)
     return report
 
 

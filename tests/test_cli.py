@@ -171,10 +171,12 @@ def test_doctor_names_what_is_there(bpkd):
 
 def test_quickstart_in_small(tmp_path, few_scenes, capsys):
     report = quickstart(tmp_path, teacher_steps=2, student_steps=2)
-    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    out = capsys.readouterr().out
+    command = shlex.split(out.splitlines()[-1])
     assert command[::2] == ["bpkd", "--teacher", "--student", "--student"]
     assert command[1] == "serve"
     assert all(Path(path).is_file() for path in command[3::2])
+    assert (tmp_path / "site" / "index.html").is_file() or "No web site was written. " in out
     page = report.read_text()
     results = json.loads((tmp_path / "results.json").read_text())
     assert [row["name"] for row in results["rows"]] == [
