@@ -25,7 +25,7 @@ from bpkd_sdk.export.web.package import onnxruntime_web as open_runtime
 from bpkd_sdk.files import file_sha256
 from bpkd_sdk.images import ImageSource, read_image
 from bpkd_sdk.runtime.fit import MAX_PIXELS, WINDOW_SIDE, Fit, check_fit
-from bpkd_sdk.runtime.onnx import read_onnx
+from bpkd_sdk.runtime.onnx_file import read_onnx
 from bpkd_sdk.serve.predictor import names_and_colors
 from bpkd_sdk.spec import NetworkSpec
 

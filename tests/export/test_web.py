@@ -11,6 +11,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -20,9 +21,10 @@ import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset, photos
 from bpkd_sdk.export import quantize, to_onnx, to_web
 from bpkd_sdk.export.conversion import plan_steps
+from bpkd_sdk.export.onnx import seal_onnx
 from bpkd_sdk.export.web import site as site_module
 from bpkd_sdk.runtime import fit as fit_module
-from bpkd_sdk.runtime.onnx import read_onnx, seal_onnx
+from bpkd_sdk.runtime.onnx_file import read_onnx
 from bpkd_sdk.serve import Predictor
 from tests.conftest import ROOT, missing
 from tests.networks import tiny
@@ -287,9 +289,9 @@ def test_other_files_are_not_replaced(networks, runtime_files, tmp_path):
 
 
 def test_what_the_browser_cannot_run_is_refused(networks, tmp_path):
-    model, metadata = read_onnx(networks["batch"])
+    _, metadata = read_onnx(networks["batch"])
     metadata["network"] |= {"in_channels": 4, "mean": (0.5,) * 4, "std": (0.2,) * 4}
-    (tmp_path / "bands.onnx").write_bytes(seal_onnx(model, metadata))
+    (tmp_path / "bands.onnx").write_bytes(seal_onnx(onnx.load(networks["batch"]), metadata))
     with pytest.raises(ValueError, match=r"takes images of .*browsers read 8-bit RGB images only"):
         to_web(tmp_path / "bands.onnx", tmp_path / "site")
     with pytest.raises(ValueError, match=r"Expected an ONNX file .*bpkd export m.safetensors m.onnx --size"):
