@@ -14,6 +14,7 @@ from typing import Protocol
 from array_api_compat import array_namespace, device
 
 from bpkd_sdk.arrays import Array, at_least_float32, select_channels
+from bpkd_sdk.spec import Color, NetworkSpec, distinct_colors
 
 MAX_CLASSES = 256  # masks are uint8
 
@@ -233,3 +234,18 @@ def reorder_labels(labels: Array, order: Order | None, ignore_index: int) -> Arr
     numbers = xp.astype(xp.where(known, labels, 0), xp.int64)
     result: Array = xp.astype(xp.where(known, columns[numbers], ignore_index), labels.dtype)
     return result
+
+
+def names_and_colors(spec: NetworkSpec) -> tuple[tuple[str, ...], tuple[Color, ...]]:
+    """Return the name and the RGB colour of each class id that a mask can contain.
+
+    Missing names are the ids, and missing colours are `distinct_colors`. A network with one class has two ids in its
+    masks: 0 is the background.
+    """
+    check_mask_classes(spec.num_classes)
+    num_ids = max(spec.num_classes, 2) if spec.num_classes else MAX_CLASSES
+    names, palette = spec.mask_names, spec.palette
+    if spec.num_classes == len(palette) == 1:
+        palette = ((0, 0, 0), *palette)
+    names = names or tuple(map(str, range(num_ids)))
+    return names, palette or distinct_colors(names)

@@ -16,14 +16,14 @@ from array_api_compat import array_namespace
 from PIL import Image
 
 from bpkd_sdk.arrays import Array, logsumexp, to_numpy
-from bpkd_sdk.classes import MAX_CLASSES, check_mask_classes, two_class_logits
+from bpkd_sdk.classes import names_and_colors, two_class_logits
 from bpkd_sdk.images import ImageSource, read_pixels
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime import Runtime, open_runtime
 from bpkd_sdk.runtime.fit import Fit, StageTimer, check_fit, fitted_bands, largest_batch
 from bpkd_sdk.runtime.inference import check_logits, to_mask
 from bpkd_sdk.serve.overlay import draw_overlay, encode_png
-from bpkd_sdk.spec import Color, NetworkSpec, distinct_colors
+from bpkd_sdk.spec import Color
 
 if TYPE_CHECKING:
     import torch
@@ -137,21 +137,6 @@ class Prediction:
         image = Image.fromarray(self.mask)
         image.putpalette([channel for color in self.palette for channel in color])
         return encode_png(image)
-
-
-def names_and_colors(spec: NetworkSpec) -> tuple[tuple[str, ...], tuple[Color, ...]]:
-    """Return the name and the RGB colour of each class id that a mask can contain.
-
-    Missing names are the ids, and missing colours are `distinct_colors`. A network with one class has two ids in its
-    masks: 0 is the background.
-    """
-    check_mask_classes(spec.num_classes)
-    num_ids = max(spec.num_classes, 2) if spec.num_classes else MAX_CLASSES
-    names, palette = spec.mask_names, spec.palette
-    if spec.num_classes == len(palette) == 1:
-        palette = ((0, 0, 0), *palette)
-    names = names or tuple(map(str, range(num_ids)))
-    return names, palette or distinct_colors(names)
 
 
 Images: TypeAlias = list[ImageSource] | tuple[ImageSource, ...]

@@ -19,19 +19,18 @@ from typing import Any
 from PIL import Image
 
 import bpkd_sdk
-from bpkd_sdk.data import photos
+from bpkd_sdk.classes import names_and_colors
 from bpkd_sdk.errors import format_list, import_optional
 from bpkd_sdk.export.web.package import onnxruntime_web as open_runtime
 from bpkd_sdk.files import file_sha256
 from bpkd_sdk.images import ImageSource, read_image
 from bpkd_sdk.runtime.fit import MAX_PIXELS, WINDOW_SIDE, Fit, check_fit
 from bpkd_sdk.runtime.onnx_file import read_onnx
-from bpkd_sdk.serve.predictor import names_and_colors
 from bpkd_sdk.spec import NetworkSpec
 
 _PAGE, _NETWORK, _RUNTIME, _EXAMPLES = "index.html", "model.onnx", "onnxruntime-web", "examples"
 _GENERATOR = '<meta name="generator" content="bpkd-sdk'
-_FOLDER = Path(__file__).parent
+_FOLDER, _PACKAGE = Path(__file__).parent, Path(bpkd_sdk.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,9 @@ def to_web(
     source, target = Path(source), Path(path)
     config = _describe(source, fit)
     _check_target(target)
-    sources = (
-        [Path(photos.__file__).with_name(f"{name}.jpg") for name in photos.PHOTOS] if examples is None else examples
-    )
-    images = [read_image(example) for example in sources]
+    if examples is None:
+        examples = sorted((_PACKAGE / "data" / "photos").glob("*.jpg"))
+    images = [read_image(example) for example in examples]
     runtime = open_runtime(onnxruntime_web)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
@@ -167,7 +165,7 @@ def _render(config: dict[str, Any]) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string((_FOLDER / "page.html.jinja").read_text("utf-8"))
     style, script, engine = ((_FOLDER / name).read_text("utf-8") for name in ("page.css", "page.js", "engine.js"))
-    icon = (Path(bpkd_sdk.__file__).parent / "serve" / "demo" / "favicon.svg").read_bytes()
+    icon = (_PACKAGE / "serve" / "demo" / "favicon.svg").read_bytes()
     return str(
         template.render(
             generator=f"bpkd-sdk {bpkd_sdk.__version__}",
