@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bpkd_sdk
-from bpkd_sdk.cli import name_options
+from bpkd_sdk.cli.messages import name_options
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.models import set_spec
 from bpkd_sdk.models.zoo import build_network
