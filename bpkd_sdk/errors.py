@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from numbers import Integral
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +25,32 @@ def check_choice(argument: str, value: object, choices: Iterable[object]) -> Non
     raise ValueError(
         f"Expected `{argument}` to be one of {{{names}}}, but got {value!r}.{did_you_mean(value, allowed)}"
     )
+
+
+def check_counts(
+    argument: str, value: object, form: str = "a list of whole numbers", count: int = 0
+) -> tuple[int, ...]:
+    """Return several whole numbers of at least 1; raise ValueError for other values.
+
+    Args:
+        argument: Name of the argument in the message.
+        value: Value that was passed.
+        form: Form that is expected, such as "(smallest, best, largest)".
+        count: Number of whole numbers that are expected; 0 for any number.
+
+    Example:
+        >>> check_counts("batch_sizes", [1, 4])
+        (1, 4)
+    """
+    items = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    whole = all(isinstance(item, Integral) and not isinstance(item, bool) and item >= 1 for item in items)
+    if whole and len(items) == (count or len(items)) > 0:
+        return tuple(map(int, items))
+    is_one = isinstance(value, Integral) and not isinstance(value, bool)
+    advice = (
+        f" For one number, pass ({', '.join([str(value)] * (count or 1))}{'' if count > 1 else ','})." if is_one else ""
+    )
+    raise ValueError(f"Expected `{argument}` to be {form}, each at least 1, but got {value!r}.{advice}")
 
 
 def did_you_mean(value: object, choices: Iterable[object]) -> str:

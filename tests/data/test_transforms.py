@@ -233,7 +233,7 @@ def test_ties_between_two_label_pixels_have_no_bias(size, base_size):
         pytest.param(VariedCrop((31, 40), 255, 1.0), id="crop"),
         pytest.param(VariedCrop((31, 40), 255, 0.75), id="varied-crop"),
         pytest.param(v2.RandomHorizontalFlip(1.0), id="flip"),
-        pytest.param(PadTo((80, 81), 255), id="pad"),
+        pytest.param(PadTo((80, 81), 255, NetworkSpec(None, 0).mean_pixel), id="pad"),
     ],
 )
 def test_crops_flips_and_padding_keep_the_alignment(transform, size):
