@@ -43,7 +43,7 @@ def check_counts(
         (1, 4)
     """
     items = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
-    whole = all(isinstance(item, Integral) and not isinstance(item, bool) and item >= 1 for item in items)
+    whole = all(isinstance(item, Integral) and not isinstance(item, bool) and int(item) >= 1 for item in items)
     if whole and len(items) == (count or len(items)) > 0:
         return tuple(map(int, items))
     is_one = isinstance(value, Integral) and not isinstance(value, bool)

@@ -109,11 +109,9 @@ def _training_data(runtime: Any, root: Path | None) -> str:
     """
     from bpkd_sdk.data import DATASETS
     from bpkd_sdk.data.shapes import CLASS_NAMES
-    from bpkd_sdk.runtime import TorchRuntime
+    from bpkd_sdk.evaluation.api import training_facts
 
-    is_module = isinstance(runtime, TorchRuntime)
-    training: Any = getattr(runtime.module, "provenance", {}) if is_module else runtime.metadata.get("training", {})
-    trained_on = training.get("data", "")
+    trained_on = training_facts(runtime).get("data", "")
     name = str(trained_on).partition("/")[0]
     is_shapes = name == "shapes" and runtime.spec.class_names == CLASS_NAMES  # not a folder named "shapes"
     if is_shapes or (name in DATASETS and root is not None):

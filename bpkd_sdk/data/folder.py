@@ -57,6 +57,22 @@ class FolderDataset(FileDataset):
         self.classes_file = root / CLASSES_FILE
         self.selection = dict(selection or {})
 
+    @property
+    def division(self) -> dict[str, Any]:
+        """`val_share` and `val_seed` of a split that is a part of the training images; empty for a whole split."""
+        return {key: self.selection[key] for key in ("val_share", "val_seed") if key in self.selection}
+
+    def images_in_training(self, division: Mapping[str, Any]) -> int:
+        """Return the number of images of this validation split that another division puts into the training split.
+
+        Args:
+            division: `division` of the training data; empty if they were not divided.
+        """
+        if not self.division or self.division == division:
+            return 0
+        share, seed = division.get("val_share", 0), division.get("val_seed", 0)
+        return sum(_place(name, seed) >= share for name in self.selection.get("val_images", ()))
+
     def label_advice(self, labels: Iterable[int]) -> str:
         """Return a ``classes.json`` that maps these label values to the classes, in ascending order."""
         suggested = suggest_ids(labels, self.class_names, self.ignore_index)

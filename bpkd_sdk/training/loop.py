@@ -374,6 +374,7 @@ class _Trainer:
         return {
             "title": self.task.title,
             "data": self.task.train.name,
+            "division": getattr(self.task.train, "division", {}),
             "step": self.position.step,
             "origin": dict(self.task.origin),
             "config": self.config.to_dict(),

@@ -20,8 +20,8 @@ from bpkd_sdk.data.transforms import (
     augment,
     training_transform,
 )
-from bpkd_sdk.models.spec import NetworkSpec
 from bpkd_sdk.sizes import resize_label
+from bpkd_sdk.spec import NetworkSpec
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.loader import training_loader
 
