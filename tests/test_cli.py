@@ -214,7 +214,8 @@ def test_errors_of_own_data_have_no_arguments_of_python(bpkd, tmp_path):
     (wide / "classes.json").write_text(json.dumps({"class_names": names, "channels": 3, "value_range": [0, 65535]}))
     flat = write_folder(tmp_path / "flat", train=2, val=1)
     shutil.rmtree(flat / "images/val")
-    (flat / "labels/train/0.png").unlink()
+    partial = write_folder(tmp_path / "partial", train=3, val=1)
+    (partial / "labels/train/0.png").unlink()
     network, crop = ("smp/FPN/tu-test_resnet", "--backbone-weights", "none"), ("--steps", 1, "--crop-size", "32x32")
     coco = tmp_path / "coco.json"
     coco.write_text('{"images": [{"id": 1, "file_name": "0.png"}], "annotations": [], "categories": []}')
@@ -223,7 +224,7 @@ def test_errors_of_own_data_have_no_arguments_of_python(bpkd, tmp_path):
         (("train", *network, *crop, "--data", root, "--val-share", 0.1), "--val-share 0.1 would divide"),
         (("train", *network, *crop, "--data", root, "--val-share", 2), "Expected --val-share to be a share"),
         (("train", *network, *crop, "--data", flat), "--val-share 0.1 holds out"),
-        (("train", *network, *crop, "--data", flat, "--val-share", 0.5), "Pass --skip-unlabelled"),
+        (("train", *network, *crop, "--data", partial), "Pass --skip-unlabelled"),
         (("train", *network, *crop, "--data", wide), "pixels are uint8"),
         (("train", *network, *crop, "--data", "shapes", "--val-share", 0.5), "--val-share selects files"),
         (("train", *network, *crop, "--data", root, "--class-weights", "1,2"), "Expected --class-weights to be 3"),
@@ -236,7 +237,7 @@ def test_errors_of_own_data_have_no_arguments_of_python(bpkd, tmp_path):
         (("data", "convert", root, tmp_path / "out", "--class-map", tmp_path / "map.json"), "--class-map to be like"),
         (("data", "convert", coco, tmp_path / "out", "--images", tmp_path / "none"), "as --images"),
         (("data", "convert", coco, tmp_path / "out", "--images", root / "images/val"), "--skip-unlabelled|background"),
-        (("data", "check", flat), "no label"),
+        (("data", "check", partial), "Pass --skip-unlabelled"),
     ):
         code, out, err = bpkd(
             *arguments, *(("--output", tmp_path / "run", "--device", "cpu") if arguments[0] != "data" else ())
