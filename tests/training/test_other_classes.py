@@ -159,7 +159,7 @@ def test_a_teacher_of_more_classes_is_matched_by_name(tmp_path, capsys):
     assert facts["class_map"] == {"red": ["red"], "green": ["Green"]}
     with pytest.raises(ValueError, match=r"do not have the same classes.*(?s:.)*pass `class_map`"):
         distilled(teacher, tmp_path / "no", classes=3)
-    with pytest.raises(ValueError, match=r"The teacher predicts 5 classes, but scenes has 2.* pass class_map"):
+    with pytest.raises(ValueError, match=r"The teacher predicts 5 classes, but scenes has 2.* pass `class_map`"):
         distilled(teacher, tmp_path / "no", match_classes=False, **options)
 
 
