@@ -54,7 +54,6 @@ FILES = {
     "npy of float64": (npy(SIX.astype(np.float64)), FLOATS, SIX),
     "npy of int64": (npy(FOUR.astype(np.int64)), WIDE, FOUR),
     "npy of bytes in int32": (npy((FOUR >> 8).astype(np.int32)), PixelFormat(4), FOUR >> 8),
-    "RGB in an npy of int64": (npy((FOUR[..., :3] >> 8).astype(np.int64)), PixelFormat(), FOUR[..., :3] >> 8),
     "int32": (tiff(FOUR.astype(np.int32), planarconfig="contig"), WIDE, FOUR),
     "uint32": (tiff(FOUR.astype(np.uint32), planarconfig="contig"), WIDE, FOUR),
     "png": (png(FOUR), WIDE, FOUR),
@@ -82,6 +81,7 @@ def test_arrays_and_pil_images_are_read_as_files_are():
 def test_rgb_and_grey_integers_of_bytes_are_read_and_others_refused():
     wide = (FOUR[..., :3] >> 8).astype(np.int64)
     np.testing.assert_array_equal(read_image(wide), wide)
+    np.testing.assert_array_equal(read_pixels(npy(wide), PixelFormat()), wide)
     grey = tiff(wide[..., 0].astype(np.int32))
     np.testing.assert_array_equal(read_image(grey), wide[..., :1].repeat(3, -1))
     with pytest.raises(TypeError, match="int64 from .* to 1000. Scale"):

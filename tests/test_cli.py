@@ -216,11 +216,14 @@ def test_errors_of_own_data_have_no_arguments_of_python(bpkd, tmp_path):
     shutil.rmtree(flat / "images/val")
     partial = write_folder(tmp_path / "partial", train=3, val=1)
     (partial / "labels/train/0.png").unlink()
-    network, crop = ("smp/FPN/tu-test_resnet", "--backbone-weights", "none"), ("--steps", 1, "--crop-size", "32x32")
+    network, crop = (
+        ("smp/FPN/tu-test_resnet", "--backbone-weights", "none"),
+        ("--steps", 1, "--crop-size", "32x32", "--batch-size", 1),
+    )
     coco = tmp_path / "coco.json"
     coco.write_text('{"images": [{"id": 1, "file_name": "0.png"}], "annotations": [], "categories": []}')
     for arguments, option in (
-        (("train", *network, *crop, "--data", root, "--batch-size", 9), "--batch-size 3"),
+        (("train", *network, "--steps", 1, "--data", root, "--batch-size", 9), "--batch-size 3"),
         (("train", *network, *crop, "--data", root, "--val-share", 0.1), "--val-share 0.1 would divide"),
         (("train", *network, *crop, "--data", root, "--val-share", 2), "Expected --val-share to be a share"),
         (("train", *network, *crop, "--data", flat), "--val-share 0.1 holds out"),

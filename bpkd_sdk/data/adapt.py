@@ -249,7 +249,7 @@ class AdaptedDataset(SegmentationDataset):
             return ""
         ids = dict(list(suggested.items())[:20])
         return (
-            "\nState the class of each value, here with the others as void; add the names of classes that are missing "
+            "\nState the class of each value, as in this example; add the names of classes that are missing "
             f"from class_names: as_dataset(data, ids={ids})"
         )
 
