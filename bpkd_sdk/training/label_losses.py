@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from bpkd_sdk.arrays import at_least_float32, resize_bilinear
 from bpkd_sdk.classes import plain_name, two_class_logits
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.checks import SampleReport, check_reports, inspect_samples
-from bpkd_sdk.errors import did_you_mean
+from bpkd_sdk.data.checks import SampleReport, inspect_samples
+from bpkd_sdk.errors import did_you_mean, format_list
 from bpkd_sdk.training.config import TrainingConfig
 
 
@@ -141,11 +141,12 @@ def balanced_class_weights(
         reports: Reports of `inspect_samples` on them; None reads all of the data.
 
     Raises:
-        ValueError: If samples cannot be used, as `check_samples`.
+        ValueError: If samples cannot be used; they are listed.
     """
     if reports is None:
         reports = inspect_samples(dataset)
-        check_reports(dataset, reports)
+        if problems := [report.problem for report in reports if report.problem]:
+            raise ValueError(f"The classes of {dataset.name} cannot be counted:\n{format_list(problems)}")
     counts = torch.zeros(dataset.num_classes, dtype=torch.float64)
     for report in reports:
         for label, count in zip(report.labels, report.counts, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +95,8 @@ def _class_of_category(categories: Sequence[str], class_map: CategoryMap | None,
     target: dict[str, str] = {}
     for name, value in class_map.items():
         members = [value] if isinstance(value, str) else value
-        if not isinstance(name, str) or not all(isinstance(member, str) for member in members):
+        is_list = isinstance(members, Collection) and not isinstance(members, Mapping)
+        if not isinstance(name, str) or not is_list or not all(isinstance(member, str) for member in members):
             raise ValueError(
                 f'Expected `class_map` to be like {{"vehicle": ["car", "truck"]}}, but got {name!r}: {value!r}.'
             )
