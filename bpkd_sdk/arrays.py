@@ -1,8 +1,8 @@
 """Operations on arrays of numpy or torch: functions take both and return the kind that they get.
 
-Algorithms are written once, over the array API (https://data-apis.org/array-api): `array_namespace(x)` of the package
-array-api-compat has the functions for the kind of x. This file contains the operations that the array API lacks, or for
-which each library has a much faster one. torch is imported only for tensors, which exist only where it is imported.
+Algorithms are written once, over the array API (https://data-apis.org/array-api): `array_namespace(x)` has its
+functions for the kind of x. This file contains the operations that the array API lacks, or for which each library has a
+much faster one. torch is imported only for tensors, which exist only where it is imported.
 """
 
 from __future__ import annotations
@@ -11,14 +11,26 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import array_api_compat
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Array = TypeVar("Array", np.ndarray, "Tensor")
 """A numpy array or a torch tensor."""
+
+
+def array_namespace(*arrays: Any) -> Any:
+    """Return the module with the functions of the array API for these arrays.
+
+    numpy is such a module itself since version 2. array-api-compat would import numpy's rarely used parts too, which
+    takes half as long as all other imports of a program that runs an ONNX file.
+    """
+    if all(isinstance(array, np.ndarray) for array in arrays):
+        return np
+    return array_api_compat.array_namespace(*arrays)
 
 
 def to_numpy(array: Any) -> np.ndarray:

@@ -14,9 +14,9 @@ from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
-from bpkd_sdk.arrays import Array
+from bpkd_sdk.arrays import Array, array_namespace
 from bpkd_sdk.errors import check_choice
 
 Void = Literal["clear", "keep", "guard"]

@@ -34,9 +34,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Protocol
 
-from array_api_compat import array_namespace
-
-from bpkd_sdk.arrays import Array, at_least_float32, logsumexp, select_channels
+from bpkd_sdk.arrays import Array, array_namespace, at_least_float32, logsumexp, select_channels
 from bpkd_sdk.classes import ClassFacts, is_unnamed, plain_name, two_class_logits
 from bpkd_sdk.errors import did_you_mean, format_list
 

@@ -11,9 +11,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Protocol
 
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
-from bpkd_sdk.arrays import Array, at_least_float32, select_channels
+from bpkd_sdk.arrays import Array, array_namespace, at_least_float32, select_channels
 from bpkd_sdk.spec import Color, NetworkSpec, distinct_colors
 
 MAX_CLASSES = 256  # masks are uint8

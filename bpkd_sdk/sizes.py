@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Integral
 
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
-from bpkd_sdk.arrays import Array, resize_antialiased, round_to
+from bpkd_sdk.arrays import Array, array_namespace, resize_antialiased, round_to
 
 Size = tuple[int, int]
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar
 
-from array_api_compat import array_namespace
-
-from bpkd_sdk.arrays import Array, per_channel, round_to
+from bpkd_sdk.arrays import Array, array_namespace, per_channel, round_to
 from bpkd_sdk.files import parse_record
 from bpkd_sdk.pixels import PixelFormat
 
@@ -133,6 +131,14 @@ class NetworkSpec:
         Raises:
             ValueError: If a field is unknown, missing, of another type, or inconsistent with the others.
         """
+        if isinstance(values, dict) and all(
+            name in _JSON_TYPES and _JSON_TYPES[name](value) for name, value in values.items()
+        ):
+            try:
+                return cls(**{name: _to_tuples(value) if name != "config" else value for name, value in values.items()})
+            except (TypeError, ValueError):
+                pass  # a field is missing, or does not fit the others
+        # pydantic states what is wrong. Its import would take a third of the time in which an ONNX file runs.
         return parse_record(cls, values, source)
 
     def normalize(self, images: Array) -> Array:
@@ -185,6 +191,31 @@ class NetworkSpec:
                 "Training measures them; or set them: set_spec(network, dataclasses.replace(get_spec(network), "
                 "mean=..., std=..., value_range=...))."
             )
+
+
+def _is_list(value: Any, *types: type, length: int | None = None) -> bool:
+    return isinstance(value, list) and all(type(item) in types for item in value) and length in (None, len(value))
+
+
+# Whether a value read from JSON has exactly the type of a field.
+_JSON_TYPES: dict[str, Callable[[Any], bool]] = {
+    "name": lambda value: value is None or isinstance(value, str),
+    "num_classes": lambda value: type(value) is int,
+    "aux_head": lambda value: isinstance(value, bool),
+    "class_names": lambda value: _is_list(value, str),
+    "palette": lambda value: isinstance(value, list) and all(_is_list(color, int, length=3) for color in value),
+    "mean": lambda value: _is_list(value, int, float),
+    "std": lambda value: _is_list(value, int, float),
+    "size_divisor": lambda value: type(value) is int,
+    "in_channels": lambda value: type(value) is int,
+    "value_range": lambda value: _is_list(value, int, float, length=2),
+    "bands": lambda value: value is None or _is_list(value, int),
+    "config": lambda value: value is None or isinstance(value, dict),
+}
+
+
+def _to_tuples(value: Any) -> Any:
+    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
 
 
 def distinct_colors(names: Sequence[str]) -> tuple[Color, ...]:

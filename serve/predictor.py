@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, overload
 
 import numpy as np
-from array_api_compat import array_namespace
 from PIL import Image
 
-from bpkd_sdk.arrays import Array, logsumexp, to_numpy
+from bpkd_sdk.arrays import Array, array_namespace, logsumexp, to_numpy
 from bpkd_sdk.classes import names_and_colors, two_class_logits
 from bpkd_sdk.images import ImageSource, read_pixels
 from bpkd_sdk.pixels import PixelFormat

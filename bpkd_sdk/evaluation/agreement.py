@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Generic, NamedTuple
 
-from array_api_compat import array_namespace
-
-from bpkd_sdk.arrays import Array
+from bpkd_sdk.arrays import Array, array_namespace
 from bpkd_sdk.boundary import edge_band
 
 EDGE_WIDTH = 7  # side of the window that makes the edge band, in pixels, as in the paper

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, to_device
+from array_api_compat import to_device
 
-from bpkd_sdk.arrays import Array
+from bpkd_sdk.arrays import Array, array_namespace
 from bpkd_sdk.boundary import check_labels, class_contours, edge_band, has_same_class_within, inner_boundary
 
 

@@ -14,7 +14,6 @@ from typing import IO
 
 import cv2
 import numpy as np
-from PIL.TiffImagePlugin import TiffImageFile
 
 from bpkd_sdk.images.samples import Samples, UnsupportedImageError, from_pil, smallest_depth
 
@@ -76,6 +75,8 @@ class TiffReader:
         self._check_strips()
         if max(self._depths) > 8 and self._is_plain():
             return self._decode_16_bits()
+        from PIL.TiffImagePlugin import TiffImageFile  # slow to import, and needed for this format only
+
         self._file.seek(0)
         try:
             image = TiffImageFile(self._file)

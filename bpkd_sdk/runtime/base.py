@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace
 
-from bpkd_sdk.arrays import Array, contiguous, to_device, to_numpy
+from bpkd_sdk.arrays import Array, array_namespace, contiguous, to_device, to_numpy
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime.device import Device
 from bpkd_sdk.runtime.inference import to_mask

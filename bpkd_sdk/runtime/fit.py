@@ -23,9 +23,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 from weakref import WeakSet
 
-from array_api_compat import array_namespace
-
-from bpkd_sdk.arrays import Array, per_channel
+from bpkd_sdk.arrays import Array, array_namespace, per_channel
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.runtime.base import AcceptedImages, Range, Runtime
 from bpkd_sdk.runtime.inference import resized_bands, sliding_bands, sliding_masks, window_corners

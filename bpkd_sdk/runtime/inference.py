@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise, product
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
-from bpkd_sdk.arrays import Array, class_ids, lerp, resize_bilinear
+from bpkd_sdk.arrays import Array, array_namespace, class_ids, lerp, resize_bilinear
 from bpkd_sdk.classes import check_mask_classes
 
 

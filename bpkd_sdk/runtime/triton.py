@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from array_api_compat import array_namespace
 
-from bpkd_sdk.arrays import Array, to_numpy
+from bpkd_sdk.arrays import Array, array_namespace, to_numpy
 from bpkd_sdk.errors import check_choice, did_you_mean, import_optional
 from bpkd_sdk.runtime.base import AcceptedImages, Range, Runtime
 from bpkd_sdk.runtime.onnx_file import METADATA_KEY, parse_metadata
