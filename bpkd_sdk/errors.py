@@ -105,6 +105,8 @@ def explain_missing(error: ImportError, module: str = "", extra: str | None = No
     """
     package = (error.name or module).partition(".")[0]
     extra = extra or EXTRAS.get(package)
+    if package == "onnxruntime":
+        return ImportError(f"onnxruntime is missing ({error}): pip install onnxruntime, or onnxruntime-gpu for a GPU")
     if extra is None or package in ("", "bpkd_sdk"):
         return error
     problem = "is not installed" if isinstance(error, ModuleNotFoundError) else f"could not be imported ({error})"

@@ -86,7 +86,7 @@ def choose_onnx_device(device: str | torch.device = "auto") -> Device:
     kind, _, index = str(device).partition(":")
     check_choice("device", str(device) if kind == "auto" else kind, ("auto", "cpu", "cuda"))
     if kind == "auto":
-        providers = import_optional("onnxruntime", "export").get_available_providers()
+        providers = import_optional("onnxruntime").get_available_providers()
         return Device("cuda:0" if "CUDAExecutionProvider" in providers and gpu_names() else "cpu")
     if kind == "cuda" and int(index or 0) >= len(gpu_names()):
         raise RuntimeError(

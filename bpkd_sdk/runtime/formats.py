@@ -23,7 +23,7 @@ class Format:
         suffixes: Suffixes of files of the format; for a server the scheme of its URLs.
         precisions: Precisions that export writes; empty if the format keeps the precision of the network.
         devices: Types of device that artifacts of the format run on.
-        extras: Extras of this package, at least one of which must be installed; empty if none is needed.
+        extras: Extras of this package that run the format, one of which must be installed; empty if none is needed.
         exporter: "module:function" that writes the format; None if no function of `bpkd_sdk.export` does.
         loader: "module:name" of the class or function that opens an artifact; it is called with a path and a device.
     """
@@ -44,21 +44,21 @@ class Format:
                 f"got device={str(device)!r}."
             )
         module, _, name = self.loader.partition(":")
-        extra = ",".join(("train", *self.extras[:1]))  # for modules that import torch; the others need none
+        extra = next(iter(self.extras), None)
         return getattr(import_optional(module, extra), name)(source, device)
 
 
 _MODULE = "bpkd_sdk.runtime.module:open_torch_runtime"
 
 FORMATS = (
-    Format("checkpoint", (CHECKPOINT_SUFFIX,), (), ("cpu", "cuda", "mps"), (), None, _MODULE),
-    Format("OpenMMLab", OPENMMLAB_SUFFIXES, (), ("cpu", "cuda", "mps"), (), None, _MODULE),
+    Format("checkpoint", (CHECKPOINT_SUFFIX,), (), ("cpu", "cuda", "mps"), ("train",), None, _MODULE),
+    Format("OpenMMLab", OPENMMLAB_SUFFIXES, (), ("cpu", "cuda", "mps"), ("train",), None, _MODULE),
     Format(
         "ONNX",
         (".onnx",),
         ("fp32", "fp16", "int8"),
         ("cpu", "cuda"),
-        ("export",),
+        (),
         "bpkd_sdk.export:to_onnx",
         "bpkd_sdk.runtime.onnx:OnnxRuntime",
     ),

@@ -18,7 +18,7 @@ from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.export import qdq, to_onnx
 from bpkd_sdk.export.onnx import seal_onnx
 from bpkd_sdk.export.quantization import quantize
-from bpkd_sdk.runtime.onnx import OnnxRuntime
+from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session
 
 SIZE = (64, 64)
 
@@ -327,8 +327,7 @@ def test_sums_are_layers_if_they_add_layers():
 
 
 def run(proto, x):
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": x})
+    return open_session(proto.SerializeToString()).run(None, {"x": x})
 
 
 def test_bad_input(path, report, trained, data, tmp_path):
