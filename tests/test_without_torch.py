@@ -1,7 +1,10 @@
 """Everything that needs no torch runs in a process that cannot import it, and the rest states what to install."""
 
+import importlib.metadata
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,15 @@ def test_the_error_of_a_missing_package_states_its_extra(monkeypatch):
             import_optional(package)
     with pytest.raises(ImportError, match=r"'tritonclient'.*'bpkd-sdk\[other\]'"):
         import_optional("tritonclient.http", "other")
+
+
+def test_each_extra_that_an_error_names_exists_and_installs_the_package():
+    extras = tomllib.loads((SCRIPT.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    distributions = importlib.metadata.packages_distributions()
+    for package, extra in EXTRAS.items():
+        required = {re.split(r"[\[>;]", requirement)[0].lower() for requirement in extras[extra]}
+        provided = {name.lower().replace("_", "-") for name in distributions.get(package, [])}
+        assert not provided or required & provided or package == "starlette", (package, extra)  # fastapi installs it
 
 
 def test_a_broken_package_is_not_called_missing():

@@ -146,7 +146,7 @@ def check_reports(file, folder):
     assert content["environment"]["threads"] is None
     code, _, errors = run("benchmark", file, "--duration", "0.2", "--html", folder / "report.html")
     assert code == 1, errors
-    assert "needs the package 'matplotlib'" in errors
+    assert "pip install 'bpkd-sdk[serve]'" in errors
 
 
 def check_predictor(file, image):

@@ -103,7 +103,7 @@ print(json.dumps(messages))
     messages = without_torch(code, tmp_path / "m.safetensors")
     assert len(messages) == 4
     assert all("needs the package 'torch'" in message for message in messages)
-    extras = ["train", "train", "train,tensorrt", "train"]
+    extras = ["train", "train", "tensorrt", "train"]
     assert [f"pip install 'bpkd-sdk[{extra}]'" in message for extra, message in zip(extras, messages, strict=True)] == [
         True
     ] * 4

@@ -15,7 +15,7 @@ from bpkd_sdk.runtime.triton import split_url
 from tests.tritonserver import find_server
 
 ROOT = Path(__file__).parents[2]
-CONTAINERFILE = (ROOT / "serve" / "Containerfile").read_text().replace("\\\n", "")
+CONTAINERFILE = (ROOT / "Containerfile").read_text().replace("\\\n", "")
 
 
 @pytest.fixture(scope="module")
@@ -29,29 +29,44 @@ def instructions(name):
     return re.findall(rf"^{name} (.*)$", CONTAINERFILE, re.MULTILINE)
 
 
-def test_the_image_is_built_from_existing_files_and_extras():
+def test_the_images_are_built_from_existing_files_and_extras():
     for copied in instructions("COPY"):
         *sources, _ = shlex.split(copied)
         assert all((ROOT / source).exists() for source in sources), copied
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (extras,) = re.findall(r"^ARG EXTRAS=(.*)$", CONTAINERFILE, re.MULTILINE)
-    assert {*extras.split(",")} <= {*project["optional-dependencies"]}
-    assert '".[$EXTRAS]"' in CONTAINERFILE
+    training, runtime = re.findall(r"^ARG EXTRAS=(.*)$", CONTAINERFILE, re.MULTILINE)
+    assert {*training.split(","), *runtime.split(",")} <= {*project["optional-dependencies"]}
+    assert CONTAINERFILE.count('".[$EXTRAS]"') == 2
 
 
-def test_the_image_runs_unprivileged_and_checks_its_health():
-    (user,) = instructions("USER")
-    assert f"useradd --create-home --uid 10001 {user}" in CONTAINERFILE
-    assert CONTAINERFILE.index("USER ") < CONTAINERFILE.index("ENTRYPOINT ")
+def test_the_runtime_image_has_no_torch():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    runtime = re.findall(r"^ARG EXTRAS=(.*)$", CONTAINERFILE, re.MULTILINE)[1]
+    requirements, waiting = {*project["dependencies"]}, runtime.split(",")
+    while waiting:
+        for requirement in extras[waiting.pop()]:
+            own = re.fullmatch(r"bpkd-sdk\[(.*)\]", requirement)
+            waiting += own[1].split(",") if own else []
+            requirements.add(requirement)
+    assert not [requirement for requirement in requirements if re.match(r"(torch|timm|onnx)\b", requirement)]
+
+
+def test_the_images_run_unprivileged_and_the_service_checks_its_health():
+    assert instructions("USER") == ["bpkd", "bpkd"]
+    assert "useradd --create-home --uid 10001 bpkd" in CONTAINERFILE
     assert "http://127.0.0.1:7860/healthz" in CONTAINERFILE
-    assert instructions("ENTRYPOINT") == ['["bpkd", "serve", "--host", "0.0.0.0", "--port", "7860"]']
+    training, runtime = instructions("ENTRYPOINT")
+    assert training == '["bpkd"]'
+    assert runtime == '["bpkd", "serve", "--host", "0.0.0.0", "--port", "7860"]'
     assert instructions("EXPOSE") == ["7860"]
 
 
 def test_compose_connects_the_service_to_triton(services):
     triton, bpkd = services["triton"], services["bpkd"]
     build = bpkd["build"]
-    assert (ROOT / "serve" / build["context"] / build["dockerfile"]).resolve() == ROOT / "serve" / "Containerfile"
+    assert (ROOT / "serve" / build["context"] / build["dockerfile"]).resolve() == ROOT / "Containerfile"
+    assert f"AS {build['target']}\n" in CONTAINERFILE
     options = dict(zip(bpkd["command"][::2], bpkd["command"][1::2], strict=True))
     assert split_url(options["--student"]) == ("triton", 8000, "model")
     assert bpkd["environment"]["BPKD_TOKEN"]
@@ -65,7 +80,7 @@ def test_compose_connects_the_service_to_triton(services):
 def test_bpkd_serve_has_the_options_that_the_files_use(services):
     command = typer.main.get_command(cli.app).commands["serve"]
     known = {option for parameter in command.params for option in parameter.opts}
-    (entrypoint,) = instructions("ENTRYPOINT")
+    _, entrypoint = instructions("ENTRYPOINT")
     words = [*re.findall(r"--\w+", entrypoint), *services["bpkd"]["command"][::2]]
     assert {*words} <= known
     assert {*services["bpkd"]["environment"]} <= {parameter.envvar for parameter in command.params}
