@@ -32,10 +32,10 @@ sys.meta_path.insert(0, Absent)
 
 # Public names that need no torch; all others must state what to install.
 NAMES = {
-    "bpkd_sdk": {"NetworkSpec", "Metrics", "Prediction", "Predictor", "TrainingConfig", "benchmark"},
+    "bpkd_sdk": {"NetworkSpec", "Metrics", "Prediction", "Predictor", "TrainingConfig", "benchmark", "to_web"},
     "bpkd_sdk.data": {"Pair", "pair_files"},
     "bpkd_sdk.evaluation": {"MetricCounts", "Metrics"},
-    "bpkd_sdk.export": {"BenchmarkReport", "BenchmarkRow", "benchmark"},
+    "bpkd_sdk.export": {"BenchmarkReport", "BenchmarkRow", "WebReport", "benchmark", "to_web"},
     "bpkd_sdk.runtime": {
         "AcceptedImages", "FORMATS", "Format", "MatchedRuntime", "Runtime", "find_format", "match_runtime",
         "open_runtime",
