@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bpkd_sdk.losses import BPKDLoss, CanonicalKDLoss, CIRKDLoss, CWDLoss, IFVDLoss, SKDSLoss
     from bpkd_sdk.models import create_model, list_models, load_model, save_model
     from bpkd_sdk.output import SegmentationOutput
+    from bpkd_sdk.pretrained import save_pretrained
     from bpkd_sdk.recipes import reproduce
     from bpkd_sdk.serve import Prediction, Predictor
     from bpkd_sdk.spec import NetworkSpec
@@ -39,6 +40,7 @@ _MODULES = {
     "bpkd_sdk.losses": ("BPKDLoss", "CIRKDLoss", "CWDLoss", "CanonicalKDLoss", "IFVDLoss", "SKDSLoss"),
     "bpkd_sdk.models": ("create_model", "list_models", "load_model", "save_model"),
     "bpkd_sdk.output": ("SegmentationOutput",),
+    "bpkd_sdk.pretrained": ("save_pretrained",),
     "bpkd_sdk.recipes": ("reproduce",),
     "bpkd_sdk.serve": ("Prediction", "Predictor"),
     "bpkd_sdk.spec": ("NetworkSpec",),
@@ -79,6 +81,7 @@ __all__ = [
     "quantize",
     "reproduce",
     "save_model",
+    "save_pretrained",
     "to_onnx",
     "to_tensorrt",
     "to_triton",

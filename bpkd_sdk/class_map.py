@@ -28,11 +28,10 @@ In training:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from bpkd_sdk.arrays import Array, array_namespace, at_least_float32, logsumexp, select_channels
 from bpkd_sdk.classes import ClassFacts, is_unnamed, plain_name, two_class_logits
@@ -179,8 +178,8 @@ def group_classes(
         >>> groups.columns, groups.rest
         (((0, 1), ()), 1)
     """
+    entries = _entries(class_map, data.class_names, data_name)
     names = list(network.class_names)
-    entries = _entries(class_map, data.class_names, data_name, names)
     if network.num_classes == 1 and len(names) == 1:  # of one logit; the name of its first class is not known
         names.insert(0, "")
     channels = 2 if network.num_classes == 1 else len(names) or network.num_classes or None
@@ -221,40 +220,7 @@ def group_classes(
     return groups
 
 
-def inverse_advice(class_map: Mapping[str, Any], sources: Collection[str]) -> str:
-    """Return a sentence with the corrected map if a map assigns the class to the source; otherwise an empty string.
-
-    A map is turned round if some of its keys are sources, and its values are none, leaving out those that are keys too.
-
-    Args:
-        class_map: Map that cannot be used as it is. Its keys should be classes, its values lists of sources.
-        sources: Names of the classes or categories that are merged into classes.
-
-    Example:
-        >>> inverse_advice({"car": "vehicle", "bus": "vehicle"}, ["car", "bus"])
-        ' The map is the wrong way round: a key is the new class, its values are what belongs to it. \
-Corrected: {"vehicle": ["car", "bus"]}'
-    """
-    inverse: dict[str, list[str | int]] = {}
-    for key, value in class_map.items():
-        for item in [value] if isinstance(value, str) else value if isinstance(value, Collection) else [value]:
-            is_id = not sources and str(key).isdecimal()
-            inverse.setdefault(str(item), []).append(int(key) if is_id else key)
-    known = set(map(plain_name, sources)) | {ALL_OTHERS}
-    keys = set(map(plain_name, map(str, class_map)))
-    values = set(map(plain_name, inverse)) - keys
-    has_sources = keys & known or (not sources and all(key.isdecimal() for key in keys))
-    if not has_sources or not values or values & known:
-        return ""
-    return (
-        " The map is the wrong way round: a key is the new class, its values are what belongs to it. Corrected: "
-        f"{json.dumps(inverse, ensure_ascii=False)}"
-    )
-
-
-def _entries(
-    class_map: ClassMap, class_names: Iterable[str], data_name: str, network_names: Collection[str]
-) -> dict[str, list[str | int]]:
+def _entries(class_map: ClassMap, class_names: Iterable[str], data_name: str) -> dict[str, list[str | int]]:
     """Return the list of names and ids for each class of the data that the map contains."""
     if not isinstance(class_map, Mapping):
         raise TypeError(
@@ -271,18 +237,15 @@ def _entries(
             raise ValueError(
                 f"class_map has the key {key!r}, which is not a class of {data_name}.{did_you_mean(key, known)} Its "
                 f"classes are: {', '.join(known)}. A key is a class of the data, its values are classes of the network."
-                f"{inverse_advice(class_map, network_names)}"
             )
         if matches[0] in entries:
             raise ValueError(f"class_map has two keys for the class {matches[0]!r} of {data_name}. Join their lists.")
         values = [value] if isinstance(value, (str, Integral)) else value
         if not isinstance(values, Collection) or isinstance(values, (Mapping, bytes)):
-            raise TypeError(
-                f"Expected `class_map` to have a name, an id or a list of both for {key!r}, but got {value!r}."
-            )
+            raise TypeError(f"Expected class_map[{key!r}] to be a name, an id or a list of both, but got {value!r}.")
         for item in values:
             if isinstance(item, bool) or not isinstance(item, (str, Integral)):
-                raise TypeError(f"Expected `class_map` to have only names and ids for {key!r}, but got {item!r}.")
+                raise TypeError(f"Expected class_map[{key!r}] to contain names and ids only, but got {item!r}.")
         ordered = sorted(values, key=str) if isinstance(values, Set) else values
         entries[matches[0]] = [item if isinstance(item, str) else int(item) for item in ordered]
     return entries

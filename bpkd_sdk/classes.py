@@ -82,7 +82,7 @@ def class_order(
         f"  {network_name} has {len(network.class_names)}: {', '.join(network.class_names)}\n"
         f"  {data_name} has {len(theirs)}: {', '.join(theirs)}\n"
         "Use a network and data of the same classes (in any order). If only the names differ, and the order is the "
-        "same, pass match_classes=False."
+        "same, pass match_classes=False (--no-match-classes)."
     )
 
 

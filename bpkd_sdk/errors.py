@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from numbers import Integral
 from types import ModuleType
 from typing import Any
 
@@ -27,32 +26,6 @@ def check_choice(argument: str, value: object, choices: Iterable[object]) -> Non
     )
 
 
-def check_counts(
-    argument: str, value: object, form: str = "a list of whole numbers", count: int = 0
-) -> tuple[int, ...]:
-    """Return several whole numbers of at least 1; raise ValueError for other values.
-
-    Args:
-        argument: Name of the argument in the message.
-        value: Value that was passed.
-        form: Form that is expected, such as "(smallest, best, largest)".
-        count: Number of whole numbers that are expected; 0 for any number.
-
-    Example:
-        >>> check_counts("batch_sizes", [1, 4])
-        (1, 4)
-    """
-    items = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
-    whole = all(isinstance(item, Integral) and not isinstance(item, bool) and int(item) >= 1 for item in items)
-    if whole and len(items) == (count or len(items)) > 0:
-        return tuple(map(int, items))
-    is_one = isinstance(value, Integral) and not isinstance(value, bool)
-    advice = (
-        f" For one number, pass ({', '.join([str(value)] * (count or 1))}{'' if count > 1 else ','})." if is_one else ""
-    )
-    raise ValueError(f"Expected `{argument}` to be {form}, each at least 1, but got {value!r}.{advice}")
-
-
 def did_you_mean(value: object, choices: Iterable[object]) -> str:
     """Return " Did you mean 'x'?" for the choice that is similar to `value`; an empty string if none is similar."""
     nearest = get_close_matches(str(value), [str(choice) for choice in choices], n=1)
@@ -66,6 +39,7 @@ EXTRAS = {
     **dict.fromkeys(("onnx", "onnxscript", "onnxslim"), "export"),
     **dict.fromkeys(("asgi_correlation_id", "av", "fastapi", "fastapi_offline", "gradio", "jinja2"), "serve"),
     **dict.fromkeys(("matplotlib", "multipart", "prometheus_client", "starlette", "uvicorn"), "serve"),
+    "huggingface_hub": "hub",
     "pycocotools": "data",
     "scipy": "compare",
     "tensorboard": "track",

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from bpkd_sdk.errors import format_list
+from bpkd_sdk.hub import is_model_folder
 
 Record = TypeVar("Record")
 
@@ -39,6 +43,32 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`, which replaces `path` if the ``with`` block ends without an error.
+
+    A reader finds either the old or the new folder, except for the moment between two renames, and never a part of the
+    new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{state}") for state in ("tmp", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    finally:
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -109,9 +139,11 @@ def parse_record(kind: type[Record], content: object, source: str) -> Record:
 
 
 def is_pretrained_name(source: object) -> TypeGuard[str | Path]:
-    """Return whether a source names a network that its library has with all weights, which `load_model` opens.
+    """Return whether a source names a network with all weights, of a library or in a model folder, for `load_model`.
 
     An existing file is not a name, so that a folder may be called "torchvision" or "transformers".
     """
     prefixes = ("torchvision/", "transformers/")
-    return isinstance(source, (str, Path)) and str(source).startswith(prefixes) and not Path(source).is_file()
+    if not isinstance(source, (str, Path)) or Path(source).is_file():
+        return False
+    return is_model_folder(source) or str(source).startswith(prefixes)

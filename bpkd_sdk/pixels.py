@@ -16,8 +16,7 @@ MAX_CHANNELS = 16
 PERCENTILES = (2, 98)
 # An image type of at most 8 bits holds 255 steps; images that use fewer steps of their range have a wrong range.
 _STEPS = 255
-_INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
-_FLOATS = ("float16", "float32", "float64")
+_TYPES = ("uint8", "uint16", "int8", "int16", "float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -91,50 +90,46 @@ class PixelFormat:
         )
         return f"{word} {names} of {self.channels} (counted from 0) as {role}{scale}."
 
-    def problem(self, image: Tensor | np.ndarray, *, for_data: bool = False) -> str | None:
+    def problem(self, image: Tensor | np.ndarray) -> str | None:
         """Return the reason why the values of an image do not have this format, or None; shapes are not checked.
-
-        Integers of any type are accepted if their values are in the range.
 
         Args:
             image: Pixels of any shape.
-            for_data: Whether the image is from a data set, whose range can be stated otherwise; False for an image that
-                is passed to a network.
         """
         low, high = self.value_range
         kind = str(image.dtype).removeprefix("torch.")
-        if kind == "uint8" and self.is_uint8:
-            return None
+        if self.is_uint8:
+            if kind == "uint8":
+                return None
+            return f"the pixels are {kind}, but values of 0 to 255 are expected as uint8. {self._advice(image)}"
         if kind == "uint8" and high > _STEPS:
-            other = ", or state value_range=(0, 255)" if for_data else ""
             return (
                 f"the pixels are uint8, but values of {low:g} to {high:g} are expected. Pass the image with its "
-                f"original values{other}"
+                "original values, or state value_range=(0, 255)"
             )
-        if kind not in (*_INTEGERS, *_FLOATS):
+        if kind not in _TYPES:
             return f"the pixels are {kind}, expected uint8, uint16 or float32"
         least, most = _limits(image)
-        found = f"the pixels are {kind} and go from {least:.6g} to {most:.6g}"
-        if self.is_uint8 and kind in _FLOATS:
-            other = ", or state their range, for example value_range=(0.0, 1.0)" if for_data else ""
-            return (
-                f"{found}, but values of 0 to 255 are expected as uint8. {'Return' if for_data else 'Pass'} the pixels "
-                f"as bytes of 0 to 255; they are scaled and normalised for the network afterwards{other}"
-            )
         if not (math.isfinite(least) and math.isfinite(most)):
             return "the pixels contain NaN or infinity. Replace them, for example by 0"
-        if low <= least and most <= high:
-            return None
-        advice = (
-            f"State the range of the images of all splits, for example value_range={format_range(least, most)}"
-            if for_data
-            else "Pass the image with values of the range that the network was trained on"
-        )
-        return f"{found}, outside of {low:g} to {high:g}. {advice}"
+        if least < low or most > high:
+            return f"the pixels go from {least:g} to {most:g}, outside of {low:g} to {high:g}. {self._advice(image)}"
+        return None
+
+    def _advice(self, image: Tensor | np.ndarray) -> str:
+        least, most = _limits(image)
+        if self.is_uint8 and str(image.dtype).removeprefix("torch.") not in ("uint16", "int16", "int32", "int64"):
+            return (
+                f"They go from {least:.3g} to {most:.3g}: return the pixels as bytes of 0 to 255, since training and "
+                "export scale and normalise them themselves, or state their range, for example value_range=(0.0, 1.0)"
+            )
+        bits = next((bits for bits in (10, 12, 14, 16) if most < 2**bits), None)
+        example = f"(0, {2**bits - 1})" if bits and least >= 0 else f"({math.floor(least)}, {math.ceil(most)})"
+        return f"The largest value is {most:g}: state the range of the data, for example value_range={example}"
 
     def canonical(self, image: Tensor) -> Tensor:
         """Return an image with values of this format as uint8 if `is_uint8`, otherwise as float32; no check is done."""
-        return image.byte() if self.is_uint8 else image.float()
+        return image if self.is_uint8 else image.float()
 
     def is_too_dark(self, brightest: float) -> bool:
         """Return whether images use no more than a 255th of the range, so that the range is that of another type.
@@ -160,14 +155,6 @@ class PixelFormat:
         if not self.is_uint8:
             planes = [_stretch(plane) for plane in planes]
         return np.ascontiguousarray(np.stack(planes * (3 // len(planes)), axis=-1))
-
-
-def format_range(least: float, most: float) -> str:
-    """Return a usual range that contains the values of some images, as a tuple of Python: "(0, 4095)"."""
-    if least >= 0 and most <= 1:
-        return "(0.0, 1.0)"
-    bits = next((bits for bits in (8, 10, 12, 14, 16) if most < 2**bits), None)
-    return f"(0, {2**bits - 1})" if bits and least >= 0 else f"({math.floor(least)}, {math.ceil(most)})"
 
 
 def _limits(image: Tensor | np.ndarray) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from bpkd_sdk.errors import check_choice
 from bpkd_sdk.export.onnx import to_onnx
 from bpkd_sdk.export.quantization import quantize
 from bpkd_sdk.export.web import to_web
+from bpkd_sdk.hub import is_model_folder
 from bpkd_sdk.runtime.formats import FORMATS, Format, find_format
 
 Step = Callable[..., Any]
@@ -43,7 +44,7 @@ def convert(
         RuntimeError: As the steps raise it.
     """
     source, target = Path(source), Path(path)
-    if not source.is_file():
+    if not (source.is_file() or is_model_folder(source)):
         raise FileNotFoundError(f"There is no file {source} to export.")
     steps = plan_steps(source, str(path), precision, web=web)
     if precision in ("fp32", "fp16"):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from bpkd_sdk.doctor import driver_version
-from bpkd_sdk.errors import check_choice, check_counts
+from bpkd_sdk.errors import check_choice
 from bpkd_sdk.export.audit import check_network, network_layers
 from bpkd_sdk.export.compilation import Compilation, Size
 from bpkd_sdk.files import write_atomically
@@ -93,11 +93,6 @@ def to_tensorrt(
             raise ValueError(f"Expected `input_sizes` to be (smallest, best, largest), but got {input_sizes!r}.")
         smallest, best, largest = (check_size("input_sizes", size) for size in input_sizes)
         input_sizes = smallest, best, largest
-    if batch_sizes is not None:
-        smallest_batch, best_batch, largest_batch = check_counts(
-            "batch_sizes", batch_sizes, "(smallest, best, largest) number of images", 3
-        )
-        batch_sizes = smallest_batch, best_batch, largest_batch
     content, metadata = _read_verified(Path(source))
     names = [hardware] if isinstance(hardware, str) else list(hardware or ())
     if backend is None and any(name == "current" or re.fullmatch(r"sm\d+", name) for name in names):

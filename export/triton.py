@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 from bpkd_sdk.data.shapes import render
-from bpkd_sdk.errors import check_choice, check_counts, import_optional
+from bpkd_sdk.errors import check_choice, import_optional
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.runtime.base import AcceptedImages
 from bpkd_sdk.runtime.engine import accepted_images
@@ -260,8 +260,8 @@ def _set_batching(
     if preferred is None:
         # A preferred size of 1 would make the server run every image alone.
         preferred = (min(artifact.batch_size, most), most) if artifact.batch_size > 1 else ()
-    sizes = sorted({*check_counts("preferred_batch_sizes", preferred)}) if preferred else []
-    if any(size > most for size in sizes):
+    sizes = sorted({*preferred})
+    if any(not 1 <= size <= most for size in sizes):
         raise ValueError(f"Expected `preferred_batch_sizes` to be 1 to {most} (max_batch_size), but got {preferred}.")
     if delay_us < 0:
         raise ValueError(f"Expected `max_queue_delay_us` to be at least 0, but got {delay_us}.")

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, product
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.adapt import as_dataset_of
 from bpkd_sdk.data.checks import checked_image
 from bpkd_sdk.data.photos import photo
-from bpkd_sdk.errors import check_counts
 from bpkd_sdk.evaluation.agreement import mask_agreement
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.models import get_spec, load_model
@@ -153,14 +151,7 @@ def verify(
     """
     check_fit(fit)
     if input_sizes is not None:
-        if not isinstance(input_sizes, Sequence) or not input_sizes or isinstance(input_sizes[0], Integral):
-            raise ValueError(
-                "Expected `input_sizes` to be a list of sizes (height, width), such as [(256, 512)], but got "
-                f"{input_sizes!r}."
-            )
         input_sizes = [check_size("input_sizes", size) for size in input_sizes]
-    if batch_sizes is not None:
-        batch_sizes = check_counts("batch_sizes", batch_sizes)
     runtime = open_runtime(source)
     network = copy.deepcopy(reference) if isinstance(reference, nn.Module) else load_model(reference)
     network = adapt_network(network).cpu().float().eval()

@@ -414,9 +414,9 @@ def tiffs() -> Iterator[ImageFile]:
     number = {339: ("H", [3] * 3)}
     content = tiff(np.ones((4, 4, 3), np.float32), TIFF_RGB, tags=number)
     yield ImageFile("fractions of three channels.tif", content, None, "3 channels of .32. bits")
-    yield ImageFile("32 bits.tif", tiff(np.full((4, 4), 1000, np.uint32), TIFF_GREY), None, "PIL's mode 'I'")
+    yield ImageFile("32 bits.tif", tiff(np.ones((4, 4), np.uint32), TIFF_GREY), None, "PIL's mode 'I'")
     number = {339: ("H", [2])}
-    yield ImageFile("signed.tif", tiff(np.full((4, 4), -1, np.int16), TIFF_GREY, tags=number), None, "PIL's mode 'I'")
+    yield ImageFile("signed.tif", tiff(np.ones((4, 4), np.int16), TIFF_GREY, tags=number), None, "PIL's mode 'I'")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

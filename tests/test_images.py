@@ -154,7 +154,7 @@ def test_cmyk():
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_modes_without_a_defined_white_are_refused(mode):
     with pytest.raises(ValueError, match=f"8 or 16 bits a channel, but got PIL's mode '{mode}'"):
-        read_image(encoded(Image.new(mode, (2, 2), 1000), "TIFF"))
+        read_image(encoded(Image.new(mode, (2, 2), 1), "TIFF"))
 
 
 def test_the_format_is_determined_from_the_content(tmp_path):
@@ -205,7 +205,7 @@ def test_a_bomb_is_refused_before_it_is_decoded():
             "Cannot read the file of 5000 bytes as an image: .*truncated",
         ),
         (None, TypeError, "but got NoneType"),
-        (COLORS.astype(float), TypeError, "but got float64 from 0 to 221. Scale the values to 0..255"),
+        (COLORS.astype(float), TypeError, "but got float64. Scale floats to 0..255"),
         (COLORS[..., :2], ValueError, r"but got \(2, 3, 2\)"),
         (COLORS[None], ValueError, r"but got \(1, 2, 3, 3\)"),
         (COLORS[:0], ValueError, "an image with pixels, but got 0 x 3"),

@@ -28,12 +28,8 @@ def test_a_format_that_cannot_be_is_refused(options, message):
 @pytest.mark.parametrize(
     ("pixels", "image", "message"),
     [
-        (
-            PixelFormat(),
-            torch.full((1,), 4000, dtype=torch.uint16),
-            r"uint16 and go from 4000 to 4000, outside.*value_range=\(0, 4095\)",
-        ),
-        (PixelFormat(), torch.full((1,), 0.5), r"from 0.5 to 0.5, but .* Return the pixels as bytes"),
+        (PixelFormat(), torch.full((1,), 4000, dtype=torch.uint16), r"largest value is 4000.*value_range=\(0, 4095\)"),
+        (PixelFormat(), torch.full((1,), 0.5), r"from 0.5 to 0.5: return the pixels as bytes"),
         (
             PixelFormat(4, (0, 4095)),
             np.array([0, 9000], np.uint16),
@@ -41,32 +37,18 @@ def test_a_format_that_cannot_be_is_refused(options, message):
         ),
         (WIDE, np.array([200], np.uint8), "pixels are uint8, but values of 0 to 65535"),
         (PixelFormat(2, (-1, 1)), np.array([0.5, np.nan]), "NaN or infinity"),
-        (WIDE, np.array([2, 65536], np.int64), r"int64 and go from 2 to 65536.*\(2, 65536\)|outside of 0 to 65535"),
-        (PixelFormat(4), np.array([-1, 3], np.int32), "int32 and go from -1 to 3, outside of 0 to 255"),
-        (WIDE, np.array([True]), "pixels are bool"),
+        (WIDE, np.array([2, 3], np.int64), "pixels are int64"),
     ],
 )
 def test_values_of_another_type_or_range_are_refused_with_the_range_to_state(pixels, image, message):
     with pytest.raises(AssertionError, match=message):
-        raise AssertionError(pixels.problem(image, for_data=True))
-
-
-@pytest.mark.parametrize("image", [np.array([0.5], np.float32), np.array([256], np.uint16), np.array([-1], np.int64)])
-def test_images_for_a_network_get_no_advice_for_data_sets(image):
-    problem = PixelFormat(4).problem(image)
-    assert "Pass the " in problem
-    assert "value_range" not in problem
-    assert "splits" not in problem
+        raise AssertionError(pixels.problem(image))
 
 
 def test_values_within_the_range_are_accepted():
     assert PixelFormat(2, (-1, 1)).problem(np.array([-1.0, 1.0], np.float32)) is None
     assert WIDE.problem(torch.tensor([0, 65535], dtype=torch.uint16)) is None
     assert PixelFormat(1, (0, 100)).problem(np.array([100], np.uint8)) is None
-    for kind in ("int32", "uint32", "int64", "uint64"):
-        assert WIDE.problem(np.array([0, 65535], kind)) is None
-        assert PixelFormat(4).problem(np.array([0, 255], kind)) is None
-    assert PixelFormat(4).canonical(torch.tensor([255], dtype=torch.int32)).dtype == torch.uint8
 
 
 def test_pictures_show_the_bands_from_their_2nd_to_their_98th_percentile():

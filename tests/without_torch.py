@@ -58,6 +58,7 @@ COMMANDS = {
     "models": "",
     "import": "official.pth student.safetensors",
     "export": "student.safetensors student.onnx --size 64x64",
+    "share": "student.safetensors folder --size 64x64 --license mit",
     "triton": "{file} repository",
     "data check": "folder",
     "data convert": "folder other",

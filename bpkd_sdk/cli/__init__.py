@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import typer
 
 from bpkd_sdk.cli import (  # noqa: F401  (each module adds its commands to the application)
     deployment,
@@ -15,10 +18,15 @@ from bpkd_sdk.cli import (  # noqa: F401  (each module adds its commands to the 
     training,
 )
 from bpkd_sdk.cli.common import app, errors
-from bpkd_sdk.cli.messages import name_options
 from bpkd_sdk.errors import explain_missing
 
 __all__ = ["app", "main"]
+
+
+# Arguments of Python whose options have another name.
+_OTHER_NAMES = {"input_size": "size", "input_sizes": "sizes", "output_dir": "output", "calibration_data": "data"}
+# `name`, name=True, name='text', name=3 and name=(512, 1024), but not name=Other(...)
+_ARGUMENT = re.compile(r"`(\w+)`|\b(\w+)=(True|False|'[\w.-]+'|[\d.]+\b|\(\d+, \d+\))")
 
 
 def main() -> None:
@@ -36,9 +44,42 @@ def main() -> None:
         # typer turns Ctrl-C into SystemExit without a message about the state of the run.
         interrupt = getattr(stop.__context__, "__cause__", None)
         if isinstance(interrupt, KeyboardInterrupt):
-            text = name_options(f"Interrupted: {interrupt or 'nothing was being trained'}.", sys.argv[1:])
-            errors.print(text, markup=False, highlight=False)
+            errors.print(f"Interrupted: {interrupt or 'nothing was being trained'}.", markup=False, highlight=False)
         raise
+
+
+def name_options(text: str, arguments: list[str]) -> str:
+    """Return a message with the options of a command in place of the arguments of Python that it names.
+
+    Args:
+        text: Message, which names arguments as `name` or as name=value.
+        arguments: Arguments of the command line, whose first word is the command.
+
+    Example:
+        >>> name_options("export it with argmax=False, or pass `input_size`", ["export", "m.safetensors"])
+        'export it with --no-argmax, or pass --size'
+    """
+    commands = getattr(typer.main.get_command(app), "commands", {})
+    named = next((commands[word] for word in arguments if word in commands), None)
+    options = {
+        parameter.name: (parameter.opts, parameter.secondary_opts)
+        for command in (commands["export"], named)
+        for parameter in getattr(command, "params", ())
+        if parameter.param_type_name == "option"
+    }
+
+    def replace(match: re.Match[str]) -> str:
+        name, value = match[1] or match[2], match[3]
+        positive, negative = options.get(_OTHER_NAMES.get(name, name), ((), ()))
+        if value == "False":
+            return negative[0] if negative else match[0]
+        if not positive:
+            return match[0]
+        if value in (None, "True"):
+            return str(positive[0])
+        return f"{positive[0]} {value.strip('()').replace(', ', 'x').strip(chr(39))}"
+
+    return _ARGUMENT.sub(replace, text)
 
 
 @contextmanager

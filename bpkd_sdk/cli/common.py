@@ -110,29 +110,23 @@ def open_splits(data: str, root: Path | None, selection: Mapping[str, Any]) -> A
 
 
 def read_class_map(path: Path | None) -> Any:
-    """Read the file of --class-map; return None for None. Errors as `read_json_object`."""
-    return path and read_json_object(path, "--class-map", '{"road": ["road", "parking"]}')
-
-
-def read_json_object(path: Path, option: str, example: str) -> Any:
-    """Read a file that contains a JSON object.
-
-    Args:
-        path: Path of the file.
-        option: Option that the error message names.
-        example: JSON object for the error message.
+    """Read the file of --class-map; return None for None.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If the file is not a JSON object, or contains a key twice.
     """
+    if path is None:
+        return None
     from bpkd_sdk.files import read_json
 
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}. {option} takes a file with a JSON object such as {example}.")
+        raise FileNotFoundError(
+            f'There is no file {path}. --class-map takes a file with a JSON object such as {{"road": ["road", "way"]}}.'
+        )
     content = read_json(path, unique_keys=True)
     if not isinstance(content, dict):
-        raise ValueError(f"Expected {path} to contain a JSON object such as {example}.")
+        raise ValueError(f'Expected {path} to contain a JSON object such as {{"road": ["road", "parking"]}}.')
     return content
 
 

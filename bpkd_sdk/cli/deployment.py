@@ -1,4 +1,4 @@
-"""Commands `bpkd export`, `formats`, `doctor`, `benchmark` and `triton`."""
+"""Commands `bpkd export`, `formats`, `doctor`, `benchmark`, `triton` and `share`."""
 
 from __future__ import annotations
 
@@ -309,3 +309,50 @@ def triton(
     console.print(f"{report.path}: version {report.version}, backend {report.config.backend}", soft_wrap=True)
     console.print(f"Serve it: tritonserver --model-repository={repository.resolve()}", soft_wrap=True)
     console.print(f"Use it: triton://localhost:8000/{report.path.name}", soft_wrap=True)
+
+
+@app.command()
+@selects_files
+def share(
+    *,
+    model: Annotated[str, typer.Argument(help="Checkpoint of the network.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write.")],
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the images of model.onnx.")],
+    license_: Annotated[
+        str, typer.Option("--license", help="Licence of the weights: apache-2.0, mit, cc-by-nc-4.0, other, ...")
+    ],
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="model.onnx accepts images of any size.")
+    ] = False,
+    data: Annotated[str | None, typer.Option(help="Data set or folder to score the network on.")] = None,
+    root: Root = None,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "val",
+    example: Annotated[
+        list[Path] | None, typer.Option(help="Image to publish with its overlay; the option can be repeated.")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/NAME[@BRANCH]", help="Repository on the Hugging Face Hub to upload to.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one.")] = False,
+    selection: dict[str, Any],
+) -> None:
+    """Write a folder with checkpoint, ONNX file and model card, and upload it to the Hugging Face Hub."""
+    import bpkd_sdk
+
+    input_size = parse_size(size, "--size")
+    assert input_size is not None  # noqa: S101  (the option is required)
+    with errors.status("Exporting and checking"):
+        bpkd_sdk.save_pretrained(
+            model,
+            folder,
+            input_size=input_size,
+            license=license_,
+            dynamic_size=dynamic_size,
+            data=data and bpkd_sdk.open_dataset(data, root=root, split=split, **selection),
+            examples=example or (),
+            push_to_hub=push,
+            private=private,
+        )
+    console.print(f"{folder}: read {folder / 'README.md'} before you share it.", soft_wrap=True)
+    if push is not None:
+        console.print(f"Use it: hf://{push.removeprefix('hf://')}", soft_wrap=True)

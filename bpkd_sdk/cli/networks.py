@@ -109,9 +109,11 @@ def _training_data(runtime: Any, root: Path | None) -> str:
     """
     from bpkd_sdk.data import DATASETS
     from bpkd_sdk.data.shapes import CLASS_NAMES
-    from bpkd_sdk.evaluation.api import training_facts
+    from bpkd_sdk.runtime import TorchRuntime
 
-    trained_on = training_facts(runtime).get("data", "")
+    is_module = isinstance(runtime, TorchRuntime)
+    training: Any = getattr(runtime.module, "provenance", {}) if is_module else runtime.metadata.get("training", {})
+    trained_on = training.get("data", "")
     name = str(trained_on).partition("/")[0]
     is_shapes = name == "shapes" and runtime.spec.class_names == CLASS_NAMES  # not a folder named "shapes"
     if is_shapes or (name in DATASETS and root is not None):
@@ -134,9 +136,10 @@ Channels = Annotated[int, typer.Option(help="Number of channels of the images, f
 def _open_network(model: str, classes: int, channels: int) -> Any:
     """Load a checkpoint, or create a network by name with random weights."""
     import bpkd_sdk
+    from bpkd_sdk.hub import is_model_folder
     from bpkd_sdk.models import CHECKPOINT_SUFFIXES, load_model
 
-    is_file = Path(model).suffix in CHECKPOINT_SUFFIXES
+    is_file = Path(model).suffix in CHECKPOINT_SUFFIXES or is_model_folder(model)
     return load_model(model) if is_file else bpkd_sdk.create_model(model, classes, in_channels=channels)
 
 

@@ -25,7 +25,6 @@ from bpkd_sdk.cli.common import (
     read_class_map,
     selects_files,
 )
-from bpkd_sdk.cli.messages import name_options
 
 data_app = typer.Typer(help="Check data sets, and convert annotations to masks.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -56,10 +55,7 @@ def check(
     for report in reports:
         if report.problems:
             console.print(
-                name_options(f"{report.split}:\n{format_list(report.problems)}", ["data", "check"]),
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
+                f"{report.split}:\n{format_list(report.problems)}", markup=False, highlight=False, soft_wrap=True
             )
     if any(report.problems for report in reports):
         raise typer.Exit(1)
@@ -88,12 +84,6 @@ def convert(
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out annotations whose image is missing.")
     ] = False,
-    skip_shapes: Annotated[
-        list[str],
-        typer.Option(
-            "--skip-shapes", help="Kind of LabelMe's or CVAT's shapes to leave out, such as point; can be repeated."
-        ),
-    ] = [],  # noqa: B006  (typer requires a list)
     selection: dict[str, Any],
 ) -> None:
     """Write annotations, or coloured masks, as id masks into a folder; repeat the command to continue it.
@@ -120,7 +110,6 @@ def convert(
         class_map=read_class_map(class_map),
         background=background,
         skip_missing=skip_missing,
-        skip_shapes=skip_shapes,
         **selection,
     )
     total = sum(report.class_pixels.values())

@@ -28,7 +28,6 @@ from bpkd_sdk.cli.common import (
     parse_size,
     print_metrics,
     read_class_map,
-    read_json_object,
     selects_files,
 )
 from bpkd_sdk.training.config import TEACHER_OPTIONS, TrainingConfig
@@ -102,25 +101,20 @@ def _option(name: str, field_type: Any, help_text: str | None) -> Any:
         metavar = "HEIGHTxWIDTH" if name == "crop_size" else "LONGERxSHORTER"
         return Annotated[str | None, typer.Option(help=help_text, metavar=metavar)]
     if name == "class_weights":
-        return Annotated[str | None, typer.Option(help=help_text, metavar="balanced|NUMBER,NUMBER,...|FILE.json")]
+        return Annotated[str | None, typer.Option(help=help_text, metavar="balanced|NUMBER,NUMBER,...")]
     # typer supports neither unions of numbers nor tuples of any length.
     lists = dict.fromkeys(("trackers", "losses", "teacher_augment"), list[str])
     option_type = {"boundary_width": float, **lists}.get(name, field_type)
     return Annotated[option_type, typer.Option(help=help_text)]
 
 
-def _parse_class_weights(text: str | None) -> str | tuple[float, ...] | dict[str, float] | None:
+def _parse_class_weights(text: str | None) -> str | tuple[float, ...] | None:
     if text is None or text == "balanced":
         return text
-    if text.endswith(".json"):
-        weights: dict[str, float] = read_json_object(Path(text), "--class-weights", '{"road": 1.0, "car": 2.5}')
-        return weights
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise ValueError(
-            f"Expected --class-weights 'balanced', numbers as in 1,2.5,4, or a .json file, but got {text!r}."
-        ) from error
+        raise ValueError(f"Expected --class-weights 'balanced', or numbers as in 1,2.5,4, but got {text!r}.") from error
 
 
 @app.command()

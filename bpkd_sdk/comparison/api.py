@@ -41,7 +41,7 @@ from bpkd_sdk.training.compatibility import describe_left_out, match_teacher, st
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.crop import default_crop
 from bpkd_sdk.training.freezing import find_encoder
-from bpkd_sdk.training.label_losses import balanced_class_weights, find_class_weights
+from bpkd_sdk.training.label_losses import balanced_class_weights, check_class_weights
 from bpkd_sdk.training.normalization import choose_spec
 from bpkd_sdk.training.origin import check_names
 from bpkd_sdk.training.prepare import DataSource, open_splits
@@ -110,19 +110,18 @@ def compare(
     num_classes = setup.train.num_classes if setup.classes is None else len(setup.classes.taught)
     losses = named_methods(methods, num_classes, setup.train.ignore_index)
     new_student = setup.new_student(0)
-    find_class_weights(setup.train, TrainingConfig.from_options(options))
-    reports = None
     if options.get("check_data", True):
-        reports = check_for_training(setup.train)
+        check_for_training(setup.train)
         check_samples(setup.val)
         check_validation_data(setup.val)
         config = TrainingConfig.from_options(setup.options)
         spec, _ = choose_spec(new_student, setup.train, config.seed)
         check_augmentation(Augmentation(transform, setup.train, config, config.crop_size, spec))
+    check_class_weights(setup.train, TrainingConfig.from_options(options))
     if setup.options["freeze_encoder_steps"]:
         find_encoder(new_student)
-    if options.get("class_weights") == "balanced":  # counted once for all runs
-        setup.options["class_weights"] = list(balanced_class_weights(setup.train, reports))
+    if options.get("class_weights") == "balanced":  # read the labels once for all runs
+        setup.options["class_weights"] = list(balanced_class_weights(setup.train))
     student_order(new_student, setup.train, TrainingConfig.from_options(options))
     if options.get("check_teacher", True):
         setup.check_teacher()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset, default_collate
 
 from bpkd_sdk.data.classes_file import VOID
-from bpkd_sdk.data.dataset import DatasetSubset, SegmentationDataset, suggest_ids
+from bpkd_sdk.data.dataset import DatasetSubset, SegmentationDataset
 from bpkd_sdk.data.foreign import MaskRule, find_image_rule, find_size, to_image, to_label
 from bpkd_sdk.data.labels import parse_hex_color
 from bpkd_sdk.data.sources import Key, check_indexable, default_name, find_class_names, find_fields, own_facts
@@ -244,12 +244,15 @@ class AdaptedDataset(SegmentationDataset):
 
     def label_advice(self, labels: Iterable[int]) -> str:
         """Return the argument `ids` that maps these label values to the classes, in ascending order."""
-        suggested = suggest_ids(labels, self.class_names, self.ignore_index)
-        if self.mask_rule.ids is not None or not suggested:
+        values = sorted(set(labels) - {self.ignore_index})
+        known = dict(enumerate(self.class_names))
+        if self.mask_rule.ids is not None or known.keys() >= set(values):
             return ""
-        ids = dict(list(suggested.items())[:20])
+        if values[0] > 0 and len(values) == self.num_classes:  # numbered from another value than 0
+            known = dict(zip(values, self.class_names, strict=True))
+        ids = {value: known.get(value, VOID) for value in values[:20]}
         return (
-            "\nState the class of each value, as in this example; add the names of classes that are missing "
+            "\nState the class of each value, here with the others as void; add the names of classes that are missing "
             f"from class_names: as_dataset(data, ids={ids})"
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.images import bit_depth, exif_orientation, has_unnamed_channel
-from bpkd_sdk.pixels import MAX_CHANNELS, PixelFormat, format_range
+from bpkd_sdk.pixels import MAX_CHANNELS, PixelFormat
 from bpkd_sdk.progress import track
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ class SampleReport:
         sample: Name of the sample.
         size: (height, width) of the image; None if it cannot be read.
         labels: Values that occur in the label map, ascending.
-        counts: Number of pixels of each of these values.
         problem: Reason why the sample cannot be used; None if it can.
         turned: Whether EXIF data rotate or mirror the image, so that the label may not fit it: labels are read as
             stored.
@@ -46,7 +45,6 @@ class SampleReport:
     sample: str
     size: tuple[int, int] | None = None
     labels: tuple[int, ...] = ()
-    counts: tuple[int, ...] = ()
     problem: str | None = None
     turned: bool = False
     brightest: float = math.inf
@@ -68,8 +66,8 @@ def check_samples(dataset: SegmentationDataset) -> None:
     check_reports(dataset, inspect_samples(dataset))
 
 
-def check_for_training(dataset: SegmentationDataset) -> list[SampleReport]:
-    """Check a data set as `check_samples` does, warn of classes that occur in no label, and return the reports.
+def check_for_training(dataset: SegmentationDataset) -> None:
+    """Check a data set as `check_samples` does, and warn of classes that occur in no label.
 
     Raises:
         ValueError: As `check_samples`, and if labels of two classes contain only 0 and the void label 255.
@@ -92,7 +90,6 @@ def check_for_training(dataset: SegmentationDataset) -> list[SampleReport]:
             f"{shown}, and {dataset.ignore_index} is void.",
             stacklevel=2,
         )
-    return reports
 
 
 def inspect_samples(dataset: SegmentationDataset) -> list[SampleReport]:
@@ -126,7 +123,7 @@ def inspect_sample(dataset: SegmentationDataset, index: int) -> SampleReport:
                 "upright"
             )
         return SampleReport(sample, size, problem=problem)
-    labels, counts = (tuple(values.tolist()) for values in torch.unique(label, return_counts=True))
+    labels = tuple(torch.unique(label).tolist())
     problem = None
     if unknown := unknown_labels(dataset, label):
         problem = (
@@ -139,7 +136,6 @@ def inspect_sample(dataset: SegmentationDataset, index: int) -> SampleReport:
         sample,
         size,
         labels,
-        counts,
         problem,
         turned=dataset.has_labels and may_be_wrong,
         brightest=dataset.pixels.canonical(image).max().item(),
@@ -171,8 +167,8 @@ def check_reports(dataset: SegmentationDataset, reports: Sequence[SampleReport])
             )
         raise ValueError(
             f"The largest value in all images of {dataset.name} is {brightest:g}, but their range is stated as "
-            f"{low:g} to {high:g}. State the range of the images of all splits, for example "
-            f"value_range={format_range(min(low, 0), brightest)}."
+            f"{low:g} to {high:g}. State the range that the values have, for example value_range=({low:g}, "
+            f"{brightest:g})."
         )
     if turned := [report.sample for report in reports if report.turned]:
         warnings.warn(
@@ -226,7 +222,7 @@ def image_problem(image: object, pixels: PixelFormat) -> str | None:
         if image.dtype == torch.uint8 and pixels.is_uint8:
             return None
         if not pixels.is_rgb8:
-            problem = pixels.problem(image, for_data=True)
+            problem = pixels.problem(image)
             return problem and f"image is not {expected}: {problem}"
     problem = f"image is {str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}, expected {expected}"
     if not pixels.is_rgb8 or not isinstance(image, Tensor) or not image.numel():
@@ -234,10 +230,7 @@ def image_problem(image: object, pixels: PixelFormat) -> str | None:
     if image.ndim == 3 and image.shape[0] != 3 and image.shape[0] <= MAX_CHANNELS:
         return f"{problem}. If the data have {image.shape[0]} channels, state channels={image.shape[0]}"
     if image.dtype == torch.uint16:
-        return (
-            f"{problem}. Its largest value is {image.numpy().max()}: state the range of the data, for example "
-            f"value_range={format_range(0, int(image.numpy().max()))}"
-        )
+        return f"{problem}. {pixels.problem(image)}"
     if image.is_floating_point() and image.numel():
         problem += (
             f". Its values go from {image.min().item():.3g} to {image.max().item():.3g}; return the pixels as bytes of "

@@ -110,24 +110,15 @@ def _add_mapping(file: Path, classes: FolderClasses, mapping: Mapping[str, str])
         )
     targets = {key: names.index(name) if name in names else classes.ignore_index for key, name in mapping.items()}
     if all(key.startswith("#") for key in targets):
-        colors = {key: _parse_color(file, key) for key in targets}
-        if twice := [key for key, color in colors.items() if list(colors.values()).count(color) > 1]:
-            raise ValueError(f'"ids" in {file} has several keys for one colour: {", ".join(twice)}. Keep one of them.')
-        return _add_colors(classes, {colors[key]: target for key, target in targets.items()})
+        return _add_colors(classes, {_parse_color(file, key): target for key, target in targets.items()})
     ids = {classes.ignore_index: classes.ignore_index} if classes.ignore_index >= 0 else {}
-    stated: dict[int, str] = {}
     for key, target in targets.items():
         if not (key.isascii() and key.isdigit() and int(key) <= 65535):
             raise ValueError(
                 f'Expected the keys of "ids" in {file} to be all values 0 to 65535, or all colours like "#ff0000", but '
                 f"got {key!r}."
             )
-        if (value := int(key)) in stated:
-            raise ValueError(
-                f'"ids" in {file} has two keys for the value {value}, {stated[value]!r} and {key!r}. Keep one of them.'
-            )
-        stated[value] = key
-        ids[value] = target
+        ids[int(key)] = target
     return replace(classes, ids=ids)
 
 
@@ -144,10 +135,6 @@ def _add_colors(classes: FolderClasses, colors: dict[Color, int]) -> FolderClass
 
 def _parse_pixels(file: Path, values: Mapping[str, Any]) -> PixelFormat:
     example = '{"channels": 4, "value_range": [0, 65535], "bands": [2, 1, 0]}'
-    if "bands" in values and "channels" not in values:
-        raise ValueError(
-            f'{file} has "bands" but no "channels", the number of channels of the images. Add it as in {example}.'
-        )
     try:
         return PixelFormat(**values)
     except (TypeError, ValueError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bpkd_sdk.data.annotations import AnnotatedImage, Annotations, read_annotations
-from bpkd_sdk.data.annotations.classes import VOID_ID, CategoryMap, choose_classes
+from bpkd_sdk.data.annotations.classes import VOID_ID, ClassMap, choose_classes
 from bpkd_sdk.data.annotations.images import check_sizes, locate_images
 from bpkd_sdk.data.annotations.model import Regions
 from bpkd_sdk.data.annotations.writing import check_folder, link, write_classes, write_labels
@@ -55,11 +55,10 @@ def convert_annotations(
     *,
     split: str = "train",
     images: str | Path | None = None,
-    class_map: CategoryMap | None = None,
+    class_map: ClassMap | None = None,
     background: str | None = None,
     skip_unlabelled: bool = False,
     skip_missing: bool = False,
-    skip_shapes: Collection[str] = (),
     **selection: Any,
 ) -> ConversionReport:
     """Write annotations as id masks into a folder that `open_dataset` reads.
@@ -89,8 +88,6 @@ def convert_annotations(
             pixels are annotated (panoptic files, masks).
         skip_unlabelled: Whether images without an annotation are left out instead of refused.
         skip_missing: Whether annotations whose image is missing are left out instead of refused.
-        skip_shapes: Kinds of LabelMe's or CVAT's shapes that are left out, with a warning that counts them, such as
-            ``["line", "point"]``. Shapes of other kinds without an area are refused.
         **selection: `pattern`, `val_share` and `val_seed` of `open_folder`, for a folder of images and masks.
 
     Raises:
@@ -101,16 +98,14 @@ def convert_annotations(
         KeyboardInterrupt: After Ctrl-C, with the number of written labels.
     """
     source, path = Path(source), Path(path)
-    skip_shapes = [skip_shapes] if isinstance(skip_shapes, str) else sorted(skip_shapes)
     import_optional("pycocotools.mask")
     classes_file = path / CLASSES_FILE
     if source.is_dir() and images is None and (_given(selection) or (source / "images").is_dir()):
-        if skip_missing or skip_shapes:
-            name = "skip_missing" if skip_missing else "skip_shapes"
-            raise ValueError(f"`{name}` has no meaning for a folder of images and masks.")
+        if skip_missing:
+            raise ValueError("skip_missing (--skip-missing) has no meaning for a folder of images and masks.")
         opened = _open_masks(source, split, skip_unlabelled, selection, classes_file)
     else:
-        opened = _open_annotations(source, images, skip_unlabelled, skip_missing, skip_shapes, selection, classes_file)
+        opened = _open_annotations(source, images, skip_unlabelled, skip_missing, selection, classes_file)
     annotations, located, folder = opened.annotations, opened.located, opened.folder
     if path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
@@ -129,7 +124,6 @@ def convert_annotations(
         "class_ids": dict(choice.ids),
         "background": choice.background,
         "images": len(located),
-        "skip_shapes": skip_shapes or None,
     }
     record_file = path / f"conversion-{split}.json"
     places = {image: path / "images" / split / name for image, name in names.items()}
@@ -182,17 +176,16 @@ def _open_annotations(
     images: str | Path | None,
     skip_unlabelled: bool,
     skip_missing: bool,
-    skip_shapes: Collection[str],
     selection: Mapping[str, Any],
     classes_file: Path,
 ) -> _Source:
     """Read annotations and find their images."""
     if given := _given(selection):
         raise ValueError(
-            f"`{given[0]}` selects files of a folder of images and masks, but {source} contains annotations. Leave it "
-            "out; a converted folder is divided by `val_share` when it is opened."
+            f"{given[0]} selects files of a folder of images and masks, but {source} contains annotations. Leave it "
+            "out; a converted folder is divided by val_share when it is opened."
         )
-    annotations = read_annotations(source, skip_shapes)
+    annotations = read_annotations(source)
     folder = Path(images) if images is not None else source if source.is_dir() else source.parent
     located = locate_images(annotations.images, folder, skip_unlabelled=skip_unlabelled, skip_missing=skip_missing)
     inputs = list_files(source, (".json",)) if source.is_dir() else [source]

@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 
 from bpkd_sdk.classes import check_data_classes
 from bpkd_sdk.data.checks import check_samples
-from bpkd_sdk.data.classes_file import VOID
 from bpkd_sdk.data.labels import read_class_ids
 from bpkd_sdk.data.pairs import Pair
 from bpkd_sdk.images import read_image as read_image  # for code that imports it from here
@@ -113,31 +112,6 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         check_samples(self)
 
 
-def suggest_ids(labels: Iterable[int], class_names: Sequence[str], ignore_index: int) -> dict[int, str]:
-    """Return a possible class, or "void", of each label value, if some of the values are not class ids.
-
-    As many values as classes are the classes in ascending order, and so are one more if the lowest is 0, which is then
-    void. Otherwise values are class ids where they can be, and void elsewhere.
-
-    Args:
-        labels: Label values of a data set.
-        class_names: Names of the classes.
-        ignore_index: Label value of void pixels, which gets no class.
-
-    Example:
-        >>> suggest_ids([1, 2, 255], ["road", "car"], 255), suggest_ids([0, 7, 9], ["road", "car"], 255)
-        ({1: 'road', 2: 'car'}, {0: 'void', 7: 'road', 9: 'car'})
-    """
-    values = sorted(set(labels) - {ignore_index})
-    if set(values) <= set(range(len(class_names))):
-        return {}
-    if len(values) == len(class_names):
-        return dict(zip(values, class_names, strict=True))
-    if values[0] == 0 and len(values) == len(class_names) + 1:
-        return dict(zip(values, [VOID, *class_names], strict=True))
-    return {value: class_names[value] if 0 <= value < len(class_names) else VOID for value in values}
-
-
 class DatasetSubset(SegmentationDataset):
     """A selection of the samples of a data set.
 
@@ -222,7 +196,7 @@ class FileDataset(SegmentationDataset):
             ValueError: If a file cannot be read, or if the label file contains a value or colour that is not mapped.
         """
         pair = self.pairs[index]
-        image = read_pixels(pair.image, self.pixels, for_data=True)
+        image = read_pixels(pair.image, self.pixels)
         label = np.zeros(image.shape[:2], np.uint8) if pair.label is None else self.read_label(pair.label)
         return torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(label)
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bpkd_sdk.data.classes_file import CLASSES_FILE, FolderClasses
-from bpkd_sdk.data.dataset import FileDataset, suggest_ids
+from bpkd_sdk.data.classes_file import CLASSES_FILE, VOID, FolderClasses
+from bpkd_sdk.data.dataset import FileDataset
 from bpkd_sdk.data.folder_classes import find_classes
 from bpkd_sdk.data.layout import VAL_ADVICE, VAL_NAMES, Layout, describe_missing, find_layout
 from bpkd_sdk.data.pairs import (
@@ -57,28 +57,14 @@ class FolderDataset(FileDataset):
         self.classes_file = root / CLASSES_FILE
         self.selection = dict(selection or {})
 
-    @property
-    def division(self) -> dict[str, Any]:
-        """`val_share` and `val_seed` of a split that is a part of the training images; empty for a whole split."""
-        return {key: self.selection[key] for key in ("val_share", "val_seed") if key in self.selection}
-
-    def images_in_training(self, division: Mapping[str, Any]) -> int:
-        """Return the number of images of this validation split that another division puts into the training split.
-
-        Args:
-            division: `division` of the training data; empty if they were not divided.
-        """
-        if not self.division or self.division == division:
-            return 0
-        share, seed = division.get("val_share", 0), division.get("val_seed", 0)
-        return sum(_place(name, seed) >= share for name in self.selection.get("val_images", ()))
-
     def label_advice(self, labels: Iterable[int]) -> str:
         """Return a ``classes.json`` that maps these label values to the classes, in ascending order."""
-        suggested = suggest_ids(labels, self.class_names, self.ignore_index)
-        if self.colors is not None or not suggested:
+        values = sorted(set(labels) - {self.ignore_index})
+        if self.colors is not None or set(values) <= set(range(self.num_classes)):
             return ""
-        ids = {str(value): name for value, name in list(suggested.items())[:20]}
+        is_zero_void = values[0] == 0 and len(values) == self.num_classes + 1
+        names = [*([VOID] if is_zero_void else []), *self.class_names, *[VOID] * len(values)]
+        ids = {str(value): name for value, name in zip(values[:20], names, strict=False)}
         return (
             f"\nIf these values stand for classes, state in {self.classes_file} for which, for example:\n"
             f'  {{"class_names": {json.dumps(self.class_names[:20])}, "ids": {json.dumps(ids)}}}'
@@ -153,7 +139,7 @@ def open_folder(
     if divided and (found := [name for name in layout.splits(root) if name in VAL_NAMES]):
         raise ValueError(
             f"{layout.images_of(root, found[0])} exists, and val_share={val_share} would divide the training images as "
-            "well. Leave out `val_share`, or rename the folder, for example to test."
+            "well. Leave out val_share (--val-share), or rename the folder, for example to test."
         )
     if not divided and not layout.has_splits:
         raise ValueError(
@@ -174,7 +160,7 @@ def open_folder(
         selection |= {"skip_unlabelled": len(pairs) - len(labelled)}
         pairs = labelled
     elif labels is not None:
-        advice = "\nPass skip_unlabelled=True to leave these images out."
+        advice = "\nPass skip_unlabelled=True (--skip-unlabelled) to leave these images out."
         pairs = require_labels(pairs, labels, layout.names, advice)
     if labels is not None:
         _warn_of_unused_labels(layout, images, labels, label_files[labels], pairs)

@@ -9,7 +9,7 @@ from pathlib import Path
 from bpkd_sdk.data.pairs import IMAGE_SUFFIXES, SAME_NAMES, list_files, parse_names
 from bpkd_sdk.errors import format_list
 
-VAL_ADVICE = "val_share=0.1 holds out a tenth of the training images"
+VAL_ADVICE = "open_dataset(..., val_share=0.1), or --val-share 0.1, holds out a tenth of the training images"
 
 VAL_NAMES = ("val", "valid", "validation", "dev")
 
@@ -112,6 +112,6 @@ def describe_missing(root: Path, layout: Layout, split: str) -> str:
             entries[-1] += f", such as {files[0].relative_to(path)}"
     return (
         f"{message}\n{root} contains:\n{format_list(entries or ['nothing'])}\nState where images and labels are with "
-        '`pattern`, for example "photos/{split}/{}.jpg:masks/{split}/{}_mask.png"; without folders of '
+        'pattern (--pattern), for example "photos/{split}/{}.jpg:masks/{split}/{}_mask.png"; without folders of '
         f"splits, leave out {{split}} and divide the images: {VAL_ADVICE}."
     )

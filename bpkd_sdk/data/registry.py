@@ -69,7 +69,7 @@ def open_dataset(
         if Path(name).is_dir():
             raise ValueError(
                 f"{name} is a folder and needs no `root`, but got root={str(root)!r}. Pass a split by its name: "
-                f"split={str(root)!r}."
+                f"open_dataset({name!r}, split={str(root)!r})."
             )
         names = ["shapes", *DATASETS]
         raise ValueError(
@@ -84,7 +84,7 @@ def open_dataset(
 def _check_no_selection(name: str, **options: object) -> None:
     if given := [option for option, value in options.items() if value is not None]:
         raise ValueError(
-            f"`{given[0]}` selects files of a folder, but {name!r} is a data set with a fixed layout. Leave it out, or "
+            f"{given[0]} selects files of a folder, but {name!r} is a data set with a fixed layout. Leave it out, or "
             "pass the path of a folder."
         )
 

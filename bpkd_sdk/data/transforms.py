@@ -14,6 +14,7 @@ from bpkd_sdk.sizes import resize_label, scaled_size
 from bpkd_sdk.spec import IMAGENET_STD, NetworkSpec
 
 PRESETS = ("paper", "light", "none")
+IMAGE_FILL = (124, 116, 104)  # mean colour of ImageNet, so that padding is near 0 after normalisation
 
 
 class RandomScale(v2.Transform):  # type: ignore[misc]
@@ -184,10 +185,10 @@ class PadTo(v2.Transform):  # type: ignore[misc]
     Args:
         size: Smallest (height, width) of the result.
         ignore_index: Label value of void pixels.
-        fill: Value of each channel in the image: `NetworkSpec.mean_pixel`, which is near 0 after normalisation.
+        fill: Value of each channel.
     """
 
-    def __init__(self, size: tuple[int, int], ignore_index: int, fill: Sequence[float]) -> None:
+    def __init__(self, size: tuple[int, int], ignore_index: int, fill: Sequence[float] = IMAGE_FILL) -> None:
         super().__init__()
         self.size = size
         self.fills = {tv_tensors.Image: fill, tv_tensors.Mask: ignore_index}
@@ -197,6 +198,11 @@ class PadTo(v2.Transform):  # type: ignore[misc]
         height, width = v2.functional.get_size(inpt)
         missing = [0, 0, self.size[1] - width, self.size[0] - height]
         return v2.functional.pad(inpt, missing, fill=self.fills[type(inpt)]) if any(missing) else inpt
+
+
+def padding(network: NetworkSpec) -> Sequence[float]:
+    """Return the value of each channel in padding, which is near 0 after normalisation."""
+    return IMAGE_FILL if network.pixels.is_rgb8 else network.mean_pixel
 
 
 def training_transform(
@@ -231,7 +237,7 @@ def training_transform(
             VariedCrop(crop_size, ignore_index, max_class_share),
             *([] if preset == "none" else [v2.RandomHorizontalFlip()]),
             *([PhotometricDistortion(network)] if preset == "paper" and is_visible else []),
-            PadTo(crop_size, ignore_index, network.mean_pixel),
+            PadTo(crop_size, ignore_index, padding(network)),
         ]
     )
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,9 @@ from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.adapt import as_dataset, as_dataset_of
 from bpkd_sdk.data.checks import checked_image
 from bpkd_sdk.data.dataset import default_workers, ignore_interrupts
-from bpkd_sdk.data.folder import FolderDataset
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 from bpkd_sdk.features import eval_mode
-from bpkd_sdk.models.spec import get_provenance
 from bpkd_sdk.pixels import check_pixels
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime import Runtime, TorchRuntime, match_runtime, open_runtime
@@ -95,7 +92,6 @@ def evaluate(
                 runtime, dataset, dataset.name, match_classes=match_classes, class_map=class_map, others=others
             )
 
-        _warn_of_training_images(runtime, dataset)
         network = match(runtime, class_map if reference is None else None)
         reference_network = None
         if reference is not None:
@@ -115,33 +111,6 @@ def evaluate(
     if (sum_tensor := sum_across_processes) is not None:
         counts.sum_across_processes(lambda array: sum_tensor(torch.from_numpy(array)).numpy())
     return counts.compute()
-
-
-def training_facts(runtime: Runtime) -> Mapping[str, Any]:
-    """Return the facts about its training that a network or its file contains; empty if it contains none."""
-    facts = get_provenance(runtime.module) if isinstance(runtime, TorchRuntime) else runtime.metadata.get("training")
-    return facts or {}
-
-
-def _warn_of_training_images(runtime: Runtime, dataset: SegmentationDataset) -> None:
-    """Warn if validation images were training images, because the folder was divided in another way."""
-    training = training_facts(runtime)
-    folder = str(training.get("data")).rpartition("/")[0]
-    if (
-        not isinstance(dataset, FolderDataset)
-        or "division" not in training
-        or folder != dataset.name.rpartition("/")[0]
-    ):
-        return
-    division = training["division"]
-    if seen := dataset.images_in_training(division):
-        stated = " and ".join(f"{key}={value}" for key, value in division.items())
-        cure = f"Pass {stated}, as in its training" if stated else "Score it on images that it was not trained on"
-        warnings.warn(
-            f"{seen} of {len(dataset)} images of {dataset.name} were training images of {runtime.name}, so the scores "
-            f"do not show how well it does on new images. {cure}.",
-            stacklevel=3,
-        )
 
 
 @contextmanager

@@ -19,7 +19,7 @@ _NPY = b"\x93NUMPY"
 _MAGIC = {_NPY: "NPY", b"\x89PNG\r\n": "PNG"}
 _DEFLATE = (8, 32946)
 _COMPRESSIONS = (1, 5, *_DEFLATE, 32773)  # none, LZW, deflate, PackBits
-_NUMBERS = "iuf"  # kinds of numbers: signed and unsigned integers, floats
+_SIMPLE_TYPES = "bhefdBH"  # kinds of numbers that float32 holds without loss, and float64
 
 
 def formats_of(pixels: PixelFormat) -> tuple[str, ...]:
@@ -33,7 +33,6 @@ def read_pixels(
     *,
     max_pixels: int = MAX_PIXELS,
     formats: tuple[str, ...] | None = None,
-    for_data: bool = False,
 ) -> np.ndarray:
     """Read an image of a `PixelFormat`.
 
@@ -47,7 +46,6 @@ def read_pixels(
         pixels: Format of the image.
         max_pixels: Largest number of pixels, checked before a file is decoded.
         formats: Allowed formats of a file; None: all of `formats_of`.
-        for_data: Whether the image is from a data set, for the advice of an error.
 
     Returns:
         (H, W, channels): uint8 if `pixels.is_uint8`, otherwise float32.
@@ -61,11 +59,11 @@ def read_pixels(
     if pixels.is_rgb8 and not ("NPY" in formats and _is_npy(source)):
         return read_image(source, max_pixels=max_pixels, formats=formats)
     if isinstance(source, np.ndarray):
-        return _checked(source, pixels, max_pixels, for_data)
+        return _checked(source, pixels, max_pixels)
     if isinstance(source, Image.Image):
         if _is_grey8(pixels):
             return _grey(read_image(source, max_pixels=max_pixels))
-        return _checked(np.asarray(source), pixels, max_pixels, for_data)
+        return _checked(np.asarray(source), pixels, max_pixels)
     with open_content(source) as (file, name):
         head = file.read(8)
         file.seek(0)
@@ -79,7 +77,7 @@ def read_pixels(
                 "them."
             )
         decode = {"TIFF": _decode_tiff, "NPY": _decode_npy, "PNG": _decode_png}[kind]
-        return _checked(decode(file, pixels, max_pixels), pixels, max_pixels, for_data)
+        return _checked(decode(file, pixels, max_pixels), pixels, max_pixels)
 
 
 def _is_npy(source: ImageSource) -> bool:
@@ -100,11 +98,11 @@ def _grey(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image[..., :1])
 
 
-def _checked(array: np.ndarray, pixels: PixelFormat, max_pixels: int, for_data: bool) -> np.ndarray:
+def _checked(array: np.ndarray, pixels: PixelFormat, max_pixels: int) -> np.ndarray:
     """Return decoded values as (H, W, channels) of the format's type; raise ValueError if they do not have it."""
     values = _channels_last(array, pixels)
     check_size(values.shape[0], values.shape[1], max_pixels)
-    if problem := pixels.problem(values, for_data=for_data):
+    if problem := pixels.problem(values):
         raise UnsupportedImageError(f"Expected an image of {pixels}, but {problem}.")
     return np.ascontiguousarray(values, np.uint8 if pixels.is_uint8 else np.float32)
 
@@ -133,7 +131,7 @@ def _decode_npy(file: IO[bytes], pixels: PixelFormat, max_pixels: int) -> np.nda
     version = np.lib.format.read_magic(file)
     read_header: Any = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
     shape, _, kind = read_header(file)
-    if kind.kind not in _NUMBERS:
+    if kind.char not in _SIMPLE_TYPES:
         raise UnsupportedImageError(f"Expected an array of uint8, uint16 or float32, but got {kind}.")
     height, width, _ = _channels_last(np.broadcast_to(np.uint8(0), shape), pixels).shape  # before values are read
     check_size(height, width, max_pixels)

@@ -50,9 +50,9 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, formats: tu
       last scan is complete. All other truncated files are refused, and PNG files with a wrong checksum too.
 
     Args:
-        source: RGB array, uint8, uint16, bool, or integers of 0..255, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a PIL
-            image; a path; or the bytes of a file, whose format is determined from its content, not from its name. PIL
-            images are read with Pillow's values, which have 8 bits per channel for 16-bit RGB files.
+        source: RGB array, uint8, uint16 or bool, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a PIL image; a path; or
+            the bytes of a file. The format of a file is determined from its content, not from its name. PIL images are
+            read with Pillow's values, which have 8 bits per channel for 16-bit RGB files.
         max_pixels: Largest number of pixels, checked before a file is decoded.
         formats: Allowed formats of a file, a subset of `FORMATS`.
 
@@ -203,13 +203,10 @@ def _decode(source: ImageSource, max_pixels: int = MAX_PIXELS, formats: tuple[st
 
 
 def _from_array(array: np.ndarray, max_pixels: int) -> Samples:
-    if array.dtype.kind in "iu" and array.dtype != np.uint16 and array.size and 0 <= array.min() <= array.max() <= 255:
-        array = array.astype(np.uint8, copy=False)
     if array.dtype not in (np.uint8, np.uint16, np.bool_):
         raise TypeError(
-            f"Expected an image array of uint8, uint16 or bool, or integers of 0..255, but got {array.dtype}"
-            f"{f' from {array.min():g} to {array.max():g}' if array.dtype.kind in 'iuf' and array.size else ''}. "
-            "Scale the values to 0..255 and convert them, for floats of 0..1: (image * 255).round().astype(np.uint8)."
+            f"Expected an image array of uint8, uint16 or bool, but got {array.dtype}. "
+            "Scale floats to 0..255 and convert: (image * 255).round().astype(np.uint8)."
         )
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ValueError(f"Expected an image array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), but got {array.shape}.")

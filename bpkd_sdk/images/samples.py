@@ -98,20 +98,15 @@ def from_pil(image: Image.Image, orientation: int | None = None) -> Samples:
         orientation: EXIF orientation of the pixels, 1 to 8; None reads it from the image.
 
     Raises:
-        UnsupportedImageError: If the mode of the image does not define white ("F", and "I" with values beyond 0..255).
+        UnsupportedImageError: If the mode of the image does not define white ("I" and "F").
     """
-    if image.mode != "F":
-        _load_quietly(image)
-    wide = np.asarray(image) if image.mode == "I" else None
-    are_bytes = wide is not None and wide.min() >= 0 and wide.max() <= _WHITE
-    if image.mode in ("I", "F") and not are_bytes:
+    if image.mode in ("I", "F"):
         raise UnsupportedImageError(
             f"Expected an image of 8 or 16 bits a channel, but got PIL's mode {image.mode!r}, which does not "
             "define white. Save the image with 8 or 16 bits, or pass an array of uint8 or uint16."
         )
+    _load_quietly(image)
     orientation = orientation_of(image) if orientation is None else orientation
-    if wide is not None:
-        return Samples(wide.astype(np.uint8), orientation=orientation)
     if image.mode.startswith("I;16"):
         grey = np.array(image).astype(np.uint16)
         return Samples(clear_color(grey, image.info.get("transparency")), orientation=orientation)

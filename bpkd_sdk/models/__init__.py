@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from bpkd_sdk.files import CHECKPOINT_SUFFIX, OPENMMLAB_SUFFIXES, is_pretrained_name
+from bpkd_sdk.hub import CHECKPOINT_FILE, find_file, is_model_folder, read_origin
 from bpkd_sdk.models.checkpoint import load_checkpoint, load_state, read_tensors, save_model
 from bpkd_sdk.models.library import build_network, find_family, identify, list_models
 from bpkd_sdk.models.openmmlab import load_openmmlab
-from bpkd_sdk.models.spec import get_spec, set_spec
+from bpkd_sdk.models.spec import get_provenance, get_spec, set_provenance, set_spec
 from bpkd_sdk.models.weights import NONE, check_backbone_weights
 from bpkd_sdk.models.zoo import ZOO
 from bpkd_sdk.pixels import PixelFormat
@@ -107,8 +108,9 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: n
 
     Args:
         path: Checkpoint of this package (``.safetensors``, written by `save_model`, `train` or `distill`); one of
-            OpenMMLab (``.pth``) for a network of the paper; or a name: ``torchvision/<network>[@<weights>]``, or
-            ``transformers/<folder or hub id>[@<revision>]``.
+            OpenMMLab (``.pth``) for a network of the paper; a folder of `bpkd_sdk.save_pretrained`, or its address
+            ``hf://user/name[@<revision>]`` on the Hugging Face Hub, of which only the checkpoint is downloaded; or a
+            name: ``torchvision/<network>[@<weights>]``, or ``transformers/<folder or hub id>[@<revision>]``.
         device: Device that the network is moved to.
         model: Instance to load a ``.safetensors`` file into, for a network class that `create_model` cannot build.
 
@@ -118,6 +120,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: n
             a named network are incomplete.
         RuntimeError: If the weights of a named network cannot be downloaded.
     """
+    if is_model_folder(path):
+        return _load_model_folder(path, device, model)
     if is_pretrained_name(path):
         if model is not None:
             raise ValueError(f"{path} is built by load_model. Omit `model`.")
@@ -128,3 +132,14 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: n
             raise ValueError(f"{path} is an OpenMMLab checkpoint, whose network is built by load_model. Omit `model`.")
         return load_openmmlab(path).to(device)
     return load_checkpoint(path, device, model=model)
+
+
+def _load_model_folder(folder: str | Path, device: str | torch.device, model: nn.Module | None) -> nn.Module:
+    """Load the checkpoint of a model folder, and add its origin to the network's provenance."""
+    file = find_file(folder, CHECKPOINT_FILE)
+    try:
+        network = load_checkpoint(file, device, model=model)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    set_provenance(network, get_provenance(network) | {"weights": read_origin(folder, file)})
+    return network

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.errors import import_optional
+from bpkd_sdk.hub import read_license
 from bpkd_sdk.models import weights
 from bpkd_sdk.models.mask_classification import (
     MASK_CLASSIFIERS,
@@ -182,7 +183,7 @@ def _load(name: str, config: Any) -> nn.Module:
     facts = {
         "source": source,
         "revision": commit,
-        "license": _read_license(source, commit),
+        "license": read_license(source, commit),
         "random": sorted(random),
     }
     network = _finish(name, model)
@@ -306,7 +307,7 @@ def instance_origin(network: Any) -> dict[str, Any]:
     source, revision = str(network.name_or_path), getattr(network.config, "_commit_hash", None)
     if not source:
         return {}
-    facts = {"source": source, "revision": revision, "license": _read_license(source, revision, local_files_only=True)}
+    facts = {"source": source, "revision": revision, "license": read_license(source, revision, local_files_only=True)}
     return {key: value for key, value in facts.items() if value}
 
 
@@ -318,19 +319,6 @@ def _read_commit(source: str, revision: str | None) -> str | None:
         return None
     file = try_to_load_from_cache(source, "config.json", revision=revision)
     return Path(file).parent.name if isinstance(file, str) else None
-
-
-def _read_license(source: str, revision: str | None, *, local_files_only: bool = False) -> str | None:
-    """Return the licence in the model card (README.md) of a folder or repository; None if it is not known."""
-    from huggingface_hub import ModelCard, hf_hub_download
-
-    try:
-        is_folder = Path(source).is_dir()
-        options: Any = {"revision": revision, "local_files_only": local_files_only}
-        card = Path(source, "README.md") if is_folder else hf_hub_download(source, "README.md", **options)
-        return getattr(ModelCard.load(card).data, "license", None)
-    except Exception:  # the hub's client raises many kinds of errors, and a card is not needed
-        return None
 
 
 def recognize(model: nn.Module) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bpkd_sdk.errors import import_optional, lazy_names
 from bpkd_sdk.files import is_pretrained_name
+from bpkd_sdk.hub import is_model_folder
 from bpkd_sdk.runtime.base import AcceptedImages, Runtime
 from bpkd_sdk.runtime.formats import FORMATS, Format, find_format
 from bpkd_sdk.runtime.matched import MatchedRuntime, match_runtime
@@ -57,7 +58,7 @@ def open_runtime(source: str | Path | nn.Module | Runtime, device: str | torch.d
     runtime: Runtime
     if not isinstance(source, (str, Path)):
         runtime = import_optional("bpkd_sdk.runtime.module").open_module(source, device)
-    elif is_pretrained_name(source):
+    elif is_pretrained_name(source) and not is_model_folder(source):
         runtime = import_optional("bpkd_sdk.runtime.module").open_torch_runtime(str(source), device)
     else:
         runtime = find_format(str(source)).open(str(source), device)

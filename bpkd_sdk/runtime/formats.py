@@ -10,6 +10,7 @@ from typing import Any
 
 from bpkd_sdk.errors import did_you_mean, import_optional
 from bpkd_sdk.files import CHECKPOINT_SUFFIX, OPENMMLAB_SUFFIXES
+from bpkd_sdk.hub import is_model_folder
 
 ENGINE_SUFFIXES = (".engine", ".plan")
 
@@ -20,7 +21,7 @@ class Format:
 
     Attributes:
         name: Name in tables and messages.
-        suffixes: Suffixes of files of the format; for a server the scheme of its URLs.
+        suffixes: Suffixes of files of the format; for a server or the Hub the scheme of its URLs.
         precisions: Precisions that export writes; empty if the format keeps the precision of the network.
         devices: Types of device that artifacts of the format run on.
         extras: Extras of this package that run the format, one of which must be installed; empty if none is needed.
@@ -50,6 +51,9 @@ class Format:
 
 _MODULE = "bpkd_sdk.runtime.module:open_torch_runtime"
 
+MODEL_FOLDER = Format(
+    "model folder", ("hf://",), (), ("cpu", "cuda"), ("hub",), None, "bpkd_sdk.runtime.onnx:open_model_folder"
+)
 FORMATS = (
     Format("checkpoint", (CHECKPOINT_SUFFIX,), (), ("cpu", "cuda", "mps"), ("train",), None, _MODULE),
     Format("OpenMMLab", OPENMMLAB_SUFFIXES, (), ("cpu", "cuda", "mps"), ("train",), None, _MODULE),
@@ -80,15 +84,18 @@ FORMATS = (
         "bpkd_sdk.export:to_triton",
         "bpkd_sdk.runtime.triton:TritonRuntime",
     ),
+    MODEL_FOLDER,
 )
 
 
 def find_format(source: str) -> Format:
-    """Return the format of a path or URL, by its suffix or scheme.
+    """Return the format of a path or URL, by its suffix or scheme; a folder of `save_pretrained` is a model folder.
 
     Raises:
         ValueError: If no format has the suffix; the message lists all suffixes.
     """
+    if is_model_folder(source):
+        return MODEL_FOLDER
     for format_ in FORMATS:
         if any(source.startswith(key) if key.endswith("://") else source.endswith(key) for key in format_.suffixes):
             return format_
@@ -96,6 +103,6 @@ def find_format(source: str) -> Format:
     name = source.rpartition("/")[2]
     suffix = name[name.rfind(".") :] if "." in name else ""
     raise ValueError(
-        f"Expected a file that ends in one of {', '.join(suffixes)} (triton:// begins a URL), but got {source!r}."
-        f"{did_you_mean(suffix, suffixes)}"
+        f"Expected a file that ends in one of {', '.join(suffixes)} (triton:// and hf:// begin a URL), but got "
+        f"{source!r}.{did_you_mean(suffix, suffixes)}"
     )

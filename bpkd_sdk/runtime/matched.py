@@ -7,15 +7,7 @@ from typing import Any
 
 from bpkd_sdk.arrays import Array
 from bpkd_sdk.class_map import ClassGroups, ClassMap, group_classes
-from bpkd_sdk.classes import (
-    MAX_CLASSES,
-    ClassFacts,
-    Order,
-    check_class_count,
-    class_order,
-    reorder_logits,
-    reorder_masks,
-)
+from bpkd_sdk.classes import ClassFacts, Order, check_class_count, class_order, reorder_logits, reorder_masks
 from bpkd_sdk.runtime.base import Runtime
 from bpkd_sdk.runtime.inference import check_logits
 
@@ -113,12 +105,5 @@ class MatchedRuntime(Runtime):
             check_logits(outputs, self.name)
             self.is_checked = True
         if self.groups is not None:
-            merged = self.groups.merge(outputs, others=self.others)
-            if merged.shape[1] > MAX_CLASSES >= len(self.spec.class_names):
-                raise ValueError(
-                    f"class_map leaves out classes of {self.name}, and their pixels need a value in the mask besides "
-                    f"the ids of the {MAX_CLASSES} classes of {self.data_name}, but masks are uint8. Assign all "
-                    'classes of the network, the others by "*", or use data of fewer classes.'
-                )
-            return merged
+            return self.groups.merge(outputs, others=self.others)
         return reorder_logits(outputs, self.order)

@@ -17,6 +17,7 @@ import numpy as np
 
 from bpkd_sdk.arrays import Array
 from bpkd_sdk.errors import import_optional
+from bpkd_sdk.hub import ONNX_FILE, find_file, is_on_hub
 from bpkd_sdk.runtime.base import AcceptedImages, Runtime
 from bpkd_sdk.runtime.device import SETTING_UP, Device, choose_onnx_device
 from bpkd_sdk.runtime.onnx_file import cpu_model, read_onnx
@@ -253,3 +254,11 @@ def run_session(session: InferenceSession, inputs: Array) -> Array:
     binding.bind_output(returned.name, "cuda", inputs.device.index or 0)
     session.run_with_iobinding(binding)
     return from_dlpack(binding.get_outputs()[0])
+
+
+def open_model_folder(folder: str, device: Any = "auto") -> OnnxRuntime:
+    """Open the ONNX file of a model folder, which is downloaded if the folder is on the Hub (``hf://user/name``)."""
+    runtime = OnnxRuntime(find_file(folder, ONNX_FILE), device)
+    if is_on_hub(folder):
+        runtime.name = folder.replace("hf:/", "hf://") if "://" not in folder else folder  # of a `Path`
+    return runtime

@@ -20,7 +20,7 @@ from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.checks import checked_image
 from bpkd_sdk.data.foreign import ImageRule, MaskRule, describe, find_image_rule, find_size, to_image, to_label
 from bpkd_sdk.data.randomness import find_generators, seeded
-from bpkd_sdk.data.transforms import PRESETS, PadTo, VariedCrop, augment, training_transform
+from bpkd_sdk.data.transforms import PRESETS, PadTo, VariedCrop, augment, padding, training_transform
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.spec import NetworkSpec
 from bpkd_sdk.training.config import TrainingConfig
@@ -129,7 +129,7 @@ class Augmentation:
                 network=network,
             )
         elif crop_size is not None and transform is not None:
-            self._preset = v2.Compose([VariedCrop(crop_size, void, share), PadTo(crop_size, void, network.mean_pixel)])
+            self._preset = v2.Compose([VariedCrop(crop_size, void, share), PadTo(crop_size, void, padding(network))])
         if transform is not None and not isinstance(transform, str):
             if _is_albumentations(transform) and dataset.num_classes > 255 and void not in range(256):
                 raise ValueError(

@@ -107,7 +107,7 @@ def run_on_black_crops(
         output = replace(output, logits=classes.merge(output.logits))
     channels = output.logits.shape[1]
     if max(channels, 2) != dataset.num_classes:
-        advice = " To teach other classes, pass `class_map`." if role == "teacher" else ""
+        advice = " To teach other classes, pass class_map (--class-map)." if role == "teacher" else ""
         raise ValueError(
             f"The {role} predicts {'two classes by one logit' if channels == 1 else f'{channels} classes'}, but "
             f"{dataset.name} has {dataset.num_classes}: "
@@ -175,7 +175,7 @@ def match_teacher(
         )
     except ValueError as error:
         raise ValueError(
-            f"{error} If the classes differ, pass `class_map`: the teacher's classes for each class of the "
+            f"{error} If the classes differ, pass class_map (--class-map): the teacher's classes for each class of the "
             f"data, such as {{{dataset.class_names[0]!r}: [{spec.class_names[0]!r}], ...}}."
         ) from error
     return None if order is None else ClassGroups(tuple((column,) for column in order))

@@ -92,9 +92,8 @@ class TrainingConfig:
         teacher_feature: Module path of the teacher's feature map; None: the last one before its classifier.
         losses: Losses on the labels, each a name, or a name and a weight as in "dice:0.5": "ce" (cross-entropy), and
             "dice", "focal" and "lovasz" of segmentation-models-pytorch.
-        class_weights: Weight of each class in the cross-entropy: one number per class, a mapping from the name of each
-            class to its number, or "balanced" for w_c = N / (K n_c), where n_c of the N labelled training pixels have
-            the class c, and K classes occur.
+        class_weights: Weight of each class in the cross-entropy: one number per class, or "balanced" for
+            w_c = N / (K n_c), where n_c of the N labelled training pixels have the class c, and K classes occur.
         aux_weight: Weight of the same losses on the logits of the auxiliary head, for a student with one.
         freeze_encoder_steps: Number of steps at the start during which the student's encoder does not change; its batch
             norm then uses its stored statistics.
@@ -150,7 +149,7 @@ class TrainingConfig:
     student_feature: str | None = None
     teacher_feature: str | None = None
     losses: tuple[str, ...] = ("ce",)
-    class_weights: Literal["balanced"] | Mapping[str, float] | tuple[float, ...] | None = None
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
     aux_weight: float = 0.4
     freeze_encoder_steps: int = 0
     backbone_weights: str = "imagenet"
@@ -248,17 +247,15 @@ class TrainingConfig:
         weights = self.class_weights
         if weights is None:
             return
-        if isinstance(weights, (tuple, list, Mapping)):
-            values = list(weights.values()) if isinstance(weights, Mapping) else weights
-            numbers = [isinstance(weight, Real) and not isinstance(weight, bool) for weight in values]
-            valid = all(numbers) and all(0 <= weight < math.inf for weight in values) and any(values)
-            valid = valid and (values is weights or all(isinstance(name, str) for name in weights))
+        if isinstance(weights, (tuple, list)):
+            numbers = [isinstance(weight, Real) and not isinstance(weight, bool) for weight in weights]
+            valid = all(numbers) and all(0 <= weight < math.inf for weight in weights) and any(weights)
         else:
             valid = weights == "balanced"
         if not valid:
             raise ValueError(
-                "Expected `class_weights` to be 'balanced', one number per class, or a mapping from class names to "
-                f"numbers, which are 0 or above and not all 0, but got {weights!r}."
+                "Expected `class_weights` to be 'balanced', or one number per class, 0 or above and not all 0, but got "
+                f"{weights!r}."
             )
         if "ce" not in self.loss_weights:
             raise ValueError(

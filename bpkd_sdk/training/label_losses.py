@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpkd_sdk.arrays import at_least_float32, resize_bilinear
-from bpkd_sdk.classes import plain_name, two_class_logits
+from bpkd_sdk.classes import two_class_logits
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.data.checks import SampleReport, inspect_samples
-from bpkd_sdk.errors import did_you_mean, format_list
+from bpkd_sdk.data.checks import unknown_labels
+from bpkd_sdk.progress import track
 from bpkd_sdk.training.config import TrainingConfig
 
 
@@ -47,7 +48,7 @@ class LabelLosses(nn.Module):
         self.class_weights: Tensor | None
         values = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", values, persistent=False)
-        self.library = _library_losses(ignore_index) if self.weights.keys() - {"ce"} else {}
+        self.compute = {name: self._loss(name) for name in self.weights}
 
     def forward(self, logits: Tensor, labels: Tensor, labelled_pixels: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the losses by name, multiplied by their weights; all are 0 if all pixels are void.
@@ -62,34 +63,32 @@ class LabelLosses(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             logits = resize_to_labels(logits, labels)
             return {
-                name: weight * self._compute(name, logits, labels, labelled_pixels)
+                name: weight * self.compute[name](logits, labels, labelled_pixels)
                 for name, weight in self.weights.items()
             }
 
-    def _compute(self, name: str, logits: Tensor, labels: Tensor, labelled_pixels: Tensor) -> Tensor:
-        """Compute one loss of logits at the size of the labels."""
+    def _loss(self, name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Return the function from logits, labels and `labelled_pixels` to a loss."""
         if name == "ce":
-            return cross_entropy(logits, labels, self.ignore_index, labelled_pixels, self.class_weights)
-        if name == "focal" and logits.shape[1] == 1:
-            return self.library["binary focal"](logits[:, 0], labels) / labelled_pixels
+            return lambda logits, labels, pixels: cross_entropy(
+                logits, labels, self.ignore_index, pixels, self.class_weights
+            )
+        from segmentation_models_pytorch import losses
+
         if name == "focal":
-            return self.library["focal"](logits, labels) / labelled_pixels
+            one, several = (
+                losses.FocalLoss(mode, gamma=2.0, ignore_index=self.ignore_index, reduction="sum")
+                for mode in (losses.BINARY_MODE, losses.MULTICLASS_MODE)
+            )
+            return lambda logits, labels, pixels: (
+                (one(logits[:, 0], labels) if logits.shape[1] == 1 else several(logits, labels)) / pixels
+            )
         if name == "dice":
-            return self.library["dice"](_at_least_two(logits), labels)
+            dice = losses.DiceLoss(losses.MULTICLASS_MODE, ignore_index=self.ignore_index)
+            return lambda logits, labels, _: dice(_at_least_two(logits), labels)
+        lovasz = losses.LovaszLoss(losses.MULTICLASS_MODE, ignore_index=self.ignore_index)
         # LovaszLoss accepts float32 only, and returns an empty tensor if all pixels are void.
-        return self.library["lovasz"](_at_least_two(logits).float(), labels).sum()
-
-
-def _library_losses(ignore_index: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    from segmentation_models_pytorch import losses
-
-    several, one = losses.MULTICLASS_MODE, losses.BINARY_MODE
-    return {
-        "focal": losses.FocalLoss(several, gamma=2.0, ignore_index=ignore_index, reduction="sum"),
-        "binary focal": losses.FocalLoss(one, gamma=2.0, ignore_index=ignore_index, reduction="sum"),
-        "dice": losses.DiceLoss(several, ignore_index=ignore_index),
-        "lovasz": losses.LovaszLoss(several, ignore_index=ignore_index),
-    }
+        return lambda logits, labels, _: lovasz(_at_least_two(logits).float(), labels).sum()
 
 
 def cross_entropy(
@@ -129,71 +128,40 @@ def _at_least_two(logits: Tensor) -> Tensor:
     return two_class_logits(logits) if logits.shape[1] == 1 else logits
 
 
-def balanced_class_weights(
-    dataset: SegmentationDataset, reports: Sequence[SampleReport] | None = None
-) -> tuple[float, ...]:
-    """Compute the weights w_c = N / (K n_c), whose mean over the labelled pixels is 1.
+def balanced_class_weights(dataset: SegmentationDataset) -> tuple[float, ...]:
+    """Read all labels and compute the weights w_c = N / (K n_c), whose mean over the labelled pixels is 1.
 
     n_c of the N labelled pixels have the class c, and K classes occur. A class without pixels has the weight 0.
 
-    Args:
-        dataset: Training data.
-        reports: Reports of `inspect_samples` on them; None reads all of the data.
-
     Raises:
-        ValueError: If samples cannot be used; they are listed.
+        ValueError: If a label is neither a class nor void.
     """
-    if reports is None:
-        reports = inspect_samples(dataset)
-        if problems := [report.problem for report in reports if report.problem]:
-            raise ValueError(f"The classes of {dataset.name} cannot be counted:\n{format_list(problems)}")
-    counts = torch.zeros(dataset.num_classes, dtype=torch.float64)
-    for report in reports:
-        for label, count in zip(report.labels, report.counts, strict=True):
-            if label != dataset.ignore_index:
-                counts[label] += count
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        results = pool.map(lambda index: _count_classes(dataset, index), range(len(dataset)))
+        parts = list(track(results, total=len(dataset), description=f"Counting classes of {dataset.name}"))
+    counts = torch.stack(parts).sum(0).double()
     weights = counts.sum() / ((counts > 0).sum() * counts)
     return tuple(torch.where(counts > 0, weights, 0.0).tolist())
 
 
-def find_class_weights(
-    dataset: SegmentationDataset, config: TrainingConfig
-) -> Literal["balanced"] | tuple[float, ...] | None:
-    """Return the class weights of a run in the order of the data's classes; "balanced" and None stay as they are.
+def _count_classes(dataset: SegmentationDataset, index: int) -> Tensor:
+    label = dataset[index][1]
+    if unknown := unknown_labels(dataset, label):
+        raise ValueError(f"{dataset.sample_name(index)}: labels {unknown[:10]} are outside the classes.")
+    return torch.bincount(label.long()[label.long() != dataset.ignore_index], minlength=dataset.num_classes)
 
-    Names that differ only in case, spaces, hyphens and underscores count as equal.
 
-    Raises:
-        ValueError: If they are not one weight per class, or if no labels can be counted.
-    """
+def check_class_weights(dataset: SegmentationDataset, config: TrainingConfig) -> None:
+    """Raise ValueError if the number of class weights is not that of the classes, or if no labels can be counted."""
     weights = config.class_weights
     if weights == "balanced" and (config.labels == "teacher" or not dataset.has_labels):
         raise ValueError(
             "class_weights='balanced' is computed from the labels of the training data, and this run uses the "
             "teacher's predictions. Pass one number per class."
         )
-    if isinstance(weights, Mapping):
-        names = {plain_name(name): name for name in dataset.class_names}
-        if unknown := [name for name in weights if name not in dataset.class_names and plain_name(name) not in names]:
-            raise ValueError(
-                f"`class_weights` names {unknown[0]!r}, which is not a class of {dataset.name}."
-                f"{did_you_mean(unknown[0], dataset.class_names)} Its classes are: {', '.join(dataset.class_names)}."
-            )
-        plain = {plain_name(name): weight for name, weight in weights.items()}
-        if missing := [name for name in dataset.class_names if name not in weights and plain_name(name) not in plain]:
-            raise ValueError(
-                f"`class_weights` has no weight for {len(missing)} of the {dataset.num_classes} classes of "
-                f"{dataset.name}: {', '.join(missing)}. Add a number for each; 1 is the weight without `class_weights`."
-            )
-        if len(weights) > dataset.num_classes:
-            raise ValueError(
-                f"`class_weights` names a class of {dataset.name} twice, in different spellings: {weights}."
-            )
-        return tuple(float(weights.get(name, plain[plain_name(name)])) for name in dataset.class_names)
     if isinstance(weights, (tuple, list)) and len(weights) != dataset.num_classes:
         raise ValueError(
             f"Expected `class_weights` to be {dataset.num_classes} numbers, one per class of {dataset.name} "
             f"({', '.join(dataset.class_names[:8])}{', ...' if dataset.num_classes > 8 else ''}), but got "
             f"{len(weights)}: {weights}."
         )
-    return "balanced" if weights == "balanced" else None if weights is None else tuple(weights)

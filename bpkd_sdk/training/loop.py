@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -371,15 +372,20 @@ class _Trainer:
 
     def provenance(self, metrics: Metrics | None) -> dict[str, Any]:
         """Return the facts about this run that its checkpoints contain, as plain JSON values."""
-        return {
+        facts = {
             "title": self.task.title,
             "data": self.task.train.name,
-            "division": getattr(self.task.train, "division", {}),
+            "validation_data": self.task.val.name if self.task.val is not None else None,
             "step": self.position.step,
             "origin": dict(self.task.origin),
             "config": self.config.to_dict(),
+            "method": self.settings["method"],
+            "crop_size": self.task.crop_size,
+            "protocol": self.settings["protocol"],
             "metrics": metrics.to_dict() if metrics is not None else None,
         }
+        plain: dict[str, Any] = json.loads(json.dumps(facts))
+        return plain
 
     def _save_model(self, name: str, metrics: Metrics | None) -> None:
         save_model(self.task.student, self.task.output_dir / name, training=self.provenance(metrics))

@@ -18,14 +18,7 @@ from torch.utils.data import Dataset
 from bpkd_sdk.class_map import ClassGroups, ClassMap
 from bpkd_sdk.data import DatasetSubset, SegmentationDataset, as_dataset, open_dataset
 from bpkd_sdk.data.adapt import AdaptedDataset
-from bpkd_sdk.data.checks import (
-    SampleReport,
-    check_for_training,
-    check_reports,
-    check_samples,
-    inspect_sample,
-    inspect_samples,
-)
+from bpkd_sdk.data.checks import check_for_training, check_reports, check_samples, inspect_sample, inspect_samples
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.evaluation import EvaluationProtocol, evaluate
 from bpkd_sdk.losses import Method, create_method
@@ -49,7 +42,7 @@ from bpkd_sdk.training.compatibility import (
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.crop import default_crop
 from bpkd_sdk.training.freezing import find_encoder
-from bpkd_sdk.training.label_losses import balanced_class_weights, find_class_weights
+from bpkd_sdk.training.label_losses import balanced_class_weights, check_class_weights
 from bpkd_sdk.training.monitor import check_trackers
 from bpkd_sdk.training.normalization import check_teacher_images, choose_spec, using_spec
 from bpkd_sdk.training.origin import check_names, describe_origin, format_origin
@@ -89,7 +82,7 @@ def prepare(
     check_names(sources, config.backbone_weights)
     accelerator = create_accelerator(config)
     train_set, val_set = _open_data(data, class_names, config)
-    stated_weights = find_class_weights(train_set, config)
+    check_class_weights(train_set, config)
     torch.manual_seed(config.seed)
     opened = teacher_model = classes = None
     if teacher is not None:
@@ -150,7 +143,7 @@ def prepare(
 
     order = student_order(network, train_set, config)
     if accelerator.is_main_process:  # the other processes wait in _open_folder
-        reports, largest = _check_data(train_set, val_set, config, need_labels=not labels_from_teacher)
+        largest = _check_data(train_set, val_set, config, need_labels=not labels_from_teacher)
         if config.check_data:
             check_augmentation(Augmentation(transform, train_set, config, crop_size, spec))
         if opened is not None and config.check_teacher:
@@ -164,11 +157,11 @@ def prepare(
             with using_spec(network, spec):
                 _try_validation(network, sample, reference, reference_map, config, protocol, accelerator.device)
 
-    class_weights = None if stated_weights == "balanced" else stated_weights
-    if stated_weights == "balanced":
+    class_weights = None if config.class_weights == "balanced" else config.class_weights
+    if config.class_weights == "balanced":
         counted = None
         if accelerator.is_main_process:
-            counted = balanced_class_weights(train_set, reports)
+            counted = balanced_class_weights(train_set)
             weights = zip(train_set.class_names, counted, strict=True)
             print_fact(f"Class weights: {', '.join(f'{name} {weight:.3g}' for name, weight in weights)}.")
         class_weights = broadcast_from_main(counted)
@@ -319,27 +312,25 @@ def _labels_from_teacher(
 
 def _check_data(
     train_set: SegmentationDataset, val_set: SegmentationDataset | None, config: TrainingConfig, *, need_labels: bool
-) -> tuple[list[SampleReport] | None, int]:
+) -> int:
     """Read and check all the data, if configured.
 
     Returns:
-        Reports on the training data if their labels are needed, and the index of the largest validation image; None and
-        0 if the data were not read.
+        The index of the largest validation image; 0 if the data were not read.
     """
     if not config.check_data:
-        return None, 0
-    train_reports = None
+        return 0
     if need_labels:
-        train_reports = check_for_training(train_set)
+        check_for_training(train_set)
     else:
         check_samples(train_set)
     if val_set is None:
-        return train_reports, 0
+        return 0
     reports = inspect_samples(val_set)
     check_reports(val_set, reports)
     check_validation_data(val_set)
     sizes = [report.size or (0, 0) for report in reports]
-    return train_reports, max(range(len(sizes)), key=lambda index: sizes[index][0] * sizes[index][1])
+    return max(range(len(sizes)), key=lambda index: sizes[index][0] * sizes[index][1])
 
 
 def _try_validation(

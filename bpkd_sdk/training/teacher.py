@@ -16,6 +16,7 @@ from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import Capture
 from bpkd_sdk.files import is_pretrained_name
+from bpkd_sdk.hub import is_model_folder
 from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, get_spec, load_model, set_spec
 from bpkd_sdk.models.mask_classification import adapt_network
 from bpkd_sdk.output import SegmentationOutput, as_output
@@ -108,7 +109,9 @@ def teacher_logits(runtime: Runtime, images: Tensor) -> Tensor:
 def is_name(source: NetworkSource | Runtime | None) -> TypeGuard[str | Path]:
     """Return whether a network is given by a name that `create_model` accepts, and not as a module or a file."""
     files = (*CHECKPOINT_SUFFIXES, *ENGINE_SUFFIXES, ".onnx")
-    return isinstance(source, (str, Path)) and Path(source).suffix not in files
+    if not isinstance(source, (str, Path)) or is_model_folder(source):
+        return False
+    return Path(source).suffix not in files
 
 
 def open_network(

@@ -120,11 +120,6 @@ def test_class_map_unites_categories_and_orders_classes(tmp_path, run):
         run(source, class_map={"vehicle": "car"})
     with pytest.raises(ValueError, match="puts 'car' into two classes"):
         run(source, class_map={"a": ["car"], "b": ["car", "truck", "sky"]})
-    corrected = r'wrong way round.*Corrected: \{"vehicle": \["car", "truck"\], "void": \["sky"\]\}'
-    with pytest.raises(ValueError, match=corrected):
-        run(source, class_map={"car": "vehicle", "truck": ["vehicle"], "sky": "void"})
-    with pytest.raises(ValueError, match=r'no class for(.|\n)*Corrected: \{"auto": \["car"\], "sky": \["sky"\]\}'):
-        run(source, class_map={"car": "auto", "sky": "sky"})
     label, _, data = run(
         source, class_map={"vehicle": ["car", "truck"], "ground": [], "void": "sky"}, background="ground"
     )
@@ -226,50 +221,11 @@ def test_shapes_without_an_area_are_refused_by_name(tmp_path, run):
     ):
         run(tmp_path / "json")
     cvat_file(tmp_path, '<points label="dog" points="1,1"/><cuboid label="cat"/>')
-    with pytest.raises(ValueError, match=r"2 shapes are (.|\n)*a.jpg: 'dog' is a points\n.*a.jpg: 'cat' is a cuboid"):
+    with pytest.raises(ValueError, match=r"2 shapes in (.|\n)*a.jpg: points 'dog'\n.*a.jpg: cuboid 'cat'"):
         run(tmp_path / "annotations.xml")
     source = coco_file(tmp_path, [instance(10, 5, [], bbox=[0, 0, 3, 3])])
     with pytest.raises(ValueError, match=r"1 of 1 annotations .* no segmentation, only a box"):
         run(source)
-
-
-def test_shapes_of_stated_kinds_are_left_out_and_counted(tmp_path, run):
-    photo(tmp_path / "photos/a.jpg")
-    dog = shape("dog", [[0, 0], [2, 0], [2, 2], [0, 2]])
-    points = [shape("dog", [[1, 1]], "point"), shape("cat", [[4, 4]], "point")]
-    labelme_file(tmp_path / "json", [dog, *points, shape("cat", [[0, 0], [2, 0]], "line")])
-    with pytest.raises(ValueError, match=r"1 shapes are .*pass skip_shapes=\['line'\] to leave them out"):
-        run(tmp_path / "json", skip_shapes="point")
-    with pytest.warns(UserWarning, match="Shapes are left out: 1 of the kind line, 2 of the kind point"):
-        label, report, _ = run(tmp_path / "json", skip_shapes=["point", "line"])
-    assert np.array_equal(label, filled(0, 0, 2, 2))
-    assert "cat" not in report.class_pixels
-    with pytest.raises(FileExistsError, match="skip_shapes: was .*'line', 'point'"):
-        run(tmp_path / "json", skip_shapes=["polygon", "point", "line"])
-    cvat_file(tmp_path, '<points label="dog" points="1,1"/><box label="cat" xtl="0" ytl="0" xbr="4" ybr="3"/>')
-    with (
-        pytest.warns(UserWarning, match="1 of the kind points"),
-        pytest.warns(UserWarning, match="No shape is of the kind 'polyline'"),
-    ):
-        label, _, _ = run(
-            tmp_path / "annotations.xml",
-            split="val",
-            skip_shapes=["points", "polyline"],
-            class_map={"dog": ["dog", "cat"]},
-        )
-    assert np.array_equal(label, filled(0, 0, 4, 3))
-    with pytest.raises(ValueError, match="`skip_shapes` has no meaning for a COCO file"):
-        run(coco_file(tmp_path, []), skip_shapes=["point"])
-
-
-def test_labelme_categories_can_be_void(tmp_path, run):
-    photo(tmp_path / "photos/a.jpg")
-    corners = [[0, 0], [2, 0], [2, 2], [0, 2]]
-    shapes = [shape("dog", corners), shape("sky", [[x + 10, y] for x, y in corners])]
-    labelme_file(tmp_path / "json", [*shapes, shape("__ignore__", [[x + 20, y] for x, y in corners])])
-    label, _, data = run(tmp_path / "json", class_map={"dog": "dog", "void": ["sky", "__ignore__"]})
-    assert data.class_names == ("background", "dog")
-    assert np.array_equal(label, filled(0, 0, 2, 2) + filled(10, 0, 12, 2, 255) + filled(20, 0, 22, 2, 255))
 
 
 def cvat_file(folder, shapes, size=(HEIGHT, WIDTH)):
@@ -334,7 +290,7 @@ def test_masks_of_all_kinds_become_ids(tmp_path, run):
 
 def test_options_without_a_meaning_are_refused(tmp_path):
     photo(tmp_path / "in/images/train/a.png")
-    with pytest.raises(ValueError, match="`skip_missing` has no meaning"):
+    with pytest.raises(ValueError, match="skip_missing .* has no meaning"):
         convert_annotations(tmp_path / "in", tmp_path / "out", skip_missing=True)
     with pytest.raises(ValueError, match="no labels to convert|classes of .* are not known"):
         convert_annotations(tmp_path / "in", tmp_path / "out")
@@ -365,16 +321,13 @@ def test_the_format_of_images_is_kept(tmp_path, run):
 
 def test_sizes_and_exif_orientation_are_held_against_the_image(tmp_path, run):
     source = coco_file(tmp_path, [], height=HEIGHT + 1)
-    with pytest.raises(ValueError, match=r"a.jpg is .*\(20, 30\), its annotation is .* \(21, 30\)$"):
+    with pytest.raises(ValueError, match=r"a.jpg is \(20, 30\), its annotation is for \(height, width\) \(21, 30\)"):
         run(source)
     source = coco_file(tmp_path, [instance(10, 5, [box(0, 0, 3, 3)])])
-    photo(tmp_path / "photos/a.jpg", (WIDTH, HEIGHT))
-    with pytest.raises(ValueError, match=r"in the other order, and no EXIF data turn the image\. Exchange the height"):
-        run(source)
     exif = Image.Exif()
     exif[0x0112] = 6
     photo(tmp_path / "photos/a.jpg", exif=exif)
-    with pytest.raises(ValueError, match=r"a.jpg is .*\(30, 20\), .*\(20, 30\); EXIF data turn the image"):
+    with pytest.raises(ValueError, match=r"a.jpg is \(30, 20\), .*\(20, 30\); EXIF data turn the image"):
         run(source)
     photo(tmp_path / "photos/a.jpg", (WIDTH, HEIGHT), exif=exif)  # stored turned, annotated upright
     label, _, _ = run(source)
@@ -386,11 +339,9 @@ def test_missing_and_unlabelled_images_are_refused_or_left_out(tmp_path, run):
     source = coco_file(tmp_path, [instance(10, 5, [box(0, 0, 3, 3)])], ["a.jpg", "b.jpg"])
     (tmp_path / "photos/b.jpg").unlink()
     photo(tmp_path / "photos/c.jpg")
-    with pytest.raises(
-        FileNotFoundError, match=r"1 of 2 annotated images are not in .*\n  b.jpg(.|\n)*skip_missing=True"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 annotated images are not in .*\n  b.jpg(.|\n)*--skip-missing"):
         run(source)
-    with pytest.raises(ValueError, match=r"1 of 2 images in .* have no annotation:\n.*c.jpg\n.*skip_unlabelled=True"):
+    with pytest.raises(ValueError, match=r"1 of 2 images in .* have no annotation:\n.*c.jpg\n.*--skip-unlabelled"):
         run(source, skip_missing=True)
     with (
         pytest.warns(UserWarning, match=r"1 annotations without an image are left out:\n  b.jpg"),
@@ -398,7 +349,7 @@ def test_missing_and_unlabelled_images_are_refused_or_left_out(tmp_path, run):
     ):
         _, report, data = run(source, skip_missing=True, skip_unlabelled=True)
     assert (report.images, len(data)) == (1, 1)
-    with pytest.raises(FileNotFoundError, match=r"none does not exist.*`images`"):
+    with pytest.raises(FileNotFoundError, match=r"none does not exist.*--images"):
         run(source, images=tmp_path / "none")
 
 
@@ -534,7 +485,7 @@ def test_other_files_are_never_overwritten(tmp_path, run):
 def test_one_file_does_not_become_two_splits(tmp_path, run):
     source = coco_file(tmp_path, [instance(10, 5, [box(0, 0, 3, 3)])])
     run(source)
-    with pytest.raises(FileExistsError, match=r"conversion-train.json records .* same annotations.*`val_share`"):
+    with pytest.raises(FileExistsError, match=r"conversion-train.json records .* same annotations.*--val-share"):
         run(source, split="val")
 
 

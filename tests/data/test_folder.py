@@ -46,33 +46,6 @@ def test_samples_are_rgb_and_ids(root):
     data.check()
 
 
-@pytest.mark.parametrize(
-    ("classes", "message"),
-    [
-        ({"class_names": NAMES, "bands": [2, 1, 0]}, 'has "bands" but no "channels"'),
-        ({"ids": {"6": "road", "7": "car", "06": "sky"}}, "two keys for the value 6, '6' and '06'"),
-        (
-            {"ids": {"#0000ff": "road", "#00ff00": "car", "#0000FF": "sky"}},
-            "several keys for one colour: #0000ff, #0000FF",
-        ),
-    ],
-)
-def test_a_classes_file_that_contradicts_itself_is_refused(root, classes, message):
-    (root / "classes.json").write_text(json.dumps(classes))
-    with pytest.raises(ValueError, match=message):
-        open_dataset(root)
-
-
-def test_the_advised_range_holds_for_all_splits(root):
-    (root / "classes.json").write_text(json.dumps({"class_names": NAMES, "channels": 1, "value_range": [0, 65535]}))
-    for index in range(3):
-        for split, value in (("train", 200), ("val", 240)):
-            (root / f"images/{split}/{index}.png").unlink()
-            write(root / f"images/{split}/{index}.png", np.full((20, 30), value, np.uint16))
-    with pytest.raises(ValueError, match=r"largest value .* is 200, .* all splits, for example value_range=\(0, 255\)"):
-        open_dataset(root).check()
-
-
 def test_ids_of_16_bit_files_are_uint8_if_they_fit(root):
     """Labels of 8-bit and of 16-bit files can then share a batch."""
     path = root / "labels/val/1.png"

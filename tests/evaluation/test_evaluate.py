@@ -1,8 +1,5 @@
 """Tests of `evaluate`: scores at the size of the labels, batches, modes of modules, errors."""
 
-import shutil
-import warnings
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +12,6 @@ from bpkd_sdk.evaluation.api import _batches
 from bpkd_sdk.runtime.inference import to_mask
 from bpkd_sdk.runtime.module import whole_logits
 from tests.networks import tiny
-from tests.scenes import write_folder
 
 
 class Oracle(nn.Module):
@@ -102,45 +98,3 @@ def test_invalid_arguments_are_named():
         EvaluationProtocol(fit="slides")
     with pytest.raises(ValueError, match=r"ends in one of .safetensors, .pth, .pt, .onnx.*but got 'student.tar'"):
         bpkd_sdk.evaluate("student.tar", data)
-
-
-def test_validation_images_that_another_division_trained_on_are_counted(tmp_path):
-    root = write_folder(tmp_path / "data", train=12, val=0)
-    shutil.rmtree(root / "images/val", ignore_errors=True)
-    network = tiny(3).eval()
-
-    def names(split, seed, share=0.4):
-        data = bpkd_sdk.open_dataset(root, split=split, val_share=share, val_seed=seed)
-        return data, {data.sample_name(index) for index in range(len(data))}
-
-    (trained, training_images), (val, val_images) = names("train", 0), names("val", 1)
-    for division, seen in ((trained.division, training_images & val_images), ({}, val_images)):
-        network.provenance = {"data": "data/train", "division": division}
-        assert 0 < len(seen) <= len(val)
-        cure = "Pass val_share=0.4 and val_seed=0" if division else "Score it on images"
-        with pytest.warns(UserWarning, match=f"{len(seen)} of {len(val)} images of data/val were training .*{cure}"):
-            bpkd_sdk.evaluate(network, val)
-    network.provenance = {"data": "data/train", "division": trained.division}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        bpkd_sdk.evaluate(network, names("val", 0)[0])
-        bpkd_sdk.evaluate(network, trained)
-        network.provenance["data"] = "other/train"
-        bpkd_sdk.evaluate(network, val)
-
-
-def test_a_run_records_how_its_folder_was_divided(tmp_path):
-    root = write_folder(tmp_path / "data", train=12, val=0)
-    shutil.rmtree(root / "images/val", ignore_errors=True)
-    data = tuple(bpkd_sdk.open_dataset(root, split=split, val_share=0.4, val_seed=3) for split in ("train", "val"))
-    result = bpkd_sdk.train(
-        tiny(3),
-        data,
-        steps=1,
-        batch_size=1,
-        crop_size=(16, 16),
-        device="cpu",
-        check_data=False,
-        output_dir=tmp_path / "run",
-    )
-    assert result.model.provenance["division"] == {"val_share": 0.4, "val_seed": 3}

@@ -5,13 +5,12 @@ import json
 import onnx
 import pytest
 import torch
-from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.boundary import edge_band
 from bpkd_sdk.data import FileDataset, ShapesDataset, open_dataset
 from bpkd_sdk.data.photos import photo
-from bpkd_sdk.export import to_onnx, to_tensorrt, verify
+from bpkd_sdk.export import to_onnx, verify
 from bpkd_sdk.runtime import AcceptedImages, TorchRuntime
 from tests.networks import tiny
 
@@ -182,21 +181,3 @@ def test_files_that_are_not_artifacts(model, path, tmp_path):
 def test_a_size_that_the_file_does_not_accept(model, path):
     with pytest.raises(ValueError, match=r"takes images of 48 x 64 .*, but got 64 x 64.*dynamic_size=True"):
         verify(path, model, input_sizes=[(64, 64)])
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: verify("none.onnx", nn.Identity(), batch_sizes=2), r"`batch_sizes` to be a list .* got 2. .*\(2,\)"),
-        (lambda: verify("none.onnx", nn.Identity(), batch_sizes=[0]), r"each at least 1, but got \[0\]"),
-        (
-            lambda: verify("none.onnx", nn.Identity(), input_sizes=(64, 96)),
-            r"such as \[\(256, 512\)\], but got \(64, 96\)",
-        ),
-        (lambda: to_tensorrt("none.onnx", "m.plan", batch_sizes=4), r"\(smallest, best, largest\).* \(4, 4, 4\)"),
-        (lambda: to_tensorrt("none.onnx", "m.plan", batch_sizes=(1, 4)), r"\(smallest, best, largest\).*got \(1, 4\)"),
-    ],
-)
-def test_sizes_of_another_form_are_refused_with_the_form(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()

@@ -157,9 +157,9 @@ def test_a_teacher_of_more_classes_is_matched_by_name(tmp_path, capsys):
     assert_taught_alike(run, distilled(teacher, tmp_path / "map", class_map=class_map, **options))
     facts = json.loads((tmp_path / "names" / "run.json").read_text())
     assert facts["class_map"] == {"red": ["red"], "green": ["Green"]}
-    with pytest.raises(ValueError, match=r"do not have the same classes.*(?s:.)*pass `class_map`"):
+    with pytest.raises(ValueError, match=r"do not have the same classes.*(?s:.)*pass class_map \(--class-map\)"):
         distilled(teacher, tmp_path / "no", classes=3)
-    with pytest.raises(ValueError, match=r"The teacher predicts 5 classes, but scenes has 2.* pass `class_map`"):
+    with pytest.raises(ValueError, match=r"The teacher predicts 5 classes, but scenes has 2.* pass class_map"):
         distilled(teacher, tmp_path / "no", match_classes=False, **options)
 
 

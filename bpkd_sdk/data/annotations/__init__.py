@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 
 from bpkd_sdk.data.annotations.coco import read_coco
@@ -18,16 +17,15 @@ __all__ = ["FORMATS", "AnnotatedImage", "Annotations", "read_annotations"]
 
 FORMATS = (
     "a COCO file (.json), a file of CVAT for images 1.1 (.xml), a folder of LabelMe files (.json), or a folder of "
-    "images and masks (images/<split> and labels/<split>, or other folders by `pattern`)"
+    "images and masks (images/<split> and labels/<split>, or other folders by --pattern)"
 )
 
 
-def read_annotations(source: Path, skip_shapes: Collection[str] = ()) -> Annotations:
+def read_annotations(source: Path) -> Annotations:
     """Read annotations; their format is determined from the content.
 
     Args:
         source: COCO file, CVAT file, LabelMe file or folder of LabelMe files.
-        skip_shapes: Kinds of LabelMe's or CVAT's shapes that are left out.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
@@ -37,17 +35,15 @@ def read_annotations(source: Path, skip_shapes: Collection[str] = ()) -> Annotat
         files = [file for file in list_files(source, (".json", ".xml")) if file.name != CLASSES_FILE]
         first = read_json(files[0]) if files and files[0].suffix.lower() == ".json" else None
         if isinstance(first, dict) and "shapes" in first:
-            return read_labelme(source, skip_shapes)
+            return read_labelme(source)
         found = f"it contains:\n{format_list(files, limit=5)}" if files else "it contains neither."
         raise ValueError(f"Expected {FORMATS}, but got the folder {source}; {found}")
     if not source.is_file():
         raise FileNotFoundError(f"There is no file or folder {source}.")
     if source.suffix.lower() == ".xml":
-        return read_cvat(source, skip_shapes)
+        return read_cvat(source)
     content = read_json(source)
     if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
-        if skip_shapes:
-            raise ValueError(f"`skip_shapes` has no meaning for a COCO file, and {source} is one. Leave it out.")
         return read_coco(content, source)
     if isinstance(content, dict) and "shapes" in content:
         raise ValueError(f"{source} is one file of LabelMe. Pass its folder, {source.parent}.")

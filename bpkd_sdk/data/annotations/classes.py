@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bpkd_sdk.class_map import inverse_advice
 from bpkd_sdk.data.annotations.labelme import BACKGROUND
 from bpkd_sdk.data.annotations.model import Annotations
 from bpkd_sdk.data.classes_file import VOID, read_classes
@@ -16,7 +15,7 @@ from bpkd_sdk.spec import Color
 
 VOID_ID = 255
 
-CategoryMap = Mapping[str, str | Sequence[str]]
+ClassMap = Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class ClassChoice:
 
 
 def choose_classes(
-    annotations: Annotations, class_map: CategoryMap | None, background: str | None, existing: Path
+    annotations: Annotations, class_map: ClassMap | None, background: str | None, existing: Path
 ) -> ClassChoice:
     """Choose the classes of converted labels.
 
@@ -64,7 +63,7 @@ def choose_classes(
         similar[name.lower()].append(name)
     if typos := [" and ".join(map(repr, group)) for group in similar.values() if len(group) > 1]:
         raise ValueError(
-            f"Classes differ only in upper and lower case: {', '.join(typos)}. Unite them by `class_map`, "
+            f"Classes differ only in upper and lower case: {', '.join(typos)}. Unite them by class_map (--class-map), "
             f'for example {{"{names[-1]}": {list(similar[names[-1].lower()])}, ...}}.'.replace("'", '"')
         )
     if not all(name.strip() for name in names):
@@ -72,7 +71,7 @@ def choose_classes(
     if len(names) < 2:
         raise ValueError(
             f"Expected at least 2 classes, but the annotations have {list(names)}, and pixels without annotation are "
-            f"{rest!r}. Pass background='background' to make these pixels a class."
+            f"{rest!r}. Pass background='background' (--background background) to make these pixels a class."
         )
     if len(names) > VOID_ID:
         raise ValueError(
@@ -85,32 +84,28 @@ def choose_classes(
     return ClassChoice(names, ids, VOID_ID if _is_void(rest) else names.index(rest), palette if is_whole else ())
 
 
-def _class_of_category(categories: Sequence[str], class_map: CategoryMap | None, rest: str) -> dict[str, str]:
+def _class_of_category(categories: Sequence[str], class_map: ClassMap | None, rest: str) -> dict[str, str]:
     """Return the class of each category; LabelMe's background is the class of pixels without annotation."""
     own = {category: rest if category == BACKGROUND else category for category in categories}
     if class_map is None:
         return own | {VOID: VOID}
     if not isinstance(class_map, Mapping):
-        raise ValueError(f'Expected `class_map` to be like {{"vehicle": ["car", "truck"]}}, but got {class_map!r:.80}.')
+        raise ValueError(f'Expected class_map to be like {{"vehicle": ["car", "truck"]}}, but got {class_map!r:.80}.')
     target: dict[str, str] = {}
     for name, value in class_map.items():
         members = [value] if isinstance(value, str) else value
-        is_list = isinstance(members, Collection) and not isinstance(members, Mapping)
-        if not isinstance(name, str) or not is_list or not all(isinstance(member, str) for member in members):
+        if not isinstance(name, str) or not all(isinstance(member, str) for member in members):
             raise ValueError(
-                f'Expected `class_map` to be like {{"vehicle": ["car", "truck"]}}, but got {name!r}: {value!r}.'
+                f'Expected class_map to be like {{"vehicle": ["car", "truck"]}}, but got {name!r}: {value!r}.'
             )
         for member in members:
             if target.setdefault(member, name) != name:
-                raise ValueError(
-                    f"class_map puts {member!r} into two classes, {target[member]!r} and {name!r}."
-                    f"{inverse_advice(class_map, categories)}"
-                )
+                raise ValueError(f"class_map puts {member!r} into two classes, {target[member]!r} and {name!r}.")
     mapped = {*target, rest}
     if free := [category for category, name in own.items() if not {category, name} & mapped and not _is_void(name)]:
         raise ValueError(
             f"class_map has no class for these categories of the annotations; add each to a class, or to {VOID!r}:\n"
-            f"{format_list(free, limit=20)}{inverse_advice(class_map, categories) or did_you_mean(free[0], target)}"
+            f"{format_list(free, limit=20)}{did_you_mean(free[0], target)}"
         )
     return own | {VOID: VOID} | target
 
@@ -127,7 +122,7 @@ def _existing_names(file: Path, names: Sequence[str], *, exact: bool) -> tuple[s
     if lacking or (exact and classes.names != tuple(names)):
         raise ValueError(
             f"{file} has the classes {', '.join(classes.names)}; the annotations have {', '.join(names)}. Map them to "
-            "the same classes in the same order with `class_map`, or convert into another folder."
+            "the same classes in the same order with class_map (--class-map), or convert into another folder."
         )
     return classes.names
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,7 +13,6 @@ import numpy as np
 from bpkd_sdk.data.annotations.model import (
     AnnotatedImage,
     Annotations,
-    LeftOutShapes,
     Regions,
     draw_polygons,
     ellipse,
@@ -21,12 +20,13 @@ from bpkd_sdk.data.annotations.model import (
     rectangle,
 )
 from bpkd_sdk.data.labels import parse_hex_color
+from bpkd_sdk.errors import format_list
 from bpkd_sdk.spec import Color
 
 SHAPES = ("polygon", "box", "ellipse", "mask")
 
 
-def read_cvat(source: Path, skip_shapes: Collection[str] = ()) -> Annotations:
+def read_cvat(source: Path) -> Annotations:
     """Read a file of the format "CVAT for images 1.1".
 
     Shapes are drawn by ``z_order``, and those of one ``z_order`` in the order of the file, later ones on top. Tags,
@@ -34,10 +34,9 @@ def read_cvat(source: Path, skip_shapes: Collection[str] = ()) -> Annotations:
 
     Args:
         source: Path of the XML file.
-        skip_shapes: Kinds of shapes that are left out, such as "points" and "polyline".
 
     Raises:
-        ValueError: If the file is not of this format, or has other shapes without an area.
+        ValueError: If the file is not of this format, or has shapes without an area, such as points and polylines.
     """
     try:
         root = ElementTree.parse(source).getroot()  # noqa: S314  (Expat limits the expansion of entities)
@@ -50,16 +49,16 @@ def read_cvat(source: Path, skip_shapes: Collection[str] = ()) -> Annotations:
         )
     labels = [label for label in root.iterfind("meta//labels/label") if label.find("parent") is None]
     images = root.findall("image")
-    left_out = LeftOutShapes(SHAPES, skip_shapes)
-    shapes = [
-        shape
-        for image in images
-        for shape in image
-        if shape.tag != "tag" and left_out.keeps(shape.tag, f"{image.get('name')}: {shape.get('label')!r}")
-    ]
-    left_out.check()
+    shapes = [(image, shape) for image in images for shape in image if shape.tag != "tag"]
+    if unknown := [
+        f"{image.get('name')}: {shape.tag} {shape.get('label')!r}" for image, shape in shapes if shape.tag not in SHAPES
+    ]:
+        raise ValueError(
+            f"{len(unknown)} shapes in {source} are of a kind without an area; known are {', '.join(SHAPES)}. Redraw "
+            f"or delete them:\n{format_list(unknown)}"
+        )
     stated = [(label.findtext("name") or "").strip() for label in labels]
-    used = sorted({(shape.get("label") or "").strip() for shape in shapes} - set(stated))
+    used = sorted({(shape.get("label") or "").strip() for _, shape in shapes} - set(stated))
     if "" in (*stated, *used):
         raise ValueError(f"{source} has a label without a name.")
     colors = {
@@ -68,17 +67,17 @@ def read_cvat(source: Path, skip_shapes: Collection[str] = ()) -> Annotations:
     return Annotations(
         "CVAT for images",
         (*dict.fromkeys(stated), *used),
-        tuple(_annotated(image, source, set(shapes)) for image in images),
+        tuple(_annotated(image, source) for image in images),
         colors=colors,
     )
 
 
-def _annotated(image: Element, source: Path, kept: Set[Element]) -> AnnotatedImage:
+def _annotated(image: Element, source: Path) -> AnnotatedImage:
     name = image.get("name")
     if not name:
         raise ValueError(f"{source} has an image without a name.")
     height, width = image.get("height"), image.get("width")
-    shapes = sorted((shape for shape in image if shape in kept), key=lambda shape: int(shape.get("z_order", 0)))
+    shapes = sorted((shape for shape in image if shape.tag in SHAPES), key=lambda shape: int(shape.get("z_order", 0)))
     size = (int(height), int(width)) if height and width else None
     return AnnotatedImage(name.replace("\\", "/"), size, partial(_regions, shapes))
 

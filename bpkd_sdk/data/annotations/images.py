@@ -11,7 +11,7 @@ from unicodedata import normalize
 from bpkd_sdk.data.annotations.model import AnnotatedImage
 from bpkd_sdk.data.pairs import IMAGE_SUFFIXES, list_files
 from bpkd_sdk.errors import format_list
-from bpkd_sdk.images import exif_orientation, image_size, read_pixels
+from bpkd_sdk.images import image_size, read_pixels
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.progress import track
 
@@ -37,7 +37,7 @@ def locate_images(
     files = list_files(folder, IMAGE_SUFFIXES)
     if not files:
         reason = "contains no image" if folder.is_dir() else "does not exist"
-        raise FileNotFoundError(f"The folder {folder} {reason}. Pass the folder of the images as `images`.")
+        raise FileNotFoundError(f"The folder {folder} {reason}. Pass the folder of the images: images=... (--images).")
     by_name = defaultdict(list)
     for file in files:
         by_name[_parts(file.name)[-1]].append(file)
@@ -59,14 +59,14 @@ def locate_images(
     if missing and (not skip_missing or not located):
         raise FileNotFoundError(
             f"{len(missing)} of {len(annotated)} annotated images are not in {folder}:\n{format_list(missing)}\n"
-            f"It contains, for example:\n{format_list(files, limit=3)}\nPass the folder of the images as `images`"
-            + (", or skip_missing=True to leave these annotations out." if located else ".")
+            f"It contains, for example:\n{format_list(files, limit=3)}\nPass the folder of the images (--images)"
+            + (", or skip_missing=True (--skip-missing) to leave these annotations out." if located else ".")
         )
     unlabelled = [file for file in files if file not in located]
     if unlabelled and not skip_unlabelled:
         raise ValueError(
             f"{len(unlabelled)} of {len(files)} images in {folder} have no annotation:\n{format_list(unlabelled)}\n"
-            "Pass skip_unlabelled=True to leave them out."
+            "Pass skip_unlabelled=True (--skip-unlabelled) to leave them out."
         )
     for what, left_out in (("annotations without an image", missing), ("images without an annotation", unlabelled)):
         if left_out:
@@ -88,28 +88,20 @@ def check_sizes(located: dict[Path, AnnotatedImage], pixels: PixelFormat) -> dic
     for path, image in track(located.items(), total=len(located), description="Reading image sizes"):
         try:
             has_header = pixels.is_rgb8 and path.suffix.lower() != ".npy"
-            size = sizes[path] = image_size(path) if has_header else read_pixels(path, pixels, for_data=True).shape[:2]
+            size = sizes[path] = image_size(path) if has_header else read_pixels(path, pixels).shape[:2]
         except (ValueError, OSError) as error:
             problems.append(str(error))
             continue
         if image.size not in (None, size):
-            turned = _turned_advice(path, has_header) if image.size == size[::-1] else ""
-            problems.append(
-                f"{path} is (height, width) {size}, its annotation is for (height, width) {image.size}{turned}"
+            turned = (
+                "; EXIF data turn the image, which is read upright. Store it upright, and annotate it again"
+                if image.size == size[::-1]
+                else ""
             )
+            problems.append(f"{path} is {size}, its annotation is for (height, width) {image.size}{turned}")
     if problems:
         raise ValueError(f"{len(problems)} images do not fit their annotations:\n{format_list(problems)}")
     return sizes
-
-
-def _turned_advice(path: Path, has_header: bool) -> str:
-    """Return the cure for an annotation whose height and width are those of the image in the other order."""
-    if has_header and exif_orientation(path) >= 5:
-        return "; EXIF data turn the image, which is read upright. Store it upright, and annotate it again"
-    return (
-        "; height and width of the annotation are in the other order, and no EXIF data turn the image. Exchange the "
-        "height and the width that the annotation states if its shapes fit the image; otherwise annotate it again"
-    )
 
 
 def _parts(path: str) -> tuple[str, ...]:

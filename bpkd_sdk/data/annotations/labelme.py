@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import posixpath
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from PIL import Image
 from bpkd_sdk.data.annotations.model import (
     AnnotatedImage,
     Annotations,
-    LeftOutShapes,
     Regions,
     draw_polygons,
     ellipse,
@@ -27,6 +26,7 @@ from bpkd_sdk.data.annotations.model import (
 )
 from bpkd_sdk.data.classes_file import CLASSES_FILE, VOID
 from bpkd_sdk.data.pairs import list_files
+from bpkd_sdk.errors import format_list
 from bpkd_sdk.files import read_json
 from bpkd_sdk.progress import track
 
@@ -36,7 +36,7 @@ SHAPES = ("polygon", "rectangle", "oriented_rectangle", "circle", "mask")
 IGNORE, BACKGROUND = "__ignore__", "_background_"  # LabelMe's own names
 
 
-def read_labelme(folder: Path, skip_shapes: Collection[str] = ()) -> Annotations:
+def read_labelme(folder: Path) -> Annotations:
     """Read the LabelMe files in a folder and its sub-folders.
 
     Shapes are drawn in the order of the file, later ones on top, as LabelMe itself does. A hole is a shape of another
@@ -45,13 +45,12 @@ def read_labelme(folder: Path, skip_shapes: Collection[str] = ()) -> Annotations
 
     Args:
         folder: Folder of the JSON files.
-        skip_shapes: Kinds of shapes that are left out, such as "line" and "point".
 
     Raises:
-        ValueError: If a file is not of LabelMe, or has other shapes without an area.
+        ValueError: If a file is not of LabelMe, or has shapes without an area, such as lines and points.
     """
     files = [file for file in list_files(folder, (".json",)) if file.name != CLASSES_FILE]
-    images, categories, left_out = [], set(), LeftOutShapes(SHAPES, skip_shapes)
+    images, categories, unknown = [], set(), []
     for file in track(files, total=len(files), description="Reading LabelMe files"):
         content = read_json(file)
         with reading(file, "LabelMe"):
@@ -59,20 +58,21 @@ def read_labelme(folder: Path, skip_shapes: Collection[str] = ()) -> Annotations
                 {key: shape.get(key) for key in ("label", "points", "shape_type", "mask")}
                 for shape in content["shapes"]
             ]
-            for shape in shapes:
+            for index, shape in enumerate(shapes):
                 shape["label"] = VOID if shape["label"] == IGNORE else str(shape["label"]).strip()
-            shapes = [
-                shape
-                for index, shape in enumerate(shapes)
-                if left_out.keeps(shape["shape_type"] or "polygon", f"{file}: shape {index + 1}, {shape['label']!r},")
-            ]
+                if (shape["shape_type"] or "polygon") not in SHAPES:
+                    unknown.append(f"{file}: shape {index + 1}, {shape['label']!r}, is a {shape['shape_type']}")
             categories |= {shape["label"] for shape in shapes}
             stated = str(content["imagePath"]).replace("\\", "/")
             name = posixpath.normpath(posixpath.join(file.parent.relative_to(folder).as_posix(), stated))
             height, width = content.get("imageHeight"), content.get("imageWidth")
             size = (int(height), int(width)) if height and width else None
             images.append(AnnotatedImage(name, size, partial(_regions, shapes)))
-    left_out.check()
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} shapes are of a kind without an area; known are {', '.join(SHAPES)}. Redraw or delete "
+            f"them:\n{format_list(unknown)}"
+        )
     names = sorted(categories - {VOID, BACKGROUND})
     return Annotations("LabelMe", ((BACKGROUND,) if BACKGROUND in categories else ()) + tuple(names), tuple(images))
 

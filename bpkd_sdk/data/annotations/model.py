@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import cos, radians, sin
@@ -12,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bpkd_sdk.errors import format_list, import_optional
+from bpkd_sdk.errors import import_optional
 from bpkd_sdk.spec import Color
 
 Regions = Iterable[tuple[str, np.ndarray]]
@@ -51,53 +49,6 @@ class Annotations:
     images: tuple[AnnotatedImage, ...]
     is_complete: bool = False
     colors: Mapping[str, Color] = field(default_factory=dict)
-
-
-class LeftOutShapes:
-    """The shapes of annotations that are not drawn: those of kinds to skip, and those without an area.
-
-    Args:
-        kinds: Kinds of shapes that have an area.
-        skip: Kinds of shapes to leave out.
-    """
-
-    def __init__(self, kinds: Sequence[str], skip: Collection[str]) -> None:
-        self.kinds = kinds
-        self.skip = skip
-        self.skipped: Counter[str] = Counter()
-        self.unknown: dict[str, list[str]] = {}
-
-    def keeps(self, kind: str, place: str) -> bool:
-        """Return whether a shape is drawn.
-
-        Args:
-            kind: Kind of the shape.
-            place: File and label of the shape, for the error message.
-        """
-        if kind in self.skip:
-            self.skipped[kind] += 1
-        elif kind not in self.kinds:
-            self.unknown.setdefault(kind, []).append(f"{place} is a {kind}")
-        return kind in self.kinds and kind not in self.skip
-
-    def check(self) -> None:
-        """Raise ValueError if shapes without an area are not to be skipped; otherwise warn of the skipped ones."""
-        if self.unknown:
-            places = [place for found in self.unknown.values() for place in found]
-            raise ValueError(
-                f"{len(places)} shapes are of a kind without an area; known are {', '.join(self.kinds)}. Redraw them, "
-                f"or pass skip_shapes={sorted(self.unknown)} to leave them out:\n{format_list(places)}"
-            )
-        if absent := [kind for kind in self.skip if kind not in self.skipped]:
-            found = ", ".join(sorted(self.skipped)) or "none"
-            warnings.warn(
-                f"No shape is of the kind {', '.join(map(repr, absent))} in `skip_shapes`; kinds that were left out: "
-                f"{found}.",
-                stacklevel=4,
-            )
-        if self.skipped:
-            counts = ", ".join(f"{count} of the kind {kind}" for kind, count in sorted(self.skipped.items()))
-            warnings.warn(f"Shapes are left out: {counts}.", stacklevel=4)
 
 
 def draw_polygons(parts: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:

@@ -30,7 +30,7 @@ def check_folder(labels: Path, record_file: Path, record: Mapping[str, Any], pla
         if other != record_file and _read_record(other).get("sha256") == record["sha256"]:
             raise FileExistsError(
                 f"{other} records a conversion of the same annotations, so two splits would have the same images. Pass "
-                "the annotations of this split, or convert once and divide the images by `val_share`."
+                "the annotations of this split, or convert once and divide the images by val_share (--val-share)."
             )
     found = list_files(labels, ("",))
     if found and record_file.is_file():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.data import SegmentationDataset
+from bpkd_sdk.data.transforms import IMAGE_FILL
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.sizes import Size
 from bpkd_sdk.training.teacher import ExternalOnnxRuntime, TeacherModel
@@ -141,7 +142,7 @@ def _run_on_crops(
     teacher: TeacherRunner, samples: Sequence[Sample], crop_size: Size
 ) -> tuple[list[Sample], list[Tensor]]:
     """Cut crops that the teacher accepts, and run it on them."""
-    fill = teacher.spec.mean_pixel
+    fill = IMAGE_FILL if teacher.spec.pixels.is_rgb8 else teacher.spec.mean_pixel
     crops = cut_crops(samples, [teacher.crop_size(sample.size, crop_size) for sample in samples], fill)
     try:
         return crops, teacher(crops, teacher.own_format)

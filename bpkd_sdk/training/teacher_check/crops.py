@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.checks import checked_image
+from bpkd_sdk.data.transforms import IMAGE_FILL
 from bpkd_sdk.sizes import Size, resize_images, resize_label, scaled_size
 
 MAX_CROP_PIXELS = 1 << 18  # of all crops together, unless the teacher accepts only larger ones
@@ -71,7 +72,7 @@ def _read(dataset: SegmentationDataset, index: int, base_size: Size | None) -> S
     return Sample(image, label)
 
 
-def cut_crops(samples: Sequence[Sample], sizes: Sequence[Size], fill: Sequence[float]) -> list[Sample]:
+def cut_crops(samples: Sequence[Sample], sizes: Sequence[Size], fill: Sequence[float] = IMAGE_FILL) -> list[Sample]:
     """Cut the crop with the most mixed classes out of each sample, and keep the most mixed crops, best first.
 
     Args:
