@@ -1,17 +1,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check changed lint clean
+.PHONY: quickstart test test-all check changed lint clean
 
 quickstart: .venv/installed
 	$(BIN)/bpkd quickstart
 
 # One process per core, and one more for the time in which tests wait for servers and browsers. Each has one thread,
 # because most tests are too small for more. The files keep their order: xdist would otherwise run files with few tests
-# last, and these take the longest.
-test: .venv/tested
+# last, and these take the longest. "test-all" runs the tests marked slow too.
+test test-all: .venv/tested
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest \
-		--numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist loadfile --no-loadscope-reorder
+		--numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist loadfile --no-loadscope-reorder \
+		$(if $(filter test-all,$@),-m 'slow or not slow')
 
 # Quick feedback in less than two minutes: linter, types, and the tests of what changed since this branch left main.
 check: .venv/installed

@@ -11,10 +11,13 @@ from bpkd_sdk.models.mask_classification import adapt_network
 from tests.families import FAMILIES, SIZE, family
 from tests.transformers_networks import build
 
+# One export of any of the others takes 10 to 30 seconds; `make test-all` runs them too.
+QUICK = {"segformer", "lraspp", "smp"}
+BY_COST = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 ONE_SIZE = {"dpt", "eomt", "maskformer", "mask2former", "oneformer"}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", BY_COST)
 def test_a_family_is_exported_at_all_sizes_that_it_takes_and_put_into_int8(name, tmp_path):
     network, path = family(name), tmp_path / "a.onnx"
     is_limited = size_limit(adapt_network(network)) is not None

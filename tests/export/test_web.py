@@ -240,6 +240,7 @@ def test_the_camera_runs_until_it_is_stopped(site, browser, address):
         assert saved(page, "Save mask").ndim == 2
 
 
+@pytest.mark.slow  # an adapter in software
 def test_webgpu_runs_the_network_or_webassembly_replaces_it(networks, site, browser, address):
     image = Image.open(PHOTO).resize((96, 64))
     with ready_page(browser, address, site("batch")) as page:
