@@ -72,7 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
             (r"/api/models/([^/]+/[^/]+)/preupload/(.+)", self.preupload),
             (r"/api/models/([^/]+/[^/]+)/commit/(.+)", self.commit),
             (r"/api/models/([^/]+/[^/]+)/branch/(.+)", self.branch),
-            (r"/api/models/([^/]+/[^/]+)", self.info),
+            (r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", self.info),
+            (r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", self.tree),
             (r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", self.batch),
             (r"/upload/(\w+)", self.upload),
             (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.resolve),
@@ -158,31 +159,60 @@ class _Handler(BaseHTTPRequestHandler):
             repository.branches[branch] = repository.branches["main"]
         self.send(200 if is_new else 409, {"error": "exists"})
 
-    def info(self, name):
-        if (repository := self.server.repositories.get(name)) is None:
-            return self.send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
-        return self.send(200, {"id": name, "private": repository.private, "sha": repository.branches["main"]})
+    def info(self, name, revision):
+        if found := self.find(name, revision or "main"):
+            sha, files = found
+            siblings = [{"rfilename": path} for path in sorted(files)]
+            private = self.server.repositories[name].private
+            self.send(200, {"id": name, "private": private, "sha": sha, "siblings": siblings, "tags": []})
+
+    def tree(self, name, revision):
+        if found := self.find(name, revision):
+            self.send(
+                200,
+                [
+                    {"type": "file", "path": path, "size": len(content), "oid": "0"}
+                    for path, content in sorted(found[1].items())
+                ],
+            )
 
     def resolve(self, name, revision, path):
+        if not (found := self.find(name, revision)):
+            return
+        sha, files = found
+        headers = {"X-Repo-Commit": sha}
+        if path not in files:
+            self.send(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound", **headers})
+            return
+        self.send(200, files[path], {"ETag": f'"{hashlib.sha256(files[path]).hexdigest()}"', **headers})
+
+    def find(self, name, revision):
+        """Return commit and files of a revision; send the error and return None if there is none."""
         repository = self.server.repositories.get(name)
         if repository is None or (repository.private and not self.is_logged_in()):
             return self.send(401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         sha = repository.branches.get(revision, revision)
         if sha not in repository.commits:
             return self.send(404, {"error": "Revision not found"}, {"X-Error-Code": "RevisionNotFound"})
-        content = repository.commits[sha].get(path)
-        headers = {"X-Repo-Commit": sha}
-        if content is None:
-            return self.send(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound", **headers})
-        return self.send(200, content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', **headers})
+        return sha, repository.commits[sha]
+
+
+@contextmanager
+def stand_in() -> Iterator[StandIn]:
+    """Serve an empty Hub."""
+    server = StandIn()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @contextmanager
 def serving(cache) -> Iterator[StandIn]:
     """Serve an empty Hub, and point the Hub's client in this process at it, with a token and a cache of its own."""
-    server = StandIn()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    with pytest.MonkeyPatch.context() as patch:
+    with stand_in() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "ENDPOINT": server.url,
             "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
@@ -194,5 +224,3 @@ def serving(cache) -> Iterator[StandIn]:
         patch.setattr("huggingface_hub.hf_api.api.endpoint", server.url, raising=False)
         patch.setenv("HF_TOKEN", TOKEN)
         yield server
-    server.shutdown()
-    server.server_close()

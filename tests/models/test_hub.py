@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 
 from tests.conftest import ROOT
-from tests.hub_endpoint import commit, serving
+from tests.hub import Repository, stand_in
 from tests.transformers_networks import build
 
 SCRIPT = """
@@ -39,7 +39,7 @@ print(json.dumps(facts))
 
 
 def test_the_revision_of_a_name_is_loaded_and_then_needs_no_connection(tmp_path):
-    firsts = {}
+    firsts, repository = {}, Repository()
     for revision, license_ in (("v1", "mit"), ("main", "apache-2.0")):
         network = build("segformer")
         with torch.no_grad():
@@ -47,10 +47,12 @@ def test_the_revision_of_a_name_is_loaded_and_then_needs_no_connection(tmp_path)
         firsts[revision] = next(network.parameters()).flatten()[0].item()
         network.save_pretrained(tmp_path / revision)
         hf.SegformerImageProcessor().save_pretrained(tmp_path / revision)
-        (tmp_path / revision / "README.md").write_text(f"---\nlicense: {license_}\n---\n")
+        files = {path.name: path.read_bytes() for path in (tmp_path / revision).iterdir()}
+        repository.commit(revision, {**files, "README.md": f"---\nlicense: {license_}\n---\n".encode()})
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    with serving({("user/net", revision): tmp_path / revision for revision in firsts}) as (address, requests):
-        environment |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    with stand_in() as hub:
+        hub.repositories["user/net"] = repository
+        environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT],
             env=environment,
@@ -67,7 +69,7 @@ def test_the_revision_of_a_name_is_loaded_and_then_needs_no_connection(tmp_path)
             "name": "transformers/user/net",
             "weights": {
                 "source": "user/net",
-                "revision": commit("user/net", tmp_path / revision),
+                "revision": repository.branches[revision],
                 "license": license_,
             },
             "first": firsts[revision],
@@ -77,4 +79,4 @@ def test_the_revision_of_a_name_is_loaded_and_then_needs_no_connection(tmp_path)
     assert facts["loaded"] == facts["without"] == facts["offline"] == expected
     assert "v9 is not a valid git identifier" in facts["errors"]["user/net@v9"]
     assert "'user/other', which is no local folder" in facts["errors"]["user/other"]
-    assert any("/resolve/v1/" in path or commit("user/net", tmp_path / "v1") in path for path in requests)
+    assert any("/resolve/v1/" in path or repository.branches["v1"] in path for path in hub.requests)
