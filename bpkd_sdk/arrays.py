@@ -48,8 +48,12 @@ def as_tensor(array: Any) -> Tensor:
 
 
 def to_device(array: Array, name: str) -> Array:
-    """Return a tensor on the device of this name, without waiting for the copy; numpy arrays stay in host memory."""
-    return array if isinstance(array, np.ndarray) else array.to(name, non_blocking=True)
+    """Return a tensor on the device of this name; numpy arrays stay in host memory.
+
+    The function waits for a copy to host memory, which would otherwise be read too early. It does not wait for a copy
+    to a GPU, because later work on the GPU does.
+    """
+    return array if isinstance(array, np.ndarray) else array.to(name, non_blocking=name != "cpu")
 
 
 def contiguous(array: Array) -> Array:

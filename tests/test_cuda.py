@@ -156,6 +156,20 @@ def test_every_runtime_segments_as_torch_on_the_cpu(network, kind, precision, tm
             assert (runtime(SCENES) == np.stack(alone)).mean() > 0.999
 
 
+def test_a_file_on_the_cpu_waits_for_images_of_the_gpu(network, tmp_path):
+    source = to_onnx(network, tmp_path / "m.onnx", input_size=(96, 160)).path
+    runtime = open_runtime(source, "cpu")
+    images = torch.from_numpy(SCENES).permute(0, 3, 1, 2)
+    expected = runtime.segment(images)
+    on_gpu = images.cuda()
+    for _ in range(2):  # the second copy reuses host memory of the first, whose values are of other images
+        torch.cuda._sleep(200_000_000)
+        masks = runtime.segment(on_gpu)
+        assert masks.device.type == "cpu"
+        assert torch.equal(masks, expected)
+        on_gpu, expected = on_gpu.flip(0), expected.flip(0)
+
+
 def test_int8_is_the_same_with_a_graph_and_without(network, tmp_path):
     """ONNX Runtime has no int8 on a GPU: it computes in float32, and without a CUDA graph if a part runs on the CPU."""
     source = to_onnx(network, tmp_path / "m.onnx", input_size=(96, 160), dynamic_batch=False).path
