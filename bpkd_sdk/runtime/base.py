@@ -195,8 +195,8 @@ class Runtime(ABC):
 
         A wait for the whole device would break a CUDA graph that another thread records at the same time.
         """
-        torch = sys.modules.get("torch")  # without torch nothing is queued
-        if self.device.type == "cuda" and torch is not None:
+        torch = sys.modules.get("torch")  # nothing is queued unless torch uses CUDA, which it may lack
+        if self.device.type == "cuda" and torch is not None and torch.cuda.is_initialized():
             torch.cuda.current_stream(self.device).synchronize()
 
 

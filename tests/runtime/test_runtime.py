@@ -161,12 +161,20 @@ def test_one_thread_does_not_wait_for_the_others(monkeypatch, network):
     stream = Mock()
     monkeypatch.setattr(torch.cuda, "current_stream", {"cuda:1": stream}.get)
     monkeypatch.setattr(torch.cuda, "synchronize", None)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     runtime = TorchRuntime(network, "cpu")
     runtime.synchronize()
     assert not stream.synchronize.called
     runtime.device = Device("cuda:1")
     runtime.synchronize()
     stream.synchronize.assert_called_once_with()
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="torch uses the GPU of this machine")
+def test_a_torch_without_cuda_does_not_stop_a_session_of_onnxruntime_on_a_gpu(network):
+    runtime = TorchRuntime(network, "cpu")
+    runtime.device = Device("cuda:0")
+    runtime.synchronize()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
