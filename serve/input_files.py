@@ -64,7 +64,7 @@ def find_files(sources: Sequence[str | Path]) -> list[InputFile]:
 
     Raises:
         FileNotFoundError: If a source does not exist, or contains no image and no video.
-        ValueError: If two files have masks of the same name.
+        ValueError: If two files have masks of the same name, or a mask lies in the folder of a video's masks.
     """
     found: dict[Path, InputFile] = {}
     for source in sources:
@@ -74,15 +74,26 @@ def find_files(sources: Sequence[str | Path]) -> list[InputFile]:
             raise FileNotFoundError(f"{source} contains no image and no video ({suffixes}).")
         for file in files:
             found.setdefault(file.path.resolve(), file)
-    masks: dict[str, list[str]] = {}
-    for file in found.values():
-        masks.setdefault(str(file.mask).casefold(), []).append(str(file.path))
-    if clashes := [" and ".join(paths) for paths in masks.values() if len(paths) > 1]:
-        raise ValueError(
-            f"{len(clashes)} masks would have the same file. Segment these files with different output folders:\n"
-            f"{format_list(clashes)}"
-        )
+    _check_masks(list(found.values()))
     return list(found.values())
+
+
+def _check_masks(files: Sequence[InputFile]) -> None:
+    """Raise ValueError if two files have the same mask, or a mask lies in the folder of a video's masks."""
+    first: dict[str, InputFile] = {}
+    clashes = []
+    for file in files:
+        other = first.setdefault(str(file.mask).casefold(), file)
+        if other is not file:
+            clashes.append(f"{other.path} and {file.path}")
+    for file in files:
+        others = (first.get(str(folder).casefold()) for folder in file.mask.parents)
+        clashes += [f"{other.path} and {file.path}" for other in others if other is not None]
+    if clashes:
+        raise ValueError(
+            f"{len(clashes)} masks would have the same file or folder. Segment these files with different output "
+            f"folders:\n{format_list(clashes)}"
+        )
 
 
 def _files_of(source: str | Path) -> Iterator[InputFile]:

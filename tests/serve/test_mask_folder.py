@@ -191,6 +191,14 @@ def test_sources_are_files_folders_and_patterns(photos, tmp_path, monkeypatch):
         names(".")
 
 
+def test_a_video_does_not_replace_the_masks_of_its_frames(tmp_path):
+    (tmp_path / "clip").mkdir()
+    for name in ("clip.mp4", "clip/000000.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"same file or folder.*\n.*clip\.mp4 and .*clip/000000\.jpg"):
+        find_files([tmp_path])
+
+
 def test_a_folder_with_other_files_is_not_replaced_by_the_masks_of_a_video(student, tmp_path):
     clip = write_video(tmp_path / "clip.mp4", [scene(48, 64)], [0])
     (tmp_path / "masks/clip").mkdir(parents=True)
