@@ -8,15 +8,21 @@ let config, ort, session;
 
 class ImageError extends Error {}
 
-onmessage = async ({ data: message }) => {
+let work = Promise.resolve(); // one message is handled after another, because a session runs one image at a time
+onmessage = ({ data }) => {
+  work = work.then(() => handle(data));
+};
+
+async function handle(message) {
   try {
     postMessage(message.type === "open" ? await open(message) : await segment(message));
   } catch (error) {
-    postMessage({ type: error instanceof ImageError ? "rejected" : "failed", reason: error?.message || String(error) });
+    const type = error instanceof ImageError ? "rejected" : "failed";
+    postMessage({ type, id: message.id, reason: error?.message || String(error) });
   }
-};
+}
 
-/* Loads ONNX Runtime and the network, and runs the network once, so that what fails fails here. */
+/* Loads ONNX Runtime and the network, and runs the network once, so that errors occur before the page is ready. */
 async function open(message) {
   config = message.config;
   const isWebgpu = message.backend === "webgpu";

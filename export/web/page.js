@@ -28,7 +28,7 @@ function startEngine(backend, prefix = "") {
   started.worker.onmessage = ({ data }) => {
     URL.revokeObjectURL(url);
     if (data.type === "failed") fail(data.reason);
-    else if (data.type === "rejected") giveUp(data.reason);
+    else if (data.type === "rejected" && data.id === count) giveUp(data.reason);
     else if (data.type === "mask" && data.id === count) show(data);
     else if (data.type === "ready") {
       if (data.threads) started.name += `, ${data.threads} ${data.threads === 1 ? "thread" : "threads"}`;
@@ -45,7 +45,7 @@ function startEngine(backend, prefix = "") {
 function segment(source) {
   pending = source;
   count += 1;
-  if (engine.isReady) send();
+  if (engine?.isReady) send();
 }
 
 function send() {
@@ -267,7 +267,10 @@ function connectControls() {
   };
   $("camera").onclick = () => (stream ? stopCamera() : startCamera());
   $("opacity").oninput = $("boundaries").oninput = () => requestAnimationFrame(draw);
-  $("fit").onchange = () => !stream && last && segment(last);
+  $("fit").onchange = () => {
+    const file = pending ?? last;
+    if (!stream && file) segment(file);
+  };
   $("backend").onchange = ({ target }) => {
     pending ??= stream ? null : last;
     startEngine(target.value);

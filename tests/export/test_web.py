@@ -1,5 +1,6 @@
 """The web site: its masks are the predictor's, in a real browser that reaches no other host."""
 
+import base64
 import io
 import json
 import os
@@ -238,6 +239,24 @@ def test_the_camera_runs_until_it_is_stopped(site, browser, address):
         page.get_by_role("button", name="Stop the camera").click()
         expect(page.locator("#status")).to_have_text("The camera is off.")
         assert saved(page, "Save mask").ndim == 2
+
+
+CHOOSE_AN_IMAGE_AND_A_RULE = """([content, rule]) => {
+  const files = new DataTransfer();
+  files.items.add(new File([Uint8Array.from(atob(content), (byte) => byte.charCodeAt(0))], "newest.png"));
+  Object.assign(document.getElementById("file"), { files: files.files }).dispatchEvent(new Event("change"));
+  Object.assign(document.getElementById("fit"), { value: rule }).dispatchEvent(new Event("change"));
+}"""
+
+
+def test_a_rule_that_is_chosen_during_a_run_applies_to_the_newest_image(networks, site, browser, address):
+    before, newest = (Image.open(PHOTO).resize(size) for size in ((96, 64), (64, 96)))
+    with ready_page(browser, address, site("one")) as page:
+        segment(page, encoded(before))
+        page.evaluate(CHOOSE_AN_IMAGE_AND_A_RULE, [base64.b64encode(encoded(newest)).decode(), "pad"])
+        expect(page.locator("#status")).to_contain_text("64 × 96 pixels, segmented in", timeout=60_000)
+        expected = Predictor(networks["one"], "cpu", fit="pad")(np.asarray(newest)).mask
+        assert (saved(page, "Save mask") == expected).mean() > 0.999
 
 
 @pytest.mark.slow  # an adapter in software
