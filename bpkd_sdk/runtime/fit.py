@@ -1,4 +1,4 @@
-"""Images of any size for an artifact that accepts certain sizes only: the rule `fit` of all that runs artifacts.
+"""Images of any size for an artifact that accepts certain sizes only: the rule `fit`.
 
 An artifact gets an image at the image's own size if it accepts that size. Otherwise `fit` determines what it gets:
 

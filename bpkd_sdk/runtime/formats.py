@@ -38,7 +38,7 @@ class Format:
     loader: str
 
     def open(self, source: str, device: Any) -> Any:
-        """Open an artifact as a `Runtime`; raise ValueError for a device of another type, ImportError without torch."""
+        """Open an artifact as a `Runtime`; raise ValueError for another device, ImportError without the extra."""
         if str(device).partition(":")[0] not in ("auto", *self.devices):
             raise ValueError(
                 f"{source} is of the format {self.name}, which runs on {' or '.join(self.devices)}, but "

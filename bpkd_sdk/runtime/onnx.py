@@ -78,8 +78,8 @@ class OnnxRuntime(Runtime):
             self.session = self.replay.session if self.replay else open_session(self.path, chosen, nhwc=nhwc)
             if self.session.get_providers()[0] != "CUDAExecutionProvider":
                 problem = (
-                    f"ONNX Runtime cannot use {chosen} for {path}. Run `bpkd doctor`: onnxruntime-gpu must be built "
-                    "for the CUDA version whose libraries are installed."
+                    f"ONNX Runtime cannot use {chosen} for {path}. Run `bpkd doctor`: a GPU needs onnxruntime-gpu in "
+                    "place of onnxruntime, built for the CUDA version whose libraries are installed."
                 )
                 if device != "auto":
                     raise RuntimeError(problem)

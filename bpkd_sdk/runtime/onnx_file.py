@@ -211,7 +211,7 @@ class Field(NamedTuple):
 
 
 def read_fields(content: bytes, start: int = 0, end: int | None = None) -> Iterator[Field]:
-    """Yield the fields of a protobuf message, without a look at what they contain.
+    """Yield the fields of a protobuf message, without parsing their values.
 
     Args:
         content: Bytes with the message.

@@ -21,7 +21,7 @@ from PIL import Image
 import bpkd_sdk
 from bpkd_sdk.classes import names_and_colors
 from bpkd_sdk.errors import format_list, import_optional
-from bpkd_sdk.export.web.package import onnxruntime_web as open_runtime
+from bpkd_sdk.export.web.package import onnxruntime_web as fetch_onnxruntime_web
 from bpkd_sdk.files import file_sha256
 from bpkd_sdk.images import ImageSource, read_image
 from bpkd_sdk.runtime.fit import MAX_PIXELS, WINDOW_SIDE, Fit, check_fit
@@ -87,7 +87,7 @@ def to_web(
     if examples is None:
         examples = sorted((_PACKAGE / "data" / "photos").glob("*.jpg"))
     images = [read_image(example) for example in examples]
-    runtime = open_runtime(onnxruntime_web)
+    runtime = fetch_onnxruntime_web(onnxruntime_web)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         site = Path(temporary) / "site"
