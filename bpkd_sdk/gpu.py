@@ -40,6 +40,8 @@ class GpuContext:
 
     def __init__(self, index: int) -> None:
         self._driver, self._gpu, self._context = load_driver(), ctypes.c_int(), ctypes.c_void_p()
+        if self._driver is None:
+            raise RuntimeError("The NVIDIA driver was not found. Run `bpkd doctor`.")
         self._call("cuInit", 0)
         self._call("cuDeviceGet", ctypes.byref(self._gpu), index)
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._gpu)

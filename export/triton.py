@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +179,12 @@ def _check_name(name: str) -> str:
 
 def _read_onnx_artifact(path: Path, backend: TritonBackend, device: TritonDevice) -> _Artifact:
     runtime = OnnxRuntime(path, "cpu")
+    if runtime.metadata["precision"] == "int8" and backend == "onnxruntime" and device != "gpu":
+        warnings.warn(
+            "On x86 processors without VNNI, sums of int8 products overflow in Triton's onnxruntime backend, silently. "
+            "For such a server pass backend='python', which prevents it.",
+            stacklevel=4,
+        )
     files = {"model.onnx": runtime.model() if device == "cpu" else path.read_bytes()}
     if backend == "python":
         files["model.py"] = Path(__file__).with_name("triton_model.py").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from bpkd_sdk.data.pairs import IMAGE_SUFFIXES, list_files
 from bpkd_sdk.errors import did_you_mean, format_list
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 OVERLAYS = "overlays"  # folder of the overlays in the output folder
 
 
@@ -31,6 +32,11 @@ class InputFile:
     def key(self) -> str:
         """Name in the manifest, which is the same on all systems."""
         return self.name.as_posix()
+
+    @property
+    def source(self) -> str:
+        """Identity of the path: the first digits of its SHA-256, because manifests may be published."""
+        return hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
 
     @property
     def is_video(self) -> bool:

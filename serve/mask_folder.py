@@ -89,6 +89,11 @@ def segment_files(
     files = outside  # those that are left out are results of an earlier call
     _check_outputs(files, folder)
     manifest = _Manifest(folder / MANIFEST, _setting(predictor))
+    if strangers := [file.path for file in files if manifest.has_another(file)]:
+        raise ValueError(
+            f"{folder} has masks of other files with these names. Choose another output folder:\n"
+            f"{format_list(strangers)}"
+        )
     result = SegmentedFiles()
     waiting = []
     for file in files:
@@ -129,13 +134,24 @@ def _outputs(file: InputFile, overlay: bool) -> tuple[Path, ...]:
 
 def _setting(predictor: Predictor) -> dict[str, Any]:
     """Return the facts that all masks of a folder share."""
-    name = predictor.runtime.name
+    runtime = predictor.runtime
+    is_file = Path(runtime.name).is_file()
     return {
-        "network": Path(name).name if Path(name).is_file() else name,
-        "sha256": file_sha256(name) if Path(name).is_file() else None,
+        "network": Path(runtime.name).name if is_file else runtime.name,
+        "sha256": file_sha256(runtime.name) if is_file else _hash_weights(runtime),
         "classes": list(predictor.class_names),
         "fit": predictor.fit,
     }
+
+
+def _hash_weights(runtime: Any) -> str | None:
+    """Return the SHA-256 of the weights of a module, or of a model on a server if it states one."""
+    if runtime.is_module:
+        from bpkd_sdk.models.checkpoint import content_hash
+
+        return content_hash(runtime.module.state_dict())
+    weights: str | None = runtime.metadata.get("weights_sha256")
+    return weights
 
 
 class _Manifest:
@@ -167,6 +183,13 @@ class _Manifest:
         """Return whether the manifest lists a file, without an error and in its present state."""
         record = self.records.get(file.key, {"error": "not listed"})
         return "error" not in record and file.state().items() <= record.items()
+
+    def has_another(self, file: InputFile) -> bool:
+        """Return whether the folder has masks of another file in the place of this file's."""
+        if file.is_video and any(Path(key).is_relative_to(file.mask) for key in self.records):
+            return True
+        same = [record for key, record in self.records.items() if InputFile(file.path, Path(key)).mask == file.mask]
+        return not self.has(file) and any("error" not in record and record["source"] != file.source for record in same)
 
     def add(self, record: dict[str, Any]) -> None:
         """Append the record of one file."""
@@ -333,7 +356,7 @@ def _record(
 ) -> dict[str, Any]:
     """Return the line of the manifest for a file that was segmented."""
     shares = dict(zip(class_names, (areas / areas.sum()).round(6).tolist(), strict=True))
-    return {"file": file.key, **state, "height": size[0], "width": size[1], "shares": shares}
+    return {"file": file.key, "source": file.source, **state, "height": size[0], "width": size[1], "shares": shares}
 
 
 def _failure(file: InputFile, error: Exception) -> dict[str, Any]:

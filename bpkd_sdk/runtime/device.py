@@ -53,13 +53,13 @@ def choose_device(device: str | torch.device = "auto", types: Sequence[str] = DE
     """
     torch = import_optional("torch", "train")
     name = str(device)
-    kind, _, index = name.partition(":")
+    kind, index = _parse(name)
     if isinstance(device, str):
         check_choice("device", device if kind == "auto" else kind, ("auto", *types))
     if kind == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         name = str(accelerator) if accelerator is not None and accelerator.type in types else "cpu"
-    elif isinstance(device, str) and kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    elif isinstance(device, str) and kind == "cuda" and index >= torch.cuda.device_count():
         raise RuntimeError(
             f"Expected device={device!r} to be present, but torch sees {torch.cuda.device_count()} CUDA devices. "
             "Run `bpkd doctor`."
@@ -67,6 +67,14 @@ def choose_device(device: str | torch.device = "auto", types: Sequence[str] = DE
     elif isinstance(device, str) and kind == "mps" and not torch.backends.mps.is_available():
         raise RuntimeError("Expected device='mps' to be present, but torch sees no Apple GPU. Run `bpkd doctor`.")
     return Device(f"cuda:{torch.cuda.current_device()}" if name == "cuda" else name)
+
+
+def _parse(name: str) -> tuple[str, int]:
+    """Return the type and the index of a device name such as "cuda:1"; 0 where it states none."""
+    kind, _, index = name.partition(":")
+    if index and not (index.isascii() and index.isdecimal()):
+        raise ValueError(f"Expected `device` to end in the number of a GPU, such as 'cuda:0', but got {name!r}.")
+    return kind, int(index or 0)
 
 
 def choose_onnx_device(device: str | torch.device = "auto") -> Device:
@@ -83,14 +91,14 @@ def choose_onnx_device(device: str | torch.device = "auto") -> Device:
         ValueError: If the name is another one.
         RuntimeError: If the driver does not see the GPU.
     """
-    kind, _, index = str(device).partition(":")
+    kind, index = _parse(str(device))
     check_choice("device", str(device) if kind == "auto" else kind, ("auto", "cpu", "cuda"))
     if kind == "auto":
         providers = import_optional("onnxruntime").get_available_providers()
         return Device("cuda:0" if "CUDAExecutionProvider" in providers and gpu_names() else "cpu")
-    if kind == "cuda" and int(index or 0) >= len(gpu_names()):
+    if kind == "cuda" and index >= len(gpu_names()):
         raise RuntimeError(
             f"Expected device={str(device)!r} to be present, but the NVIDIA driver sees {len(gpu_names())} GPUs. "
             "Run `bpkd doctor`."
         )
-    return Device(f"cuda:{int(index or 0)}" if kind == "cuda" else "cpu")
+    return Device(f"cuda:{index}" if kind == "cuda" else "cpu")

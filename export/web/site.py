@@ -100,9 +100,15 @@ def to_web(
             config["examples"].append(name)
         (site / _PAGE).write_text(_render(config), "utf-8")
         site.chmod(0o755)
+        replaced = Path(temporary) / "replaced"
         if target.exists():
-            target.rename(Path(temporary) / "replaced")
-        site.rename(target)
+            target.rename(replaced)
+        try:
+            site.rename(target)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(target)
+            raise
     return WebReport(target / _PAGE, sum(file.stat().st_size for file in target.rglob("*") if file.is_file()))
 
 
@@ -147,6 +153,10 @@ def _check_target(target: Path) -> None:
     """Raise ValueError unless a folder is absent, empty, or contains only what `to_web` wrote."""
     if not target.exists():
         return
+    if target.resolve() == Path.cwd():
+        raise ValueError(
+            f"The web site cannot replace the current folder ({target}). Name a folder in it, such as site."
+        )
     if not target.is_dir():
         raise ValueError(f"Expected a folder for the web site, but {target} is a file. Choose another path.")
     names = {file.name for file in target.iterdir()}

@@ -5,12 +5,13 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import bpkd_sdk
 from bpkd_sdk import progress
 from bpkd_sdk.serve import Predictor, find_files, read_video, segment_files
-from tests.serve.cases import NAMES, scene
+from tests.serve.cases import NAMES, network, scene
 from tests.serve.test_video import write_video
 
 
@@ -28,8 +29,8 @@ def photos(tmp_path):
 
 
 def read_manifest(folder):
-    network, *lines = (json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines())
-    return network, {line["file"]: line for line in lines}
+    setting, *lines = (json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines())
+    return setting, {line["file"]: line for line in lines}
 
 
 def read_mask(path):
@@ -41,8 +42,8 @@ def test_each_mask_equals_the_prediction_for_its_image(student, photos, tmp_path
     result = segment_files(student, find_files([photos]), tmp_path / "masks", batch_size=batch_size)
     assert sorted(result.done) == ["a.png", "b.JPG", "drive/c.png", "drive/d.webp"]
     assert (result.skipped, result.failed) == ([], {})
-    network, lines = read_manifest(tmp_path / "masks")
-    assert network["classes"] == list(NAMES)
+    setting, lines = read_manifest(tmp_path / "masks")
+    assert setting["classes"] == list(NAMES)
     for name in result.done:
         expected = student(photos / name).mask
         mask = Image.open((tmp_path / "masks" / name).with_suffix(".png"))
@@ -206,6 +207,30 @@ def test_a_folder_with_other_files_is_not_replaced_by_the_masks_of_a_video(stude
     result = segment_files(student, find_files([clip]), tmp_path / "masks")
     assert "other files" in result.failed["clip.mp4"]
     assert (tmp_path / "masks/clip/precious.txt").read_text() == "kept"
+
+
+def test_masks_of_other_files_with_the_same_names_are_not_replaced(student, photos, tmp_path):
+    segment_files(student, find_files([photos]), tmp_path / "masks")
+    before = (tmp_path / "masks/a.png").read_bytes()
+    (tmp_path / "others").mkdir()
+    Image.fromarray(scene(48, 64, 7)).save(tmp_path / "others/a.jpg")
+    with pytest.raises(ValueError, match=r"has masks of other files with these names.*\n.*others/a\.jpg"):
+        segment_files(student, find_files([tmp_path / "others"]), tmp_path / "masks")
+    assert (tmp_path / "masks/a.png").read_bytes() == before
+    clip = write_video(tmp_path / "drive.mp4", [scene(48, 64)], [0])
+    with pytest.raises(ValueError, match=r"other files with these names.*\n.*drive\.mp4"):
+        segment_files(student, find_files([clip]), tmp_path / "masks")
+    photos.rename(tmp_path / "moved")  # the same files at another place are done
+    assert len(segment_files(student, find_files([tmp_path / "moved"]), tmp_path / "masks").skipped) == 4
+
+
+def test_masks_of_a_network_with_other_weights_are_not_continued(photos, tmp_path):
+    segment_files(Predictor(network(), "cpu"), find_files([photos]), tmp_path / "masks")
+    other = network()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    with pytest.raises(ValueError, match=r"another network or setting.*\n.*sha256: was"):
+        segment_files(Predictor(other, "cpu"), find_files([photos]), tmp_path / "masks")
 
 
 def test_the_command(bpkd, files, photos, tmp_path):
