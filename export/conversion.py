@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bpkd_sdk import export
 from bpkd_sdk.errors import check_choice
-from bpkd_sdk.export.onnx import to_onnx
-from bpkd_sdk.export.quantization import quantize
-from bpkd_sdk.export.web import to_web
 from bpkd_sdk.hub import is_model_folder
 from bpkd_sdk.runtime.formats import FORMATS, Format, find_format
 
@@ -53,7 +50,7 @@ def convert(
     reports: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
         for step in steps:
-            name = Path(source).stem + (".int8.onnx" if step is quantize else ".onnx")
+            name = Path(source).stem + (".int8.onnx" if step.__name__ == "quantize" else ".onnx")
             step_path = target if step is steps[-1] else Path(folder) / name
             step_options = {name: options[name] for name in inspect.signature(step).parameters if name in options}
             reports.append(step(source, step_path, **step_options))
@@ -77,19 +74,18 @@ def plan_steps(source: Path, path: str, precision: str | None, *, web: bool = Fa
         )
     if precision is not None:
         check_choice("precision", precision, wanted.precisions)
-    module, _, name = wanted.exporter.partition(":")
-    last: Step = getattr(importlib.import_module(module), name)
+    last = "to_web" if web else wanted.exporter.removeprefix("bpkd_sdk.export:")
     is_onnx = source.suffix == ".onnx"
     if is_onnx and precision in ("fp32", "fp16"):
         raise ValueError(
             f"{source} is an ONNX file and keeps its own precision. Omit `precision` (or pass 'int8' to quantize it), "
             "or export from the checkpoint."
         )
-    steps: list[Step] = ([] if is_onnx else [to_onnx]) + ([quantize] if precision == "int8" else [])
-    steps += [to_web] if web else [] if last is to_onnx else [last]
-    if not steps:
+    names = ([] if is_onnx else ["to_onnx"]) + (["quantize"] if precision == "int8" else [])
+    names += [] if last == "to_onnx" else [last]
+    if not names:
         raise ValueError(f"{source} is an ONNX file already. Pass precision='int8', or an engine as the target.")
-    return steps
+    return [getattr(export, name) for name in names]  # a web site of an ONNX file needs no torch
 
 
 def _check_options(steps: list[Step], options: dict[str, Any], conversion: str) -> None:

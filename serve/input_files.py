@@ -104,6 +104,8 @@ def _check_masks(files: Sequence[InputFile]) -> None:
 
 def _files_of(source: str | Path) -> Iterator[InputFile]:
     path, suffixes = Path(source), (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    if not str(source).strip():
+        raise ValueError("Expected a file, folder or pattern, but got an empty text. Is a shell variable unset?")
     if path.is_file():
         yield InputFile(path, Path(path.name))
     elif path.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections import deque
@@ -32,6 +33,7 @@ CLASSES = "classes.json"
 _JPEG_QUALITY = 92
 _READERS = 4  # threads that read images while the network runs
 _READ_AHEAD = 8  # images that are read and wait for the network
+_PNG_END = b"IEND\xaeB`\x82"  # last chunk of a PNG file
 _FRAME = re.compile(r"\d{6,}\.png")  # name of the mask of a frame
 _EXPECTED_ERRORS = (ValueError, TypeError, OSError, RuntimeError, MemoryError, ImportError)
 
@@ -91,13 +93,13 @@ def segment_files(
     manifest = _Manifest(folder / MANIFEST, _setting(predictor))
     if strangers := [file.path for file in files if manifest.has_another(file)]:
         raise ValueError(
-            f"{folder} has masks of other files with these names. Choose another output folder:\n"
+            f"{folder} has masks of files with these names at another place. Choose another output folder:\n"
             f"{format_list(strangers)}"
         )
     result = SegmentedFiles()
     waiting = []
     for file in files:
-        is_done = manifest.has(file) and all((folder / name).exists() for name in _outputs(file, overlay))
+        is_done = manifest.has(file) and all(_is_whole(folder / name) for name in _outputs(file, overlay))
         result.skipped.append(file.key) if is_done else waiting.append(file)
     classes = {"class_names": predictor.class_names, "palette": predictor.palette}
     write_json(folder / CLASSES, classes)
@@ -118,14 +120,27 @@ def segment_files(
 
 
 def _check_outputs(files: Sequence[InputFile], folder: Path) -> None:
+    """Raise ValueError if a result would replace one of the files, or a file that `segment_files` has not written."""
     sources = {file.path.resolve() for file in files}
-    if replaced := [
-        file.path for file in files for name in _outputs(file, True) if (folder / name).resolve() in sources
-    ]:
+    results = [folder / name for file in files for name in _outputs(file, True)]
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"Expected a folder for the masks, but {folder} is a file. Choose another output folder.")
+    is_new = not (folder / MANIFEST).is_file()
+    if replaced := [result for result in results if result.resolve() in sources or (is_new and result.exists())]:
         raise ValueError(
-            f"{len(replaced)} results would replace the files themselves. Choose another output folder:\n"
-            f"{format_list(replaced)}"
+            f"{len(replaced)} files that are no results of `bpkd predict` would be replaced. Choose another output "
+            f"folder:\n{format_list(replaced)}"
         )
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a result exists, and is not a PNG file that was cut short."""
+    if not path.is_file():
+        return path.is_dir()
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(_PNG_END)))
+        return size > 0 and (path.suffix != ".png" or file.read() == _PNG_END)
 
 
 def _outputs(file: InputFile, overlay: bool) -> tuple[Path, ...]:
@@ -189,7 +204,7 @@ class _Manifest:
         if file.is_video and any(Path(key).is_relative_to(file.mask) for key in self.records):
             return True
         same = [record for key, record in self.records.items() if InputFile(file.path, Path(key)).mask == file.mask]
-        return not self.has(file) and any("error" not in record and record["source"] != file.source for record in same)
+        return any("error" not in record and record["source"] != file.source for record in same)
 
     def add(self, record: dict[str, Any]) -> None:
         """Append the record of one file."""

@@ -229,7 +229,9 @@ class Predictor:
                 "Use the checkpoint, or export it with argmax=False."
             )
         if isinstance(image, Iterator):
-            return (self._predict([frame], confidence, entropy)[0] for frame in image)
+            # A copy, because readers of videos often fill one array again and again.
+            frames = (frame.copy() if isinstance(frame, np.ndarray) else frame for frame in image)
+            return (self._predict([frame], confidence, entropy)[0] for frame in frames)
         if isinstance(image, np.ndarray) and image.ndim == 4:
             image = list(image)
         if isinstance(image, (list, tuple)):

@@ -93,7 +93,6 @@ def export(
     precision of its ONNX file; engines have not yet been executed. Every step of a conversion is checked.
     """
     import bpkd_sdk
-    from bpkd_sdk.export import QuantizationReport
     from bpkd_sdk.export.conversion import convert
 
     arguments = {
@@ -125,7 +124,7 @@ def export(
         reports = convert(model, output, web=web, precision=precision, **options)
     for report in reports:
         console.print(_format_report(report), soft_wrap=True)
-        if isinstance(report, QuantizationReport):
+        if precision == "int8" and hasattr(report, "layers"):
             console.print(_layers_table(report))
     console.print(f"{reports[-1].path}: {reports[-1].size / 1e6:.2f} MB", soft_wrap=True)
 
@@ -152,7 +151,11 @@ def parse_sizes(text: str | None) -> Sizes | None:
 
 def _format_report(report: Any) -> str:
     """Describe the result of a step in one line."""
-    from bpkd_sdk.export import ExportReport, QuantizationReport, WebReport
+    from bpkd_sdk.export import WebReport
+
+    if isinstance(report, WebReport):
+        return f"Open http://localhost:8000 after: {report.serve_command}"
+    from bpkd_sdk.export import ExportReport, QuantizationReport  # these need torch
 
     if isinstance(report, ExportReport):
         edges = _percent(report.verification.edge_agreement)
@@ -163,8 +166,6 @@ def _format_report(report: Any) -> str:
             f"int8: {quantized} of {len(report.layers)} layers; {report.boundary_loss:.4f} boundary IoU lost, "
             f"{report.agreement:.4%} of the pixels as before ({_percent(report.edge_agreement)} at edges)"
         )
-    if isinstance(report, WebReport):
-        return f"Open http://localhost:8000 after: {report.serve_command}"
     layers = ", ".join(f"{n} {type_}" for types in report.manifest.layers.values() for type_, n in types.items())
     return f"Engine: layers {layers}; for {', '.join(report.manifest.targets)}; compiled in {report.seconds:.1f} s"
 

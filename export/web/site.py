@@ -171,7 +171,7 @@ def _check_target(target: Path) -> None:
 
 def _render(config: dict[str, Any]) -> str:
     """Return the page: a file that contains its style, its scripts and the facts of the network."""
-    jinja2 = import_optional("jinja2", "export")
+    jinja2 = import_optional("jinja2")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string((_FOLDER / "page.html.jinja").read_text("utf-8"))
     style, script, engine = ((_FOLDER / name).read_text("utf-8") for name in ("page.css", "page.js", "engine.js"))

@@ -162,7 +162,7 @@ def test_a_result_never_replaces_an_input(student, photos, tmp_path):
         segment_files(student, find_files([photos / "a.png"]), photos)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a.png").symlink_to(photos / "a.png")
-    with pytest.raises(ValueError, match=r"1 results would replace the files themselves"):
+    with pytest.raises(ValueError, match=r"1 files that are no results .* would be replaced"):
         segment_files(student, find_files([photos / "a.png"]), tmp_path / "out")
     assert (photos / "a.png").read_bytes() == content
 
@@ -187,6 +187,8 @@ def test_sources_are_files_folders_and_patterns(photos, tmp_path, monkeypatch):
         names("driv")
     with pytest.raises(FileNotFoundError, match="contains no image and no video"):
         names("*.gif")
+    with pytest.raises(ValueError, match="got an empty text"):
+        names("")
     Image.fromarray(scene(48, 64)).save("a.jpg")
     with pytest.raises(ValueError, match=r"same file.*\n.*a\.(png|jpg) and .*a\.(png|jpg)"):
         names(".")
@@ -200,9 +202,10 @@ def test_a_video_does_not_replace_the_masks_of_its_frames(tmp_path):
         find_files([tmp_path])
 
 
-def test_a_folder_with_other_files_is_not_replaced_by_the_masks_of_a_video(student, tmp_path):
+def test_a_folder_with_other_files_is_not_replaced_by_the_masks_of_a_video(student, photos, tmp_path):
+    segment_files(student, find_files([photos]), tmp_path / "masks")
     clip = write_video(tmp_path / "clip.mp4", [scene(48, 64)], [0])
-    (tmp_path / "masks/clip").mkdir(parents=True)
+    (tmp_path / "masks/clip").mkdir()
     (tmp_path / "masks/clip/precious.txt").write_text("kept")
     result = segment_files(student, find_files([clip]), tmp_path / "masks")
     assert "other files" in result.failed["clip.mp4"]
@@ -214,14 +217,29 @@ def test_masks_of_other_files_with_the_same_names_are_not_replaced(student, phot
     before = (tmp_path / "masks/a.png").read_bytes()
     (tmp_path / "others").mkdir()
     Image.fromarray(scene(48, 64, 7)).save(tmp_path / "others/a.jpg")
-    with pytest.raises(ValueError, match=r"has masks of other files with these names.*\n.*others/a\.jpg"):
+    with pytest.raises(ValueError, match=r"has masks of files with these names at another place.*\n.*others/a\.jpg"):
         segment_files(student, find_files([tmp_path / "others"]), tmp_path / "masks")
     assert (tmp_path / "masks/a.png").read_bytes() == before
     clip = write_video(tmp_path / "drive.mp4", [scene(48, 64)], [0])
-    with pytest.raises(ValueError, match=r"other files with these names.*\n.*drive\.mp4"):
+    with pytest.raises(ValueError, match=r"files with these names.*\n.*drive\.mp4"):
         segment_files(student, find_files([clip]), tmp_path / "masks")
-    photos.rename(tmp_path / "moved")  # the same files at another place are done
-    assert len(segment_files(student, find_files([tmp_path / "moved"]), tmp_path / "masks").skipped) == 4
+
+
+def test_files_that_were_there_before_are_not_replaced(student, photos, tmp_path):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/a.png").write_bytes(b"drawn by hand")
+    with pytest.raises(ValueError, match=r"1 files that are no results.*\n.*labels/a\.png"):
+        segment_files(student, find_files([photos]), tmp_path / "labels")
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == ["a.png"]
+    with pytest.raises(ValueError, match=r"notes\.txt is a file"):
+        segment_files(student, find_files([photos]), photos / "notes.txt")
+
+
+def test_masks_that_were_cut_short_are_made_again(student, photos, tmp_path):
+    segment_files(student, find_files([photos]), tmp_path / "masks")
+    for name, length in (("a.png", 0), ("drive/c.png", 60)):
+        (tmp_path / "masks" / name).write_bytes((tmp_path / "masks" / name).read_bytes()[:length])
+    assert segment_files(student, find_files([photos]), tmp_path / "masks").done == ["a.png", "drive/c.png"]
 
 
 def test_masks_of_a_network_with_other_weights_are_not_continued(photos, tmp_path):

@@ -252,3 +252,16 @@ def test_a_file_contains_names_and_colours(files):
 def test_invalid_arguments_are_rejected(files, make, message):
     with pytest.raises(ValueError, match=message):
         make(files)
+
+
+def test_a_frame_whose_array_is_filled_again_keeps_its_picture(model):
+    buffer = np.zeros((48, 64, 3), np.uint8)
+
+    def frames():
+        for value in (50, 200):
+            buffer[:] = value
+            yield buffer
+
+    first, second = Predictor(model, "cpu")(frames())
+    assert (first.image == 50).all()
+    assert (second.image == 200).all()
