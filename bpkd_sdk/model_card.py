@@ -203,7 +203,7 @@ def _summary(facts: CardFacts) -> str:
     elif origin:
         text += ", trained on labels"
     on = f" on the data set {_code(data)}" if data and origin else ""
-    return f"{text}{on}, with [bpkd-sdk](https://pypi.org/project/bpkd-sdk/)."
+    return f"{text}{on}, with bpkd-sdk."
 
 
 _SCORES = {
