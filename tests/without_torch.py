@@ -57,7 +57,7 @@ COMMANDS = {
     "inspect": "pspnet_r18",
     "models": "",
     "import": "official.pth student.safetensors",
-    "export": "student.safetensors student.onnx --size 64x64",
+    "export": "{file} student.engine",
     "share": "student.safetensors folder --size 64x64 --license mit",
     "triton": "{file} repository",
     "data check": "folder",
