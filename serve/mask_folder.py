@@ -85,13 +85,14 @@ def segment_files(
         KeyboardInterrupt: If interrupted; the message states how many files are done.
     """
     folder = Path(path)
-    outside = [file for file in files if not file.path.resolve().is_relative_to(folder.resolve())]
+    inside = folder.resolve()
+    outside = [file for file in files if not file.path.resolve().is_relative_to(inside)]
     if len(outside) < len(files) and not (folder / MANIFEST).is_file():
         raise ValueError(f"{len(files) - len(outside)} of the files are in {folder}. Choose another output folder.")
     files = outside  # those that are left out are results of an earlier call
     _check_outputs(files, folder)
     manifest = _Manifest(folder / MANIFEST, _setting(predictor))
-    if strangers := [file.path for file in files if manifest.has_another(file)]:
+    if strangers := manifest.find_others(files):
         raise ValueError(
             f"{folder} has masks of files with these names at another place. Choose another output folder:\n"
             f"{format_list(strangers)}"
@@ -199,12 +200,20 @@ class _Manifest:
         record = self.records.get(file.key, {"error": "not listed"})
         return "error" not in record and file.state().items() <= record.items()
 
-    def has_another(self, file: InputFile) -> bool:
-        """Return whether the folder has masks of another file in the place of this file's."""
-        if file.is_video and any(Path(key).is_relative_to(file.mask) for key in self.records):
-            return True
-        same = [record for key, record in self.records.items() if InputFile(file.path, Path(key)).mask == file.mask]
-        return any("error" not in record and record["source"] != file.source for record in same)
+    def find_others(self, files: Sequence[InputFile]) -> list[Path]:
+        """Return the paths of those files in whose place the folder has masks of another file."""
+        names = [Path(key) for key in self.records]
+        folders = {folder for name in names for folder in name.parents}
+        sources = {
+            InputFile(name, name).mask: record["source"]
+            for name, record in zip(names, self.records.values(), strict=True)
+            if "error" not in record
+        }
+        return [
+            file.path
+            for file in files
+            if (file.is_video and file.mask in folders) or sources.get(file.mask, file.source) != file.source
+        ]
 
     def add(self, record: dict[str, Any]) -> None:
         """Append the record of one file."""

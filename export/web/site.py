@@ -10,7 +10,6 @@ import base64
 import hashlib
 import shlex
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import bpkd_sdk
 from bpkd_sdk.classes import names_and_colors
 from bpkd_sdk.errors import format_list, import_optional
 from bpkd_sdk.export.web.package import onnxruntime_web as fetch_onnxruntime_web
-from bpkd_sdk.files import file_sha256
+from bpkd_sdk.files import file_sha256, replaced_folder
 from bpkd_sdk.images import ImageSource, read_image
 from bpkd_sdk.runtime.fit import MAX_PIXELS, WINDOW_SIDE, Fit, check_fit
 from bpkd_sdk.runtime.onnx_file import read_onnx
@@ -88,9 +87,7 @@ def to_web(
         examples = sorted((_PACKAGE / "data" / "photos").glob("*.jpg"))
     images = [read_image(example) for example in examples]
     runtime = fetch_onnxruntime_web(onnxruntime_web)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-        site = Path(temporary) / "site"
+    with replaced_folder(target) as site:
         shutil.copytree(runtime, site / _RUNTIME)
         shutil.copyfile(source, site / _NETWORK)
         (site / _EXAMPLES).mkdir()
@@ -99,16 +96,6 @@ def to_web(
             Image.fromarray(image).save(site / name, quality=95, subsampling=0)
             config["examples"].append(name)
         (site / _PAGE).write_text(_render(config), "utf-8")
-        site.chmod(0o755)
-        replaced = Path(temporary) / "replaced"
-        if target.exists():
-            target.rename(replaced)
-        try:
-            site.rename(target)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(target)
-            raise
     return WebReport(target / _PAGE, sum(file.stat().st_size for file in target.rglob("*") if file.is_file()))
 
 
