@@ -170,7 +170,8 @@ def explained_errors(what: str) -> Iterator[None]:
         RevisionNotFoundError,
     )
 
-    http_error: Any = HfHubHTTPError.__bases__[0]  # of the client's HTTP library, which differs between versions
+    # The client's HTTP library differs between its versions.
+    http_error: Any = HfHubHTTPError.__bases__[0]
     log_in = "Log in once with `hf auth login`, or set HF_TOKEN to a token"
     try:
         yield

@@ -218,7 +218,7 @@ def test_the_code_in_the_card_runs(folder, tmp_path, monkeypatch):
 
 def test_no_file_contains_a_local_path(run, folder):
     place = run.output_dir.parent
-    assert str(place) in json.dumps(run.model.provenance)  # of the teacher's file
+    assert str(place) in json.dumps(run.model.provenance)  # the path of the teacher's file
     header = read_header(folder / "model.safetensors")
     assert header["training"]["origin"]["teacher"]["file"] == "teacher.safetensors"
     secrets = [place.name, str(place.parent), str(Path.cwd()), str(Path(torch.__file__).parent), TOKEN]

@@ -260,5 +260,5 @@ def open_model_folder(folder: str, device: Any = "auto") -> OnnxRuntime:
     """Open the ONNX file of a model folder, which is downloaded if the folder is on the Hub (``hf://user/name``)."""
     runtime = OnnxRuntime(find_file(folder, ONNX_FILE), device)
     if is_on_hub(folder):
-        runtime.name = folder.replace("hf:/", "hf://") if "://" not in folder else folder  # of a `Path`
+        runtime.name = folder.replace("hf:/", "hf://") if "://" not in folder else folder  # a Path drops a slash
     return runtime
