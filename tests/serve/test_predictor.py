@@ -99,10 +99,11 @@ def test_the_overlay_shows_the_image_of_its_prediction(model, tmp_path):
     images = [scene(*SIZE, 0), scene(*SIZE, 1), scene(33, 7)]
     cv2.imwrite(str(tmp_path / "scene.png"), images[0][..., ::-1])
     predict = Predictor(model, "cpu")
-    for predictions in (predict([tmp_path / "scene.png", *images[1:]]), list(predict(iter(images)))):
+    batch = predict([tmp_path / "scene.png", *images[1:]])
+    for predictions in (batch, list(predict(iter(images)))):
         for prediction, image in zip(predictions, images, strict=True):
             np.testing.assert_array_equal(prediction.overlay(alpha=0, boundaries=False), image)
-    assert predictions[2].image is images[2]
+    assert batch[2].image is images[2]
 
 
 def test_the_overlay_draws_class_255():
