@@ -60,7 +60,7 @@ def edge_masks(
         ValueError: If a shape, width, number of classes or label is out of range. Labels are checked on the CPU only:
             on an accelerator the check would stall the stream, and the assertion of cross_entropy reports them there.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> labels = np.array([[[0, 0, 0, 1]]])
         >>> edge_masks(labels, num_classes=2, output_size=(1, 2), width=3).tolist()
@@ -98,7 +98,7 @@ def edge_band(labels: Array, width: int = 7, ignore_index: int = 255) -> Array:
     Returns:
         (N, H, W) bool.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> edge_band(np.array([[[0, 0, 0, 1]]]), width=3).tolist()
         [[[False, False, True, True]]]
@@ -121,7 +121,7 @@ def inner_boundary(labels: Array, distance: int) -> Array:
     Returns:
         (N, H, W) bool.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> inner_boundary(np.zeros((1, 3, 3), np.uint8), distance=1).astype(int).tolist()
         [[[1, 1, 1], [1, 0, 1], [1, 1, 1]]]
@@ -147,7 +147,7 @@ def class_contours(labels: Array, ignore_index: int = 255) -> Array:
     Returns:
         (N, H, W) int64.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> class_contours(np.array([[[0, 0, 0, 1]]])).tolist()
         [[[255, 255, 0, 1]]]

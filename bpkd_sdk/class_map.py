@@ -94,7 +94,7 @@ class ClassGroups:
         Raises:
             ValueError: If the network has another number of columns than its class names or the map state.
 
-        Example:
+        Examples:
             >>> import numpy as np
             >>> groups = ClassGroups(((0, 2), (1,)))
             >>> logits = np.log([0.5, 0.2, 0.3]).reshape(1, 3, 1, 1)
@@ -169,7 +169,7 @@ def group_classes(
         TypeError: If the map is not a mapping from names to names or ids.
         ValueError: If a class of the data is left out, a name is unknown, or a class of the network is used twice.
 
-    Example:
+    Examples:
         >>> from bpkd_sdk import NetworkSpec
         >>> network = NetworkSpec(None, 3, class_names=("road", "parking", "tree"))
         >>> data = NetworkSpec(None, 2, class_names=("road", "other"))

@@ -56,7 +56,7 @@ def class_order(
     Raises:
         ValueError: If the names differ; the error lists both.
 
-    Example:
+    Examples:
         >>> from bpkd_sdk import NetworkSpec
         >>> network = NetworkSpec(None, 3, class_names=("sky", "Car", "road"))
         >>> data = NetworkSpec(None, 3, class_names=("road", "sky", "car"))
@@ -176,7 +176,7 @@ def two_class_logits(logits: Array) -> Array:
     Returns:
         (N, 2, ...) of the same kind, float32 or float64.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> two_class_logits(np.array([[1.5]])).tolist()
         [[0.0, 1.5]]

@@ -38,7 +38,7 @@ class Capture:
     Raises:
         ValueError: If a path does not exist; the error lists the existing ones.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
         >>> with Capture(network, ["1"]) as capture:
         ...     logits = network(torch.zeros(1, 3, 5, 5))
@@ -140,7 +140,7 @@ def feature_path(module: nn.Module) -> str:
     Raises:
         ValueError: If no such convolution exists.
 
-    Example:
+    Examples:
         >>> feature_path(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 2, 1)))
         '2:input'
     """

@@ -56,7 +56,7 @@ def as_output(raw: object) -> SegmentationOutput:
     Raises:
         TypeError: If `raw` is none of these, or if the logits are not (N, C, h, w).
 
-    Example:
+    Examples:
         >>> import torch
         >>> as_output({"out": torch.zeros(1, 2, 4, 4)}).logits.shape
         torch.Size([1, 2, 4, 4])

@@ -176,7 +176,7 @@ def remove_paths(values: Any, key: str = "") -> Any:
         values: Plain JSON values.
         key: Key of the values in their mapping.
 
-    Example:
+    Examples:
         >>> remove_paths({"file": "/home/jane/runs/teacher.pth", "source": "timm/resnet18.a1_in1k"})
         {'file': 'teacher.pth', 'source': 'timm/resnet18.a1_in1k'}
     """

@@ -19,7 +19,7 @@ def check_size(argument: str, value: object) -> Size:
         argument: Name of the argument in the message.
         value: Value that was passed.
 
-    Example:
+    Examples:
         >>> check_size("input_size", [512, 1024])
         (512, 1024)
     """
@@ -52,7 +52,7 @@ def scaled_size(size: Size, scale: float, base_size: Size | None = None) -> Size
     Returns:
         (height, width), each at least 1; halves are rounded up.
 
-    Example:
+    Examples:
         >>> scaled_size((300, 400), 1.0, (2048, 512))
         (512, 683)
         >>> scaled_size((300, 400), 0.5)
@@ -95,7 +95,7 @@ def resize_label(label: Array, size: Sequence[int]) -> Array:
     Returns:
         Class ids (..., h, w) of the same kind and dtype.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> resize_label(np.array([[0, 1, 2, 3, 4, 5, 6, 7]]), (1, 4)).tolist()
         [[1, 2, 5, 6]]

@@ -226,7 +226,7 @@ def distinct_colors(names: Sequence[str]) -> tuple[Color, ...]:
     Args:
         names: Names of the classes.
 
-    Example:
+    Examples:
         >>> distinct_colors(["background", "road"])
         ((0, 0, 0), (242, 109, 109))
         >>> distinct_colors(["road"])

@@ -37,7 +37,7 @@ class Views:
     def size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         """Return the (height, width) of an image at a scale; halves are rounded up.
 
-        Example:
+        Examples:
             >>> Views((1.5,)).size((5, 10), 1.5), Views((1.5,), size_divisor=32).size((64, 80), 1.5)
             ((8, 15), (96, 128))
         """
@@ -83,7 +83,7 @@ def average_views(views: list[Tensor]) -> Tensor:
     Returns:
         Logits of the same shape, float32 or float64.
 
-    Example:
+    Examples:
         >>> views = [torch.tensor(p).log().view(1, 2, 1, 1) for p in ((0.2, 0.8), (0.6, 0.4))]
         >>> [round(p, 4) for p in average_views(views).softmax(1).flatten().tolist()]
         [0.4, 0.6]

@@ -201,7 +201,7 @@ def average_over_cells(input: Tensor, output_size: int | Sequence[int | None] | 
     Returns:
         (..., h, w).
 
-    Example:
+    Examples:
         >>> average_over_cells(torch.arange(6.0).view(1, 2, 3), (1, 2))
         tensor([[[2., 3.]]])
     """

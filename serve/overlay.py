@@ -60,7 +60,7 @@ def draw_overlay(
         TypeError: If the image is not uint8, or the mask is not of an integer type.
         ValueError: If a shape is wrong, `alpha` or `boundary_width` is out of range, or an id has no colour.
 
-    Example:
+    Examples:
         >>> image, mask = np.full((1, 2, 3), 100, np.uint8), np.array([[0, 1]])
         >>> draw_overlay(image, mask, [(0, 0, 0), (200, 100, 0)], boundaries=False)[0].tolist()
         [[50, 50, 50], [150, 100, 50]]
@@ -104,7 +104,7 @@ def label_boundaries(mask: np.ndarray, width: int = 1, ignore_index: int = 255) 
         TypeError: If the mask is not of an integer type.
         ValueError: If the mask is not of shape (H, W), or if `width` is less than 1.
 
-    Example:
+    Examples:
         >>> label_boundaries(np.array([[0, 0, 1, 1]])).tolist()
         [[False, True, False, False]]
         >>> label_boundaries(np.array([[0, 0, 1, 1]]), width=2).tolist()

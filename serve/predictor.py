@@ -112,7 +112,7 @@ class Prediction:
         Raises:
             ValueError: If `alpha` or `boundary_width` is out of range.
 
-        Example:
+        Examples:
             >>> image, mask = np.full((1, 2, 3), 100, np.uint8), np.array([[0, 1]], np.uint8)
             >>> prediction = Prediction(image, mask, ("sky", "road"), ((0, 0, 0), (200, 100, 0)), Timings(1, 2, 1))
             >>> prediction.overlay(boundaries=False)[0].tolist()

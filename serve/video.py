@@ -76,8 +76,7 @@ def read_video(source: str | Path, *, max_pixels: int = MAX_PIXELS) -> Iterator[
     Yields:
         Upright frames, uint8 (H, W, 3) RGB.
 
-    Raises:
-        The errors of `annotate_video`.
+    It raises the errors of `annotate_video`.
     """
     with _open_video(source, max_pixels) as (container, stream):
         frame = None

@@ -55,7 +55,7 @@ def name_options(text: str, arguments: list[str]) -> str:
         text: Message, which names arguments as `name` or as name=value.
         arguments: Arguments of the command line, whose first word is the command.
 
-    Example:
+    Examples:
         >>> name_options("export it with argmax=False, or pass `input_size`", ["export", "m.safetensors"])
         'export it with --no-argmax, or pass --size'
     """

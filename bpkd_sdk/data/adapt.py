@@ -77,7 +77,7 @@ def as_dataset(
         TypeError: If `data` is not a data set, or has no length.
         ValueError: If the classes are not known, or the first item cannot be read.
 
-    Example:
+    Examples:
         >>> images, masks = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.ones(4, 8, 8, dtype=torch.int64)
         >>> data = torch.utils.data.TensorDataset(images, masks)
         >>> dataset = as_dataset(data, class_names=["background", "road"])

@@ -64,7 +64,7 @@ def render(seed: int, split: str, index: int, size: tuple[int, int] = (128, 128)
     Raises:
         ValueError: If a side is shorter than 32 pixels, or if `seed` or `index` is negative.
 
-    Example:
+    Examples:
         >>> image, label = render(seed=0, split="train", index=0)
         >>> image.shape, label.shape
         ((128, 128, 3), (128, 128))

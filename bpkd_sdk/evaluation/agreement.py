@@ -49,7 +49,7 @@ def mask_agreement(masks: Iterable[Array], references: Iterable[Array]) -> MaskA
         masks: Integer masks (H, W), one per image, or a batch (N, H, W).
         references: Integer masks (H, W) of the same sizes, whose boundaries make the edge band.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> mask_agreement(np.array([[[0, 0, 1, 0]]]), np.zeros((1, 1, 4), np.uint8))
         MaskAgreement(whole=0.75, edge=None, body=0.75)

@@ -85,8 +85,7 @@ def bit_depth(source: ImageSource) -> int:
     Args:
         source: Image, as `read_image` accepts it.
 
-    Raises:
-        The errors of `read_image`.
+    It raises the errors of `read_image`.
     """
     if isinstance(source, (str, Path, bytes)):
         with _open(source) as reader:
@@ -102,8 +101,7 @@ def exif_orientation(source: str | Path | bytes) -> int:
     Args:
         source: Path, or the bytes of a file.
 
-    Raises:
-        The errors of `read_image`.
+    It raises the errors of `read_image`.
     """
     with _open(source, max_pixels=None) as reader:
         return reader.orientation
@@ -118,8 +116,7 @@ def has_unnamed_channel(source: str | Path | bytes) -> bool:
     Args:
         source: Path, or the bytes of a file.
 
-    Raises:
-        The errors of `read_image`.
+    It raises the errors of `read_image`.
     """
     with _open(source, max_pixels=None) as reader:
         return isinstance(reader, TiffReader) and reader.has_unnamed_channel
@@ -131,8 +128,7 @@ def image_size(source: str | Path | bytes) -> tuple[int, int]:
     Args:
         source: Path, or the bytes of a file.
 
-    Raises:
-        The errors of `read_image`.
+    It raises the errors of `read_image`.
     """
     with _open(source, max_pixels=None) as reader:
         size = reader.height, reader.width

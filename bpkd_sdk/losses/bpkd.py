@@ -52,7 +52,7 @@ def bpkd_edge(
     Returns:
         Scalar, 0 or above; 0 with zero gradient if no image has an edge.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.zeros(1, 2, 1, 2), torch.tensor([2.0, 0.0, 0.0, 0.0]).view(1, 2, 1, 2)
         >>> round(bpkd_edge(student, teacher, torch.ones(1, 2, 1, 2)).item(), 4)
         0.3278
@@ -75,7 +75,7 @@ def post_mask(
     Returns:
         (N, h w), 0 or above.
 
-    Example:
+    Examples:
         >>> masks = torch.tensor([[1.0, 0.5], [0.0, 0.0]]).view(1, 2, 1, 2)
         >>> post_mask(masks, alpha=2.0, class_reduction="mean", edge_count="positions").tolist()
         [[1.0, 0.5]]
@@ -103,7 +103,7 @@ def bpkd_body(student: Tensor, teacher: Tensor, masks: Tensor, *, temperature: f
     Returns:
         Scalar, 0 or above.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.zeros(1, 1, 1, 2), torch.tensor([2.0, 0.0]).view(1, 1, 1, 2)
         >>> round(bpkd_body(student, teacher, torch.zeros(1, 1, 1, 2)).item(), 4)
         0.3278
@@ -134,7 +134,7 @@ class BPKDLoss(WeightedLoss):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> labels = torch.zeros(1, 8, 8, dtype=torch.uint8)
         >>> labels[:, :, 4:] = 1
         >>> teacher = torch.stack([labels == 0, labels == 1], 1)[:, :, ::4, ::4].float()

@@ -27,7 +27,7 @@ def feature_mse(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
     Returns:
         Scalar, 0 or above.
 
-    Example:
+    Examples:
         >>> import torch
         >>> feature_mse(torch.ones(1, 2, 1, 1), torch.ones(1, 1, 1, 1), torch.full((1, 2, 1, 1), 2.0)).item()
         9.0
@@ -50,7 +50,7 @@ class CanonicalKDLoss(WeightedLoss):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from bpkd_sdk import SegmentationOutput
         >>> student = SegmentationOutput(torch.zeros(1, 2, 1, 1), {"neck": torch.ones(1, 4, 1, 1)})

@@ -35,7 +35,7 @@ def minibatch_pixel(student: Tensor, teacher: Tensor, *, temperature: float = 0.
     Returns:
         Scalar, 0 or above.
 
-    Example:
+    Examples:
         >>> student = torch.ones(2, 2, 1, 2)
         >>> teacher = torch.eye(2).view(1, 2, 1, 2).repeat(2, 1, 1, 1)
         >>> round(minibatch_pixel(student, teacher, temperature=1.0).item(), 4)
@@ -59,7 +59,7 @@ def memory_contrast(student: Tensor, teacher: Tensor, memory: Tensor, *, tempera
     Returns:
         Scalar, 0 or above; 0 with zero gradient if M is 0.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.ones(2, 2), torch.eye(2)
         >>> round(memory_contrast(student, teacher, memory=torch.eye(2), temperature=1.0).item(), 4)
         0.1109
@@ -101,7 +101,7 @@ class CIRKDLoss(WeightedLoss):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> from bpkd_sdk import SegmentationOutput
         >>> torch.manual_seed(0) and None
         >>> output = SegmentationOutput(torch.zeros(2, 3, 4, 4), {"neck": torch.rand(2, 8, 4, 4)})
@@ -280,7 +280,7 @@ class ClassQueue(nn.Module):
         entries: (C, size, D) float32 unit vectors, part of the state dict.
         pointer: (C,) int64, the slot that is overwritten next, part of the state dict.
 
-    Example:
+    Examples:
         >>> queue = ClassQueue(num_classes=2, size=3, channels=4)
         >>> queue.push(torch.eye(4)[:2], torch.tensor([1, 1]))
         >>> queue.pointer.tolist(), queue.entries[1, :2].argmax(1).tolist()
@@ -332,7 +332,7 @@ def rank_within(group: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
     Returns:
         Ranks (M,) and sizes of the groups (num_groups,), int64.
 
-    Example:
+    Examples:
         >>> rank_within(torch.tensor([2, 0, 2, 2]), 3)[0].tolist()
         [0, 0, 1, 2]
     """
@@ -355,7 +355,7 @@ def class_means(vectors: Tensor, group: Tensor, num_groups: int) -> tuple[Tensor
     Returns:
         Unit vectors (G, D) of the G groups that have a member, and these groups (G,) in ascending order.
 
-    Example:
+    Examples:
         >>> means, groups = class_means(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.tensor([2, 2]), 4)
         >>> means.tolist(), groups.tolist()
         ([[1.0, 0.0]], [2])
@@ -376,7 +376,7 @@ def sample_positions(group: Tensor, per_group: int, num_groups: int) -> Tensor:
     Returns:
         Indices into `group`, (K,) int64, ordered by group.
 
-    Example:
+    Examples:
         >>> group = torch.tensor([1, 0, 1, 1])
         >>> group[sample_positions(group, per_group=2, num_groups=2)].tolist()
         [0, 1, 1]

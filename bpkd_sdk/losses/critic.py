@@ -37,7 +37,7 @@ def generator_loss(student_scores: Tensor) -> Tensor:
     Returns:
         Scalar, of either sign.
 
-    Example:
+    Examples:
         >>> generator_loss(torch.tensor([0.5, 1.5])).item()
         -1.0
     """
@@ -58,7 +58,7 @@ def critic_loss(student_scores: Tensor, teacher_scores: Tensor, kind: CriticLoss
     Returns:
         Scalar.
 
-    Example:
+    Examples:
         >>> critic_loss(torch.tensor([0.5]), torch.tensor([2.0]), "hinge").item()
         1.5
     """
@@ -78,7 +78,7 @@ def gradient_penalty(critic: nn.Module, student: Tensor, teacher: Tensor) -> Ten
     Returns:
         Scalar, 0 or above.
 
-    Example:
+    Examples:
         >>> gradient_penalty(nn.Identity(), torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1)).item()
         0.0
     """

@@ -27,7 +27,7 @@ def channel_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, ma
     Returns:
         Scalar, 0 or above.
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(channel_kl(torch.zeros(1, 1, 1, 2), torch.tensor([2.0, 0.0]).view(1, 1, 1, 2)).item(), 4)
         0.3278
@@ -52,7 +52,7 @@ class CWDLoss(WeightedLoss):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> teacher = torch.tensor([[4.0, 0.0], [0.0, 4.0]]).view(1, 2, 1, 2)
         >>> terms = CWDLoss(2, weight=1)(torch.zeros(1, 2, 1, 2), teacher, torch.zeros(1, 1, 2, dtype=torch.uint8))

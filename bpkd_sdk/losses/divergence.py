@@ -31,7 +31,7 @@ def pixel_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> T
     Returns:
         Scalar, 0 or above.
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(pixel_kl(torch.zeros(1, 2, 1, 1), torch.tensor([2.0, 0.0]).view(1, 2, 1, 1)).item(), 4)
         0.3278
@@ -55,7 +55,7 @@ def softmax_kl(
     Returns:
         (A, P) for dim=1, (A, B) for dim=2; 0 or above.
 
-    Example:
+    Examples:
         >>> softmax_kl(torch.zeros(1, 2, 2), torch.tensor([[[0.0, 0.0], [2.0, 0.0]]]), dim=2)
         tensor([[0.0000, 0.3278]])
     """

@@ -30,7 +30,7 @@ def class_cosine(features: Tensor, members: Tensor) -> Tensor:
     Returns:
         (N, M) in [-1, 1]; 0 at a position without a class.
 
-    Example:
+    Examples:
         >>> features = torch.tensor([[[1.0, 0.0, 3.0], [0.0, 1.0, 0.0]]])
         >>> class_cosine(features, torch.tensor([[[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])).tolist()
         [[0.7071067690849304, 0.7071067690849304, 1.0]]
@@ -63,7 +63,7 @@ def feature_variation(
     Returns:
         Scalar, 0 or above.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.ones(1, 2, 1, 2), torch.eye(2).view(1, 2, 1, 2)
         >>> round(feature_variation(student, teacher, torch.zeros(1, 1, 2, dtype=torch.uint8), 1).item(), 4)
         0.0858
@@ -93,7 +93,7 @@ class IFVDLoss(WeightedLoss):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> from bpkd_sdk import SegmentationOutput
         >>> labels = torch.zeros(1, 8, 8, dtype=torch.uint8)
         >>> student, teacher = (

@@ -83,7 +83,7 @@ class Composition(DistillationLoss):
     Raises:
         ValueError: If there is no method, or if the same object occurs twice.
 
-    Example:
+    Examples:
         >>> from bpkd_sdk.losses import CWDLoss
         >>> Composition([CWDLoss(weight=3), CWDLoss(weight=0, feature_weight=50)]).weights
         {'cwd/logit': 3, 'cwd/feature': 0.0, 'cwd2/logit': 0, 'cwd2/feature': 50}

@@ -31,7 +31,7 @@ def relation_kl(student: Tensor, teacher: Tensor, *, temperature: float) -> Tens
     Returns:
         Scalar, 0 or above.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]), torch.eye(2).unsqueeze(0)
         >>> round(relation_kl(student, teacher, temperature=1).item(), 4)
         0.1109
@@ -54,7 +54,7 @@ def contrast_kl(student: Tensor, teacher: Tensor, memory: Tensor, *, temperature
     Returns:
         Scalar, 0 or above; 0 with zero gradient if R is 0.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.eye(2)
         >>> round(contrast_kl(student, teacher, student, temperature=1).item(), 4)
         0.0
@@ -75,7 +75,7 @@ def gram_mse(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         Scalar, 0 or above.
 
-    Example:
+    Examples:
         >>> gram_mse(torch.tensor([[[1.0], [1.0]]]), torch.tensor([[[1.0], [0.0]]])).item()
         0.75
     """

@@ -35,7 +35,7 @@ def pixel_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         Scalar, 0 or above.
 
-    Example:
+    Examples:
         >>> round(pixel_cross_entropy(torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)).item(), 4)
         0.6931
     """
@@ -57,7 +57,7 @@ def pair_similarity(student: Tensor, teacher: Tensor, *, pool: int | float = 2, 
     Returns:
         Scalar, 0 or above.
 
-    Example:
+    Examples:
         >>> import torch
         >>> student = torch.tensor([[1.0, 1.0], [0.0, 0.0]]).view(1, 2, 1, 2)
         >>> teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)
@@ -78,7 +78,7 @@ def unit_cells(features: Tensor, pool: int | float, constant_norm: bool = False)
     Returns:
         (N, cells, D), the cells in row-major order.
 
-    Example:
+    Examples:
         >>> unit_cells(torch.tensor([3.0, 4.0]).view(1, 2, 1, 1), pool=1)
         tensor([[[0.6000, 0.8000]]])
     """
@@ -110,7 +110,7 @@ class SKDSLoss(WeightedLoss):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from bpkd_sdk import SegmentationOutput
         >>> output = SegmentationOutput(torch.zeros(2, 3, 8, 8), {"neck": torch.ones(2, 4, 8, 8)})

@@ -23,7 +23,7 @@ def downsample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (N, h, w) int64.
 
-    Example:
+    Examples:
         >>> downsample_labels(torch.arange(8).view(1, 1, 8), (1, 2)).tolist()
         [[[0, 4]]]
     """

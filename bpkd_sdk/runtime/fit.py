@@ -79,7 +79,7 @@ def fit_size(size: Size, accepts: AcceptedImages, fit: Fit = "slide", crop_size:
             artifact accepts that. None: an image keeps its size if the artifact accepts it. If the artifact accepts
             any size, an image of more than `MAX_PIXELS` gets windows of `WINDOW_SIDE`, or is shrunk to `MAX_PIXELS`.
 
-    Example:
+    Examples:
         >>> accepts = AcceptedImages(height=(512, 512), width=(1024, 1024))
         >>> fit_size((3000, 4000), accepts, "pad")
         FittedSize(inner=(512, 683), window=(512, 1024))

@@ -146,7 +146,7 @@ def window_corners(
 ) -> list[tuple[int, int]]:
     """Return (top, left) of each window over an image of a size, as `sliding_bands` and `sliding_masks` place them.
 
-    Example:
+    Examples:
         >>> window_corners((4, 9), (6, 6))
         [(0, 0), (0, 3)]
     """

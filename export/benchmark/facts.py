@@ -124,7 +124,7 @@ def _module(runtime: Runtime) -> nn.Module | None:
 def layer_precisions(runtime: Runtime) -> dict[str, int]:
     """Count the layers with weights of a module, an ONNX file or an engine by the type that they compute in.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from bpkd_sdk.runtime import TorchRuntime
         >>> layer_precisions(TorchRuntime(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1).half())))

@@ -84,7 +84,7 @@ def _used_columns(report: BenchmarkReport) -> list[Column]:
 def format_number(value: float) -> str:
     """Format a number with about three significant digits.
 
-    Example:
+    Examples:
         >>> format_number(1.2345), format_number(12.345), format_number(123.45)
         ('1.23', '12.3', '123')
     """

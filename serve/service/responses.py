@@ -122,7 +122,7 @@ def list_segments(prediction: Prediction) -> list[Segment]:
 def run_lengths(mask: np.ndarray) -> dict[int, list[int]]:
     """Return COCO's run lengths of every class in a mask (H, W): outside, inside, outside, ..., column by column.
 
-    Example:
+    Examples:
         >>> run_lengths(np.array([[0, 0, 1], [0, 1, 1]]))
         {0: [0, 3, 3], 1: [3, 3]}
     """
