@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-all check changed lint clean
+.PHONY: quickstart test test-all check changed lint docs clean
 
 quickstart: .venv/installed
 	$(BIN)/bpkd quickstart
@@ -26,6 +26,16 @@ lint: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# The site in build/site. Warnings are errors: dead links, unknown names, docstrings that cannot be read. It contains the
+# pages of the repository at their paths in it.
+docs: .venv/documented
+	rm -rf build/pages build/site
+	mkdir -p build/pages
+	git ls-files --cached --others --exclude-standard '*.md' CITATION.cff LICENSE benchmarks/results demos docs \
+		| xargs cp --parents --target-directory build/pages
+	$(BIN)/zensical build --clean --strict >build/docs.log 2>&1 || { cat build/docs.log; false; }
+	! grep ^griffe: build/docs.log
+
 clean:
 	rm -rf .venv quickstart
 
@@ -39,4 +49,8 @@ clean:
 .venv/tested: .venv/installed
 	$(BIN)/pip install --quiet --no-compile --no-deps --constraint constraints.txt nvidia-pytriton \
 		albumentations albucore stringzilla simsimd
+	touch $@
+
+.venv/documented: .venv/installed
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[docs]'
 	touch $@

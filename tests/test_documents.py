@@ -30,6 +30,9 @@ PAGES = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY", "benchmarks/README")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+PUBLIC_PACKAGES = (
+    *("comparison", "data", "evaluation", "export", "images", "losses", "models", "recipes", "runtime", "serve"),
+)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -109,6 +112,48 @@ def test_every_path_exists(page):
         module = path.replace("/", ".").removesuffix(".__init__")
         for name in re.findall(r"[\w.]+", names):
             resolve(f"{module if module.startswith('bpkd_sdk') else f'bpkd_sdk.{module}'}.{name}")
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_point_to_files_of_the_site(page):
+    """`make docs` checks links to pages only. The site has no lists of the files in a folder."""
+    on_site = re.compile(r"[\w.]+\.(md|cff)|LICENSE|docs/.*|demos/.*|benchmarks/README.md|benchmarks/results/.*")
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if "://" not in link:
+            target = (page.parent / link).resolve()
+            assert target.is_file(), link
+            assert on_site.fullmatch(str(target.relative_to(ROOT))), link
+
+
+def test_the_site_lists_every_page():
+    """Zensical accepts entries without a page, and pages without an entry."""
+    listed = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert {ROOT / name for name in listed} == {*PAGES, ROOT / "CHANGELOG.md"}
+
+
+def test_the_reference_lists_every_public_name():
+    top = set(bpkd_sdk.__all__)
+    public = {f"bpkd_sdk.{name}" for name in top} | {"bpkd_sdk.boundary.edge_masks"}
+    for package in PUBLIC_PACKAGES:
+        names = importlib.import_module(f"bpkd_sdk.{package}").__all__
+        public |= {f"bpkd_sdk.{package}.{name}" for name in names if name not in top}
+    listed = [
+        name
+        for page in (ROOT / "docs" / "api").glob("*.md")
+        for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
+    ]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == public
+
+
+def test_the_tests_that_pages_name_exist():
+    defined = {
+        name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    assert len(named) > 30
+    assert named <= defined, named - defined
 
 
 @each_page
