@@ -69,7 +69,7 @@ def install(folder: Path, extras: str) -> Path:
     """Make a virtual environment with the last commit of this package and some extras, and return its Python."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", folder / "bin/python"]
     venv.create(folder, with_pip=False)
-    source = folder / "source"  # a clone, because setuptools would add files of earlier builds
+    source = folder / "source"  # a clone: the last commit, without other files
     subprocess.run(["git", "clone", "--quiet", "--depth=1", ROOT.as_uri(), source], check=True)
     package = f"{source}{extras}"
     subprocess.run([*pip, "install", "--no-compile", "-c", ROOT / "constraints.txt", package], check=True)

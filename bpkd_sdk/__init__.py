@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bpkd_sdk.training.config import TrainingConfig
     from bpkd_sdk.training.loop import TrainingResult
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # ONNX Runtime 1.29 and later otherwise sends telemetry, which includes the names of model files.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -219,7 +219,10 @@ def test_the_examples_of_where_to_add_run(tmp_path, monkeypatch):
 def test_the_citation_and_the_forms_are_complete():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert citation["version"] == project["version"] == bpkd_sdk.__version__
+    assert citation["version"] == bpkd_sdk.__version__
+    assert re.search(
+        rf"^## \[({re.escape(bpkd_sdk.__version__)}|Unreleased)\]", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
     assert citation["license"] == project["license"]
     for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
         assert {"name", "description", "body"} <= yaml.safe_load(form.read_text()).keys()

@@ -19,17 +19,20 @@ PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 NOT_PACKAGED = {"bpkd_sdk/serve/compose.yaml"}
 
 
+def copy_sources(folder):
+    """Copy what a build needs: files of an earlier build, or of a run, are not part of it."""
+    for name in ("bpkd_sdk", "export", "serve"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "docs/licences.md"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, built from a copy of the sources: setuptools would put files of an earlier build into it."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("bpkd_sdk", "export", "serve"):
-        shutil.copytree(
-            ROOT / name, folder / "copy" / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
-        )
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder / "copy" / name)
-    subprocess.run([*PIP, "wheel", "--no-deps", "--wheel-dir", folder, folder / "copy"], check=True)
+    subprocess.run([*PIP, "wheel", "--no-deps", "--wheel-dir", folder, copy_sources(folder / "copy")], check=True)
     (path,) = folder.glob("*.whl")
     return path
 
@@ -57,6 +60,24 @@ def test_the_wheel_has_all_modules_and_data_files_and_those_of_both_linked_folde
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert packed == files - NOT_PACKAGED
     assert {name.split("/")[1] for name in packed if name.count("/") > 1} >= {"export", "serve"}
+
+
+def test_two_builds_of_the_same_sources_are_equal(wheel, tmp_path):
+    """Times, owners and permissions of the files do not matter, so that everyone can repeat a release."""
+    subprocess.run([*PIP, "install", "--no-compile", "--target", tmp_path / "backend", "hatchling"], check=True)
+    built = []
+    for name, umask in (("first", 0o022), ("second", 0o077)):
+        sources = copy_sources(tmp_path / name)
+        for path in sources.rglob("*.py"):
+            path.chmod(0o666 & ~umask)
+            os.utime(path, (1.5e9 + umask, 1.5e9 + umask))
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / "backend")}
+        command = [sys.executable, "-m", "hatchling", "build", "-d", sources / "dist"]
+        subprocess.run(command, check=True, cwd=sources, env=environment, umask=umask, capture_output=True)
+        built.append({path.name: path.read_bytes() for path in (sources / "dist").iterdir()})
+    assert built[0] == built[1]
+    assert {Path(name).suffix for name in built[0]} == {".whl", ".gz"}
+    assert wheel.name in built[0]
 
 
 def test_a_plain_installation_has_no_torch(clean_python):
