@@ -18,6 +18,8 @@ Record = TypeVar("Record")
 
 CHECKPOINT_SUFFIX = ".safetensors"
 OPENMMLAB_SUFFIXES = (".pth", ".pt")
+# Name of the network for the scenes "shapes" that this package contains; `bpkd_sdk.data.shapes_teacher` trained it.
+SHAPES_TEACHER = "shapes-teacher"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -139,11 +141,11 @@ def parse_record(kind: type[Record], content: object, source: str) -> Record:
 
 
 def is_pretrained_name(source: object) -> TypeGuard[str | Path]:
-    """Return whether a source names a network with all weights, of a library or in a model folder, for `load_model`.
+    """Return whether a source is the name of a network with all weights, or a model folder, for `load_model`.
 
     An existing file is not a name, so that a folder may be called "torchvision" or "transformers".
     """
     prefixes = ("torchvision/", "transformers/")
     if not isinstance(source, (str, Path)) or Path(source).is_file():
         return False
-    return is_model_folder(source) or str(source).startswith(prefixes)
+    return str(source) == SHAPES_TEACHER or is_model_folder(source) or str(source).startswith(prefixes)

@@ -1,4 +1,4 @@
-"""The quickstart: trains a teacher and two students on generated scenes, exports one student, and writes a report."""
+"""The quickstart: trains a student alone and with BPKD, exports it, and writes a report, in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -16,34 +18,38 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.data import SegmentationDataset, ShapesDataset, as_dataset, open_dataset
 from bpkd_sdk.evaluation import Metrics, evaluate
 from bpkd_sdk.evaluation.profile import profile
-from bpkd_sdk.export import to_onnx, to_web
-from bpkd_sdk.files import write_json
-from bpkd_sdk.models import create_model
+from bpkd_sdk.export import quantize, to_onnx, to_web
+from bpkd_sdk.files import SHAPES_TEACHER, write_json
+from bpkd_sdk.models import create_model, load_model
 from bpkd_sdk.progress import console as progress_console
-from bpkd_sdk.runtime.inference import to_mask
-from bpkd_sdk.runtime.module import whole_logits
+from bpkd_sdk.progress import print_fact, track
+from bpkd_sdk.runtime import TorchRuntime
 from bpkd_sdk.runtime.onnx import OnnxRuntime
+from bpkd_sdk.sizes import Size, format_size, resize_images, resize_label
 from bpkd_sdk.training.api import distill, train
-from bpkd_sdk.training.loop import TrainingResult
 from bpkd_sdk.training_report import write_report
 
-TEACHER, TEACHER_STEPS = "smp/Unet/tu-test_resnet", 300
-STUDENT, STUDENT_STEPS = "smp/Linknet/tu-test_resnet", 300
-WEB_EXAMPLES = 6  # validation images that the web site offers
+# Both are small and fast on a CPU. The student has depthwise convolutions in its decoder and logits of a quarter of the
+# image's height and width, which give smooth masks; the teacher has logits of the image's own size.
+STUDENT, TEACHER = "smp/DeepLabV3Plus/tu-test_byobnet", "smp/Unet/tu-test_resnet"
+STEPS = 200
 OPTIONS: dict[str, Any] = {
+    "batch_size": 8,
+    "scale": (1.0, 1.0),
     "optimizer": "adamw",
     "learning_rate": 5e-3,
+    "learning_rate_warmup": 20,
     "gradient_clip": 10.0,
-    "batch_size": 8,
-    "crop_size": (128, 128),
-    "scale": (1.0, 1.0),
     "device": "cpu",
     "check_data": False,
     "resume": True,
 }
+WEB_EXAMPLES = 6  # validation images that the web site offers
+PIXELS, MULTIPLE = 192 * 256, 32  # size that a user's images are resized to: about so many pixels, in such multiples
+MAX_IMAGES = {"train": 1000, "val": 100}  # largest numbers of a user's images
 
 
 @dataclass(frozen=True)
@@ -53,14 +59,14 @@ class Row:
     Attributes:
         name: Display name of the network.
         params: Number of parameters.
-        macs: Number of MACs for one image of 128x128 pixels.
+        macs: Number of MACs for one image.
         miou: Mean IoU, 0..1.
         macc: Mean class accuracy, 0..1.
         boundary_iou: Mean boundary IoU, 0..1.
         edge_accuracy: Pixel accuracy in the edge band, 0..1.
         body_accuracy: Pixel accuracy outside of the edge band, 0..1.
-        torch_ms: Median latency in milliseconds of one image in torch; None if it was not measured.
-        onnxruntime_ms: Median latency in milliseconds of one image in ONNX Runtime; None if it was not measured.
+        size: Size of the file in bytes; None for a network in torch.
+        ms: Median time from one uint8 image to its mask in milliseconds, in torch or for a file in ONNX Runtime.
     """
 
     name: str
@@ -71,105 +77,173 @@ class Row:
     boundary_iou: float
     edge_accuracy: float
     body_accuracy: float
-    torch_ms: float | None
-    onnxruntime_ms: float | None
+    size: int | None
+    ms: float
 
 
 def quickstart(
-    folder: str | Path = "quickstart", *, teacher_steps: int = TEACHER_STEPS, student_steps: int = STUDENT_STEPS
+    folder: str | Path = "quickstart",
+    *,
+    data: str | Path = "shapes",
+    teacher: str | Path | None = None,
+    steps: int = STEPS,
 ) -> Path:
-    """Train, distill, export and report on the embedded data set `shapes`, on the CPU, in a few minutes.
+    """Train a student on labels alone and with BPKD, export it, and compare all in a report.
 
-    No data and no weights are downloaded. If npm is installed, it fetches onnxruntime-web for the web site, once.
+    With the generated scenes "shapes" the teacher is the one that this package contains, and nothing is downloaded. If
+    npm is installed, it fetches onnxruntime-web for the web site, once.
 
     Args:
-        folder: Folder for three runs, ``student.onnx``, ``results.json``, ``report.html`` and the web site ``site``.
-            Runs that already exist in the folder are resumed.
-        teacher_steps: Number of optimiser steps of the teacher.
-        student_steps: Number of optimiser steps of each student.
+        folder: Folder for the training runs, ``student.onnx``, ``student.int8.onnx``, ``results.json``,
+            ``report.html`` and the web site ``site``. Runs that already exist in the folder are resumed.
+        data: "shapes", or the path of a folder of your images with the splits "train" and "val", see
+            `bpkd_sdk.open_dataset`. These images are resized to about 192x256 pixels.
+        teacher: Checkpoint or name of the teacher, see `bpkd_sdk.load_model`. None: the included one for "shapes"; for
+            other data, a larger network is trained first, for twice as many steps.
+        steps: Number of optimiser steps of each student.
 
     Returns:
         Path of ``report.html``.
     """
-    folder = Path(folder)
-    train_set, val_set = data = ShapesDataset("train", length=2400), ShapesDataset("val")
-    console = Console()
+    folder, console = Path(folder), Console()
+    if data == "shapes":
+        pair, size = _open_shapes()
+        teacher = teacher or SHAPES_TEACHER
+    else:
+        pair, size = _open_resized(data)
+    train_set, val_set = pair
     classes = train_set.num_classes
+    options = OPTIONS | {"crop_size": size, "steps": steps}
 
-    def options(name: str, steps: int) -> dict[str, Any]:
-        return OPTIONS | {"steps": steps, "output_dir": folder / name}
-
-    console.rule("1/4 Train a teacher on labels", align="left")
-    teacher = train(create_seeded(TEACHER, classes), data, **options("teacher", teacher_steps))
-    console.rule("2/4 Train a student on labels, without the teacher", align="left")
-    alone = train(create_seeded(STUDENT, classes), data, **options("student_alone", student_steps))
+    console.rule("1/4 The teacher", align="left")
+    if teacher is None:
+        options["batch_size"] = 4
+        teacher_network = train(
+            _create_seeded(TEACHER, classes),
+            pair,
+            transform="light",
+            **options | {"steps": 2 * steps, "output_dir": folder / "teacher"},
+        ).model
+    else:
+        teacher_network = load_model(teacher)
+    teacher_scores = evaluate(teacher_network, val_set, device="cpu")
+    print_fact(f"Teacher: {teacher or TEACHER}, mIoU {teacher_scores.miou:.3f}.")
+    console.rule("2/4 Train the student on labels, without the teacher", align="left")
+    alone = train(
+        _create_seeded(STUDENT, classes), pair, transform="light", output_dir=folder / "student_alone", **options
+    )
     console.rule("3/4 Train the same student on labels and teacher, with BPKD", align="left")
-    student = distill(teacher.model, create_seeded(STUDENT, classes), data, **options("student_bpkd", student_steps))
-    console.rule("4/4 Export the student, compare it with torch, measure latency", align="left")
-    with progress_console.status("Exporting to ONNX and comparing with torch"):
-        exported = to_onnx(student.model, folder / "student.onnx", input_size=val_set.size)
-    segmenter = OnnxRuntime(exported.path, "cpu")
-    scores = evaluate(exported.path, val_set, device="cpu")
+    student = distill(
+        teacher_network,
+        _create_seeded(STUDENT, classes),
+        pair,
+        transform="light",
+        output_dir=folder / "student_bpkd",
+        **options,
+    )
+    console.rule("4/4 Export to ONNX and INT8, compare with torch, measure latency", align="left")
+    exported = to_onnx(student.model, folder / "student.onnx", input_size=size)
+    int8 = quantize(exported.path, folder / "student.int8.onnx", train_set, images=32)
+    scores = [evaluate(path, val_set, device="cpu") for path in (exported.path, int8.path)]
+    image = val_set[0][0][None]
+    assert alone.metrics is not None  # noqa: S101  (the quickstart always validates)
+    assert student.metrics is not None  # noqa: S101
     with progress_console.status("Measuring latency"):
-        image = val_set[0][0][None]
-        array = image.permute(0, 2, 3, 1).contiguous().numpy()
         rows = [
-            measure_torch_row("teacher", teacher, image),
-            measure_torch_row("student alone", alone, image),
-            measure_torch_row("student, BPKD", student, image),
-            create_row("student, BPKD, ONNX", student.model, scores, None, measure_median_ms(lambda: segmenter(array))),
+            _torch_row("teacher", teacher_network, teacher_scores, image),
+            _torch_row("student alone", alone.model, alone.metrics, image),
+            _torch_row("student, BPKD", student.model, student.metrics, image),
+            _onnx_row("student, BPKD, ONNX", exported.path, student.model, scores[0], image),
+            _onnx_row("student, BPKD, INT8", int8.path, student.model, scores[1], image),
         ]
-    results = {"rows": [asdict(row) for row in rows], "agreement": exported.agreement, "bytes": exported.size}
+    results = {"rows": [asdict(row) for row in rows], "agreement": exported.agreement, "data": str(data)}
     write_json(folder / "results.json", results)
-    runs = {"teacher": teacher, "student alone": alone, "student with BPKD": student}
-    report = write_report(folder / "report.html", runs, val_set, results)
-    console.print(format_table(rows))
-    console.print("bIoU: boundary IoU with 3 px. edge, body: pixel accuracy inside and outside of the 7 px edge band.")
-    console.print(f"ONNX Runtime and torch predict the same class for {exported.agreement:.2%} of the pixels.")
-    console.print(f"Report: {report}", soft_wrap=True)
+    networks = {"student alone": alone.model, "student with BPKD": student.model, "teacher": teacher_network}
+    histories = {"student alone": alone.history, "student with BPKD": student.history}
+    report = write_report(folder / "report.html", networks, histories, val_set, results)
+    console.print(_format_table(rows, f"{data}, {len(val_set)} validation images of {format_size(size)}"))
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    for line in _closing_lines(rows, exported.agreement, report):
+        say(line)
     examples = [val_set[index][0].permute(1, 2, 0).numpy() for index in range(min(WEB_EXAMPLES, len(val_set)))]
-    web = format_web_site(exported.path, folder / "site", examples)
-    console.print(web, soft_wrap=True, markup=False, highlight=False)
-    command = format_serve_command(teacher.checkpoint, student.checkpoint, exported.path)
-    console.print(f"Compare the networks in a browser:\n{command}", soft_wrap=True, markup=False, highlight=False)
+    say(_write_web_site(exported.path, folder / "site", examples))
+    command = ["bpkd", "serve", "--teacher", str(teacher or folder / "teacher/last.safetensors")]
+    for path in (exported.path, int8.path, student.checkpoint):
+        command += ["--student", str(path)]
+    if data != "shapes":
+        command += ["--fit", "resize"]
+    say(f"Compare the networks in a browser:\n{shlex.join(command)}")
     return report
 
 
-def format_web_site(network: Path, folder: Path, examples: list[np.ndarray]) -> str:
-    """Write a web site that runs an ONNX file, and say how to open it, or why there is none."""
-    try:
-        site = to_web(network, folder, examples=examples)
-    except RuntimeError as error:
-        return f"No web site was written. {error}"
-    return f"Run the student inside the browser: open http://localhost:8000 after\n{site.serve_command}"
+Splits = tuple[SegmentationDataset, SegmentationDataset]
 
 
-def format_serve_command(teacher: Path, *students: Path) -> str:
-    """Format the shell command that shows the networks in a browser."""
-    return shlex.join(
-        ["bpkd", "serve", "--teacher", str(teacher), *(part for path in students for part in ("--student", str(path)))]
+def _open_shapes() -> tuple[Splits, Size]:
+    splits = ShapesDataset("train", length=2400), ShapesDataset("val")
+    return splits, splits[0].size
+
+
+def _open_resized(data: str | Path) -> tuple[Splits, Size]:
+    """Open a folder and read both splits into memory, with images and labels of one size."""
+    splits = {split: open_dataset(data, split=split) for split in MAX_IMAGES}
+    first = splits["train"]
+    if not first.has_labels:
+        raise ValueError(f"{data} has no labels, from which the quickstart trains and scores its networks.")
+    shapes = [first[index][0].shape[1:] for index in range(min(9, len(first)))]
+    height, width = (median_low(sides) for sides in zip(*shapes, strict=True))
+    factor = (PIXELS / (height * width)) ** 0.5
+    rows, columns = (max(1, round(side * factor / MULTIPLE)) * MULTIPLE for side in (height, width))
+    size = rows, columns
+    counts = {split: min(len(dataset), MAX_IMAGES[split]) for split, dataset in splits.items()}
+    print_fact(
+        f"{data}: the first {counts['train']} of {len(splits['train'])} training images and {counts['val']} of "
+        f"{len(splits['val'])} validation images, resized to {format_size(size)}."
+    )
+    train_set, val_set = (_resize(dataset, counts[split], size) for split, dataset in splits.items())
+    return (train_set, val_set), size
+
+
+def _resize(dataset: SegmentationDataset, count: int, size: Size) -> SegmentationDataset:
+    samples = [
+        (resize_images(image[None], size)[0], resize_label(label, size))
+        for image, label in track(
+            (dataset[i] for i in range(count)), total=count, description=f"Reading {dataset.name}"
+        )
+    ]
+    return as_dataset(
+        samples,
+        class_names=dataset.class_names,
+        palette=dataset.palette,
+        ignore_index=dataset.ignore_index,
+        name=dataset.name,
+        value_range=dataset.pixels.value_range,
+        bands=dataset.pixels.bands,
     )
 
 
-def create_seeded(name: str, num_classes: int) -> nn.Module:
+def _create_seeded(name: str, num_classes: int) -> nn.Module:
     """Create a network with the same random weights in every run."""
     torch.manual_seed(0)
     return create_model(name, num_classes)
 
 
-def measure_torch_row(name: str, run: TrainingResult, image: torch.Tensor) -> Row:
-    """Measure the latency of a trained network in torch, from the image to its mask, and return its row."""
-    assert run.metrics is not None  # noqa: S101  (the quickstart always validates)
-    with torch.inference_mode():
-        latency = measure_median_ms(lambda: to_mask(whole_logits(run.model, image)))
-    return create_row(name, run.model, run.metrics, latency, None)
+def _torch_row(name: str, network: nn.Module, scores: Metrics, image: torch.Tensor) -> Row:
+    runtime = TorchRuntime(network)
+    return _row(name, network, scores, image, None, lambda: runtime.segment(image))
 
 
-def create_row(
-    name: str, model: nn.Module, scores: Metrics, torch_ms: float | None, onnxruntime_ms: float | None
+def _onnx_row(name: str, path: Path, network: nn.Module, scores: Metrics, image: torch.Tensor) -> Row:
+    runtime, array = OnnxRuntime(path, "cpu"), image.permute(0, 2, 3, 1).contiguous().numpy()
+    return _row(name, network, scores, image, path.stat().st_size, lambda: runtime(array))
+
+
+def _row(
+    name: str, network: nn.Module, scores: Metrics, image: torch.Tensor, size: int | None, call: Callable[[], object]
 ) -> Row:
-    """Count the costs of a network and return its row."""
-    cost = profile(model, input_size=(128, 128))
+    """Count the costs of a network, measure its latency, and return its row."""
+    height, width = image.shape[2:]
+    cost = profile(network, input_size=(height, width))
     return Row(
         name,
         cost.params,
@@ -179,12 +253,12 @@ def create_row(
         scores.boundary_iou,
         scores.edge_accuracy,
         scores.body_accuracy,
-        torch_ms,
-        onnxruntime_ms,
+        size,
+        _measure_median_ms(call),
     )
 
 
-def measure_median_ms(call: Callable[[], object], repeats: int = 50) -> float:
+def _measure_median_ms(call: Callable[[], object], repeats: int = 50) -> float:
     """Return the median wall time of a call in milliseconds, after ten warm-up calls."""
     times = []
     for _ in range(10 + repeats):
@@ -194,9 +268,9 @@ def measure_median_ms(call: Callable[[], object], repeats: int = 50) -> float:
     return statistics.median(times[10:])
 
 
-def format_table(rows: list[Row]) -> Table:
+def _format_table(rows: list[Row], title: str) -> Table:
     """Format the rows as a table for the terminal."""
-    table = Table(title="shapes, 100 validation scenes of 128x128", title_justify="left", padding=0)
+    table = Table(title=title, title_justify="left", padding=0)
     table.add_column("network", no_wrap=True)
     for heading in ("params", "MACs", "mIoU", "mAcc", "bIoU", "edge", "body", "latency"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -207,6 +281,28 @@ def format_table(rows: list[Row]) -> Table:
             f"{row.params / 1e6:.2f}M",
             f"{row.macs / 1e9:.3f}G",
             *(f"{score:.3f}" for score in scores),
-            f"{row.torch_ms or row.onnxruntime_ms:.1f}ms",
+            f"{row.ms:.1f}ms",
         )
     return table
+
+
+def _closing_lines(rows: list[Row], agreement: float, report: Path) -> list[str]:
+    teacher, alone, student, onnx, _ = rows
+    return [
+        "bIoU: boundary IoU with 3 px. edge, body: pixel accuracy inside and outside of the 7 px edge band.",
+        f"With BPKD the student has {100 * (student.miou - alone.miou):+.1f} points of mIoU and "
+        f"{100 * (student.boundary_iou - alone.boundary_iou):+.1f} of boundary IoU against the same training without "
+        f"the teacher. It needs {teacher.macs / student.macs:.1f} times fewer MACs than the teacher, and its ONNX file "
+        f"is {teacher.ms / onnx.ms:.1f} times as fast here.",
+        f"ONNX Runtime and torch predict the same class for {agreement:.2%} of the pixels.",
+        f"Report: {report}",
+    ]
+
+
+def _write_web_site(network: Path, folder: Path, examples: list[np.ndarray]) -> str:
+    """Write a web site that runs an ONNX file, and say how to open it, or why there is none."""
+    try:
+        site = to_web(network, folder, examples=examples, fit="resize")
+    except RuntimeError as error:
+        return f"No web site was written. {error}"
+    return f"Run the student inside the browser: open http://localhost:8000 after\n{site.serve_command}"

@@ -1,11 +1,9 @@
 """The command `bpkd`."""
 
 import json
-import shlex
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from bpkd_sdk.cli import name_options
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.models import set_spec
 from bpkd_sdk.models.zoo import build_network
-from bpkd_sdk.quickstart import quickstart
 from tests.scenes import write_folder
 
 NETWORK = "smp/FPN/tu-mobilenetv3_small_050"
@@ -167,27 +164,6 @@ def test_doctor_names_what_is_there(bpkd):
     assert code == 0
     for part in ("torch", "CUDA", "ONNX Runtime", "TensorRT", "CPU", "'bpkd-sdk[tensorrt]'"):
         assert part in out
-
-
-def test_quickstart_in_small(tmp_path, few_scenes, capsys):
-    report = quickstart(tmp_path, teacher_steps=2, student_steps=2)
-    out = capsys.readouterr().out
-    command = shlex.split(out.splitlines()[-1])
-    assert command[::2] == ["bpkd", "--teacher", "--student", "--student"]
-    assert command[1] == "serve"
-    assert all(Path(path).is_file() for path in command[3::2])
-    assert (tmp_path / "site" / "index.html").is_file() or "No web site was written. " in out
-    page = report.read_text()
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert [row["name"] for row in results["rows"]] == [
-        "teacher", "student alone", "student, BPKD", "student, BPKD, ONNX",
-    ]  # fmt: skip
-    assert results["rows"][2]["miou"] == pytest.approx(results["rows"][3]["miou"], abs=0.01)
-    assert results["agreement"] >= 0.9999
-    assert page.count("<img") == 2 + 4 * 5
-    assert 'src="http' not in page
-    weights = bpkd_sdk.load_model(tmp_path / "student_bpkd" / "last.safetensors")
-    assert weights.spec.class_names == ShapesDataset().class_names
 
 
 def test_errors_name_the_options_of_the_command(bpkd, tmp_path):

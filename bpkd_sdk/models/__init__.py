@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bpkd_sdk.files import CHECKPOINT_SUFFIX, OPENMMLAB_SUFFIXES, is_pretrained_name
+from bpkd_sdk.files import CHECKPOINT_SUFFIX, OPENMMLAB_SUFFIXES, SHAPES_TEACHER, is_pretrained_name
 from bpkd_sdk.hub import CHECKPOINT_FILE, find_file, is_model_folder, read_origin
 from bpkd_sdk.models.checkpoint import load_checkpoint, load_state, read_tensors, save_model
 from bpkd_sdk.models.library import build_network, find_family, identify, list_models
@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 CHECKPOINT_SUFFIXES = (CHECKPOINT_SUFFIX, *OPENMMLAB_SUFFIXES)
+_SHAPES_TEACHER_FILE = Path(__file__).parents[1] / "data/shapes_teacher.safetensors"
 
 
 def create_model(
@@ -110,7 +111,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: n
         path: Checkpoint of this package (``.safetensors``, written by `save_model`, `train` or `distill`); one of
             OpenMMLab (``.pth``) for a network of the paper; a folder of `bpkd_sdk.save_pretrained`, or its address
             ``hf://user/name[@<revision>]`` on the Hugging Face Hub, of which only the checkpoint is downloaded; or a
-            name: ``torchvision/<network>[@<weights>]``, or ``transformers/<folder or hub id>[@<revision>]``.
+            name: ``torchvision/<network>[@<weights>]``, ``transformers/<folder or hub id>[@<revision>]``, or
+            ``shapes-teacher``, a teacher for the data set "shapes" that this package contains.
         device: Device that the network is moved to.
         model: Instance to load a ``.safetensors`` file into, for a network class that `create_model` cannot build.
 
@@ -125,6 +127,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: n
     if is_pretrained_name(path):
         if model is not None:
             raise ValueError(f"{path} is built by load_model. Omit `model`.")
+        if str(path) == SHAPES_TEACHER:
+            return load_checkpoint(_SHAPES_TEACHER_FILE, device)
         named: nn.Module = find_family(str(path)).load_pretrained(str(path))
         return named.to(device)
     if Path(path).suffix in OPENMMLAB_SUFFIXES:

@@ -1,0 +1,71 @@
+"""The quickstart in a few steps: on the generated scenes, and on a folder of images."""
+
+import itertools
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+import bpkd_sdk
+from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.quickstart import quickstart
+from tests.scenes import write_folder
+
+
+def read_rows(folder):
+    results = json.loads((folder / "results.json").read_text())
+    assert results["agreement"] >= 0.9999
+    return {row["name"]: row for row in results["rows"]}
+
+
+def served_files(out):
+    """Return the teacher and the students that the last line's command shows."""
+    words = shlex.split(out.splitlines()[-1])
+    assert words[:3] == ["bpkd", "serve", "--teacher"]
+    return words[3], [value for option, value in itertools.pairwise(words) if option == "--student"]
+
+
+def test_the_generated_scenes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ShapesDataset, "__len__", lambda dataset: min(dataset.length, 12))
+    report = quickstart(tmp_path, steps=2)
+    out = capsys.readouterr().out
+    teacher, students = served_files(out)
+    assert teacher == "shapes-teacher"
+    assert len(students) == 3
+    assert all(Path(path).is_file() for path in students)
+    assert (tmp_path / "site" / "index.html").is_file() or "No web site was written. " in out
+    rows = read_rows(tmp_path)
+    assert list(rows) == [
+        "teacher", "student alone", "student, BPKD", "student, BPKD, ONNX", "student, BPKD, INT8",
+    ]  # fmt: skip
+    assert rows["teacher"]["miou"] > 0.7
+    assert rows["student, BPKD"]["miou"] == pytest.approx(rows["student, BPKD, ONNX"]["miou"], abs=0.01)
+    page = report.read_text()
+    assert page.count("<img") == 2 + 4 * 5
+    assert 'src="http' not in page
+    student = bpkd_sdk.load_model(tmp_path / "student_bpkd" / "last.safetensors")
+    assert student.spec.class_names == ShapesDataset().class_names
+
+
+def test_a_folder_of_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bpkd_sdk.quickstart.PIXELS", 64 * 64)
+    root = write_folder(tmp_path / "my data", ["road", "car", "[sky/]"], train=6, val=3)
+    quickstart(tmp_path / "out", data=root, steps=2)
+    out, err = capsys.readouterr()
+    assert "the first 6 of 6 training images and 3 of 3 validation images" in err
+    teacher, _ = served_files(out)
+    assert out.rstrip().endswith("--fit resize")
+    network = bpkd_sdk.load_model(teacher)
+    assert network.spec.class_names == ("road", "car", "[sky/]")
+    rows = read_rows(tmp_path / "out")
+    assert rows["teacher"]["params"] > rows["student, BPKD"]["params"]
+
+
+def test_a_folder_without_labels_is_refused(tmp_path):
+    root = write_folder(tmp_path / "data", train=2, val=1)
+    shutil.rmtree(root / "labels")
+    with pytest.raises(ValueError, match="has no labels, from which the quickstart trains"):
+        quickstart(tmp_path / "out", data=root, steps=2)
+    assert not (tmp_path / "out").exists()
