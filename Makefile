@@ -27,12 +27,17 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 # The site in build/site. Warnings are errors: dead links, unknown names, docstrings that cannot be read. It contains the
-# pages of the repository at their paths in it.
+# pages of the repository at their paths in it, and the notebooks with the outputs of a run of so many steps.
+docs: export BPKD_NOTEBOOK_STEPS ?= 2
 docs: .venv/documented
-	rm -rf build/pages build/site
+	rm -rf build/notebooks build/pages build/site
 	mkdir -p build/pages
 	git ls-files --cached --others --exclude-standard '*.md' CITATION.cff LICENSE benchmarks/results demos docs \
 		| xargs cp --parents --target-directory build/pages
+	cp -r docs/notebooks build/notebooks
+	PYTHONWARNINGS='ignore:IProgress not found' $(BIN)/jupyter nbconvert --log-level ERROR --execute --to markdown \
+		--output-dir build/pages/docs/notebooks build/notebooks/*.ipynb
+	sed --in-place 's/[.]ipynb)/.md)/g' build/pages/*.md build/pages/docs/*.md build/pages/docs/notebooks/*.md
 	$(BIN)/zensical build --clean --strict >build/docs.log 2>&1 || { cat build/docs.log; false; }
 	! grep ^griffe: build/docs.log
 
