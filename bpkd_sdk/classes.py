@@ -14,7 +14,8 @@ from typing import Protocol
 from array_api_compat import device
 
 from bpkd_sdk.arrays import Array, array_namespace, at_least_float32, select_channels
-from bpkd_sdk.spec import Color, NetworkSpec, distinct_colors
+from bpkd_sdk.colors import distinct_colors
+from bpkd_sdk.spec import Color, NetworkSpec
 
 MAX_CLASSES = 256  # masks are uint8
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import colorsys
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, ClassVar
 
 from bpkd_sdk.arrays import Array, array_namespace, per_channel, round_to
@@ -17,8 +15,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Color = tuple[int, int, int]
-
-_BACKGROUND = ("background", "bg")  # names of the class that `distinct_colors` paints black
 
 
 @dataclass(frozen=True)
@@ -216,27 +212,3 @@ _JSON_TYPES: dict[str, Callable[[Any], bool]] = {
 
 def _to_tuples(value: Any) -> Any:
     return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
-
-
-def distinct_colors(names: Sequence[str]) -> tuple[Color, ...]:
-    """Return RGB colours (0..255) for classes without a palette.
-
-    Background is black. The other colours have hues a golden angle apart, in three brightnesses.
-
-    Args:
-        names: Names of the classes.
-
-    Examples:
-        >>> distinct_colors(["background", "road"])
-        ((0, 0, 0), (242, 109, 109))
-        >>> distinct_colors(["road"])
-        ((242, 109, 109),)
-    """
-    hues = count()
-    return tuple((0, 0, 0) if name.strip("_ ").lower() in _BACKGROUND else _color(next(hues)) for name in names)
-
-
-def _color(index: int) -> Color:
-    hue, saturation, brightness = index * 0.618034 % 1, 0.55 + 0.4 * (index % 2), (0.95, 0.75, 0.55)[index % 3]
-    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, brightness)
-    return round(255 * red), round(255 * green), round(255 * blue)

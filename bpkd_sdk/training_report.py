@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
+from bpkd_sdk.colors import overlay_colors
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.runtime.inference import to_mask
@@ -62,7 +63,7 @@ def write_report(
         legend=[
             {"name": name, "color": f"rgb{tuple(color)}"}
             for name, color in (
-                *zip(val.class_names, val.palette, strict=True),
+                *zip(val.class_names, overlay_colors(val.palette), strict=True),
                 ("teacher and student differ near an edge", EDGE_COLOR),
                 ("teacher and student differ elsewhere (body)", BODY_COLOR),
             )

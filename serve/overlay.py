@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from bpkd_sdk.colors import overlay_colors
 from bpkd_sdk.evaluation.agreement import compare_masks
 from bpkd_sdk.spec import Color
 
@@ -40,6 +41,9 @@ def draw_overlay(
 ) -> np.ndarray:
     """Blend the colours of the classes over an image: (1 - alpha) image + alpha colour, rounded.
 
+    Colours of the palette that are dark or hard to tell from others are replaced as `bpkd_sdk.colors.overlay_colors`
+    states.
+
     Args:
         image: Image, uint8 (H, W, 3) RGB; it is not modified.
         mask: Class ids, integers (H, W): indices into `palette`, or `ignore_index`.
@@ -63,14 +67,15 @@ def draw_overlay(
     Examples:
         >>> image, mask = np.full((1, 2, 3), 100, np.uint8), np.array([[0, 1]])
         >>> draw_overlay(image, mask, [(0, 0, 0), (200, 100, 0)], boundaries=False)[0].tolist()
-        [[50, 50, 50], [150, 100, 50]]
+        [[102, 102, 102], [150, 100, 50]]
     """
     _check_image(image)
     _check_mask("mask", mask, image)
     if not 0 <= alpha <= 1:
         raise ValueError(f"Expected `alpha` to be between 0 and 1, but got {alpha}.")
     ids, void = _color_ids(mask, len(palette), ignore_index)
-    picture = _colorize(ids, palette)
+    colors = overlay_colors(palette)
+    picture = _colorize(ids, colors)
     # Blended in place, because allocating a second array of this size takes longer than the sum.
     cv2.addWeighted(image, 1 - alpha, picture, alpha, 0, picture)
     if boundaries:
@@ -83,7 +88,7 @@ def draw_overlay(
     entries = {
         class_id: class_names[class_id] if class_id < len(class_names) else str(class_id) for class_id in present
     }
-    return np.vstack([picture, _legend_strip(entries, palette, image.shape[1])])
+    return np.vstack([picture, _legend_strip(entries, colors, image.shape[1])])
 
 
 def label_boundaries(mask: np.ndarray, width: int = 1, ignore_index: int = 255) -> np.ndarray:

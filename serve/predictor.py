@@ -116,7 +116,7 @@ class Prediction:
             >>> image, mask = np.full((1, 2, 3), 100, np.uint8), np.array([[0, 1]], np.uint8)
             >>> prediction = Prediction(image, mask, ("sky", "road"), ((0, 0, 0), (200, 100, 0)), Timings(1, 2, 1))
             >>> prediction.overlay(boundaries=False)[0].tolist()
-            [[50, 50, 50], [150, 100, 50]]
+            [[102, 102, 102], [150, 100, 50]]
         """
         return draw_overlay(
             self.picture,

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset, default_collate
 
+from bpkd_sdk.colors import distinct_colors
 from bpkd_sdk.data.classes_file import VOID
 from bpkd_sdk.data.dataset import DatasetSubset, SegmentationDataset
 from bpkd_sdk.data.foreign import MaskRule, find_image_rule, find_size, to_image, to_label
 from bpkd_sdk.data.labels import parse_hex_color
 from bpkd_sdk.data.sources import Key, check_indexable, default_name, find_class_names, find_fields, own_facts
-from bpkd_sdk.spec import Color, distinct_colors
+from bpkd_sdk.spec import Color
 
 # Masks that are read to determine whether 0 and 255 are two classes: at most, and with the value 255.
 _MAX_INSPECTED_MASKS, _MASKS_WITH_WHITE = 1000, 16

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bpkd_sdk.colors import distinct_colors
 from bpkd_sdk.data.classes_file import CLASSES_FILE, VOID, FolderClasses
 from bpkd_sdk.data.dataset import FileDataset
 from bpkd_sdk.data.folder_classes import find_classes
@@ -22,7 +23,6 @@ from bpkd_sdk.data.pairs import (
     shared_name,
 )
 from bpkd_sdk.errors import format_list
-from bpkd_sdk.spec import distinct_colors
 
 
 class FolderDataset(FileDataset):

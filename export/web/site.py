@@ -19,6 +19,7 @@ from PIL import Image
 
 import bpkd_sdk
 from bpkd_sdk.classes import names_and_colors
+from bpkd_sdk.colors import overlay_colors
 from bpkd_sdk.errors import format_list, import_optional
 from bpkd_sdk.export.web.package import onnxruntime_web as fetch_onnxruntime_web
 from bpkd_sdk.files import file_sha256, replaced_folder
@@ -127,7 +128,7 @@ def _describe(source: Path, fit: Fit) -> dict[str, Any]:
         "mean": spec.mean,
         "std": spec.std,
         "padding": spec.mean_pixel,
-        "classes": [{"name": name, "color": color} for name, color in zip(names, palette, strict=True)],
+        "classes": [{"name": name, "color": color} for name, color in zip(names, overlay_colors(palette), strict=True)],
         "fit": fit,
         "maxPixels": MAX_PIXELS,
         "windowSide": WINDOW_SIDE,

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from bpkd_sdk.classes import check_data_classes, class_order, reorder_labels
+from bpkd_sdk.colors import distinct_colors
 from bpkd_sdk.data import shapes
 from bpkd_sdk.data.classes_file import CLASSES_FILE
 from bpkd_sdk.data.folder_classes import find_classes
@@ -16,7 +17,7 @@ from bpkd_sdk.data.pairs import Pair, pair_files
 from bpkd_sdk.images import read_pixels
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.serve.networks import ModelSet
-from bpkd_sdk.spec import NetworkSpec, distinct_colors
+from bpkd_sdk.spec import NetworkSpec
 
 MAX_EXAMPLES = 12
 _THUMBNAIL_SIDE = 192  # pixels of the longer side

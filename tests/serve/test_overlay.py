@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from bpkd_sdk.data.public import CITYSCAPES_CLASSES
 from bpkd_sdk.serve import draw_difference, draw_overlay, label_boundaries
 
-PALETTE = ((0, 0, 0), (200, 100, 0), (255, 255, 255))
+PALETTE = ((60, 180, 200), (200, 100, 0), (255, 255, 255))  # all light enough for overlays
 STEP = np.array([[0, 0, 1, 1]] * 3)
 
 
@@ -20,8 +21,8 @@ def columns(line):
 def test_colours_are_blended_by_alpha(dtype):
     mask = np.array([[0, 1, 2]], dtype)
     picture = draw_overlay(grey(1, 3), mask, PALETTE, boundaries=False, alpha=0.25)
-    # 0.75 * 100 + 0.25 * (0, 200, 255): 75, 125, 138.75
-    assert picture.tolist() == [[[75, 75, 75], [125, 100, 75], [139, 139, 139]]]
+    # 0.75 * 100 + 0.25 * (60, 200, 255): 90, 125, 138.75
+    assert picture.tolist() == [[[90, 120, 125], [125, 100, 75], [139, 139, 139]]]
     assert picture.dtype == np.uint8
 
 
@@ -47,12 +48,35 @@ def test_a_palette_can_have_256_colours():
     palette = [(i, i, i) for i in range(256)]
     mask = np.arange(256, dtype=np.uint8)[None]
     picture = draw_overlay(grey(1, 256), mask, palette, boundaries=False, alpha=1, ignore_index=-1)
-    assert picture[0, :, 0].tolist() == list(range(256))
+    assert len(np.unique(picture[0], axis=0)) == 256
+
+
+def test_no_class_is_drawn_dark_and_no_two_alike():
+    """Cityscapes has dark blue for three classes; here it and the others are drawn over a street at night."""
+    palette = [*CITYSCAPES_CLASSES.values(), (0, 0, 0), (0, 0, 1)]
+    mask = np.arange(len(palette), dtype=np.uint8)[None]
+    street = grey(1, len(palette), 40)
+    drawn = draw_overlay(street, mask, palette, boundaries=False)[0].astype(int)
+    assert drawn.max(axis=1).min() > 70
+    differences = np.abs(drawn[:, None] - drawn).max(axis=2) + 255 * np.eye(len(palette), dtype=int)
+    assert differences.min() >= 8
+    solid = draw_overlay(street, mask, palette, boundaries=False, alpha=1)[0].tolist()
+    kept = CITYSCAPES_CLASSES["sidewalk"], CITYSCAPES_CLASSES["terrain"]
+    assert [tuple(solid[list(palette).index(color)]) for color in kept] == list(kept)
+
+
+def test_the_legend_has_the_colours_of_the_overlay():
+    mask = np.repeat([0, 1], 20)[None].repeat(30, axis=0)
+    dark = ((0, 0, 0), (0, 0, 70))
+    picture = draw_overlay(grey(30, 40), mask, dark, boundaries=False, alpha=1, legend=True)
+    strip = {tuple(color) for color in picture[30:].reshape(-1, 3).tolist()}
+    assert {tuple(picture[0, 0].tolist()), tuple(picture[0, -1].tolist())} <= strip
+    assert not strip & set(dark)
 
 
 def test_boundaries_have_their_colour_and_width():
     picture = draw_overlay(grey(3, 4), STEP, PALETTE, boundary_width=2, boundary_color=(1, 2, 3))
-    assert picture[1].tolist() == [[50, 50, 50], [1, 2, 3], [1, 2, 3], [150, 100, 50]]
+    assert picture[1].tolist() == [[80, 140, 150], [1, 2, 3], [1, 2, 3], [150, 100, 50]]
 
 
 @pytest.mark.parametrize(("width", "expected"), [(1, [3]), (2, [3, 4]), (3, [2, 3, 4]), (4, [2, 3, 4, 5])])

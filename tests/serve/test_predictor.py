@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from bpkd_sdk.colors import distinct_colors
 from bpkd_sdk.runtime import AcceptedImages, TorchRuntime
 from bpkd_sdk.serve import Prediction, Predictor, Timings, draw_overlay
-from bpkd_sdk.spec import distinct_colors
 from tests.networks import tiny
 from tests.serve.cases import CLASSES, NAMES, PALETTE, SIZE, exact_logits, network, scene
 
@@ -107,9 +107,9 @@ def test_the_overlay_shows_the_image_of_its_prediction(model, tmp_path):
 
 
 def test_the_overlay_draws_class_255():
-    mask, palette = np.full((8, 8), 255, np.uint8), ((0, 0, 0),) * 255 + ((9, 8, 7),)
+    mask, palette = np.full((8, 8), 255, np.uint8), ((0, 0, 0),) * 255 + ((230, 120, 40),)
     prediction = Prediction(scene(8, 8), mask, tuple(map(str, range(256))), palette, Timings(1, 1, 1))
-    assert np.unique(prediction.overlay(alpha=1).reshape(-1, 3), axis=0).tolist() == [[9, 8, 7]]
+    assert np.unique(prediction.overlay(alpha=1).reshape(-1, 3), axis=0).tolist() == [[230, 120, 40]]
 
 
 def test_batches_give_the_same_masks_as_single_images(model, files, tmp_path):

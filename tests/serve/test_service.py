@@ -85,10 +85,10 @@ def test_overlay_and_confidence(server, student):
 def test_an_overlay_colours_class_255():
     image, mask = scene(8, 8), np.full((8, 8), 255, np.uint8)
     prediction = Prediction(
-        image, mask, tuple(map(str, range(256))), ((0, 0, 0),) * 255 + ((9, 8, 7),), Timings(1, 1, 1)
+        image, mask, tuple(map(str, range(256))), ((0, 0, 0),) * 255 + ((230, 120, 40),), Timings(1, 1, 1)
     )
     content = encode(prediction, SegmentRequest("network", "overlay", alpha=1.0), {})
-    assert np.unique(np.asarray(Image.open(io.BytesIO(content))).reshape(-1, 3), axis=0).tolist() == [[9, 8, 7]]
+    assert np.unique(np.asarray(Image.open(io.BytesIO(content))).reshape(-1, 3), axis=0).tolist() == [[230, 120, 40]]
 
 
 @pytest.mark.parametrize("accept", ["*/*", "image/png", "video/mp4"])
