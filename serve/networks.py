@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from bpkd_sdk.export.benchmark.facts import count_cost
+from bpkd_sdk.gpu import gpu_names
 from bpkd_sdk.pixels import PixelFormat
-from bpkd_sdk.runtime import Runtime, match_runtime
+from bpkd_sdk.runtime import MatchedRuntime, Runtime, match_runtime
 from bpkd_sdk.runtime.fit import Fit, check_fit, fit_size
 from bpkd_sdk.serve.predictor import Predictor, Timings
 
@@ -43,6 +44,21 @@ class ServedModel:
     predictor: Predictor
     latency: dict[tuple[int, int], Timings] = field(default_factory=dict)
     _costs: dict[tuple[int, int], tuple[int | None, int | None]] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_deployable(self) -> bool:
+        """Whether the network is an exported file or on a server, and not a checkpoint or module that torch runs."""
+        runtime = self.predictor.runtime
+        return not (runtime.runtime if isinstance(runtime, MatchedRuntime) else runtime).is_module
+
+    @property
+    def device_name(self) -> str:
+        """Name of the GPU that runs the network, or of another device, for example CPU."""
+        runtime = self.predictor.runtime
+        if runtime.name.startswith("triton://"):  # the server chooses the device
+            return "Triton server"
+        device = runtime.device
+        return gpu_names()[device.index or 0] if device.type == "cuda" else device.type.upper()
 
     @property
     def file_bytes(self) -> int | None:

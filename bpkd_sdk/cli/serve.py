@@ -159,13 +159,13 @@ def _print_summary(models: ModelSet, host: str, url: str, access: AccessPolicy, 
     table = Table("network", "device", "classes", "confidence")
     for model in models.available:
         confidence = "yes" if model.predictor.has_probabilities else "no, masks only"
-        device, classes = str(model.predictor.runtime.device), str(len(model.predictor.class_names))
-        table.add_row(escape(model.name), device, classes, confidence)
+        classes = str(len(model.predictor.class_names))
+        table.add_row(escape(model.name), model.device_name, classes, confidence)
     for unavailable in models.unavailable:
         table.add_row(escape(unavailable.name), "[red]not served[/]", "", "")
     console.print(table)
     if not gpu_names():
-        errors.print("[yellow]There is no NVIDIA GPU: networks run on the CPU, and TensorRT engines cannot run.[/]")
+        errors.print("[yellow]There is no NVIDIA GPU on this machine; the table states where each network runs.[/]")
     if access.requires_credentials:
         console.print(f"{url}: requires a token or a password", soft_wrap=True)
     elif is_loopback(host):

@@ -12,11 +12,9 @@ from typing import Annotated, Any
 
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 from bpkd_sdk import __version__
@@ -24,7 +22,7 @@ from bpkd_sdk.images import RAW_FORMATS
 from bpkd_sdk.serve.networks import ModelSet, ServedModel, check_models
 from bpkd_sdk.serve.service.limits import FORM_FIELD, IMAGE_FORMATS, BodyLimitMiddleware, Limits, upload_formats
 from bpkd_sdk.serve.service.metrics import Metrics, RequestMetricsMiddleware
-from bpkd_sdk.serve.service.responses import Problem, ResponseFormat, Segmentation, problem_response
+from bpkd_sdk.serve.service.responses import Problem, ResponseFormat, Segmentation, add_problem_handlers
 from bpkd_sdk.serve.service.security import AccessPolicy, SecurityMiddleware
 from bpkd_sdk.serve.service.segmenter import Segmenter, SegmentRequest
 from bpkd_sdk.serve.service.server import StreamShutdownMiddleware
@@ -99,7 +97,7 @@ def create_app(
         title="bpkd serve", version=__version__, description=_DESCRIPTION, lifespan=lifespan, redoc_url=None
     )
     _add_middleware(app, access or AccessPolicy(), limits, metrics)
-    _add_problem_handlers(app)
+    add_problem_handlers(app)
     _add_segment(app, segmenter, default)
     _add_models(app, served)
     _add_health(app, segmenter)
@@ -125,23 +123,6 @@ def _add_middleware(app: FastAPI, access: AccessPolicy, limits: Limits, metrics:
     app.add_middleware(RequestMetricsMiddleware, metrics=metrics)
     # The server creates every id: with an id of the client's, log lines of different requests could get mixed up.
     app.add_middleware(CorrelationIdMiddleware, validator=None, transformer=lambda _: uuid.uuid4().hex)
-
-
-def _add_problem_handlers(app: FastAPI) -> None:
-    """Return every error of a route as ``application/problem+json``."""
-
-    @app.exception_handler(Problem)
-    async def handle_problem(_: Request, error: Problem) -> Response:
-        return problem_response(error)
-
-    @app.exception_handler(HTTPException)
-    async def handle_http_exception(_: Request, error: HTTPException) -> Response:
-        return problem_response(Problem(HTTPStatus(error.status_code), str(error.detail), error.headers))
-
-    @app.exception_handler(RequestValidationError)
-    async def handle_validation_error(_: Request, error: RequestValidationError) -> Response:
-        detail = "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors())
-        return problem_response(Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail))
 
 
 def _add_segment(app: FastAPI, segmenter: Segmenter, default: str | None) -> None:

@@ -8,8 +8,11 @@ from typing import Literal
 
 import numpy as np
 from asgi_correlation_id import correlation_id
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from PIL import Image
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from bpkd_sdk.serve.overlay import encode_png
@@ -43,6 +46,23 @@ def problem_response(problem: Problem) -> JSONResponse:
         "request_id": correlation_id.get(),
     }
     return JSONResponse(content, problem.status, problem.headers, "application/problem+json")
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Let an application return every error of a route as ``application/problem+json``."""
+
+    @app.exception_handler(Problem)
+    async def handle_problem(_: Request, error: Problem) -> Response:
+        return problem_response(error)
+
+    @app.exception_handler(HTTPException)
+    async def handle_http_exception(_: Request, error: HTTPException) -> Response:
+        return problem_response(Problem(HTTPStatus(error.status_code), str(error.detail), error.headers))
+
+    @app.exception_handler(RequestValidationError)
+    async def handle_validation_error(_: Request, error: RequestValidationError) -> Response:
+        detail = "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors())
+        return problem_response(Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail))
 
 
 def segmentation_response(content: bytes, format: ResponseFormat, timings_ms: Mapping[str, float]) -> Response:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bpkd_sdk.serve.networks import ModelSet
 from bpkd_sdk.serve.service.limits import Limits
+from bpkd_sdk.serve.service.responses import add_problem_handlers
 
 _GRACE_SECONDS = 5.0  # beyond the timeout of a request, before a stopping server closes open connections
 _SERVICE_PATHS = "/v1/"  # a stopping server finishes requests to these paths
@@ -68,6 +70,9 @@ def mount_demo(
     page = build_demo(models, examples=examples, limits=limits)
     options = {"max_file_size": page.max_file_bytes, "show_error": False, "run_history": False, "ssr_mode": False}
     gradio.mount_gradio_app(app, page, "/", **(page_options() | options))
+    mounted = app.routes[-1]
+    assert isinstance(mounted, Mount) and isinstance(mounted.app, FastAPI)  # noqa: S101, PT018  (added by Gradio)
+    add_problem_handlers(mounted.app)
 
 
 class StreamShutdownMiddleware:

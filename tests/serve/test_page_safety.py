@@ -161,6 +161,15 @@ def test_no_url_is_downloaded_for_a_visitor(server, address):
     assert "fetches nothing" in answer.json()["detail"]
 
 
+def test_an_unknown_path_of_the_page_is_a_problem(server):
+    for path in ("/nothing", "/gradio_api/nothing"):
+        answer = server.client.get(path)
+        assert answer.status_code == 404
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["title"] == "Not Found"
+        assert answer.json()["request_id"]
+
+
 @pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/queue/join", "/v1/models"])
 @pytest.mark.parametrize(
     "origin", ["http://localhost:3000", "https://evil.example", "null", "http://127.0.0.1", "http://["]
