@@ -237,3 +237,16 @@ def test_the_citation_and_the_forms_are_complete():
         assert {"name", "description", "body"} <= yaml.safe_load(form.read_text()).keys()
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     assert [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step] == ["bash .ci/run"]
+
+
+def test_release_notes_are_the_section_of_the_tag():
+    spec = importlib.util.spec_from_file_location("release_notes", ROOT / ".ci" / "release_notes.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    changelog = "# Changelog\n\n## [1.2.0] - 2030-01-31\n\nNew.\n\n### Added\n\n## [1.1.0] - 2029-01-31\n\nOld.\n"
+    assert script.release_notes("v1.2.0", "1.2.0", changelog) == "New.\n\n### Added"
+    assert script.release_notes("v1.1.0", "1.1.0", changelog) == "Old."
+    with pytest.raises(SystemExit, match="Expected the tag v1.2.0"):
+        script.release_notes("v1.1.0", "1.2.0", changelog)
+    with pytest.raises(SystemExit, match="YYYY-MM-DD"):
+        script.release_notes("v1.2.0", "1.2.0", changelog.replace("2030-01-31", "unreleased"))
