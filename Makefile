@@ -3,7 +3,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test test-all check changed lint docs clean
 
-quickstart: .venv/installed
+quickstart: .venv/quickstart
 	$(BIN)/bpkd quickstart
 
 # One process per core, and one more for the time in which tests wait for servers and browsers. Each has one thread,
@@ -43,6 +43,12 @@ docs: .venv/documented
 
 clean:
 	rm -rf .venv quickstart
+
+# What the quickstart uses, and the page that it names at its end.
+.venv/quickstart: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[export,serve]'
+	touch $@
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -34,7 +34,7 @@ from bpkd_sdk.training_report import write_report
 
 # Both are small and fast on a CPU. The student has depthwise convolutions in its decoder and logits of a quarter of the
 # image's height and width, which give smooth masks; the teacher has logits of the image's own size.
-STUDENT, TEACHER = "smp/DeepLabV3Plus/tu-test_byobnet", "smp/Unet/tu-test_resnet"
+STUDENT, TEACHER = "smp/PAN/tu-test_resnet", "smp/Unet/tu-test_resnet"
 STEPS = 200
 OPTIONS: dict[str, Any] = {
     "batch_size": 8,
@@ -87,6 +87,7 @@ def quickstart(
     data: str | Path = "shapes",
     teacher: str | Path | None = None,
     steps: int = STEPS,
+    seed: int = 0,
 ) -> Path:
     """Train a student on labels alone and with BPKD, export it, and compare all in a report.
 
@@ -101,11 +102,12 @@ def quickstart(
         teacher: Checkpoint or name of the teacher, see `bpkd_sdk.load_model`. None: the included one for "shapes"; for
             other data, a larger network is trained first, for twice as many steps.
         steps: Number of optimiser steps of each student.
+        seed: Seed of the initial weights, and of the order and the augmentation of the images.
 
     Returns:
         Path of ``report.html``.
     """
-    folder, console = Path(folder), Console()
+    folder, console, start = Path(folder), Console(), time.monotonic()
     if data == "shapes":
         pair, size = _open_shapes()
         teacher = teacher or SHAPES_TEACHER
@@ -113,13 +115,13 @@ def quickstart(
         pair, size = _open_resized(data)
     train_set, val_set = pair
     classes = train_set.num_classes
-    options = OPTIONS | {"crop_size": size, "steps": steps}
+    options = OPTIONS | {"crop_size": size, "steps": steps, "seed": seed}
 
     console.rule("1/4 The teacher", align="left")
     if teacher is None:
         options["batch_size"] = 4
         teacher_network = train(
-            _create_seeded(TEACHER, classes),
+            _create_seeded(TEACHER, classes, seed),
             pair,
             transform="light",
             **options | {"steps": 2 * steps, "output_dir": folder / "teacher"},
@@ -130,12 +132,12 @@ def quickstart(
     print_fact(f"Teacher: {teacher or TEACHER}, mIoU {teacher_scores.miou:.3f}.")
     console.rule("2/4 Train the student on labels, without the teacher", align="left")
     alone = train(
-        _create_seeded(STUDENT, classes), pair, transform="light", output_dir=folder / "student_alone", **options
+        _create_seeded(STUDENT, classes, seed), pair, transform="light", output_dir=folder / "student_alone", **options
     )
     console.rule("3/4 Train the same student on labels and teacher, with BPKD", align="left")
     student = distill(
         teacher_network,
-        _create_seeded(STUDENT, classes),
+        _create_seeded(STUDENT, classes, seed),
         pair,
         transform="light",
         output_dir=folder / "student_bpkd",
@@ -156,7 +158,12 @@ def quickstart(
             _onnx_row("student, BPKD, ONNX", exported.path, student.model, scores[0], image),
             _onnx_row("student, BPKD, INT8", int8.path, student.model, scores[1], image),
         ]
-    results = {"rows": [asdict(row) for row in rows], "agreement": exported.agreement, "data": str(data)}
+    results = {
+        "data": str(data),
+        "rows": [asdict(row) for row in rows],
+        "agreement": exported.agreement,
+        "seconds": time.monotonic() - start,
+    }
     write_json(folder / "results.json", results)
     networks = {"student alone": alone.model, "student with BPKD": student.model, "teacher": teacher_network}
     histories = {"student alone": alone.history, "student with BPKD": student.history}
@@ -222,9 +229,9 @@ def _resize(dataset: SegmentationDataset, count: int, size: Size) -> Segmentatio
     )
 
 
-def _create_seeded(name: str, num_classes: int) -> nn.Module:
-    """Create a network with the same random weights in every run."""
-    torch.manual_seed(0)
+def _create_seeded(name: str, num_classes: int, seed: int) -> nn.Module:
+    """Create a network with the same random weights in every run with this seed."""
+    torch.manual_seed(seed)
     return create_model(name, num_classes)
 
 
