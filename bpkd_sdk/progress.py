@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 T = TypeVar("T")
 
 LINE_INTERVAL = 10.0  # seconds between two lines of progress where there is no terminal
 
-console = Console(stderr=True)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class PlainConsole(Console):
+    """A console that shows every text as it is, in lines and in tables: no markup, no emoji codes, no highlighting.
+
+    So names of files and classes may contain brackets. Control characters, which would change the terminal, and bytes
+    of file names that are not text are shown as escapes. Styles are arguments of `print`, or of columns.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text with visible control characters."""
+        return super().render_str(visible(text), **options)
+
+
+def visible(text: str) -> str:
+    r"""Replace control characters other than line breaks and tabs by escapes.
+
+    Example:
+        >>> print(visible("red" + chr(27) + "[31m"))
+        red\x1b[31m
+    """
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+console = PlainConsole(stderr=True)
 
 
 def print_fact(text: str) -> None:
-    """Print a sentence on stderr as it is: names in it are neither markup nor highlighted, and lines are not broken.
+    """Print a sentence on stderr as it is, without line breaks.
 
     With several processes, only the main one prints: `create_accelerator` makes the console of the others quiet.
     """
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 def progress_bar(*columns: TextColumn) -> Progress:
@@ -32,7 +61,7 @@ def progress_bar(*columns: TextColumn) -> Progress:
         columns: Further columns, shown before the remaining time.
     """
     return Progress(
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         *columns,
@@ -63,7 +92,7 @@ class ProgressReport:
 
     def __enter__(self) -> Self:
         self._bar.start()
-        self._task = self._bar.add_task(escape(self._description), total=self._total)
+        self._task = self._bar.add_task(visible(self._description), total=self._total)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,7 +107,7 @@ class ProgressReport:
     def describe(self, text: str) -> None:
         """Replace the description, for example by the state of an item that takes long."""
         self._description = text
-        self._bar.update(self._task, description=escape(text))
+        self._bar.update(self._task, description=visible(text))
         self._print_line()
 
     def _print_line(self) -> None:

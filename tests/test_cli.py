@@ -1,15 +1,17 @@
 """The command `bpkd`."""
 
 import json
-import subprocess
-import sys
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+import typer
 
 import bpkd_sdk
+from bpkd_sdk import cli
 from bpkd_sdk.cli import name_options
+from bpkd_sdk.cli.command import OTHER_NAMES
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.models import set_spec
 from bpkd_sdk.models.zoo import build_network
@@ -26,13 +28,58 @@ def teacher(tmp_path_factory):
     return path
 
 
-def test_every_command_has_help():
-    for command in ("quickstart", "train", "distill", "evaluate", "profile", "export", "doctor"):
-        result = subprocess.run(
-            [sys.executable, "-m", "bpkd_sdk.cli", command, "--help"], capture_output=True, text=True
-        )
-        assert result.returncode == 0
-        assert command in result.stdout
+def commands():
+    """Return every command with the words that call it."""
+    top = typer.main.get_command(cli.app).commands
+    nested = {f"data {name}": command for name, command in top["data"].commands.items()}
+    return {name: command for name, command in top.items() if name != "data"} | nested
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_the_help_of_every_command_fits_a_terminal_and_shows_a_call(bpkd, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = bpkd(*name.split(), "--help")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    assert not re.search(r"\bNone\b|\bFalse\b|`bpkd_sdk|\u2026|\.\.\.$", out, re.MULTILINE), out
+    (call,) = re.findall(r"^    (bpkd .*)", out, re.MULTILINE)[:1]
+    assert call.startswith(f"bpkd {name}")
+    known = {text for parameter in commands()[name].params for text in (*parameter.opts, *parameter.secondary_opts)}
+    assert {word for word in call.split() if word.startswith("--")} <= known
+
+
+def test_version(bpkd):
+    assert bpkd("--version")[:2] == (0, f"bpkd-sdk {bpkd_sdk.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("call", "advice"),
+    [
+        ("train x --lr 0.1", "--lr. Use --learning-rate."),
+        ("train x -lr 0.1", "-lr. Use --learning-rate."),
+        ("train x --bs=4", "--bs. Use --batch-size."),
+        ("train x --Batch_Size 4", "--Batch_Size. Use --batch-size."),
+        ("train x --epochs 4", "--epochs. Training is counted in steps: --steps = epochs x images / --batch-size."),
+        ("train x --imgsz 512", "--imgsz. Use --crop-size."),
+        ("train x --weights a.pth", "--weights. Use --backbone-weights."),
+        ("evaluate x --weights a.pth", "--weights. The network is an argument without an option."),
+        ("distill x y --name z", "--name. Use --output."),
+        ("predict x y -o z", "-o. Use --output."),
+        ("train x --learning-rat 1", "--learning-rat (Possible options: --final-learning-rate, --learning-rate"),
+        ("export x y --size 8x8", "--size. Use --input-size."),
+        ("export x y --sizes 8x8", "--sizes. Use --input-sizes."),
+        ("models --epochs 4", "--epochs"),
+    ],
+)
+def test_unknown_options_name_the_right_one(bpkd, call, advice):
+    code, _, err = bpkd(*call.split())
+    assert (code, f"No such option: {advice}" in err) == (2, True), err
+
+
+def test_options_of_other_tools_lead_to_options_of_a_command():
+    own = {text for command in commands().values() for parameter in command.params for text in parameter.opts}
+    replaced = {option.split()[0] for options in OTHER_NAMES.values() for option in options if option.startswith("--")}
+    assert replaced <= own
 
 
 @pytest.fixture
@@ -53,7 +100,7 @@ def test_distill_evaluate_export_and_evaluate_again(bpkd, teacher, few_scenes, t
     scores = json.loads(out)
     assert scores["images"] == 12
     assert code == 0
-    code, out, _ = bpkd("export", run / "last.safetensors", run / "s.onnx", "--size", "128x128")
+    code, out, _ = bpkd("export", run / "last.safetensors", run / "s.onnx", "--input-size", "128x128")
     assert code == 0
     assert "of the pixels as in torch" in out
     code, out, _ = bpkd("evaluate", run / "s.onnx", "--json")
@@ -143,20 +190,20 @@ def test_import_of_a_distilled_student(bpkd, tmp_path):
     assert torch.equal(imported(images), network(images))
     assert imported.spec.class_names == tuple("abcdefg")
     assert imported.spec.aux_head
-    code, out, _ = bpkd("profile", tmp_path / "official.pth", "--size", "64x64", "--json")
+    code, out, _ = bpkd("profile", tmp_path / "official.pth", "--input-size", "64x64", "--json")
     assert json.loads(out)["params"] == sum(p.numel() for p in network.parameters()) - sum(
         p.numel() for p in network.auxiliary_head.parameters()
     )
 
 
 def test_names_with_brackets_are_printed_as_they_are(bpkd, tmp_path):
-    root = write_folder(tmp_path / "my_data", ["[red]road", "[/x]", "sky[b]"], train=2, val=1)
+    root = write_folder(tmp_path / "my_data", ["[red]road", "lane [/solid]", "sky:car:"], train=2, val=1)
     options = ("--steps", 1, "--batch-size", 2, "--crop-size", "32x32", "--device", "cpu", "--backbone-weights", "none")
     code, _, err = bpkd("train", "smp/FPN/resnet18", "--data", root, "--output", tmp_path / "run", *options)
     assert code == 0, err
     code, out, err = bpkd("evaluate", tmp_path / "run" / "last.safetensors", "--data", root)
     assert code == 0, err
-    assert all(name in out for name in ("[red]road", "[/x]", "sky[b]"))
+    assert all(name in out for name in ("[red]road", "lane [/solid]", "sky:car:"))
 
 
 def test_doctor_names_what_is_there(bpkd):
@@ -169,9 +216,9 @@ def test_doctor_names_what_is_there(bpkd):
 def test_errors_name_the_options_of_the_command(bpkd, tmp_path):
     bpkd_sdk.save_model(bpkd_sdk.create_model(NETWORK, 9, backbone_weights="none"), tmp_path / "m.safetensors")
     code, _, err = bpkd("export", tmp_path / "m.safetensors", tmp_path / "m.onnx")
-    assert (code, "Option --size is required by the export steps" in err) == (1, True), err
-    code, _, err = bpkd("export", tmp_path / "m.safetensors", tmp_path / "m.onnx", "--size", "16x64")
-    assert (code, "Expected --size to be (height, width) of at least" in err) == (1, True), err
+    assert (code, "Option --input-size is required by the export steps" in err) == (1, True), err
+    code, _, err = bpkd("export", tmp_path / "m.safetensors", tmp_path / "m.onnx", "--input-size", "16x64")
+    assert (code, "Expected --input-size to be (height, width) of at least" in err) == (1, True), err
     for option in ("--crop-size", "--base-size"):
         code, _, err = bpkd("train", NETWORK, option, "64")
         assert (code, f"Expected {option} to be HEIGHTxWIDTH, such as 512x1024, but got '64'" in err) == (1, True), err
@@ -183,7 +230,7 @@ def test_errors_name_the_options_of_the_command(bpkd, tmp_path):
     ("command", "text", "expected"),
     [
         ("evaluate", "export with argmax=False", "export with --no-argmax"),
-        ("export", "export with input_size=(64, 96) or dynamic_size=True", "export with --size 64x96 or --dynamic-size"),
+        ("export", "export with input_size=(64, 96) or dynamic_size=True", "export with --input-size 64x96 or --dynamic-size"),
         ("benchmark", "fit='resize' runs it once", "--fit resize runs it once"),
         ("train", "pass data=(train, None) or batch_size=2", "pass data=(train, None) or --batch-size 2"),
         ("train", "Expected `precision` to be", "Expected --precision to be"),

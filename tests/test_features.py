@@ -201,7 +201,7 @@ def inspected(*arguments):
 
 
 def test_inspect_a_name():
-    facts = json.loads(inspected("smp/FPN/tu-mobilenetv3_small_050", "--classes", 5, "--size", "64x96", "--json"))
+    facts = json.loads(inspected("smp/FPN/tu-mobilenetv3_small_050", "--classes", 5, "--input-size", "64x96", "--json"))
     assert (facts["classes"], facts["sides must be multiples of"], facts["stride of the logits"]) == (5, 32, 4)
     taken = [row for row in facts["features"] if row["is_default"]]
     assert taken == [{"path": "segmentation_head.0:input", "shape": [1, 128, 16, 24], "is_default": True}]
@@ -210,7 +210,7 @@ def test_inspect_a_name():
 def test_inspect_a_checkpoint(tmp_path):
     network = bpkd_sdk.create_model("pspnet_r18", 5)
     bpkd_sdk.save_model(network, tmp_path / "network.safetensors")
-    out = inspected(tmp_path / "network.safetensors", "--size", "64x64")
+    out = inspected(tmp_path / "network.safetensors", "--input-size", "64x64")
     assert any("decode_head.dropout:input" in line and "default" in line for line in out.splitlines())
     assert "backbone.layer1.0.conv1" not in out
-    assert "backbone.layer1.0.conv1" in inspected(tmp_path / "network.safetensors", "--size", "64x64", "--all")
+    assert "backbone.layer1.0.conv1" in inspected(tmp_path / "network.safetensors", "--input-size", "64x64", "--all")

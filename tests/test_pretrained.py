@@ -336,7 +336,7 @@ def test_uploads_that_the_hub_refuses_state_the_cure_and_keep_the_folder(hub, fo
 
 
 def test_the_command_writes_the_scores_of_training_and_other_commands_read_the_hub(run, hub, bpkd, tmp_path):
-    arguments = ("share", run.checkpoint, tmp_path / "a", "--size", "64x64", "--license")
+    arguments = ("share", run.checkpoint, tmp_path / "a", "--input-size", "64x64", "--license")
     code, out, _ = bpkd(*arguments, "mit", "--push", "jane/command")
     assert code == 0
     assert "hf://jane/command" in out
@@ -345,10 +345,10 @@ def test_the_command_writes_the_scores_of_training_and_other_commands_read_the_h
     assert "Measured by the training run on 2 images of `shapes/val`, whole images." in card.text
     assert "validation in training, which may have been used to choose settings" in card.text
     assert same_weights(bpkd_sdk.load_model(tmp_path / "a"), run.model)
-    code, out, _ = bpkd("profile", "hf://jane/command", "--size", "64x64")
+    code, out, _ = bpkd("profile", "hf://jane/command", "--input-size", "64x64")
     assert code == 0
     code, _, error = bpkd("export", "hf://jane/command", tmp_path / "m.onnx")
-    assert "Option --size is required" in " ".join(error.split())
+    assert "Option --input-size is required" in " ".join(error.split())
     code, _, error = bpkd(*arguments, "MIT")
     assert code != 0
     assert "in lower case" in " ".join(error.split())

@@ -58,7 +58,7 @@ COMMANDS = {
     "models": "",
     "import": "official.pth student.safetensors",
     "export": "{file} student.engine",
-    "share": "student.safetensors folder --size 64x64 --license mit",
+    "share": "student.safetensors folder --input-size 64x64 --license mit",
     "triton": "{file} repository",
     "data check": "folder",
     "data convert": "folder other",

@@ -17,14 +17,15 @@ from bpkd_sdk.cli import (  # noqa: F401  (each module adds its commands to the 
     serve,
     training,
 )
-from bpkd_sdk.cli.common import app, errors
+from bpkd_sdk.cli.command import app
+from bpkd_sdk.cli.common import errors
 from bpkd_sdk.errors import explain_missing
 
 __all__ = ["app", "main"]
 
 
 # Arguments of Python whose options have another name.
-_OTHER_NAMES = {"input_size": "size", "input_sizes": "sizes", "output_dir": "output", "calibration_data": "data"}
+_OTHER_NAMES = {"output_dir": "output", "calibration_data": "data"}
 # `name`, name=True, name='text', name=3 and name=(512, 1024), but not name=Other(...)
 _ARGUMENT = re.compile(r"`(\w+)`|\b(\w+)=(True|False|'[\w.-]+'|[\d.]+\b|\(\d+, \d+\))")
 
@@ -37,14 +38,15 @@ def main() -> None:
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         if isinstance(error, ImportError):
             error = explain_missing(error)
-        errors.print(f"[bold red]Error:[/] {type(error).__name__}:", end=" ")
-        errors.print(name_options(str(error), sys.argv[1:]), markup=False, highlight=False, soft_wrap=True)
+        errors.print("Error:", style="bold red", end=" ")
+        errors.print(name_options(str(error), sys.argv[1:]), soft_wrap=True)
         sys.exit(1)
     except SystemExit as stop:
         # typer turns Ctrl-C into SystemExit without a message about the state of the run.
         interrupt = getattr(stop.__context__, "__cause__", None)
         if isinstance(interrupt, KeyboardInterrupt):
-            errors.print(f"Interrupted: {interrupt or 'nothing was being trained'}.", markup=False, highlight=False)
+            text = f"Interrupted: {interrupt or 'nothing was being trained'}."
+            errors.print(name_options(text, sys.argv[1:]), soft_wrap=True)
         raise
 
 
@@ -57,7 +59,7 @@ def name_options(text: str, arguments: list[str]) -> str:
 
     Examples:
         >>> name_options("export it with argmax=False, or pass `input_size`", ["export", "m.safetensors"])
-        'export it with --no-argmax, or pass --size'
+        'export it with --no-argmax, or pass --input-size'
     """
     commands = getattr(typer.main.get_command(app), "commands", {})
     named = next((commands[word] for word in arguments if word in commands), None)

@@ -1,4 +1,4 @@
-"""Common parts of the commands: the application, the consoles, shared options, and tables of scores."""
+"""Common parts of the commands: the consoles, shared options, and tables of scores."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-app = typer.Typer(
-    help="Boundary-privileged knowledge distillation for semantic segmentation.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-console = Console()
-errors = Console(stderr=True)
+from bpkd_sdk.progress import PlainConsole
+
+console = PlainConsole()
+errors = PlainConsole(stderr=True)
 
 DATA_HELP = "Path of a folder, or name: shapes, folder, camvid, cityscapes, ade20k, pascal_context_59."
 
-Data = Annotated[str, typer.Option(help=DATA_HELP)]
+# Panels of the help.
+DATA, OPTIMISATION, TEACHER, MACHINE, OUTPUT = "Data", "Optimisation", "Teacher and method", "Machine", "Output"
+
+Data = Annotated[str, typer.Option(help=DATA_HELP, rich_help_panel=DATA)]
 MatchClasses = Annotated[
     bool,
-    typer.Option(help="Match the classes of network and data by name and refuse other names, or match by position."),
+    typer.Option(
+        help="Match the classes of network and data by name and refuse other names, or match by position.",
+        rich_help_panel=DATA,
+    ),
 ]
 ClassMapFile = Annotated[
     Path | None,
@@ -36,29 +37,43 @@ ClassMapFile = Annotated[
         "--class-map",
         help="JSON file with the network's classes for each class of the data, for a network with other classes: "
         '{"road": ["road", "parking"], "background": "*"}.',
+        rich_help_panel=DATA,
     ),
 ]
-Root = Annotated[Path | None, typer.Option(help="Folder of a named data set.")]
+Root = Annotated[Path | None, typer.Option(help="Folder of a named data set.", rich_help_panel=DATA)]
 SELECTION: dict[str, tuple[Any, Any]] = {
     "pattern": (
         Annotated[
             str | None,
-            typer.Option(help="Paths in a folder, such as 'photos/{split}/{}.jpg:masks/{split}/{}_mask.png'."),
+            typer.Option(
+                help="Paths in a folder, such as 'photos/{split}/{}.jpg:masks/{split}/{}_mask.png'.",
+                rich_help_panel=DATA,
+            ),
         ],
         None,
     ),
     "val_share": (
-        Annotated[float | None, typer.Option(help="Share of a folder's training images that becomes the val split.")],
+        Annotated[
+            float | None,
+            typer.Option(help="Share of a folder's training images that becomes the val split.", rich_help_panel=DATA),
+        ],
         None,
     ),
-    "val_seed": (Annotated[int, typer.Option(help="Seed of the division by --val-share.")], 0),
+    "val_seed": (Annotated[int, typer.Option(help="Seed of the division by --val-share.", rich_help_panel=DATA)], 0),
     "skip_unlabelled": (
-        Annotated[bool, typer.Option("--skip-unlabelled", help="Leave out a folder's images without a label file.")],
+        Annotated[
+            bool,
+            typer.Option(
+                "--skip-unlabelled", help="Leave out a folder's images without a label file.", rich_help_panel=DATA
+            ),
+        ],
         False,
     ),
 }
-Output = Annotated[Path | None, typer.Option(help="Folder of the run. Default: a new folder in runs/.")]
-Resume = Annotated[bool, typer.Option(help="Continue the run in the output folder.")]
+Output = Annotated[
+    Path | None, typer.Option(help="Folder of the run. Default: a new folder in runs/.", rich_help_panel=OUTPUT)
+]
+Resume = Annotated[bool, typer.Option(help="Continue the run in the output folder.", rich_help_panel=OUTPUT)]
 Fit = Annotated[
     Literal["slide", "resize", "pad"],
     typer.Option(
@@ -105,7 +120,7 @@ def open_splits(data: str, root: Path | None, selection: Mapping[str, Any]) -> A
 
     train, val = (bpkd_sdk.open_dataset(data, root=root, split=split, **selection) for split in ("train", "val"))
     if selection["val_share"] is not None and int(os.environ.get("RANK", 0)) == 0:
-        errors.print(f"Validation: {len(val)} of {len(train) + len(val)} images of {data}.", highlight=False)
+        errors.print(f"Validation: {len(val)} of {len(train) + len(val)} images of {data}.", soft_wrap=True)
     return train, val
 
 
@@ -196,5 +211,5 @@ def print_classes(metrics: Any) -> None:
     table = Table("class", "IoU", "accuracy", "boundary IoU")
     columns = (metrics.per_class_iou, metrics.per_class_accuracy, metrics.per_class_boundary_iou)
     for name, *scores in zip(metrics.class_names, *columns, strict=True):
-        table.add_row(escape(name), *(f"{score:.3f}" for score in scores))
+        table.add_row(name, *(f"{score:.3f}" for score in scores))
     console.print(table)

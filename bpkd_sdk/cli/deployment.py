@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
-from bpkd_sdk.cli.common import Fit, MatchClasses, Root, app, console, errors, parse_size, selects_files
+from bpkd_sdk.cli.command import command
+from bpkd_sdk.cli.common import Fit, MatchClasses, Root, console, errors, parse_size, selects_files
 from bpkd_sdk.files import write_atomically
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ Sizes = tuple[tuple[int, int], ...]
 SHOWN_LAYERS = 12
 
 
-@app.command()
+@command("bpkd export runs/student student.onnx --input-size 512x1024")
 @selects_files
 def export(
     *,
@@ -37,16 +37,26 @@ def export(
         str | None,
         typer.Option(help="'fp32', 'fp16' or 'int8'. Default: that of an ONNX file; otherwise fp32."),
     ] = None,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the images. Required for a checkpoint.")] = None,
-    dynamic_batch: Annotated[bool | None, typer.Option(help="ONNX: accept any number of images per batch.")] = None,
-    dynamic_size: Annotated[bool | None, typer.Option(help="ONNX: accept images of any size.")] = None,
-    preprocess: Annotated[bool | None, typer.Option(help="ONNX: accept uint8 RGB images and normalise inside.")] = None,
-    argmax: Annotated[bool | None, typer.Option(help="ONNX: return masks instead of logits.")] = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX: operator set, 18 to 23.")] = None,
-    force: Annotated[bool | None, typer.Option("--force", help="ONNX: keep a file that disagrees with torch.")] = None,
+    input_size: Annotated[
+        str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Size of the images. Required for a checkpoint.")
+    ] = None,
+    dynamic_batch: Annotated[
+        bool | None, typer.Option(help="Accept any number of images per batch.", rich_help_panel="ONNX")
+    ] = None,
+    dynamic_size: Annotated[
+        bool | None, typer.Option(help="Accept images of any size.", rich_help_panel="ONNX")
+    ] = None,
+    preprocess: Annotated[
+        bool | None, typer.Option(help="Accept uint8 RGB images and normalise inside.", rich_help_panel="ONNX")
+    ] = None,
+    argmax: Annotated[bool | None, typer.Option(help="Return masks instead of logits.", rich_help_panel="ONNX")] = None,
+    opset: Annotated[int | None, typer.Option(help="Operator set, 18 to 23.", rich_help_panel="ONNX")] = None,
+    force: Annotated[
+        bool | None, typer.Option("--force", help="Keep a file that disagrees with torch.", rich_help_panel="ONNX")
+    ] = None,
     verify_on: Annotated[
         str | None,
-        typer.Option(help="ONNX: also verify on the validation images of this data set or folder."),
+        typer.Option(help="Also verify on the validation images of this data set or folder.", rich_help_panel="ONNX"),
     ] = None,
     match_classes: Annotated[
         bool | None,
@@ -55,48 +65,65 @@ def export(
             help="Match the classes of network and data by name and refuse other names, or match by position.",
         ),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="int8: data set or folder of calibration images.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set or folder of calibration images.", rich_help_panel="int8")
+    ] = None,
     root: Root = None,
-    images: Annotated[int | None, typer.Option(help="int8: largest number of calibration images.")] = None,
-    max_boundary_loss: Annotated[float | None, typer.Option(help="int8: largest loss of boundary IoU, 0 to 1.")] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Largest number of calibration images.", rich_help_panel="int8")
+    ] = None,
+    max_boundary_loss: Annotated[
+        float | None, typer.Option(help="Largest loss of boundary IoU, 0 to 1.", rich_help_panel="int8")
+    ] = None,
     fit: Annotated[
         Literal["slide", "resize", "pad"] | None,
-        typer.Option(help="int8 and web: images of other sizes: 'slide' (overlapping windows), 'resize', 'pad'."),
+        typer.Option(help="For int8 and --web, images of other sizes: 'slide' (overlapping windows), 'resize', 'pad'."),
     ] = None,
     batch_sizes: Annotated[
-        str | None, typer.Option(help="Engine: SMALLEST,BEST,LARGEST number of images per batch.")
+        str | None, typer.Option(help="SMALLEST,BEST,LARGEST number of images per batch.", rich_help_panel="Engine")
     ] = None,
-    sizes: Annotated[
+    input_sizes: Annotated[
         str | None,
-        typer.Option(help="Engine of a file of any size: SMALLEST,BEST,LARGEST, each HEIGHTxWIDTH."),
+        typer.Option(
+            help="For a file of any size: SMALLEST,BEST,LARGEST, each HEIGHTxWIDTH.", rich_help_panel="Engine"
+        ),
     ] = None,
-    workspace_mb: Annotated[int | None, typer.Option(help="Engine: largest device memory for scratch, in MiB.")] = None,
+    workspace_mb: Annotated[
+        int | None, typer.Option(help="Largest device memory for scratch, in MiB.", rich_help_panel="Engine")
+    ] = None,
     version_compatible: Annotated[
-        bool | None, typer.Option("--version-compatible", help="Engine: later builds of TensorRT can run it.")
+        bool | None,
+        typer.Option("--version-compatible", help="Later builds of TensorRT can run it.", rich_help_panel="Engine"),
     ] = None,
     hardware: Annotated[
-        list[str] | None, typer.Option(help="Engine: GPU to compile for, such as sm86; the option can be repeated.")
+        list[str] | None,
+        typer.Option(help="GPU to compile for, such as sm86; the option can be repeated.", rich_help_panel="Engine"),
     ] = None,
-    timing_cache: Annotated[Path | None, typer.Option(help="Engine: file of kernel timings to use and update.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Engine: 'tensorrt' or 'tensorrt_rtx'.")] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="File of kernel timings to use and update.", rich_help_panel="Engine")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="'tensorrt' or 'tensorrt_rtx'.", rich_help_panel="Engine")] = None,
     example: Annotated[
-        list[Path] | None, typer.Option(help="Web: image that the page offers; the option can be repeated.")
+        list[Path] | None,
+        typer.Option(help="Image that the page offers; the option can be repeated.", rich_help_panel="Web site"),
     ] = None,
     onnxruntime_web: Annotated[
-        Path | None, typer.Option(help="Web: package of onnxruntime-web, if npm cannot fetch it here.")
+        Path | None,
+        typer.Option(help="Package of onnxruntime-web, if npm cannot fetch it here.", rich_help_panel="Web site"),
     ] = None,
     selection: dict[str, Any],
 ) -> None:
-    """Write an ONNX file, a TensorRT engine or a web site, and keep a file only if it passes its check.
+    """Write an ONNX file, a TensorRT engine or a web site.
 
-    An ONNX file must agree with torch. An int8 file must keep boundary IoU within a limit. An engine must have the
-    precision of its ONNX file; engines have not yet been executed. Every step of a conversion is checked.
+    A file is kept only if it passes its check. An ONNX file must agree with torch, an int8 file must keep boundary IoU
+    within a limit, and an engine must have the precision of its ONNX file; engines have not yet been executed. Every
+    step of a conversion is checked.
     """
     import bpkd_sdk
     from bpkd_sdk.export.conversion import convert
 
     arguments = {
-        "input_size": parse_size(size, "--size"),
+        "input_size": parse_size(input_size, "--input-size"),
         "dynamic_batch": dynamic_batch,
         "dynamic_size": dynamic_size,
         "preprocess": preprocess,
@@ -110,7 +137,7 @@ def export(
         "max_boundary_loss": max_boundary_loss,
         "fit": fit,
         "batch_sizes": parse_batch_sizes(batch_sizes),
-        "input_sizes": parse_sizes(sizes),
+        "input_sizes": parse_sizes(input_sizes),
         "workspace_mb": workspace_mb,
         "version_compatible": version_compatible,
         "hardware": hardware or None,
@@ -143,7 +170,7 @@ def parse_sizes(text: str | None) -> Sizes | None:
     """Parse three sizes from a text like 256x512,512x1024,1024x2048; None stays None, other texts raise ValueError."""
     if text is None:
         return None
-    sizes = tuple(size for part in text.split(",") if (size := parse_size(part, "--sizes")) is not None)
+    sizes = tuple(size for part in text.split(",") if (size := parse_size(part, "--input-sizes")) is not None)
     if len(sizes) != 3:
         raise ValueError(f"Expected three sizes like 256x512,512x1024,1024x2048, but got {text!r}.")
     return sizes
@@ -175,7 +202,7 @@ def _layers_table(report: QuantizationReport) -> Table:
     table = Table("layer", "kind", "edges changed", "bodies changed", "kept in", box=SIMPLE_HEAD, padding=(0, 1))
     for layer in report.worst[:SHOWN_LAYERS]:
         damages = _percent(layer.edge_damage), _percent(layer.body_damage)
-        table.add_row(escape(layer.name), layer.kind, *damages, "int8" if layer.quantized else "fp32")
+        table.add_row(layer.name, layer.kind, *damages, "int8" if layer.quantized else "fp32")
     table.caption = f"The worst of {len(report.layers)} layers; the file's metadata lists all of them."
     return table
 
@@ -184,11 +211,14 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.4%}"
 
 
-@app.command()
+@command("bpkd formats")
 def formats(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as in docs/formats.md.")] = False,
 ) -> None:
-    """Show the table of formats: suffixes, precisions, devices, and the function that writes each format."""
+    """Show the table of formats.
+
+    Its columns are suffixes, precisions, devices, and the function that writes each format.
+    """
     from bpkd_sdk.runtime import FORMATS
 
     headings = ("format", "suffix", "precision", "runs on", "written by", "extra")
@@ -211,22 +241,22 @@ def formats(
     for heading in headings:
         table.add_column(heading, no_wrap=heading in ("format", "suffix", "written by"))
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     console.print(table)
 
 
-@app.command()
+@command("bpkd doctor")
 def doctor() -> None:
-    """Show what is installed (torch, CUDA, ONNX Runtime, TensorRT), and how to install what is missing."""
+    """Show what is installed, and how to install what is missing."""
     from bpkd_sdk.doctor import examine
 
     table = Table("part", "found", "what to do")
     for finding in examine():
-        table.add_row(*map(escape, (finding.part, finding.found, finding.advice)))
+        table.add_row(finding.part, finding.found, finding.advice)
     console.print(table)
 
 
-@app.command()
+@command("bpkd benchmark runs/student student.onnx --data my_data")
 @selects_files
 def benchmark(
     *,
@@ -237,9 +267,9 @@ def benchmark(
     root: Root = None,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "val",
     batch_size: Annotated[int, typer.Option(help="Number of images per batch.")] = 1,
-    size: Annotated[
+    input_size: Annotated[
         str | None,
-        typer.Option(help="HEIGHTxWIDTH of the images. Default: that of the data or the first artifact."),
+        typer.Option(metavar="HEIGHTxWIDTH", help="Size of the images. Default: that of the data or first artifact."),
     ] = None,
     duration: Annotated[float, typer.Option(help="Seconds of timed calls for each artifact.")] = 10.0,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")] = "auto",
@@ -250,7 +280,10 @@ def benchmark(
     html: Annotated[Path | None, typer.Option(help="File to write a page with a plot to.")] = None,
     selection: dict[str, Any],
 ) -> None:
-    """Measure artifacts of all formats side by side: cost, latency, memory, inspected precision, accuracy."""
+    """Measure artifacts of all formats side by side.
+
+    The table has cost, latency, memory, inspected precision and accuracy.
+    """
     import bpkd_sdk
     from bpkd_sdk.errors import import_optional
     from bpkd_sdk.export import benchmark as run
@@ -263,7 +296,7 @@ def benchmark(
         artifacts,
         scored_on,
         batch_size=batch_size,
-        input_size=parse_size(size, "--size"),
+        input_size=parse_size(input_size, "--input-size"),
         duration=duration,
         device=device,
         fit=fit,
@@ -277,7 +310,7 @@ def benchmark(
         raise typer.Exit(1)
 
 
-@app.command()
+@command("bpkd triton student.onnx model_repository")
 def triton(
     artifact: Annotated[Path, typer.Argument(help="ONNX file of `bpkd export`, or TensorRT engine.")],
     repository: Annotated[Path, typer.Argument(help="Model repository: the folder of all models of the server.")],
@@ -294,7 +327,10 @@ def triton(
     instances: Annotated[int, typer.Option(help="Number of copies of the model that run at the same time.")] = 1,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'gpu'.")] = "auto",
 ) -> None:
-    """Write a model repository for the Triton Inference Server, or the next version of a model in one."""
+    """Write a model repository for the Triton Inference Server.
+
+    If the repository contains the model already, its next version is written.
+    """
     from bpkd_sdk.export import to_triton
 
     options: dict[str, Any] = {"backend": backend, "instances": instances, "device": device}
@@ -312,13 +348,13 @@ def triton(
     console.print(f"Use it: triton://localhost:8000/{report.path.name}", soft_wrap=True)
 
 
-@app.command()
+@command("bpkd share runs/student shared --input-size 512x1024 --license mit")
 @selects_files
 def share(
     *,
     model: Annotated[str, typer.Argument(help="Checkpoint of the network.")],
     folder: Annotated[Path, typer.Argument(help="Folder to write.")],
-    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the images of model.onnx.")],
+    input_size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH", help="Size of the images of model.onnx.")],
     license_: Annotated[
         str, typer.Option("--license", help="Licence of the weights: apache-2.0, mit, cc-by-nc-4.0, other, ...")
     ],
@@ -337,16 +373,19 @@ def share(
     private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one.")] = False,
     selection: dict[str, Any],
 ) -> None:
-    """Write a folder with checkpoint, ONNX file and model card, and upload it to the Hugging Face Hub."""
+    """Write a folder to share: checkpoint, ONNX file and model card.
+
+    With --push, it is uploaded to the Hugging Face Hub.
+    """
     import bpkd_sdk
 
-    input_size = parse_size(size, "--size")
-    assert input_size is not None  # noqa: S101  (the option is required)
+    size = parse_size(input_size, "--input-size")
+    assert size is not None  # noqa: S101  (the option is required)
     with errors.status("Exporting and checking"):
         bpkd_sdk.save_pretrained(
             model,
             folder,
-            input_size=input_size,
+            input_size=size,
             license=license_,
             dynamic_size=dynamic_size,
             data=data and bpkd_sdk.open_dataset(data, root=root, split=split, **selection),

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
+from bpkd_sdk.cli.command import command
 from bpkd_sdk.cli.common import (
     DATA_HELP,
     AsJson,
@@ -16,7 +16,6 @@ from bpkd_sdk.cli.common import (
     Fit,
     MatchClasses,
     Root,
-    app,
     console,
     errors,
     parse_base_size,
@@ -29,7 +28,7 @@ from bpkd_sdk.cli.common import (
 )
 
 
-@app.command()
+@command("bpkd evaluate runs/student --data my_data")
 @selects_files
 def evaluate(
     *,
@@ -69,7 +68,10 @@ def evaluate(
     as_json: AsJson = False,
     selection: dict[str, Any],
 ) -> None:
-    """Score a network on a data set: regions, boundaries, edge and body accuracy, and each class."""
+    """Score a network on a data set.
+
+    The scores are of regions, boundaries, edges and bodies, and of each class.
+    """
     import bpkd_sdk
     from bpkd_sdk.evaluation import EvaluationProtocol
     from bpkd_sdk.runtime import open_runtime
@@ -77,7 +79,7 @@ def evaluate(
     runtime = open_runtime(model, device)
     name = data or _training_data(runtime, root)
     if data is None:
-        errors.print(f"Data set: {name}, as stated in {model}.", highlight=False, soft_wrap=True)
+        errors.print(f"Data set: {name}, as stated in {model}.", soft_wrap=True)
     metrics = bpkd_sdk.evaluate(
         runtime,
         bpkd_sdk.open_dataset(name, root=root, split=split, **selection),
@@ -127,9 +129,7 @@ def _training_data(runtime: Any, root: Path | None) -> str:
 
 Model = Annotated[str, typer.Argument(help="Name of a network, or path of a checkpoint.")]
 Classes = Annotated[int, typer.Option(help="Number of classes, for the name of a network.")]
-Size = Annotated[str, typer.Option(help="HEIGHTxWIDTH of the input image.")]
-
-
+InputSize = Annotated[str, typer.Option(metavar="HEIGHTxWIDTH", help="Size of the input image.")]
 Channels = Annotated[int, typer.Option(help="Number of channels of the images, for the name of a network.")]
 
 
@@ -143,14 +143,20 @@ def _open_network(model: str, classes: int, channels: int) -> Any:
     return load_model(model) if is_file else bpkd_sdk.create_model(model, classes, in_channels=channels)
 
 
-@app.command()
+@command("bpkd profile pspnet_r18 --input-size 512x1024")
 def profile(
-    model: Model, classes: Classes = 19, channels: Channels = 3, size: Size = "512x512", as_json: AsJson = False
+    model: Model,
+    classes: Classes = 19,
+    channels: Channels = 3,
+    input_size: InputSize = "512x512",
+    as_json: AsJson = False,
 ) -> None:
-    """Count parameters, multiply-accumulates and activations of a network."""
+    """Count parameters, multiply-accumulates and activations."""
     import bpkd_sdk
 
-    cost = bpkd_sdk.profile(_open_network(model, classes, channels), parse_size(size, "--size") or (512, 512))
+    cost = bpkd_sdk.profile(
+        _open_network(model, classes, channels), parse_size(input_size, "--input-size") or (512, 512)
+    )
     counts = {
         "params": cost.params,
         "macs": cost.macs,
@@ -162,7 +168,7 @@ def profile(
     if as_json:
         print_json(counts | {"by_operator": cost.by_operator, "not_counted": cost.not_counted})
         return
-    table = Table("count", "value", title=f"{model} at {size}", title_justify="left")
+    table = Table("count", "value", title=f"{model} at {input_size}", title_justify="left")
     for name, value in counts.items():
         table.add_row(name, f"{value:,}")
     console.print(table)
@@ -172,21 +178,25 @@ def profile(
     )
 
 
-@app.command()
+@command("bpkd inspect runs/student --all")
 def inspect(
     model: Model,
     classes: Classes = 19,
     channels: Channels = 3,
-    size: Size = "512x512",
+    input_size: InputSize = "512x512",
     every: Annotated[bool, typer.Option("--all", help="Show paths more than two levels deep too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a network's properties, and its feature maps for --student-feature and --teacher-feature."""
+    """Show a network's properties and feature maps.
+
+    The paths of feature maps are values of --student-feature and --teacher-feature.
+    """
     from bpkd_sdk.features import list_features
     from bpkd_sdk.models import get_spec
 
-    network, (height, width) = _open_network(model, classes, channels), parse_size(size, "--size") or (512, 512)
-    spec, rows = get_spec(network), list_features(network, (height, width))
+    size = parse_size(input_size, "--input-size") or (512, 512)
+    network = _open_network(model, classes, channels)
+    spec, rows = get_spec(network), list_features(network, size)
     logits = rows[-1].shape
     properties = {
         "network": spec.name,
@@ -197,27 +207,27 @@ def inspect(
         "std": spec.std,
         "sides must be multiples of": spec.size_divisor,
         "auxiliary head": "yes" if spec.aux_head else "no",
-        "stride of the logits": height // logits[2],
+        "stride of the logits": size[0] // logits[2],
     }
     if as_json:
         print_json(properties | {"features": [row._asdict() for row in rows]})
         return
-    table = Table("property", "value", title=escape(model), title_justify="left")
+    table = Table("property", "value", title=model, title_justify="left")
     for name, value in properties.items():
-        table.add_row(name, escape(str(value)))
+        table.add_row(name, str(value))
     console.print(table)
-    table = Table("path", "shape", "", title=f"feature maps of an image of {size}", title_justify="left")
+    table = Table("path", "shape", "", title=f"feature maps of an image of {input_size}", title_justify="left")
     shown = [row for row in rows if every or row.is_default or row.path.count(".") < 2]
     for row in shown:
-        table.add_row(escape(row.path), " x ".join(map(str, row.shape)), "default" if row.is_default else "")
+        table.add_row(row.path, " x ".join(map(str, row.shape)), "default" if row.is_default else "")
     console.print(table)
     if len(shown) < len(rows):
         console.print(f"{len(rows) - len(shown)} deeper paths are not shown: add --all.")
 
 
-@app.command()
+@command("bpkd models --json")
 def models(as_json: AsJson = False) -> None:
-    """List the paper's networks, with their counted cost and the figures of the paper."""
+    """List the paper's networks with their cost, counted and as in the paper."""
     from bpkd_sdk.evaluation.profile import profile_zoo
 
     with errors.status("Counting"):
@@ -239,12 +249,15 @@ def models(as_json: AsJson = False) -> None:
     )
 
 
-@app.command("import")
+@command("bpkd import pspnet_r101.pth teacher.safetensors", name="import")
 def import_(
     official: Annotated[Path, typer.Argument(help="OpenMMLab .pth file of a network or of a distilled student.")],
     path: Annotated[Path, typer.Argument(help="Path of the checkpoint to write, ending in .safetensors.")],
 ) -> None:
-    """Convert an OpenMMLab checkpoint to .safetensors; its pickle is read without executing code."""
+    """Convert an OpenMMLab checkpoint to .safetensors.
+
+    Its pickle is read without executing code.
+    """
     import bpkd_sdk
     from bpkd_sdk.models.openmmlab import load_openmmlab, read_openmmlab
 
@@ -255,4 +268,4 @@ def import_(
     if content.left_out:
         console.print(f"Left out, since they do not belong to the network: {len(content.left_out)} entries")
         for key in content.left_out[:10]:
-            console.print(f"  {key}", markup=False, highlight=False)
+            console.print(f"  {key}", soft_wrap=True)

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
+from bpkd_sdk.cli.command import app, command
 from bpkd_sdk.cli.common import (
     Output,
     Resume,
-    app,
     console,
     errors,
     is_main_process,
@@ -26,11 +25,13 @@ from bpkd_sdk.cli.common import (
     selects_files,
 )
 
-data_app = typer.Typer(help="Check data sets, and convert annotations to masks.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Check data sets, and convert annotations to masks.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(data_app, name="data")
 
 
-@data_app.command("check")
+@command("bpkd data check my_data", "bpkd data check cityscapes --root datasets/cityscapes", name="check", to=data_app)
 @selects_files
 def check(
     *,
@@ -40,7 +41,10 @@ def check(
     root: Annotated[Path | None, typer.Argument(help="Folder of a named data set.")] = None,
     selection: dict[str, Any],
 ) -> None:
-    """Read every file of a data set, and check counts, sizes and labels. The exit code is 1 if there are problems."""
+    """Read every file of a data set; check counts, sizes and labels.
+
+    The exit code is 1 if there are problems.
+    """
     from bpkd_sdk.data import check_dataset
     from bpkd_sdk.errors import format_list
 
@@ -50,18 +54,16 @@ def check(
         sizes = ("-" if size is None else f"{size[0]}x{size[1]}" for size in (report.smallest, report.largest))
         count, expected = ("-" if number is None else str(number) for number in (report.images, report.expected))
         absent = ", ".join(report.absent_classes[:3]) + (", ..." if len(report.absent_classes) > 3 else "")
-        table.add_row(report.split, count, expected, *sizes, escape(absent), str(len(report.problems)))
+        table.add_row(report.split, count, expected, *sizes, absent, str(len(report.problems)))
     console.print(table)
     for report in reports:
         if report.problems:
-            console.print(
-                f"{report.split}:\n{format_list(report.problems)}", markup=False, highlight=False, soft_wrap=True
-            )
+            console.print(f"{report.split}:\n{format_list(report.problems)}", soft_wrap=True)
     if any(report.problems for report in reports):
         raise typer.Exit(1)
 
 
-@data_app.command("convert")
+@command("bpkd data convert instances.json my_data --images photos", name="convert", to=data_app)
 @selects_files
 def convert(
     *,
@@ -86,9 +88,10 @@ def convert(
     ] = False,
     selection: dict[str, Any],
 ) -> None:
-    """Write annotations, or coloured masks, as id masks into a folder; repeat the command to continue it.
+    """Write annotations, or coloured masks, as id masks into a folder.
 
-    Without PATH: write the labels and lists of PASCAL Context from its release file.
+    The same command continues after an interruption. Without PATH: write the labels and lists of PASCAL
+    Context from its release file.
     """
     from bpkd_sdk.data import convert_annotations, convert_pascal_context
 
@@ -115,14 +118,14 @@ def convert(
     total = sum(report.class_pixels.values())
     table = Table("class", "images", "share of pixels", title=f"{report.images} images", title_justify="left")
     for name, count in report.class_images.items():
-        table.add_row(escape(name), str(count), f"{report.class_pixels[name] / total:.2%}")
+        table.add_row(name, str(count), f"{report.class_pixels[name] / total:.2%}")
     console.print(table)
     if report.background_only:
         console.print(f"{report.background_only} of {report.images} images have no annotated pixel.")
     console.print(f"{report.format} written to {path}, split {split}. Check it: bpkd data check {path}", soft_wrap=True)
 
 
-@app.command()
+@command("bpkd reproduce cityscapes/pspnet_r18 --dry-run")
 def reproduce(
     row: Annotated[str, typer.Argument(help="Row of the table, DATASET/STUDENT, for example cityscapes/pspnet_r18.")],
     root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
@@ -152,7 +155,10 @@ def reproduce(
         typer.Option("--set", metavar="NAME=VALUE", help="Option of `bpkd distill`; repeat for several options."),
     ] = [],  # noqa: B006  (typer needs a list)
 ) -> None:
-    """Reproduce a score of the paper's table: train the student, score it, and compare with the paper."""
+    """Reproduce a score of the paper's table.
+
+    The student is trained and scored, and the score is compared with the paper's.
+    """
     from bpkd_sdk import recipes
 
     options = dict(map(_parse_option, set_))

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from bpkd_sdk.cli.common import Fit, app, console, errors
+from bpkd_sdk.cli.command import command
+from bpkd_sdk.cli.common import Fit, console, errors
 
 if TYPE_CHECKING:
     from bpkd_sdk.serve.networks import ModelSet
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _NETWORK = "a checkpoint, an ONNX file, a TensorRT engine or triton://host:port/model"
 
 
-@app.command()
+@command("bpkd predict student.onnx photos --output masks --overlay")
 def predict(
     network: Annotated[str, typer.Argument(help=f"Network: {_NETWORK}.")],
     inputs: Annotated[
@@ -37,7 +38,10 @@ def predict(
     device: Annotated[str, typer.Option(help="Device of the network: 'auto', 'cpu', 'cuda', ...")] = "auto",
     fit: Fit = "slide",
 ) -> None:
-    """Segment images and videos into mask files; the same command continues after an interruption."""
+    """Segment images and videos into mask files.
+
+    The same command continues after an interruption.
+    """
     from bpkd_sdk.serve.input_files import find_files
 
     files = find_files(inputs)  # before the slow imports
@@ -46,65 +50,114 @@ def predict(
 
     result = segment_files(Predictor(network, device, fit=fit), files, output, overlay=overlay, batch_size=batch_size)
     for name, reason in result.failed.items():
-        errors.print(f"[bold red]Failed:[/] {escape(name)}: {escape(reason)}", highlight=False, soft_wrap=True)
+        errors.print("Failed:", style="bold red", end=" ")
+        errors.print(f"{name}: {reason}", soft_wrap=True)
     skipped = f", {len(result.skipped)} were done before" if result.skipped else ""
     failed = f", {len(result.failed)} failed" if result.failed else ""
-    console.print(f"{len(result.done)} files segmented{skipped}{failed}: {escape(str(output))}", soft_wrap=True)
+    console.print(f"{len(result.done)} files segmented{skipped}{failed}: {output}", soft_wrap=True)
     if result.failed:
         raise typer.Exit(1)
 
 
-@app.command()
+@command("bpkd serve student.onnx --teacher runs/teacher")
 def serve(
     student: Annotated[list[str], typer.Option(help=f"Student: {_NETWORK}. Repeat the option for several students.")],
     teacher: Annotated[str | None, typer.Option(help=f"Teacher: {_NETWORK}.")] = None,
     host: Annotated[
         str,
-        typer.Option(help="Address to listen on. An address that other machines can reach requires credentials."),
+        typer.Option(
+            help="Address to listen on. An address that other machines can reach requires credentials.",
+            rich_help_panel="Address and access",
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any that is free.")] = 7860,
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0 takes any that is free.", rich_help_panel="Address and access")
+    ] = 7860,
     token: Annotated[
         str | None,
         typer.Option(
-            envvar="BPKD_TOKEN", help="Secret token that requests contain as a bearer token or as the password."
+            envvar="BPKD_TOKEN",
+            help="Secret token that requests contain as a bearer token or as the password.",
+            rich_help_panel="Address and access",
         ),
     ] = None,
     user: Annotated[
-        str | None, typer.Option(envvar="BPKD_USER", help="User name that requests contain, with --password.")
+        str | None,
+        typer.Option(
+            envvar="BPKD_USER",
+            help="User name that requests contain, with --password.",
+            rich_help_panel="Address and access",
+        ),
     ] = None,
-    password: Annotated[str | None, typer.Option(envvar="BPKD_PASSWORD", help="Password of the user.")] = None,
+    password: Annotated[
+        str | None,
+        typer.Option(envvar="BPKD_PASSWORD", help="Password of the user.", rich_help_panel="Address and access"),
+    ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Accept requests without credentials, from every machine.")
+        bool,
+        typer.Option(
+            "--insecure",
+            help="Accept requests without credentials, from every machine.",
+            rich_help_panel="Address and access",
+        ),
     ] = False,
     device: Annotated[str, typer.Option(help="Device of the networks: 'auto', 'cpu', 'cuda', ...")] = "auto",
     fit: Fit = "slide",
-    demo: Annotated[bool, typer.Option(help="Serve the demo page beside the HTTP service.")] = True,
+    demo: Annotated[
+        bool, typer.Option(help="Serve the demo page beside the HTTP service.", rich_help_panel="Demo page")
+    ] = True,
     examples: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of example images for the demo page; with labels: a folder with images/ and labels/."
+            help="Folder of example images for the demo page; with labels: a folder with images/ and labels/.",
+            rich_help_panel="Demo page",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Maximum images per batch.")] = 8,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Maximum images per batch.", rich_help_panel="Batches and limits")
+    ] = 8,
     max_wait_ms: Annotated[
-        float, typer.Option(min=0, help="Maximum milliseconds that an image waits for others of its size.")
+        float,
+        typer.Option(
+            min=0,
+            help="Maximum milliseconds that an image waits for others of its size.",
+            rich_help_panel="Batches and limits",
+        ),
     ] = 2.0,
     parallel: Annotated[
         int,
         typer.Option(
-            min=1, help="Number of batches of one network at the same time; use more than 1 for a Triton server."
+            min=1,
+            help="Number of batches of one network at the same time; use more than 1 for a Triton server.",
+            rich_help_panel="Batches and limits",
         ),
     ] = 1,
-    max_requests: Annotated[int, typer.Option(min=1, help="Maximum queued requests; more get HTTP 503.")] = 64,
-    max_megabytes: Annotated[float, typer.Option(min=0.001, help="Maximum megabytes of an image file.")] = 20.0,
+    max_requests: Annotated[
+        int,
+        typer.Option(min=1, help="Maximum queued requests; more get HTTP 503.", rich_help_panel="Batches and limits"),
+    ] = 64,
+    max_megabytes: Annotated[
+        float, typer.Option(min=0.001, help="Maximum megabytes of an image file.", rich_help_panel="Batches and limits")
+    ] = 20.0,
     max_megapixels: Annotated[
-        float, typer.Option(min=0.001, help="Maximum megapixels of an image or video frame.")
+        float,
+        typer.Option(
+            min=0.001, help="Maximum megapixels of an image or video frame.", rich_help_panel="Batches and limits"
+        ),
     ] = 16.8,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds allowed for an upload, and again for its segmentation.")
+        float,
+        typer.Option(
+            min=0.1,
+            help="Seconds allowed for an upload, and again for its segmentation.",
+            rich_help_panel="Batches and limits",
+        ),
     ] = 30.0,
 ) -> None:
-    """Serve networks over HTTP: POST /v1/segment (documented at /docs) and a demo page."""
+    """Serve networks over HTTP, with a demo page.
+
+    POST /v1/segment segments an image; /docs documents the service.
+    """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio must not send usage data
     from bpkd_sdk.errors import import_optional
 
@@ -160,22 +213,24 @@ def _print_summary(models: ModelSet, host: str, url: str, access: AccessPolicy, 
     for model in models.available:
         confidence = "yes" if model.predictor.has_probabilities else "no, masks only"
         classes = str(len(model.predictor.class_names))
-        table.add_row(escape(model.name), model.device_name, classes, confidence)
+        table.add_row(model.name, model.device_name, classes, confidence)
     for unavailable in models.unavailable:
-        table.add_row(escape(unavailable.name), "[red]not served[/]", "", "")
+        table.add_row(unavailable.name, Text("not served", style="red"), "", "")
     console.print(table)
     if not gpu_names():
-        errors.print("[yellow]There is no NVIDIA GPU on this machine; the table states where each network runs.[/]")
+        errors.print("There is no NVIDIA GPU on this machine; the table states where each network runs.", style="yellow")
     if access.requires_credentials:
         console.print(f"{url}: requires a token or a password", soft_wrap=True)
     elif is_loopback(host):
         console.print(f"{url}: open to every user of this machine", soft_wrap=True)
     else:
-        console.print(f"{url}: [bold red]open to every machine that can reach it[/] (--insecure)", soft_wrap=True)
+        console.print(f"{url}:", end=" ")
+        console.print("open to every machine that can reach it (--insecure)", style="bold red")
     if not is_loopback(host):
         errors.print(
-            "[yellow]The connection is not encrypted. Outside a trusted network, run the server behind a proxy with "
-            "TLS that forwards the Host header.[/]"
+            "The connection is not encrypted. Outside a trusted network, run the server behind a proxy with TLS that "
+            "forwards the Host header.",
+            style="yellow",
         )
     console.print(f"Demo page: {url}/" if demo else "Demo page: off", soft_wrap=True)
     console.print(f"HTTP service: {url}/docs; POST {url}/v1/segment", soft_wrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -13,14 +14,19 @@ from typing import Annotated, Any, get_type_hints
 import docstring_parser
 import typer
 
+from bpkd_sdk.cli.command import command
 from bpkd_sdk.cli.common import (
+    DATA,
+    MACHINE,
+    OPTIMISATION,
+    OUTPUT,
+    TEACHER,
     ClassMapFile,
     Data,
     Output,
     Resume,
     Root,
     add_options,
-    app,
     console,
     is_main_process,
     open_splits,
@@ -33,7 +39,7 @@ from bpkd_sdk.cli.common import (
 from bpkd_sdk.training.config import TEACHER_OPTIONS, TrainingConfig
 
 
-@app.command()
+@command("bpkd quickstart", "bpkd quickstart my_run --data my_data")
 def quickstart(
     folder: Annotated[Path, typer.Argument(help="Folder for the runs and the report.")] = Path("quickstart"),
     data: Annotated[str, typer.Option(help="'shapes', or the path of a folder of your images.")] = "shapes",
@@ -44,9 +50,10 @@ def quickstart(
         ),
     ] = None,
 ) -> None:
-    """Train a student alone and with BPKD, export it, and write a report: in minutes on a CPU, without a download.
+    """Train a student alone and with BPKD, and write a report.
 
-    With --data, your images are resized to about 192x256 pixels, and a teacher is trained first unless one is given.
+    It takes minutes on a CPU, and downloads nothing. With --data, your images are resized to about 192x256
+    pixels, and a teacher is trained first unless one is given.
     """
     from bpkd_sdk.quickstart import quickstart as run
 
@@ -58,6 +65,7 @@ TransformOption = Annotated[
     typer.Option(
         "--transform",
         help="Augmentation: paper (scale, crop, flip, colours), light (without colours) or none (crop only).",
+        rich_help_panel=DATA,
     ),
 ]
 
@@ -71,7 +79,7 @@ def training_options(command: Callable[..., None], *, without: Collection[str] =
     """
     types = get_type_hints(TrainingConfig)
     docs = docstring_parser.parse(TrainingConfig.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
-    help_texts = {entry.arg_name: " ".join((entry.description or "").split()) for entry in docs.params}
+    help_texts = {entry.arg_name: _help_text(entry.arg_name, entry.description or "") for entry in docs.params}
     parameters = [
         inspect.Parameter(
             field.name,
@@ -98,6 +106,14 @@ def training_options(command: Callable[..., None], *, without: Collection[str] =
     return add_options(with_parsed, "options", parameters)
 
 
+def _help_text(name: str, description: str) -> str:
+    """Return the description of a field with the options of the command in place of values of Python."""
+    text = re.sub(r"; see `bpkd_sdk[^`]*`|\(see `bpkd_sdk[^`]*`\)", "", " ".join(description.split()))
+    text = text.replace("(height, width)", "HEIGHTxWIDTH").replace("(longer side, shorter side)", "LONGERxSHORTER")
+    text = text.replace("False uses", f"--no-{name.replace('_', '-')} uses").replace("None:", "default:")
+    return re.sub(r"`(\w+)`", lambda match: f"--{match[1].replace('_', '-')}", text)
+
+
 def _number(text: str) -> str | float:
     """Return the number that a text states, or the text if it is none."""
     try:
@@ -106,16 +122,27 @@ def _number(text: str) -> str | float:
         return text
 
 
+# Fields in the panels of the help; further ones that only a teacher uses, and all others.
+_PANELS = {
+    DATA: ("base_size", "check_data", "crop_size", "match_classes", "max_class_share", "scale", "workers"),
+    TEACHER: ("student_feature", *TEACHER_OPTIONS),
+    MACHINE: ("channels_last", "compile", "device", "precision"),
+    OUTPUT: ("boundary_width", "checkpoint_every", "evaluate_every", "log_every", "trackers"),
+}
+_METAVARS = {
+    "base_size": "LONGERxSHORTER",
+    "class_weights": "balanced|NUMBER,NUMBER,...",
+    "crop_size": "HEIGHTxWIDTH",
+}
+
+
 def _option(name: str, field_type: Any, help_text: str | None) -> Any:
-    if name in ("crop_size", "base_size"):
-        metavar = "HEIGHTxWIDTH" if name == "crop_size" else "LONGERxSHORTER"
-        return Annotated[str | None, typer.Option(help=help_text, metavar=metavar)]
-    if name == "class_weights":
-        return Annotated[str | None, typer.Option(help=help_text, metavar="balanced|NUMBER,NUMBER,...")]
+    panel = next((panel for panel, names in _PANELS.items() if name in names), OPTIMISATION)
     # typer supports neither unions of numbers nor tuples of any length.
     lists = dict.fromkeys(("trackers", "losses", "teacher_augment"), list[str])
-    option_type = {"boundary_width": float, **lists}.get(name, field_type)
-    return Annotated[option_type, typer.Option(help=help_text)]
+    texts = dict.fromkeys(_METAVARS, str | None)
+    option_type: Any = {"boundary_width": float, **lists, **texts}.get(name, field_type)
+    return Annotated[option_type, typer.Option(help=help_text, metavar=_METAVARS.get(name), rich_help_panel=panel)]
 
 
 def _parse_class_weights(text: str | None) -> str | tuple[float, ...] | None:
@@ -127,7 +154,7 @@ def _parse_class_weights(text: str | None) -> str | tuple[float, ...] | None:
         raise ValueError(f"Expected --class-weights 'balanced', or numbers as in 1,2.5,4, but got {text!r}.") from error
 
 
-@app.command()
+@command("bpkd train smp/FPN/mobilenet_v2 --data my_data --output runs/student")
 @partial(training_options, without=TEACHER_OPTIONS)
 @selects_files
 def train(
@@ -150,7 +177,7 @@ def train(
     _print_result(result)
 
 
-@app.command()
+@command("bpkd distill runs/teacher smp/FPN/mobilenet_v2 --data my_data")
 @training_options
 @selects_files
 def distill(
@@ -168,7 +195,10 @@ def distill(
     transform: TransformOption = "paper",
     method: Annotated[
         list[str],
-        typer.Option(help="bpkd, bpkd_paper, cwd, skds, ifvd, cirkd or canonical; repeat the option to combine them."),
+        typer.Option(
+            help="bpkd, bpkd_paper, cwd, skds, ifvd, cirkd or canonical; repeat the option to combine them.",
+            rich_help_panel=TEACHER,
+        ),
     ] = ["bpkd"],  # noqa: B006  (typer requires a list)
     class_map: ClassMapFile = None,
     output: Output = None,
@@ -176,7 +206,7 @@ def distill(
     selection: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
-    """Train a student on labelled images and on the outputs of a teacher."""
+    """Train a student on labels and on the outputs of a teacher."""
     import bpkd_sdk
 
     result = bpkd_sdk.distill(
@@ -201,7 +231,7 @@ def _print_result(result: Any) -> None:
     console.print(f"Checkpoint: {result.checkpoint}", soft_wrap=True)
 
 
-@app.command()
+@command("bpkd compare --teacher runs/teacher --student pspnet_r18 --steps 1000")
 @partial(training_options, without=("steps", "seed", "labels"))
 @selects_files
 def compare(
@@ -234,7 +264,10 @@ def compare(
     selection: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
-    """Compare distillation methods under one budget; write a table and a plot."""
+    """Compare distillation methods under one budget.
+
+    A table and a plot are written to the output folder.
+    """
     import bpkd_sdk
 
     comparison = bpkd_sdk.compare(
@@ -251,4 +284,4 @@ def compare(
         **options,
     )
     console.print(comparison)
-    console.print(f"Table, plot and runs: {output}", soft_wrap=True, highlight=False)
+    console.print(f"Table, plot and runs: {output}", soft_wrap=True)

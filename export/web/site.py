@@ -105,7 +105,7 @@ def _describe(source: Path, fit: Fit) -> dict[str, Any]:
     if source.suffix != ".onnx":
         raise ValueError(
             f"Expected an ONNX file for the web site, but got {source}. Write one first: bpkd export {source} "
-            f"{source.with_suffix('.onnx').name} --size HEIGHTxWIDTH"
+            f"{source.with_suffix('.onnx').name} --input-size HEIGHTxWIDTH"
         )
     _, metadata = read_onnx(source)
     spec = NetworkSpec.from_dict(metadata["network"])

@@ -38,7 +38,7 @@ def compiler():
 
 def test_a_checkpoint_becomes_an_engine_of_half_precision(bpkd, compiler, folder, tmp_path):
     code, out, err = bpkd(
-        "export", folder / "m.safetensors", tmp_path / "m.engine", "--precision", "fp16", "--size", "64x96",
+        "export", folder / "m.safetensors", tmp_path / "m.engine", "--precision", "fp16", "--input-size", "64x96",
         "--no-dynamic-batch", "--hardware", "sm86",
     )  # fmt: skip
     assert code == 0, err
@@ -56,7 +56,7 @@ def test_an_onnx_file_becomes_an_engine_of_int8(bpkd, compiler, tmp_path):
     to_onnx(network, tmp_path / "m.onnx", input_size=SIZE, dynamic_size=True)
     code, out, err = bpkd(
         "export", tmp_path / "m.onnx", tmp_path / "m.plan", "--precision", "int8", "--data", "shapes", "--images", 4,
-        "--max-boundary-loss", 1, "--sizes", "64x64,64x96,128x128", "--batch-sizes", "1,2,4",
+        "--max-boundary-loss", 1, "--input-sizes", "64x64,64x96,128x128", "--batch-sizes", "1,2,4",
         "--hardware", "sm86", "--hardware", "sm89",
     )  # fmt: skip
     assert code == 0, err
@@ -81,7 +81,7 @@ def test_a_file_is_verified_on_further_images(bpkd, folder, tmp_path):
     Image.fromarray(render(0, "val", 0, (128, 128))[0]).save(tmp_path / "images/val/a.png")
     with pytest.warns(UserWarning, match="on 6 windows of 64 x 96 for an image of 128 x 128"):
         code, _, err = bpkd(
-            "export", folder / "m.safetensors", tmp_path / "m.onnx", "--size", "64x96", "--verify-on", tmp_path
+            "export", folder / "m.safetensors", tmp_path / "m.onnx", "--input-size", "64x96", "--verify-on", tmp_path
         )
     assert code == 0, err
     runs = OnnxRuntime(tmp_path / "m.onnx").metadata["parity"]["runs"]
@@ -151,7 +151,7 @@ def test_benchmark_of_the_command_line(bpkd, folder, tmp_path):
     outputs = {kind: tmp_path / f"b.{kind}" for kind in ("json", "markdown", "html")}
     options = [part for kind, path in outputs.items() for part in (f"--{kind}", path)]
     code, out, err = bpkd(
-        "benchmark", folder / "m.safetensors", tmp_path / "m.none", "--size", "64x96", "--duration", 0.1, *options
+        "benchmark", folder / "m.safetensors", tmp_path / "m.none", "--input-size", "64x96", "--duration", 0.1, *options
     )
     assert code == 0, err
     assert "m.safetensors" in out

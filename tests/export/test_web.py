@@ -296,9 +296,9 @@ def test_the_command_writes_and_replaces_a_site(bpkd, networks, site, tmp_path):
     assert (folder / "model.onnx").read_bytes() == networks["batch"].read_bytes()
     assert (folder / "onnxruntime-web" / "LICENSE").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["site"], "something temporary is left"
-    code, _, err = bpkd("export", networks["batch"], folder, "--web", "--size", "64x96")
+    code, _, err = bpkd("export", networks["batch"], folder, "--web", "--input-size", "64x96")
     assert code == 1
-    assert "--size is not used by the export steps" in err
+    assert "--input-size is not used by the export steps" in err
     steps = plan_steps(Path("m.safetensors"), str(folder), "int8", web=True)
     assert [step.__name__ for step in steps] == ["to_onnx", "quantize", "to_web"]
 
@@ -325,7 +325,7 @@ def test_what_the_browser_cannot_run_is_refused(networks, tmp_path):
     (tmp_path / "bands.onnx").write_bytes(seal_onnx(onnx.load(networks["batch"]), metadata))
     with pytest.raises(ValueError, match=r"takes images of .*browsers read 8-bit RGB images only"):
         to_web(tmp_path / "bands.onnx", tmp_path / "site")
-    with pytest.raises(ValueError, match=r"Expected an ONNX file .*bpkd export m.safetensors m.onnx --size"):
+    with pytest.raises(ValueError, match=r"Expected an ONNX file .*bpkd export m.safetensors m.onnx --input-size"):
         to_web("m.safetensors", tmp_path / "site")
     with pytest.raises(ValueError, match=r"Expected `fit` to be one of"):
         to_web(networks["batch"], tmp_path / "site", fit="crop")
