@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-from bpkd_sdk.errors import format_list
-from bpkd_sdk.hub import is_model_folder
+from bpkd_sdk.errors import did_you_mean, format_list
+from bpkd_sdk.hub import CHECKPOINT_FILE, ONNX_FILE, is_model_folder
 
 Record = TypeVar("Record")
 
@@ -20,6 +21,9 @@ CHECKPOINT_SUFFIX = ".safetensors"
 OPENMMLAB_SUFFIXES = (".pth", ".pt")
 # Name of the network for the scenes "shapes" that this package contains; `bpkd_sdk.data.shapes_teacher` trained it.
 SHAPES_TEACHER = "shapes-teacher"
+LAST_CHECKPOINT = f"last{CHECKPOINT_SUFFIX}"  # of a run
+RUN_FILE = "run.json"
+_LIBRARIES = ("smp/", "torchvision/", "transformers/")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -149,3 +153,67 @@ def is_pretrained_name(source: object) -> TypeGuard[str | Path]:
     if not isinstance(source, (str, Path)) or Path(source).is_file():
         return False
     return str(source) == SHAPES_TEACHER or is_model_folder(source) or str(source).startswith(prefixes)
+
+
+def is_run_folder(source: object) -> bool:
+    """Return whether a source is the folder of a training run."""
+    if not isinstance(source, (str, Path)) or not Path(source).is_dir() or is_model_folder(source):
+        return False
+    return any(Path(source, file).is_file() for file in (LAST_CHECKPOINT, RUN_FILE))
+
+
+def find_network(source: Any, *, names: bool = False) -> Any:
+    """Return the file of a network: for the folder of a run its last checkpoint, for other sources the source itself.
+
+    A warning states how far a run is that is not finished. Sources that are neither a text nor a path are returned.
+
+    Args:
+        source: Path of a file or folder, address, or name of a network.
+        names: Whether the source may also be a name without a library, such as "pspnet_r18", which is not looked up.
+
+    Raises:
+        FileNotFoundError: If a path does not exist, or a folder contains no network.
+    """
+    text = str(source)
+    if not isinstance(source, (str, Path)) or "://" in text or is_model_folder(source) or Path(source).is_file():
+        return source
+    is_bare = isinstance(source, str) and Path(text).name == text and not Path(text).suffix
+    if is_run_folder(source) and not (names and is_bare):
+        file = Path(source) / LAST_CHECKPOINT
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{source} is the folder of a run that has not written a checkpoint ({LAST_CHECKPOINT}) yet."
+            )
+        _warn_if_unfinished(file)
+        return file
+    if text == SHAPES_TEACHER or text.startswith(_LIBRARIES) or (names and is_bare):
+        return source
+    if Path(source).is_dir():
+        raise FileNotFoundError(
+            f"The folder {source} contains no network: neither {LAST_CHECKPOINT} of a run, nor {CHECKPOINT_FILE} or "
+            f"{ONNX_FILE} of a model folder."
+        )
+    raise FileNotFoundError(f"There is no file or folder {source}.{_similar_file(Path(source))}")
+
+
+def _similar_file(path: Path) -> str:
+    """Return " Did you mean ...?" for a file or folder with a similar name, or the parent folder that is missing."""
+    missing = next((parent for parent in reversed(path.parents) if not parent.is_dir()), path)
+    if missing != path:
+        return f" There is no folder {missing}."
+    return did_you_mean(path.name, os.listdir(path.parent))
+
+
+def _warn_if_unfinished(file: Path) -> None:
+    """Warn if the checkpoint of a run, whose header is read without its library, is not of the last step."""
+    try:
+        with file.open("rb") as content:
+            header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+        training = json.loads(header["__metadata__"]["bpkd"])["training"]
+        step, steps = training["step"], training["config"]["steps"]
+    except (ValueError, KeyError, TypeError, MemoryError, OverflowError):
+        return  # whoever reads the weights states the problem
+    if step < steps:
+        warnings.warn(
+            f"The run in {file.parent} is at step {step} of {steps}. The network is its last checkpoint.", stacklevel=1
+        )

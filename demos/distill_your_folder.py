@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> Path:
     report = to_onnx(student.model, path, input_size=tuple(options.crop), dynamic_size=True)
     scores = bpkd.evaluate(path, data[1], device="cpu")
     print(f"{path}: {report.size / 1e6:.2f} MB, mIoU {scores.miou:.3f}, boundary IoU {scores.boundary_iou:.3f}")
-    print(f"Compare with the teacher: bpkd serve --teacher {teacher} --student {path} --examples {folder}")
+    print(f"Compare with the teacher: bpkd serve {path} --teacher {teacher} --examples {folder}")
     return path
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bpkd_sdk import export
 from bpkd_sdk.errors import check_choice
-from bpkd_sdk.hub import is_model_folder
+from bpkd_sdk.files import find_network
 from bpkd_sdk.runtime.formats import FORMATS, Format, find_format
 
 Step = Callable[..., Any]
@@ -25,7 +25,8 @@ def convert(
     file, the exporter that the table of formats names writes it; `to_web` writes a site.
 
     Args:
-        source: A checkpoint, an ONNX file of `to_onnx`, or for an engine or a site an ONNX file of `quantize`.
+        source: A checkpoint, the folder of a run, an ONNX file of `to_onnx`, or for an engine or a site an ONNX file of
+            `quantize`.
         path: File to write; with `web`, the folder of the site.
         web: Whether to write a web site.
         precision: One of the format's precisions; None: that of an ONNX file, or "fp32" for a checkpoint.
@@ -40,9 +41,7 @@ def convert(
             raise it.
         RuntimeError: As the steps raise it.
     """
-    source, target = Path(source), Path(path)
-    if not (source.is_file() or is_model_folder(source)):
-        raise FileNotFoundError(f"There is no file {source} to export.")
+    source, target = Path(find_network(source)), Path(path)
     steps = plan_steps(source, str(path), precision, web=web)
     if precision in ("fp32", "fp16"):
         options["precision"] = precision
@@ -75,7 +74,7 @@ def plan_steps(source: Path, path: str, precision: str | None, *, web: bool = Fa
     if precision is not None:
         check_choice("precision", precision, wanted.precisions)
     last = "to_web" if web else wanted.exporter.removeprefix("bpkd_sdk.export:")
-    is_onnx = source.suffix == ".onnx"
+    is_onnx = source.suffix.lower() == ".onnx"
     if is_onnx and precision in ("fp32", "fp16"):
         raise ValueError(
             f"{source} is an ONNX file and keeps its own precision. Omit `precision` (or pass 'int8' to quantize it), "

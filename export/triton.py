@@ -138,7 +138,7 @@ def to_triton(
     import_optional("tritonclient.grpc", "triton")
     artifact_path = Path(source)
     backend = _choose_backend(artifact_path, backend)
-    if artifact_path.suffix == ".onnx":
+    if artifact_path.suffix.lower() == ".onnx":
         artifact = _read_onnx_artifact(artifact_path, backend, device)
     else:
         artifact = _read_engine_artifact(artifact_path)
@@ -155,15 +155,15 @@ def to_triton(
 def _choose_backend(source: Path, backend: TritonBackend | None) -> TritonBackend:
     backends: dict[str, tuple[TritonBackend, ...]] = {".onnx": ("onnxruntime", "python")}
     backends |= dict.fromkeys(ENGINE_SUFFIXES, ("tensorrt",))
-    if source.suffix not in backends:
+    if source.suffix.lower() not in backends:
         raise ValueError(
             f"Expected an ONNX file (.onnx) or an engine ({', '.join(ENGINE_SUFFIXES)}) for Triton, but got "
             f"{str(source)!r}. Export a checkpoint with bpkd_sdk.export.to_onnx first."
         )
     if backend is None:
-        return backends[source.suffix][0]
+        return backends[source.suffix.lower()][0]
     check_choice("backend", backend, get_args(TritonBackend))
-    if backend not in backends[source.suffix]:
+    if backend not in backends[source.suffix.lower()]:
         required = "an engine of bpkd_sdk.export.to_tensorrt" if backend == "tensorrt" else "the ONNX file"
         raise ValueError(f"Triton's {backend} backend runs no {source.suffix} file such as {source}; pass {required}.")
     return backend

@@ -65,6 +65,33 @@ COMMANDS = {
     "reproduce": "cityscapes/pspnet_r18 --dry-run",
     "benchmark": "{file} --data shapes",
 }
+# Arguments with a path that does not exist, which is found before a package is missing.
+MISSING = (
+    "train pspnet_r18 --data nowhere",
+    "train runs/nowhere.safetensors",
+    "train pspnet_r18 --data cityscapes --root nowhere",
+    "distill nowhere.safetensors pspnet_r18",
+    "distill teacher.safetensors runs/nowhere",
+    "compare --teacher nowhere --student pspnet_r18 --steps 1",
+    "evaluate nowhere.onnx",
+    "evaluate {file} --data nowhere",
+    "evaluate {file} --data folder --class-map nowhere.json",
+    "profile nowhere.safetensors",
+    "inspect runs/nowhere",
+    "import nowhere.pth student.safetensors",
+    "export nowhere student.onnx",
+    "export {file} student.engine --data nowhere",
+    "benchmark {file} nowhere.onnx",
+    "serve nowhere.onnx",
+    "serve {file} --teacher nowhere",
+    "predict nowhere.onnx folder --output masks",
+    "predict {file} nowhere --output masks",
+    "share nowhere folder --input-size 64x64 --license mit",
+    "triton nowhere.onnx repository",
+    "data check nowhere",
+    "data convert nowhere other",
+    "reproduce cityscapes/pspnet_r18 --root nowhere",
+)
 OTHERS = {"benchmark", "doctor", "formats", "predict", "serve"}
 
 
@@ -105,6 +132,15 @@ def check_names():
 
     for name, extra in {"train": "train", "compare": "train", "to_onnx": "export", "quantize": "export"}.items():
         assert f"pip install 'bpkd-sdk[{extra}]'" in problem_of(bpkd_sdk, name)
+
+
+def check_missing_paths(file):
+    for command in MISSING:
+        code, _, errors = run(*command.format(file=file).split())
+        assert code == 1, (command, code, errors)
+        assert errors.count("\n") == 1, (command, errors)
+        assert "There is no" in errors, (command, errors)
+        assert "nowhere" in errors, (command, errors)
 
 
 def check_commands(file):
@@ -252,10 +288,16 @@ def main(file, picture):
     from bpkd_sdk.serve import open_models
 
     os.environ["COLUMNS"] = "200"  # so that tables do not wrap
+    file, picture = os.path.abspath(file), os.path.abspath(picture)
     content, image = Path(picture).read_bytes(), np.asarray(read_image(picture))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        os.chdir(folder)
+        for name in ("teacher.safetensors", "student.safetensors", "official.pth"):
+            (folder / name).touch()
+        (folder / "folder").mkdir()
         check_names()
+        check_missing_paths(file)
         check_commands(file)
         check_reports(file, folder)
         predictor, prediction = check_predictor(file, image)

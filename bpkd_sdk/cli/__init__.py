@@ -34,7 +34,7 @@ def main() -> None:
     """Run the command. Expected errors print one message and exit with code 1, without a traceback."""
     try:
         with _short_warnings():
-            app()
+            app(prog_name="bpkd")
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         if isinstance(error, ImportError):
             error = explain_missing(error)

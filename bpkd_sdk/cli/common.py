@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from bpkd_sdk.data.names import check_data
+from bpkd_sdk.files import find_network
 from bpkd_sdk.progress import PlainConsole
 
 console = PlainConsole()
@@ -112,6 +114,45 @@ def selects_files(command: Callable[..., None]) -> Callable[..., None]:
         for name, (annotation, default) in SELECTION.items()
     ]
     return add_options(command, "selection", parameters)
+
+
+def check_sources(
+    networks: Sequence[str | Path | None] = (),
+    data: Sequence[str | None] = (),
+    root: Path | None = None,
+    files: Sequence[Path] = (),
+    *,
+    names: bool = False,
+) -> None:
+    """Check that all that a command reads exists, before the packages are imported, which takes seconds.
+
+    Args:
+        networks: Paths, addresses or names of networks; None is left out.
+        data: Paths or names of data sets; None is left out.
+        root: Folder of the named data sets.
+        files: Paths of other files.
+        names: Whether networks may be names such as "pspnet_r18".
+
+    Raises:
+        FileNotFoundError: If a file or a folder does not exist.
+        ValueError: If there is no data set of a name.
+    """
+    for path in data:
+        if path is not None:
+            check_data(path, root)
+    for network in networks:
+        if network is not None:
+            find_network(network, names=names)
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"There is no file {file}.")
+
+
+def check_output(output: Path | None, data: str, root: Path | None) -> None:
+    """Raise ValueError if the folder of a run is that of the data."""
+    folder = root or Path(data)
+    if output is not None and output.resolve() == folder.resolve() and folder.is_dir():
+        raise ValueError(f"{output} is the folder of the data. Pass another folder as `output`, such as runs/student.")
 
 
 def open_splits(data: str, root: Path | None, selection: Mapping[str, Any]) -> Any:

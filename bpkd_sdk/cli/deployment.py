@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bpkd_sdk.cli.command import command
-from bpkd_sdk.cli.common import Fit, MatchClasses, Root, console, errors, parse_size, selects_files
+from bpkd_sdk.cli.common import Fit, MatchClasses, Root, check_sources, console, errors, parse_size, selects_files
 from bpkd_sdk.files import write_atomically
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def export(
     within a limit, and an engine must have the precision of its ONNX file; engines have not yet been executed. Every
     step of a conversion is checked.
     """
+    check_sources([model], [data, verify_on], root, example or ())
     import bpkd_sdk
     from bpkd_sdk.export.conversion import convert
 
@@ -284,6 +285,7 @@ def benchmark(
 
     The table has cost, latency, memory, inspected precision and accuracy.
     """
+    check_sources(artifacts, [data], root)
     import bpkd_sdk
     from bpkd_sdk.errors import import_optional
     from bpkd_sdk.export import benchmark as run
@@ -331,6 +333,7 @@ def triton(
 
     If the repository contains the model already, its next version is written.
     """
+    check_sources(files=[artifact])
     from bpkd_sdk.export import to_triton
 
     options: dict[str, Any] = {"backend": backend, "instances": instances, "device": device}
@@ -377,6 +380,7 @@ def share(
 
     With --push, it is uploaded to the Hugging Face Hub.
     """
+    check_sources([model], [data], root, example or ())
     import bpkd_sdk
 
     size = parse_size(input_size, "--input-size")

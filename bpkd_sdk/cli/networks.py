@@ -16,6 +16,7 @@ from bpkd_sdk.cli.common import (
     Fit,
     MatchClasses,
     Root,
+    check_sources,
     console,
     errors,
     parse_base_size,
@@ -72,6 +73,8 @@ def evaluate(
 
     The scores are of regions, boundaries, edges and bodies, and of each class.
     """
+    check_sources([model], [data], root)
+    classes = read_class_map(class_map)
     import bpkd_sdk
     from bpkd_sdk.evaluation import EvaluationProtocol
     from bpkd_sdk.runtime import open_runtime
@@ -94,7 +97,7 @@ def evaluate(
         batch_size=batch_size,
         boundary_width=boundary_width,
         match_classes=match_classes,
-        class_map=read_class_map(class_map),
+        class_map=classes,
     )
     if as_json:
         print_json(metrics.to_dict())
@@ -135,12 +138,11 @@ Channels = Annotated[int, typer.Option(help="Number of channels of the images, f
 
 def _open_network(model: str, classes: int, channels: int) -> Any:
     """Load a checkpoint, or create a network by name with random weights."""
+    check_sources([model], names=True)
     import bpkd_sdk
-    from bpkd_sdk.hub import is_model_folder
-    from bpkd_sdk.models import CHECKPOINT_SUFFIXES, load_model
+    from bpkd_sdk.training.teacher import is_name
 
-    is_file = Path(model).suffix in CHECKPOINT_SUFFIXES or is_model_folder(model)
-    return load_model(model) if is_file else bpkd_sdk.create_model(model, classes, in_channels=channels)
+    return bpkd_sdk.create_model(model, classes, in_channels=channels) if is_name(model) else bpkd_sdk.load_model(model)
 
 
 @command("bpkd profile pspnet_r18 --input-size 512x1024")
@@ -191,11 +193,11 @@ def inspect(
 
     The paths of feature maps are values of --student-feature and --teacher-feature.
     """
+    size = parse_size(input_size, "--input-size") or (512, 512)
+    network = _open_network(model, classes, channels)
     from bpkd_sdk.features import list_features
     from bpkd_sdk.models import get_spec
 
-    size = parse_size(input_size, "--input-size") or (512, 512)
-    network = _open_network(model, classes, channels)
     spec, rows = get_spec(network), list_features(network, size)
     logits = rows[-1].shape
     properties = {
@@ -258,6 +260,7 @@ def import_(
 
     Its pickle is read without executing code.
     """
+    check_sources(files=[official])
     import bpkd_sdk
     from bpkd_sdk.models.openmmlab import load_openmmlab, read_openmmlab
 

@@ -14,6 +14,8 @@ from bpkd_sdk.cli.command import app, command
 from bpkd_sdk.cli.common import (
     Output,
     Resume,
+    Root,
+    check_sources,
     console,
     errors,
     is_main_process,
@@ -38,13 +40,14 @@ def check(
     data: Annotated[
         str, typer.Argument(help="Path of a folder, or name: camvid, cityscapes, ade20k or pascal_context_59.")
     ],
-    root: Annotated[Path | None, typer.Argument(help="Folder of a named data set.")] = None,
+    root: Root = None,
     selection: dict[str, Any],
 ) -> None:
     """Read every file of a data set; check counts, sizes and labels.
 
     The exit code is 1 if there are problems.
     """
+    check_sources(data=[data], root=root)
     from bpkd_sdk.data import check_dataset
     from bpkd_sdk.errors import format_list
 
@@ -93,6 +96,8 @@ def convert(
     The same command continues after an interruption. Without PATH: write the labels and lists of PASCAL
     Context from its release file.
     """
+    if not source.exists():
+        raise FileNotFoundError(f"There is no file or folder {source}.")
     from bpkd_sdk.data import convert_annotations, convert_pascal_context
 
     if path is None:
@@ -159,6 +164,7 @@ def reproduce(
 
     The student is trained and scored, and the score is compared with the paper's.
     """
+    check_sources([teacher, evaluate], ["folder"] if root else [], root)
     from bpkd_sdk import recipes
 
     options = dict(map(_parse_option, set_))

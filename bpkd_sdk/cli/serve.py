@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from bpkd_sdk.cli.command import command
-from bpkd_sdk.cli.common import Fit, console, errors
+from bpkd_sdk.cli.common import Fit, check_sources, console, errors
 
 if TYPE_CHECKING:
     from bpkd_sdk.serve.networks import ModelSet
     from bpkd_sdk.serve.service.security import AccessPolicy
 
-_NETWORK = "a checkpoint, an ONNX file, a TensorRT engine or triton://host:port/model"
+_NETWORK = "a checkpoint or the folder of a run, an ONNX file, a TensorRT engine or triton://host:port/model"
 
 
 @command("bpkd predict student.onnx photos --output masks --overlay")
@@ -44,6 +44,7 @@ def predict(
     """
     from bpkd_sdk.serve.input_files import find_files
 
+    check_sources([network])
     files = find_files(inputs)  # before the slow imports
     from bpkd_sdk.serve.mask_folder import segment_files
     from bpkd_sdk.serve.predictor import Predictor
@@ -61,7 +62,10 @@ def predict(
 
 @command("bpkd serve student.onnx --teacher runs/teacher")
 def serve(
-    student: Annotated[list[str], typer.Option(help=f"Student: {_NETWORK}. Repeat the option for several students.")],
+    students: Annotated[
+        list[str] | None, typer.Argument(metavar="NETWORK", help=f"Students, side by side: {_NETWORK}.")
+    ] = None,
+    student: Annotated[list[str] | None, typer.Option(help="One more student; the option can be repeated.")] = None,
     teacher: Annotated[str | None, typer.Option(help=f"Teacher: {_NETWORK}.")] = None,
     host: Annotated[
         str,
@@ -158,6 +162,10 @@ def serve(
 
     POST /v1/segment segments an image; /docs documents the service.
     """
+    sources = [*(students or ()), *(student or ())]
+    if not sources and teacher is None:
+        raise ValueError("Expected at least one network, as in `bpkd serve student.onnx`, but got none.")
+    check_sources([*sources, teacher])
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio must not send usage data
     from bpkd_sdk.errors import import_optional
 
@@ -186,7 +194,7 @@ def serve(
     )
     with listen(host, port) as listener:
         with errors.status("Opening the networks"):
-            models = open_models(student, teacher=teacher, device=device, fit=fit)
+            models = open_models(sources, teacher=teacher, device=device, fit=fit)
         service = create_app(
             models,
             access=access,

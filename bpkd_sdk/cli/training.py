@@ -27,6 +27,8 @@ from bpkd_sdk.cli.common import (
     Resume,
     Root,
     add_options,
+    check_output,
+    check_sources,
     console,
     is_main_process,
     open_splits,
@@ -55,6 +57,8 @@ def quickstart(
     It takes minutes on a CPU, and downloads nothing. With --data, your images are resized to about 192x256
     pixels, and a teacher is trained first unless one is given.
     """
+    check_sources([teacher], [data], names=True)
+    check_output(folder, data, None)
     from bpkd_sdk.quickstart import quickstart as run
 
     run(folder, data=data, teacher=teacher)
@@ -169,6 +173,8 @@ def train(
     options: dict[str, Any],
 ) -> None:
     """Train a network on labelled images."""
+    check_sources([model], [data], root, names=True)
+    check_output(output, data, root)
     import bpkd_sdk
 
     result = bpkd_sdk.train(
@@ -207,6 +213,9 @@ def distill(
     options: dict[str, Any],
 ) -> None:
     """Train a student on labels and on the outputs of a teacher."""
+    check_sources([teacher, student], [data], root, names=True)
+    check_output(output, data, root)
+    classes = read_class_map(class_map)
     import bpkd_sdk
 
     result = bpkd_sdk.distill(
@@ -214,7 +223,7 @@ def distill(
         student,
         open_splits(data, root, selection),
         method=method if len(method) > 1 else method[0],
-        class_map=read_class_map(class_map),
+        class_map=classes,
         transform=transform,
         output_dir=output,
         resume=resume,
@@ -268,6 +277,10 @@ def compare(
 
     A table and a plot are written to the output folder.
     """
+    check_sources([teacher], [data], root)
+    check_sources([student], names=True)
+    check_output(output, data, root)
+    classes = read_class_map(class_map)
     import bpkd_sdk
 
     comparison = bpkd_sdk.compare(
@@ -279,7 +292,7 @@ def compare(
         steps=steps,
         seconds=seconds,
         seeds=seeds,
-        class_map=read_class_map(class_map),
+        class_map=classes,
         output_dir=output,
         **options,
     )

@@ -29,7 +29,7 @@ from bpkd_sdk.comparison.setup import (
 from bpkd_sdk.data.checks import check_for_training, check_samples
 from bpkd_sdk.errors import format_list, import_optional, list_differences
 from bpkd_sdk.evaluation import evaluate
-from bpkd_sdk.files import is_pretrained_name, read_json, write_json
+from bpkd_sdk.files import find_network, read_json, write_json
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.method import method_arguments
 from bpkd_sdk.progress import console, print_fact
@@ -174,8 +174,7 @@ def _create_setup(
     check_transform(transform, config)
     if config.labels != "dataset":
         raise ValueError("compare() needs ground-truth labels for its baseline without a teacher.")
-    if isinstance(teacher, (str, Path)) and not (Path(teacher).is_file() or is_pretrained_name(teacher)):
-        raise FileNotFoundError(f"Expected `teacher` to be a trained module or its file, but {teacher} does not exist.")
+    find_network(teacher)  # raises an error for a path that does not exist
     if not callable(student) or isinstance(student, nn.Module):
         check_names({"student": student}, config.backbone_weights)
     accelerator = create_accelerator(config)

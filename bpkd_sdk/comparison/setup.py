@@ -16,7 +16,7 @@ from torch import nn
 
 from bpkd_sdk.class_map import ClassGroups, ClassMap
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.files import file_sha256, is_pretrained_name
+from bpkd_sdk.files import file_sha256, find_network, is_pretrained_name
 from bpkd_sdk.losses import METHODS, DistillationLoss, Method, create_method
 from bpkd_sdk.models import get_spec, load_model
 from bpkd_sdk.models.checkpoint import content_hash
@@ -254,4 +254,4 @@ def _teacher_hash(teacher: NetworkSource) -> str:
     """Return the SHA-256 of a teacher's weights, or of its file."""
     if is_pretrained_name(teacher):
         teacher = load_model(teacher)
-    return content_hash(teacher.state_dict()) if isinstance(teacher, nn.Module) else file_sha256(teacher)
+    return content_hash(teacher.state_dict()) if isinstance(teacher, nn.Module) else file_sha256(find_network(teacher))

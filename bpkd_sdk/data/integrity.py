@@ -12,8 +12,8 @@ from bpkd_sdk.data.checks import SampleReport, absent_classes, inspect_samples
 from bpkd_sdk.data.dataset import FileDataset
 from bpkd_sdk.data.folder import open_folder
 from bpkd_sdk.data.layout import folder_splits
-from bpkd_sdk.data.registry import DATASETS, DatasetEntry, find_folder
-from bpkd_sdk.errors import check_choice, did_you_mean
+from bpkd_sdk.data.names import SHAPES, check_data, find_folder
+from bpkd_sdk.data.registry import DATASETS, DatasetEntry
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ def check_dataset(path_or_name: str | Path, root: str | Path | None = None, **se
         ValueError: If the name is unknown, or an option cannot be used. Problems of the data are in the reports.
         FileNotFoundError: If the folder does not exist, or its layout is not known.
     """
+    if path_or_name == SHAPES:
+        raise ValueError("The scenes of 'shapes' are generated, so there are no files to check.")
+    check_data(path_or_name, root)
     if folder := find_folder(path_or_name, root):
         entry = DATASETS["folder"]
         found = folder_splits(folder, selection.get("pattern"))
@@ -61,18 +64,8 @@ def check_dataset(path_or_name: str | Path, root: str | Path | None = None, **se
             _check_split(entry, split, partial(open_folder, folder, split, **selection))
             for split in dict.fromkeys([*splits, *found])
         ]
-    name = str(path_or_name)
-    if root is not None:
-        check_choice("name", name, DATASETS)
-    if name not in DATASETS:
-        raise FileNotFoundError(
-            f"There is no folder {name!r} and no data set of that name.{did_you_mean(name, DATASETS)} Named data sets: "
-            f"{', '.join(DATASETS)}."
-        )
-    if root is None:
-        raise FileNotFoundError(f"There is no folder {name!r}. To check the data set {name}, pass its folder as well.")
-    entry = DATASETS[name]
-    return [_check_split(entry, split, partial(entry.open, root, split)) for split in entry.images]
+    entry = DATASETS[str(path_or_name)]
+    return [_check_split(entry, split, partial(entry.open, root, split)) for split in entry.images if root is not None]
 
 
 def _check_split(entry: DatasetEntry, split: str, open_split: Callable[[], FileDataset]) -> SplitReport:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bpkd_sdk.data.dataset import FileDataset, SegmentationDataset
 from bpkd_sdk.data.folder import open_folder
+from bpkd_sdk.data.names import SHAPES, check_data, find_folder
 from bpkd_sdk.data.public import (
     ADE20K_IMAGES,
     CAMVID_IMAGES,
@@ -23,7 +24,6 @@ from bpkd_sdk.data.public import (
     open_pascal_context,
 )
 from bpkd_sdk.data.shapes import CLASS_NAMES, PALETTE, render
-from bpkd_sdk.errors import did_you_mean
 
 
 def open_dataset(
@@ -54,31 +54,14 @@ def open_dataset(
         ValueError: If the name is unknown, `root` is missing, or the data cannot be used.
         FileNotFoundError: If the data do not exist; with where to get them.
     """
+    check_data(path_or_name, root)
     name = str(path_or_name)
     if folder := find_folder(path_or_name, root):
         return open_folder(
             folder, split, pattern=pattern, val_share=val_share, val_seed=val_seed, skip_unlabelled=skip_unlabelled
         )
-    if name in ("shapes", *DATASETS):
-        _check_no_selection(name, pattern=pattern, val_share=val_share, skip_unlabelled=skip_unlabelled or None)
-    if path_or_name == "shapes":
-        return ShapesDataset(split)
-    if root is None and name not in DATASETS and (isinstance(path_or_name, Path) or "/" in name or "\\" in name):
-        raise FileNotFoundError(f"There is no folder {name}.")
-    if name not in DATASETS:
-        if Path(name).is_dir():
-            raise ValueError(
-                f"{name} is a folder and needs no `root`, but got root={str(root)!r}. Pass a split by its name: "
-                f"open_dataset({name!r}, split={str(root)!r})."
-            )
-        names = ["shapes", *DATASETS]
-        raise ValueError(
-            f"There is no folder {name!r} and no data set of that name.{did_you_mean(name, names)} Named data sets: "
-            f"{', '.join(names)}."
-        )
-    if root is None:
-        raise ValueError(f"The data set {name!r} needs `root`, the folder of its images and labels.")
-    return DATASETS[name].open(root, split)
+    _check_no_selection(name, pattern=pattern, val_share=val_share, skip_unlabelled=skip_unlabelled or None)
+    return ShapesDataset(split) if name == SHAPES or root is None else DATASETS[name].open(root, split)
 
 
 def _check_no_selection(name: str, **options: object) -> None:
@@ -149,10 +132,3 @@ DATASETS: dict[str, DatasetEntry] = {
     "ade20k": DatasetEntry(open_ade20k, ADE20K_IMAGES),
     "pascal_context_59": DatasetEntry(open_pascal_context, PASCAL_IMAGES),
 }
-
-
-def find_folder(path_or_name: str | Path, root: str | Path | None = None) -> Path | None:
-    """Return the folder that the arguments of `open_dataset` state, or None if they name another data set."""
-    if root is not None:
-        return Path(root) if path_or_name == "folder" else None
-    return Path(path_or_name) if path_or_name != "shapes" and Path(path_or_name).is_dir() else None

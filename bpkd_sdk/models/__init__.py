@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bpkd_sdk.files import CHECKPOINT_SUFFIX, OPENMMLAB_SUFFIXES, SHAPES_TEACHER, is_pretrained_name
+from bpkd_sdk.files import CHECKPOINT_SUFFIX, OPENMMLAB_SUFFIXES, SHAPES_TEACHER, find_network, is_pretrained_name
 from bpkd_sdk.hub import CHECKPOINT_FILE, find_file, is_model_folder, read_origin
 from bpkd_sdk.models.checkpoint import load_checkpoint, load_state, read_tensors, save_model
 from bpkd_sdk.models.library import build_network, find_family, identify, list_models
@@ -52,9 +52,9 @@ def create_model(
             such as ``smp/DeepLabV3Plus/mobilenet_v2`` (every encoder of timm as ``smp/Unet/tu-<timm model>``), one of
             torchvision such as ``torchvision/deeplabv3_resnet50``; or ``transformers/<folder or hub id>``.
         num_classes: C, the number of channels of the logits, at least 1.
-        weights: Checkpoint with the weights of the whole network: a ``.safetensors`` file of this package, or for a
-            network of the paper an OpenMMLab ``.pth``. If the ``.pth`` is for a variant of `name`, that variant is
-            built, and `model.spec.name` is its name.
+        weights: Checkpoint with the weights of the whole network: a ``.safetensors`` file of this package, the folder
+            of a run, or for a network of the paper an OpenMMLab ``.pth``. If the ``.pth`` is for a variant of `name`,
+            that variant is built, and `model.spec.name` is its name.
         aux_head: Whether to add the auxiliary training head.
         backbone_weights: Weights of the encoder: "none" for random ones, "imagenet" (downloaded by the library of the
             network), or the path of a file with a state dict of the encoder (``.safetensors``, or a ``.pth`` of plain
@@ -69,6 +69,7 @@ def create_model(
         RuntimeError: If the weights of the encoder cannot be downloaded; the message names the cache to fill.
     """
     PixelFormat(in_channels)  # checks the number
+    weights = find_network(weights)
     if isinstance(num_classes, bool) or not isinstance(num_classes, Integral) or num_classes < 1:
         raise ValueError(f"Expected `num_classes` to be a whole number of at least 1, but got {num_classes!r}.")
     if weights is not None and Path(weights).suffix in OPENMMLAB_SUFFIXES and name in ZOO:
@@ -108,11 +109,12 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: n
     exported file.
 
     Args:
-        path: Checkpoint of this package (``.safetensors``, written by `save_model`, `train` or `distill`); one of
-            OpenMMLab (``.pth``) for a network of the paper; a folder of `bpkd_sdk.save_pretrained`, or its address
-            ``hf://user/name[@<revision>]`` on the Hugging Face Hub, of which only the checkpoint is downloaded; or a
-            name: ``torchvision/<network>[@<weights>]``, ``transformers/<folder or hub id>[@<revision>]``, or
-            ``shapes-teacher``, a teacher for the data set "shapes" that this package contains.
+        path: Checkpoint of this package (``.safetensors``, written by `save_model`, `train` or `distill`); the folder
+            of a run, of which the last checkpoint is loaded; a checkpoint of OpenMMLab (``.pth``) for a network of the
+            paper; a folder of `bpkd_sdk.save_pretrained`, or its address ``hf://user/name[@<revision>]`` on the Hugging
+            Face Hub, of which only the checkpoint is downloaded; or a name: ``torchvision/<network>[@<weights>]``,
+            ``transformers/<folder or hub id>[@<revision>]``, or ``shapes-teacher``, a teacher for the data set "shapes"
+            that this package contains.
         device: Device that the network is moved to.
         model: Instance to load a ``.safetensors`` file into, for a network class that `create_model` cannot build.
 
@@ -122,6 +124,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: n
             a named network are incomplete.
         RuntimeError: If the weights of a named network cannot be downloaded.
     """
+    path = find_network(path)
     if is_model_folder(path):
         return _load_model_folder(path, device, model)
     if is_pretrained_name(path):

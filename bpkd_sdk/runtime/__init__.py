@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bpkd_sdk.errors import import_optional, lazy_names
-from bpkd_sdk.files import is_pretrained_name
+from bpkd_sdk.files import find_network, is_pretrained_name
 from bpkd_sdk.hub import is_model_folder
 from bpkd_sdk.runtime.base import AcceptedImages, Runtime
 from bpkd_sdk.runtime.formats import FORMATS, Format, find_format
@@ -40,8 +40,9 @@ def open_runtime(source: str | Path | nn.Module | Runtime, device: str | torch.d
     """Open an artifact or a module as a `Runtime`.
 
     Args:
-        source: Path or URL of one of the `FORMATS`; name of a network that `load_model` opens with all of its weights;
-            a module in eval mode, which is moved to the device; or a runtime, which is returned unchanged.
+        source: Path or URL of one of the `FORMATS`; the folder of a run, whose last checkpoint is opened; name of a
+            network that `load_model` opens with all of its weights; a module in eval mode, which is moved to the
+            device; or a runtime, which is returned unchanged.
         device: "auto" (a GPU if there is one that the format supports, otherwise the CPU), "cpu", "cuda", "cuda:1" or
             "mps". See `bpkd_sdk.runtime.device`.
 
@@ -55,6 +56,7 @@ def open_runtime(source: str | Path | nn.Module | Runtime, device: str | torch.d
     """
     if isinstance(source, Runtime):
         return source
+    source = find_network(source)
     runtime: Runtime
     if not isinstance(source, (str, Path)):
         runtime = import_optional("bpkd_sdk.runtime.module").open_module(source, device)

@@ -97,7 +97,7 @@ def find_format(source: str) -> Format:
     if is_model_folder(source):
         return MODEL_FOLDER
     for format_ in FORMATS:
-        if any(source.startswith(key) if key.endswith("://") else source.endswith(key) for key in format_.suffixes):
+        if any(source.startswith(key) if "://" in key else source.lower().endswith(key) for key in format_.suffixes):
             return format_
     suffixes = [suffix for format_ in FORMATS for suffix in format_.suffixes]
     name = source.rpartition("/")[2]

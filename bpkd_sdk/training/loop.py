@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bpkd_sdk.data import DatasetSubset
 from bpkd_sdk.evaluation import Metrics, evaluate
 from bpkd_sdk.features import Capture
-from bpkd_sdk.files import CHECKPOINT_SUFFIX
+from bpkd_sdk.files import CHECKPOINT_SUFFIX, LAST_CHECKPOINT
 from bpkd_sdk.models import get_spec, save_model
 from bpkd_sdk.models.spec import set_provenance
 from bpkd_sdk.output import SegmentationOutput
@@ -46,7 +46,7 @@ from bpkd_sdk.training.records import (
 from bpkd_sdk.training.state import STATE_FILE, Position, restore_state, run_settings, save_state
 from bpkd_sdk.training.teacher import Teacher, TeacherModel
 
-LAST, BEST = f"last{CHECKPOINT_SUFFIX}", f"best{CHECKPOINT_SUFFIX}"
+BEST = f"best{CHECKPOINT_SUFFIX}"
 
 Batch = tuple[Tensor, Tensor]  # images and labels
 
@@ -78,7 +78,9 @@ def run_training(task: Task) -> TrainingResult:
         metrics = trainer.train()
     task.student.eval()
     set_provenance(task.student, trainer.provenance(metrics))
-    return TrainingResult(task.student, metrics, read_history(task.output_dir), task.output_dir / LAST, task.output_dir)
+    return TrainingResult(
+        task.student, metrics, read_history(task.output_dir), task.output_dir / LAST_CHECKPOINT, task.output_dir
+    )
 
 
 class _Trainer:
@@ -341,7 +343,7 @@ class _Trainer:
             with self._explained_write_errors():
                 if is_best:
                     self._save_model(BEST, metrics)
-                self._save_model(LAST, metrics)
+                self._save_model(LAST_CHECKPOINT, metrics)
             self._append_record({"step": self.position.step, "metrics": metrics.to_dict()})
             view.log_scores(self.position.step, {"mIoU": metrics.miou, "boundary IoU": metrics.boundary_iou})
         self.accelerator.wait_for_everyone()
@@ -353,7 +355,7 @@ class _Trainer:
             with self._explained_write_errors():
                 # The state is written last: a run that stops in between resumes from the previous state, and writes
                 # both files again.
-                self._save_model(LAST, None)
+                self._save_model(LAST_CHECKPOINT, None)
                 save_state(
                     self.task.output_dir, self.position, self.settings, self.objective, self.optimizer.optimizer, scaler
                 )

@@ -28,7 +28,7 @@ from bpkd_sdk.data.randomness import find_generators, seeded
 from bpkd_sdk.errors import flatten, format_list, list_differences
 from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.features import unwrap
-from bpkd_sdk.files import CHECKPOINT_SUFFIX, file_sha256, read_json, write_atomically, write_json
+from bpkd_sdk.files import CHECKPOINT_SUFFIX, RUN_FILE, file_sha256, read_json, write_atomically, write_json
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.method import method_arguments
 from bpkd_sdk.models import get_spec
@@ -39,7 +39,6 @@ from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.state import FREE_OPTIONS, STATE_FILE
 from bpkd_sdk.training.teacher import TeacherModel
 
-RUN_FILE = "run.json"
 HISTORY_FILE = "history.jsonl"
 
 _PACKAGES = (

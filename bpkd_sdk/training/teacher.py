@@ -15,9 +15,9 @@ from bpkd_sdk.arrays import resize_bilinear
 from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.errors import format_list
 from bpkd_sdk.features import Capture
-from bpkd_sdk.files import is_pretrained_name
+from bpkd_sdk.files import is_pretrained_name, is_run_folder
 from bpkd_sdk.hub import is_model_folder
-from bpkd_sdk.models import CHECKPOINT_SUFFIXES, create_model, get_spec, load_model, set_spec
+from bpkd_sdk.models import CHECKPOINT_SUFFIXES, ZOO, create_model, get_spec, load_model, set_spec
 from bpkd_sdk.models.mask_classification import adapt_network
 from bpkd_sdk.output import SegmentationOutput, as_output
 from bpkd_sdk.pixels import PixelFormat
@@ -109,9 +109,9 @@ def teacher_logits(runtime: Runtime, images: Tensor) -> Tensor:
 def is_name(source: NetworkSource | Runtime | None) -> TypeGuard[str | Path]:
     """Return whether a network is given by a name that `create_model` accepts, and not as a module or a file."""
     files = (*CHECKPOINT_SUFFIXES, *ENGINE_SUFFIXES, ".onnx")
-    if not isinstance(source, (str, Path)) or is_model_folder(source):
+    if not isinstance(source, (str, Path)) or is_model_folder(source) or Path(source).suffix.lower() in files:
         return False
-    return Path(source).suffix not in files
+    return str(source) in ZOO or not is_run_folder(source)  # a folder may have the name of a network
 
 
 def open_network(
@@ -157,7 +157,7 @@ def open_teacher(
     Raises:
         ValueError: If a module is in training mode, a file returns no logits, or an option does not apply.
     """
-    suffix = Path(source).suffix if isinstance(source, (str, Path)) else ""
+    suffix = Path(source).suffix.lower() if isinstance(source, (str, Path)) else ""
     if suffix == ".onnx":
         runtime = open_onnx_teacher(Path(str(source)), device, config.teacher_mean, config.teacher_std, pixels)
         return _check_runtime(runtime, config)

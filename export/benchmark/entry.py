@@ -20,6 +20,7 @@ from bpkd_sdk.export.benchmark.facts import Facts
 from bpkd_sdk.export.benchmark.process import ArtifactError, RemoteSubject
 from bpkd_sdk.export.benchmark.report import STAGES, UNSTEADY, BenchmarkRow, Percentiles
 from bpkd_sdk.export.benchmark.subject import Description, Subject, Times, WarmUp
+from bpkd_sdk.files import find_network
 from bpkd_sdk.runtime import AcceptedImages, Runtime, find_format
 from bpkd_sdk.runtime.fit import Fit, fit_size
 from bpkd_sdk.sizes import format_size
@@ -65,8 +66,10 @@ class Entry:
         self._rounds: list[Times] = []
         self._remote: RemoteSubject | None = None
         if isinstance(source, (str, Path)):
-            self._attempt(lambda: find_format(str(source)))
-            self._remote = None if self.problem else RemoteSubject(source, device, batch_size, fit)
+            path: str | Path = self._attempt(lambda: find_network(source)) or source
+            self._attempt(lambda: find_format(str(path)))
+            self.source = path
+            self._remote = None if self.problem else RemoteSubject(path, device, batch_size, fit)
         self._subject: RemoteSubject | Subject | None = self._remote
 
     def open(self) -> None:

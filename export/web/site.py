@@ -102,7 +102,7 @@ def to_web(
 
 def _describe(source: Path, fit: Fit) -> dict[str, Any]:
     """Return the facts of an ONNX file that the page needs, as plain JSON values."""
-    if source.suffix != ".onnx":
+    if source.suffix.lower() != ".onnx":
         raise ValueError(
             f"Expected an ONNX file for the web site, but got {source}. Write one first: bpkd export {source} "
             f"{source.with_suffix('.onnx').name} --input-size HEIGHTxWIDTH"

@@ -217,7 +217,10 @@ def test_runs_of_other_settings_are_not_mixed(whole, change, difference):
         pytest.param({"learning_rat": 3}, TypeError, "Did you mean 'learning_rate'", id="option"),
         pytest.param({"labels": "teacher"}, ValueError, "ground-truth labels for its baseline", id="labels"),
         pytest.param(
-            {"teacher": "pspnet_r101"}, FileNotFoundError, "pspnet_r101 does not exist", id="untrained-teacher"
+            {"teacher": "pspnet_r101"},
+            FileNotFoundError,
+            "There is no file or folder pspnet_r101",
+            id="untrained-teacher",
         ),
         pytest.param({"data": (TRAIN, None)}, ValueError, "needs validation data", id="no-validation"),
         pytest.param({"teacher": tiny(5).eval()}, ValueError, "teacher predicts 5 classes", id="classes"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bpkd_sdk.data import DATASETS, check_dataset, open_dataset
+from bpkd_sdk.data.names import NAMES
 from tests import trees
 
 BUILDERS = {"cityscapes": trees.cityscapes, "ade20k": trees.ade20k, "pascal_context_59": trees.pascal_context}
@@ -62,6 +63,10 @@ def test_every_kind_of_damage_is_listed(tmp_path):
     assert "00000005.jpg: cannot be read as an image" in text
     assert val.images is None
     assert "1 of 6 images have no label" in val.problems[0]
+
+
+def test_the_names_that_are_known_without_torch_are_those_of_the_registry():
+    assert ("shapes", *DATASETS) == NAMES
 
 
 def test_an_unknown_name_is_refused():

@@ -272,7 +272,7 @@ def test_data_check_takes_a_path(undivided, bpkd):
     code, _, err = bpkd("data", "check", "my_dat")
     assert (code, "There is no folder 'my_dat'" in err) == (1, True)
     code, _, err = bpkd("data", "check", "camvid")
-    assert (code, "pass its folder as well" in err) == (1, True)
+    assert (code, "needs --root, the folder of its images" in err) == (1, True)
 
 
 def test_rgb_tiff_masks_without_classes_give_their_colours(root):

@@ -41,7 +41,7 @@ def test_distill_your_folder(tmp_path, capsys):
     assert file.is_file()
     output_text = capsys.readouterr().out
     assert "mIoU" in output_text
-    assert f"bpkd serve --teacher {output / 'teacher' / 'last.safetensors'} --student {file}" in output_text
+    assert f"bpkd serve {file} --teacher {output / 'teacher' / 'last.safetensors'}" in output_text
     assert len(bpkd_sdk.open_dataset("folder", root=output / "data", split="val")) == 8
 
 

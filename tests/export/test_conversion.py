@@ -130,7 +130,7 @@ def test_an_onnx_file_keeps_its_precision():
         plan_steps(Path("m.onnx"), "n.onnx", None)
     with pytest.raises(ValueError, match="is an ONNX file and keeps its own precision"):
         plan_steps(Path("m.onnx"), "m.engine", "fp16")
-    with pytest.raises(FileNotFoundError, match="no file none.onnx to export"):
+    with pytest.raises(FileNotFoundError, match="no file or folder none.onnx"):
         convert("none.onnx", "m.engine")
 
 
@@ -149,6 +149,7 @@ def test_a_range_of_sizes():
 
 def test_benchmark_of_the_command_line(bpkd, folder, tmp_path):
     outputs = {kind: tmp_path / f"b.{kind}" for kind in ("json", "markdown", "html")}
+    (tmp_path / "m.none").touch()
     options = [part for kind, path in outputs.items() for part in (f"--{kind}", path)]
     code, out, err = bpkd(
         "benchmark", folder / "m.safetensors", tmp_path / "m.none", "--input-size", "64x96", "--duration", 0.1, *options

@@ -72,7 +72,7 @@ def test_altered_weights_are_refused(tmp_path):
 
 
 def test_files_that_are_not_checkpoints_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No checkpoint exists at"):
+    with pytest.raises(FileNotFoundError, match="There is no file or folder"):
         bpkd_sdk.load_model(tmp_path / "none.safetensors")
     whole = tmp_path / "a.safetensors"
     bpkd_sdk.save_model(tiny(4), whole)

@@ -86,13 +86,13 @@ def test_data_commands(bpkd, tmp_path):
     trees.pascal_release(tmp_path)
     code, out, err = bpkd("data", "convert", tmp_path)
     assert (code, "VOC2010" in out) == (0, True), err
-    code, out, _ = bpkd("data", "check", "pascal_context_59", tmp_path)
+    code, out, _ = bpkd("data", "check", "pascal_context_59", "--root", tmp_path)
     assert code == 1
     assert "2 images, but a complete copy has 4996" in out
     assert "64x96" in out
 
 
 def test_data_check_of_a_complete_copy(bpkd, camvid):
-    code, out, _ = bpkd("data", "check", "camvid", camvid)
+    code, out, _ = bpkd("data", "check", "camvid", "--root", camvid)
     assert code == 0
     assert "367" in out

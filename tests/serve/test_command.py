@@ -26,8 +26,9 @@ def checkpoint(tmp_path_factory):
 
 
 def test_bpkd_serve_serves_until_sigterm(checkpoint, tmp_path):
+    (tmp_path / "none.engine").touch()
     command = [
-        sys.executable, "-m", "bpkd_sdk.cli", "serve", "--student", checkpoint, "--student", tmp_path / "none.engine",
+        sys.executable, "-m", "bpkd_sdk.cli", "serve", checkpoint, "--student", tmp_path / "none.engine",
         "--teacher", checkpoint, "--no-demo", "--port", "0", "--device", "cpu", "--max-megapixels", "1",
     ]  # fmt: skip
     environment = os.environ | {"BPKD_TOKEN": TOKEN, "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
@@ -77,8 +78,9 @@ def test_bpkd_serve_serves_until_sigterm(checkpoint, tmp_path):
     ids=["address", "token", "user", "address of another", "port", "network"],
 )
 def test_bpkd_serve_refuses(bpkd, tmp_path, options, message):
+    (tmp_path / "none.onnx").touch()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         options = [option.format(taken=taken.getsockname()[1]) for option in options]
-        code, _, err = bpkd("serve", "--student", tmp_path / "none.onnx", *options)
+        code, _, err = bpkd("serve", tmp_path / "none.onnx", *options)
     assert code == 1
     assert message in err
