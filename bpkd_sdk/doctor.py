@@ -46,7 +46,10 @@ def examine() -> Iterator[Finding]:
     yield _package("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx-cu13")
     yield _package("HTTP service", "fastapi", "fastapi")
     yield _package("Demo", "gradio", "gradio")
+    yield _package("Video", "av", "av")
+    yield _package("Triton client", "tritonclient", "tritonclient")
     yield _package("transformers", "transformers", "transformers")
+    yield _package("Hugging Face Hub", "huggingface_hub", "huggingface_hub")
 
 
 def find_torch() -> ModuleType | None:

@@ -211,7 +211,16 @@ def encode_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def _check_array(name: str, array: object) -> None:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(
+            f"Expected `{name}` to be a numpy array, but got {type(array).__name__}. Convert a PIL image with "
+            "np.asarray(image.convert('RGB')), and a tensor with tensor.cpu().numpy()."
+        )
+
+
 def _check_image(image: np.ndarray) -> None:
+    _check_array("image", image)
     if image.dtype != np.uint8:
         raise TypeError(f"Expected `image` to be uint8 in 0..255, but got {image.dtype}.")
     if image.ndim != 3 or image.shape[2] != 3:
@@ -219,6 +228,7 @@ def _check_image(image: np.ndarray) -> None:
 
 
 def _check_mask(name: str, mask: np.ndarray, image: np.ndarray | None = None) -> None:
+    _check_array(name, mask)
     if not np.issubdtype(mask.dtype, np.integer):
         raise TypeError(f"Expected `{name}` to contain integer class ids, but got {mask.dtype}.")
     if mask.ndim != 2:

@@ -1,21 +1,26 @@
 """The command `bpkd`."""
 
+import io
 import json
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import typer
+from rich.table import Table
 
 import bpkd_sdk
 from bpkd_sdk import cli
-from bpkd_sdk.cli import name_options
 from bpkd_sdk.cli.command import OTHER_NAMES
+from bpkd_sdk.cli.wording import name_options
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.models import set_spec
 from bpkd_sdk.models.zoo import build_network
+from bpkd_sdk.progress import PlainConsole
+from bpkd_sdk.training.monitor import DominantTermWarning
 from tests.scenes import write_folder
 
 NETWORK = "smp/FPN/tu-mobilenetv3_small_050"
@@ -210,7 +215,8 @@ def test_names_with_brackets_are_printed_as_they_are(bpkd, tmp_path):
 def test_doctor_names_what_is_there(bpkd):
     code, out, _ = bpkd("doctor")
     assert code == 0
-    for part in ("torch", "CUDA", "ONNX Runtime", "TensorRT", "CPU", "'bpkd-sdk[tensorrt]'"):
+    parts = ("torch", "CUDA", "ONNX Runtime", "TensorRT", "CPU", "av", "tritonclient", "huggingface_hub")
+    for part in (*parts, "'bpkd-sdk[tensorrt]'"):
         assert part in out
 
 
@@ -219,12 +225,51 @@ def test_errors_name_the_options_of_the_command(bpkd, tmp_path):
     code, _, err = bpkd("export", tmp_path / "m.safetensors", tmp_path / "m.onnx")
     assert (code, "Option --input-size is required by the export steps" in err) == (1, True), err
     code, _, err = bpkd("export", tmp_path / "m.safetensors", tmp_path / "m.onnx", "--input-size", "16x64")
-    assert (code, "Expected --input-size to be (height, width) of at least" in err) == (1, True), err
+    assert (code, "Expected --input-size to be HEIGHTxWIDTH of at least" in err) == (1, True), err
     for option in ("--crop-size", "--base-size"):
         code, _, err = bpkd("train", NETWORK, option, "64")
         assert (code, f"Expected {option} to be HEIGHTxWIDTH, such as 512x1024, but got '64'" in err) == (1, True), err
     code, _, err = bpkd("evaluate", tmp_path / "m.safetensors", "--data", "shapes", "--stride", "8x8")
-    assert (code, "pass --fit slide with --crop-size, the (height, width)" in err) == (1, True), err
+    assert (code, "pass --fit slide with --crop-size, the HEIGHTxWIDTH" in err) == (1, True), err
+
+
+def test_names_are_printed_with_their_brackets_and_without_control_characters(capsys):
+    for console in (PlainConsole(), PlainConsole(stderr=True)):
+        table = Table("a [bold]heading", title="title [/]")
+        table.add_row("lane [/solid] :car: \x1b[31m")
+        console.print("runs [old] \x07 \udcff")
+        console.print(table)
+    for text in capsys.readouterr():
+        for part in ("runs [old] \\x07 \\udcff", "title [/]", "a [bold]heading", "lane [/solid] :car: \\x1b[31m"):
+            assert part in text
+
+
+def test_warnings_are_one_line_in_the_words_of_the_command(monkeypatch):
+    output = io.StringIO()
+
+    def warn(**_):
+        output.write(warnings.formatwarning(text, DominantTermWarning, "a.py", 1, "code"))
+
+    monkeypatch.setattr(cli, "app", warn)
+    monkeypatch.setattr("sys.argv", ["bpkd", "train"])
+    text = "freeze_encoder_steps=1 freezes \x1b random weights. Pass backbone_weights='imagenet'."
+    cli.main()
+    expected = "Warning: --freeze-encoder-steps 1 freezes \\x1b random weights. Pass --backbone-weights imagenet.\n"
+    assert output.getvalue() == expected
+
+
+def test_folders_with_brackets_are_named_in_results_and_errors(bpkd, tmp_path):
+    root = write_folder(tmp_path / "my [data]", train=4, val=1)
+    options = ("--steps", 1, "--batch-size", 2, "--crop-size", "32x32", "--device", "cpu", "--backbone-weights", "none")
+    call = ("train", "smp/FPN/resnet18", "--data", root, "--output", tmp_path / "run [/1]", *options)
+    code, out, err = bpkd(*call)
+    assert code == 0, err
+    assert "run [/1]/last.safetensors" in out
+    code, _, err = bpkd(*call)
+    assert (code, "run [/1] contains a run already. Pass --resume to resume it, or another --output." in err) == (
+        1,
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -232,15 +277,31 @@ def test_errors_name_the_options_of_the_command(bpkd, tmp_path):
     [
         ("evaluate", "export with argmax=False", "export with --no-argmax"),
         ("export", "export with input_size=(64, 96) or dynamic_size=True", "export with --input-size 64x96 or --dynamic-size"),
+        ("export", "input_sizes=((32, 64), (64, 128), (64, 256)).", "--input-sizes 32x64,64x128,64x256."),
         ("benchmark", "fit='resize' runs it once", "--fit resize runs it once"),
-        ("train", "pass data=(train, None) or batch_size=2", "pass data=(train, None) or --batch-size 2"),
+        ("train", "Resume with resume=True, or another output_dir.", "Resume with --resume, or another --output."),
+        ("train", "no images; pass data=(train, None) to train without.", "no images; pass --val-share 0.1 to validate on a part of the training images."),
+        ("train", "pass batch_size=2", "pass --batch-size 2"),
         ("train", "Expected `precision` to be", "Expected --precision to be"),
-        ("train", "pass EvaluationProtocol(crop_size=(height, width))", "pass EvaluationProtocol(crop_size=(height, width))"),
+        ("train", "Expected `losses` to be a tuple such as ('ce', 'dice:0.5')", "Expected --losses to be values such as 'ce', 'dice:0.5'"),
+        ("train", "trackers=('wandb',) needs wandb", "--trackers wandb needs wandb"),
+        ("train", "Use distill(..., labels='teacher') to learn", "Use `bpkd distill --labels teacher` to learn"),
+        ("train", "Call train() instead", "Call `bpkd train` instead"),
+        ("train", "See bpkd_sdk.list_models().", "See `bpkd models`."),
+        ("train", "set gradient_clip, or use the folder runs/batch_size", "set --gradient-clip, or use the folder runs/batch_size"),
+        ("train", "pass crop_size (--crop-size).", "pass --crop-size."),
+        ("compare", "steps=None and seconds=None", "no --steps and no --seconds"),
+        ("evaluate", "pass match_classes=False (--no-match-classes).", "pass --no-match-classes."),
+        ("serve", "build it with bpkd_sdk.export.to_tensorrt.", "build it with `bpkd export`."),
+        ("export", "to_tensorrt(..., backend='tensorrt_rtx', hardware=['sm86', 'sm89'])", "`bpkd export --backend tensorrt_rtx --hardware sm86 --hardware sm89`"),
+        ("export", "the image of (480, 640)", "the image of 480x640"),
+        ("data check", "Leave out val_share (--val-share), or skip_unlabelled.", "Leave out --val-share, or --skip-unlabelled."),
+        ("evaluate", "pass it: load_model(path, model=...).", "pass it: load_model(path, model=...). load_model is a part of the Python package bpkd_sdk."),
         ("models", "the module `other` and x=3", "the module `other` and x=3"),
     ],
 )  # fmt: skip
 def test_arguments_of_python_become_options(command, text, expected):
-    assert name_options(text, [command, "m.onnx"]) == expected
+    assert name_options(text, [*command.split(), "m.onnx"]) == expected
 
 
 def test_the_folder_of_a_run_stands_for_its_last_checkpoint(bpkd, few_scenes, tmp_path, monkeypatch):

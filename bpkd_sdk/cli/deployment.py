@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -184,6 +185,7 @@ def _format_report(report: Any) -> str:
     if isinstance(report, WebReport):
         return f"Open http://localhost:8000 after: {report.serve_command}"
     from bpkd_sdk.export import ExportReport, QuantizationReport  # these need torch
+    from bpkd_sdk.export.benchmark.facts import count_types
 
     if isinstance(report, ExportReport):
         edges = _percent(report.verification.edge_agreement)
@@ -191,11 +193,28 @@ def _format_report(report: Any) -> str:
     if isinstance(report, QuantizationReport):
         quantized = sum(layer.quantized for layer in report.layers)
         return (
-            f"int8: {quantized} of {len(report.layers)} layers; {report.boundary_loss:.4f} boundary IoU lost, "
+            f"int8: {quantized} of {len(report.layers)} layers; {_format_loss(report.boundary_loss)}, "
             f"{report.agreement:.4%} of the pixels as before ({_percent(report.edge_agreement)} at edges)"
         )
-    layers = ", ".join(f"{n} {type_}" for types in report.manifest.layers.values() for type_, n in types.items())
-    return f"Engine: layers {layers}; for {', '.join(report.manifest.targets)}; compiled in {report.seconds:.1f} s"
+    counts = sum((Counter(types) for types in report.manifest.layers.values()), Counter[str]())
+    types = ", ".join(f"{count} in {type_}" for type_, count in count_types(counts.elements()).items())
+    targets = ", ".join(report.manifest.targets)
+    return f"Engine for {targets}: layers with weights {types}; compiled in {report.seconds:.1f} s"
+
+
+def _format_loss(loss: float) -> str:
+    """Describe a loss of boundary IoU, which is a gain below 0.
+
+    Example:
+        >>> _format_loss(0.0123), _format_loss(-0.0007), _format_loss(-0.00001)
+        ('0.0123 boundary IoU lost', '0.0007 boundary IoU gained', 'boundary IoU unchanged')
+    """
+    rounded = round(loss, 4)
+    return (
+        f"{abs(rounded):.4f} boundary IoU {'lost' if rounded > 0 else 'gained'}"
+        if rounded
+        else "boundary IoU unchanged"
+    )
 
 
 def _layers_table(report: QuantizationReport) -> Table:

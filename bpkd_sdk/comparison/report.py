@@ -103,9 +103,9 @@ class Comparison:
             method, *cells = _cells(
                 row, best=lambda text: f"[bold green]{text}[/]", second_line=lambda text: f"\n[dim]{text}[/]"
             )
-            table.add_row(method, *cells[first:end])
+            table.add_row(*map(Text.from_markup, (method, *cells[first:end])))
         if first == 0:
-            table.add_row("[dim]teacher", *(f"[dim]{100 * self.teacher[name]:.1f}" for name in HEADINGS))
+            table.add_row("teacher", *(f"{100 * self.teacher[name]:.1f}" for name in HEADINGS), style="dim")
         return table
 
     def to_markdown(self) -> str:

@@ -68,6 +68,8 @@ def create_model(
         FileNotFoundError: If a file with weights does not exist.
         RuntimeError: If the weights of the encoder cannot be downloaded; the message names the cache to fill.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"Expected `name` to be the name of a network, such as 'pspnet_r18', but got {name!r:.80}.")
     PixelFormat(in_channels)  # checks the number
     weights = find_network(weights)
     if isinstance(num_classes, bool) or not isinstance(num_classes, Integral) or num_classes < 1:
@@ -134,7 +136,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: n
             return load_checkpoint(_SHAPES_TEACHER_FILE, device)
         named: nn.Module = find_family(str(path)).load_pretrained(str(path))
         return named.to(device)
-    if Path(path).suffix in OPENMMLAB_SUFFIXES:
+    if Path(path).suffix.lower() in OPENMMLAB_SUFFIXES:
         if model is not None:
             raise ValueError(f"{path} is an OpenMMLab checkpoint, whose network is built by load_model. Omit `model`.")
         return load_openmmlab(path).to(device)

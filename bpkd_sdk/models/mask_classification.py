@@ -98,5 +98,14 @@ def classifies_masks(network: nn.Module) -> bool:
 
 
 def adapt_network(network: nn.Module) -> nn.Module:
-    """Return a module with logits per pixel: the module itself, or one around a network that classifies masks."""
+    """Return a module with logits per pixel: the module itself, or one around a network that classifies masks.
+
+    Raises:
+        TypeError: If the network is not a module.
+    """
+    if not isinstance(network, nn.Module):
+        raise TypeError(
+            f"Expected a network, a torch module, but got {network!r:.80}. Build it with create_model(name, "
+            "num_classes), or open a file with load_model(path)."
+        )
     return MaskClassificationNetwork(network) if classifies_masks(network) else network

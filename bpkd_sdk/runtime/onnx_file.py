@@ -64,6 +64,8 @@ def read_onnx(path: Path) -> tuple[bytes, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no ONNX file at {path}.")
     content = path.read_bytes()
+    if not content:
+        raise ValueError(f"{path} is empty. Export it again, or copy the file again from its source.")
     try:
         text = _read_entries(content).get(METADATA_KEY)
     except ValueError as error:

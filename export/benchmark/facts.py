@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,16 +131,17 @@ def layer_precisions(runtime: Runtime) -> dict[str, int]:
         {'fp32': 1, 'fp16': 1}
     """
     if (module := _module(runtime)) is not None:
-        return _count_types(_module_types(module))
+        return count_types(_module_types(module))
     if isinstance(runtime, OnnxRuntime):
-        return _count_types(_GraphTypes(read_onnx(runtime.path)[0]).layer_types())
+        return count_types(_GraphTypes(read_onnx(runtime.path)[0]).layer_types())
     if isinstance(manifest := getattr(runtime, "manifest", None), EngineManifest):
         parsed = sum((Counter(types) for types in manifest.layers.values()), Counter[str]())
-        return _count_types(list(Counter(manifest.inspected or parsed).elements()))
+        return count_types(list(Counter(manifest.inspected or parsed).elements()))
     return {}
 
 
-def _count_types(types: list[str]) -> dict[str, int]:
+def count_types(types: Iterable[str]) -> dict[str, int]:
+    """Count types, which have one name whatever library states them, from the most frequent on."""
     return dict(Counter(_SHORT.get(type_, type_) for type_ in types).most_common())
 
 
@@ -252,4 +253,4 @@ def profile_onnx_nodes(runtime: Runtime, images: np.ndarray) -> tuple[dict[str, 
     nodes = {event["name"]: event["args"] for event in events if event["name"].endswith("_kernel_time")}.values()
     providers = Counter(node["provider"].removesuffix("ExecutionProvider") for node in nodes)
     layers = [next(iter(node["input_type_shape"][0])) for node in nodes if node["op_name"] in _WEIGHTED]
-    return dict(providers.most_common()), _count_types(layers)
+    return dict(providers.most_common()), count_types(layers)

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from rich.box import HORIZONTALS
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from bpkd_sdk.export.benchmark.environment import describe_machine
 from bpkd_sdk.export.benchmark.report import STAGES, BenchmarkReport, BenchmarkRow
+from bpkd_sdk.progress import visible
 
 EMPTY = "–"
 
@@ -37,8 +37,9 @@ def to_rich(report: BenchmarkReport) -> RenderableType:
     for row, name in zip(report.rows, short_names(report), strict=True):
         kind = " · ".join(filter(None, (column.cell(row) for column in KIND)))
         cells = ("\n".join(column.cell(row) or EMPTY for column in group) for group in groups)
-        table.add_row(f"[bold]{escape(name)}[/]\n[dim]{escape(kind)}", *cells)
-    texts = [Text(note, style="yellow") for note in (*list_notes(report), *_problems(report))]
+        artifact = Text.assemble((visible(name), "bold"), "\n", (visible(kind), "dim"))
+        table.add_row(artifact, *cells)
+    texts = [Text(visible(note), style="yellow") for note in (*list_notes(report), *_problems(report))]
     return Group(Text(report.setting), table, *texts, Text(describe_machine(report.environment), style="dim"))
 
 

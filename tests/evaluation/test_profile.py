@@ -119,3 +119,7 @@ def test_the_image_has_the_type_and_device_of_the_model() -> None:
 def test_a_network_without_logits_is_refused() -> None:
     with pytest.raises(TypeError, match="logits"):
         profile(nn.Sequential(nn.Flatten()), (8, 8))
+    with pytest.raises(
+        TypeError, match=r"Expected a network, a torch module, but got 'pspnet_r18'. Build it with create"
+    ):
+        profile("pspnet_r18")  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ def test_a_checkpoint_becomes_an_engine_of_half_precision(bpkd, compiler, folder
     )  # fmt: skip
     assert code == 0, err
     assert re.search(r"ONNX: \d+\.\d+% of the pixels as in torch \(\d+\.\d+% at edges\)", out)
-    assert re.search(r"Engine: layers \d+ HALF; for sm86", out)
+    assert re.search(r"Engine for sm86: layers with weights \d+ in fp16; compiled", out)
     manifest = load_manifest(tmp_path / "m.engine")
     assert manifest.precision == "fp16"
     assert manifest.inputs["images"]["max"] == [1, *SIZE, 3]

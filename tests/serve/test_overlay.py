@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from bpkd_sdk.data.public import CITYSCAPES_CLASSES
 from bpkd_sdk.serve import draw_difference, draw_overlay, label_boundaries
@@ -148,6 +149,8 @@ def test_views_are_drawn_like_copies():
     ("changes", "error", "message"),
     [
         ({"image": np.zeros((3, 4, 3))}, TypeError, "`image` to be uint8"),
+        ({"image": Image.new("RGB", (4, 3))}, TypeError, r"`image` to be a numpy array, but got Image.* np.asarray\("),
+        ({"mask": STEP.tolist()}, TypeError, "`mask` to be a numpy array, but got list"),
         ({"image": np.zeros((3, 4), np.uint8)}, ValueError, r"`image` of shape \(H, W, 3\)"),
         ({"mask": STEP.astype(float)}, TypeError, "`mask` to contain integer class ids, but got float64"),
         ({"mask": STEP == 1}, TypeError, "bool"),
