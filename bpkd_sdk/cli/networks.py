@@ -154,11 +154,11 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Count parameters, multiply-accumulates and activations."""
+    size = parse_size(input_size, "--input-size") or (512, 512)
+    network = _open_network(model, classes, channels)
     import bpkd_sdk
 
-    cost = bpkd_sdk.profile(
-        _open_network(model, classes, channels), parse_size(input_size, "--input-size") or (512, 512)
-    )
+    cost = bpkd_sdk.profile(network, size)
     counts = {
         "params": cost.params,
         "macs": cost.macs,

@@ -226,7 +226,9 @@ def _print_summary(models: ModelSet, host: str, url: str, access: AccessPolicy, 
         table.add_row(unavailable.name, Text("not served", style="red"), "", "")
     console.print(table)
     if not gpu_names():
-        errors.print("There is no NVIDIA GPU on this machine; the table states where each network runs.", style="yellow")
+        errors.print(
+            "There is no NVIDIA GPU on this machine; the table states where each network runs.", style="yellow"
+        )
     if access.requires_credentials:
         console.print(f"{url}: requires a token or a password", soft_wrap=True)
     elif is_loopback(host):

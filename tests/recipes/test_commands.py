@@ -35,7 +35,7 @@ def test_a_dry_run_prints_all_settings_and_writes_nothing(bpkd, monkeypatch, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_the_main_process_prints(bpkd, monkeypatch):
+def test_only_the_main_process_prints(bpkd, monkeypatch, tmp_path):
     monkeypatch.setattr(PartialState, "is_main_process", property(lambda _: False))
     code, out, err = bpkd(
         "reproduce", "ade20k/hrnetv2p_w18s", "--dry-run", "--method", "none", "--set", "device=cpu",
@@ -43,7 +43,8 @@ def test_only_the_main_process_prints(bpkd, monkeypatch):
     )  # fmt: skip
     assert (code, out) == (0, ""), err
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, err = bpkd("reproduce", "ade20k/hrnetv2p_w18s", "--root", "x", "--evaluate", "student.safetensors")
+    (tmp_path / "a.onnx").touch()
+    code, _, err = bpkd("reproduce", "ade20k/hrnetv2p_w18s", "--root", tmp_path, "--evaluate", tmp_path / "a.onnx")
     assert (code, "start it without `accelerate launch`" in err) == (1, True)
 
 
