@@ -1,8 +1,11 @@
-"""Error messages, which state what was received, what is allowed, and what to do; imports of optional packages."""
+"""Error messages, which state what was received, what is allowed, and what to do; warnings; optional packages."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import traceback
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from types import ModuleType
@@ -30,6 +33,15 @@ def did_you_mean(value: object, choices: Iterable[object]) -> str:
     """Return " Did you mean 'x'?" for the choice that is similar to `value`; an empty string if none is similar."""
     nearest = get_close_matches(str(value), [str(choice) for choice in choices], n=1)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the place from which this package was called, so that Python shows a line of the user's code."""
+    frames = enumerate(traceback.walk_stack(inspect.currentframe()), start=1)
+    own = [
+        level for level, (frame, _) in frames if frame.f_globals.get("__name__", "").partition(".")[0] == __package__
+    ]
+    warnings.warn(message, category, stacklevel=own[-1] + 1)
 
 
 # Extra of bpkd-sdk that installs each optional package, by the name that it is imported by.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from bpkd_sdk.classes import check_class_count, check_mask_classes, class_order
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.adapt import as_dataset_of
-from bpkd_sdk.errors import check_choice, import_optional
+from bpkd_sdk.errors import check_choice, import_optional, warn
 from bpkd_sdk.evaluation.profile import count_macs
 from bpkd_sdk.export.onnx_cpu import serialize_for_cpu
 from bpkd_sdk.export.trace import DeployableNetwork, first_reason, trace
@@ -261,5 +260,5 @@ def _unverified_path(target: Path, disagreements: Sequence[str], force: bool) ->
     problem = f"The exported network disagrees with torch: {'; '.join(disagreements)}."
     if not force:
         raise RuntimeError(f"{problem} No file was written; force=True keeps it as {unverified.name}.")
-    warnings.warn(f"{problem} It was kept as {unverified}.", stacklevel=3)
+    warn(f"{problem} It was kept as {unverified}.")
     return unverified

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 from bpkd_sdk.data.shapes import render
-from bpkd_sdk.errors import check_choice, import_optional
+from bpkd_sdk.errors import check_choice, import_optional, warn
 from bpkd_sdk.files import write_atomically
 from bpkd_sdk.runtime.base import AcceptedImages
 from bpkd_sdk.runtime.engine import accepted_images
@@ -180,10 +179,9 @@ def _check_name(name: str) -> str:
 def _read_onnx_artifact(path: Path, backend: TritonBackend, device: TritonDevice) -> _Artifact:
     runtime = OnnxRuntime(path, "cpu")
     if runtime.metadata["precision"] == "int8" and backend == "onnxruntime" and device != "gpu":
-        warnings.warn(
+        warn(
             "On x86 processors without VNNI, sums of int8 products overflow in Triton's onnxruntime backend, silently. "
-            "For such a server pass backend='python', which prevents it.",
-            stacklevel=4,
+            "For such a server pass backend='python', which prevents it."
         )
     files = {"model.onnx": runtime.model() if device == "cpu" else path.read_bytes()}
     if backend == "python":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from bpkd_sdk.data.dataset import DatasetSubset, SegmentationDataset
 from bpkd_sdk.data.foreign import MaskRule, find_image_rule, find_size, to_image, to_label
 from bpkd_sdk.data.labels import parse_hex_color
 from bpkd_sdk.data.sources import Key, check_indexable, default_name, find_class_names, find_fields, own_facts
+from bpkd_sdk.errors import warn
 from bpkd_sdk.spec import Color
 
 # Masks that are read to determine whether 0 and 255 are two classes: at most, and with the value 255.
@@ -123,10 +123,9 @@ def _adapt(data: Any, stated: dict[str, Any], indices: Sequence[int] | None) -> 
         return data
     if isinstance(data, DataLoader):
         if data.collate_fn is not default_collate:
-            warnings.warn(
+            warn(
                 "Only the data set of the DataLoader is used; its collate_fn, sampler and batch size are not. Put what "
-                "collate_fn does to a sample into the data set, or pass it as `transform`.",
-                stacklevel=4,
+                "collate_fn does to a sample into the data set, or pass it as `transform`."
             )
         return _adapt(data.dataset, stated, indices)
     # Subclasses with a method of their own may change the samples, and are read as other data sets are.
@@ -215,11 +214,10 @@ class AdaptedDataset(SegmentationDataset):
             if masks_with_white == _MASKS_WITH_WHITE:
                 break
         if masks_with_white:
-            warnings.warn(
+            warn(
                 f"The masks of {self.name} contain only 0 and 255, and there are two classes: 0 is read as {zero!r} "
                 f"and 255 as {one!r}. If 255 is void, pass as_dataset(data, ids={{0: {zero!r}, 1: {one!r}, 255: "
-                f"{VOID!r}}}).",
-                stacklevel=6,
+                f"{VOID!r}}})."
             )
             self.mask_rule = MaskRule(2, 255, {0: 0, 255: 1})
 

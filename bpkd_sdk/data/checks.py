@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bpkd_sdk.errors import format_list
+from bpkd_sdk.errors import format_list, warn
 from bpkd_sdk.images import bit_depth, exif_orientation, has_unnamed_channel
 from bpkd_sdk.pixels import MAX_CHANNELS, PixelFormat
 from bpkd_sdk.progress import track
@@ -84,11 +83,10 @@ def check_for_training(dataset: SegmentationDataset) -> None:
                 f"The labels of {dataset.name} contain only 0 and 255, and 255 is void, so that no pixel has the class "
                 f"{absent[0]!r}. If 255 stands for it, return 1 in its place (in a folder, map 255 in classes.json)."
             )
-        warnings.warn(
+        warn(
             f"No label of {dataset.name} has the class{'es' if len(absent) > 1 else ''} "
             f"{', '.join(map(repr, absent))}; a network cannot learn a class without labels. The labels contain "
-            f"{shown}, and {dataset.ignore_index} is void.",
-            stacklevel=2,
+            f"{shown}, and {dataset.ignore_index} is void."
         )
 
 
@@ -171,28 +169,25 @@ def check_reports(dataset: SegmentationDataset, reports: Sequence[SampleReport])
             f"{brightest:g})."
         )
     if turned := [report.sample for report in reports if report.turned]:
-        warnings.warn(
+        warn(
             f"EXIF data turn {len(turned)} of {len(dataset)} images of {dataset.name}; labels are read as they are "
             "stored. Make sure that these labels were drawn on the turned images, or store the images upright:\n"
-            f"{format_list(turned)}",
-            stacklevel=3,
+            f"{format_list(turned)}"
         )
     if extra := [report.sample for report in reports if report.extra_channel]:
-        warnings.warn(
+        warn(
             f"{len(extra)} of {len(dataset)} images of {dataset.name} have a fourth channel that they do not declare "
             "as transparency. The images are read as RGB without it. If it is data, such as near infrared, state the "
             'channels and the range of the values (in a folder: {"channels": 4, "value_range": [0, 65535]} in '
-            f"classes.json):\n{format_list(extra, limit=3)}",
-            stacklevel=3,
+            f"classes.json):\n{format_list(extra, limit=3)}"
         )
     depths = Counter(report.bit_depth for report in reports if report.bit_depth > 8)
     if len(depths) > 1:
         counts = ", ".join(f"{depth} bits in {count}" for depth, count in sorted(depths.items()))
-        warnings.warn(
+        warn(
             f"The 16-bit images of {dataset.name} do not state how many bits they use, and their largest values need "
             f"{counts} of them. Each image is scaled by its own bit depth, so that they differ in brightness: store "
-            "them with 8 bits, or with values that fill 16 bits.",
-            stacklevel=3,
+            "them with 8 bits, or with values that fill 16 bits."
         )
 
 

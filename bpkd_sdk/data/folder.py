@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from bpkd_sdk.data.pairs import (
     require_labels,
     shared_name,
 )
-from bpkd_sdk.errors import format_list
+from bpkd_sdk.errors import format_list, warn
 
 
 class FolderDataset(FileDataset):
@@ -183,10 +182,9 @@ def _labelled(root: Path, pairs: Sequence[Pair]) -> list[Pair]:
             "To learn from a teacher without labels, use distill(..., labels='teacher') and leave out skip_unlabelled."
         )
     if left_out := [pair.image for pair in pairs if pair.label is None]:
-        warnings.warn(
+        warn(
             f"{len(left_out)} of {len(pairs)} images in {root} have no label and are left out:\n"
-            f"{format_list(left_out, limit=5)}",
-            stacklevel=3,
+            f"{format_list(left_out, limit=5)}"
         )
     return labelled
 
@@ -199,10 +197,9 @@ def _warn_of_unused_labels(
         return
     used = {path for pair in pairs for path in (pair.image, pair.label)}
     if unused := [path for paths in found.values() for path in paths if path not in used]:
-        warnings.warn(
+        warn(
             f"{len(unused)} label files in {labels} have no image of the same name in {images} with one of the "
-            f"suffixes {', '.join(IMAGE_SUFFIXES)}; they are ignored:\n{format_list(unused, limit=5)}",
-            stacklevel=3,
+            f"suffixes {', '.join(IMAGE_SUFFIXES)}; they are ignored:\n{format_list(unused, limit=5)}"
         )
 
 

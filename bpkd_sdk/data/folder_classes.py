@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from PIL import Image
 from bpkd_sdk.classes import MAX_CLASSES
 from bpkd_sdk.data.classes_file import CLASSES_FILE, LABELMAP_FILE, VOID, FolderClasses, read_classes, read_labelmap
 from bpkd_sdk.data.labels import distinct_pixel_colors, hex_color, palette_of, read_label
+from bpkd_sdk.errors import warn
 from bpkd_sdk.spec import Color
 
 MAX_ADVISED_FILES = 8  # label files whose colours an error message lists
@@ -210,4 +210,4 @@ def _warn_once(message: str) -> None:
     """Warn once per process, since a folder is opened once for each split."""
     if message not in _shown_warnings:
         _shown_warnings.add(message)
-        warnings.warn(message, stacklevel=2)
+        warn(message)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 
-from bpkd_sdk.errors import format_list
+from bpkd_sdk.errors import format_list, warn
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".npy")
 LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
@@ -106,10 +105,9 @@ def match_files(images: Path, labels: Mapping[str, Sequence[Path]] | None, names
             raise FileNotFoundError(f"No image in {images} has a name like {image_name}{found}")
         raise FileNotFoundError(f"The folder {images} contains no image ({', '.join(IMAGE_SUFFIXES)}).")
     if others := [path for path in candidates if path not in keys]:
-        warnings.warn(
+        warn(
             f"{len(others)} images in {images} have no name like {image_name}; they are ignored:\n"
-            f"{format_list(others, limit=5)}",
-            stacklevel=2,
+            f"{format_list(others, limit=5)}"
         )
     if labels is None:
         return [Pair(path, None) for path in keys]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpkd_sdk.errors import import_optional
+from bpkd_sdk.errors import import_optional, warn
 from bpkd_sdk.hub import read_license
 from bpkd_sdk.models import weights
 from bpkd_sdk.models.mask_classification import (
@@ -259,10 +258,9 @@ def _read_normalization(name: str, config: Any) -> Normalization:
         return _normalization(transformers.AutoImageProcessor.from_pretrained(**_options(name)), name)
     except OSError:
         mean, std = _default_normalization(config.model_type)
-        warnings.warn(
+        warn(
             f"{name!r} has no preprocessor_config.json, so its images are normalised by the default of its type, "
-            f"mean {mean} and standard deviation {std}. If that is wrong, add the file.",
-            stacklevel=3,
+            f"mean {mean} and standard deviation {std}. If that is wrong, add the file."
         )
         return mean, std
 

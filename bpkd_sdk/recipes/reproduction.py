@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from accelerate.state import PartialState
 from torch import nn
 
 from bpkd_sdk.data import DATASETS, DatasetSubset, SegmentationDataset
+from bpkd_sdk.errors import warn
 from bpkd_sdk.evaluation import Metrics, evaluate
 from bpkd_sdk.evaluation.api import Source
 from bpkd_sdk.files import write_json
@@ -175,10 +175,9 @@ def create_student(recipe: Recipe, num_classes: int, backbone: str | Path | None
         backbone_weights=NONE if backbone is None else backbone,
     )
     if backbone is None:
-        warnings.warn(
+        warn(
             "The student's backbone has random weights, but the paper's students start from ImageNet weights. "
-            f"Get {recipe.backbone_source}",
-            stacklevel=3,
+            f"Get {recipe.backbone_source}"
         )
     return student
 
@@ -204,5 +203,5 @@ def score_checkpoint(
     entry = DATASETS[recipe.dataset]
     dataset = entry.open(root, "val")
     if problem := entry.count_problem("val", dataset):
-        warnings.warn(f"{dataset.name} in {root}: {problem}. This is the score on part of the data.", stacklevel=2)
+        warn(f"{dataset.name} in {root}: {problem}. This is the score on part of the data.")
     return evaluate(source, dataset, device=device, protocol=protocol)

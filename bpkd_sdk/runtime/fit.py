@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Literal, get_args
 from weakref import WeakSet
 
 from bpkd_sdk.arrays import Array, array_namespace, per_channel
-from bpkd_sdk.errors import check_choice
+from bpkd_sdk.errors import check_choice, warn
 from bpkd_sdk.runtime.base import AcceptedImages, Range, Runtime
 from bpkd_sdk.runtime.inference import resized_bands, sliding_bands, sliding_masks, window_corners
 from bpkd_sdk.sizes import Size, format_size, resize_images, resize_label, scaled_size
@@ -285,4 +284,4 @@ def _report(runtime: Runtime, size: Size, fitted: FittedSize) -> None:
             f"{runtime.name} runs on {count} windows of {window} for an image of {image}. fit='resize' or fit='pad' "
             "runs it once, on the shrunk image: faster, with less detail."
         )
-    warnings.warn(message, stacklevel=2)
+    warn(message)

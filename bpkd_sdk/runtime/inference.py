@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise, product
 
@@ -11,6 +10,7 @@ from array_api_compat import device
 
 from bpkd_sdk.arrays import Array, array_namespace, class_ids, lerp, resize_bilinear
 from bpkd_sdk.classes import check_mask_classes
+from bpkd_sdk.errors import warn
 
 
 def sliding_bands(
@@ -187,16 +187,14 @@ def check_logits(logits: Array, name: str) -> None:
     """
     xp = array_namespace(logits)
     if not xp.all(xp.isfinite(logits)):
-        warnings.warn(
+        warn(
             f"The logits of {name} are not finite (NaN or infinity), so its masks have no meaning. Check its weights "
-            "and normalisation.",
-            stacklevel=2,
+            "and normalisation."
         )
     if logits.shape[1] == 1 and logits.min() >= 0 and logits.max() <= 1:
-        warnings.warn(
+        warn(
             f"The one channel of {name} lies in 0..1, so every pixel gets its class: the class is where the channel is "
-            "above 0. If the network ends with a sigmoid, return the logit before it.",
-            stacklevel=2,
+            "above 0. If the network ends with a sigmoid, return the logit before it."
         )
 
 

@@ -7,7 +7,6 @@ copied. On a CPU the runtime opens a session of the faster model with the same v
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpkd_sdk.arrays import Array
-from bpkd_sdk.errors import import_optional
+from bpkd_sdk.errors import import_optional, warn
 from bpkd_sdk.hub import ONNX_FILE, find_file, is_on_hub
 from bpkd_sdk.runtime.base import AcceptedImages, Runtime
 from bpkd_sdk.runtime.device import SETTING_UP, Device, choose_onnx_device
@@ -83,7 +82,7 @@ class OnnxRuntime(Runtime):
                 )
                 if device != "auto":
                     raise RuntimeError(problem)
-                warnings.warn(f"{problem} The file runs on the CPU.", stacklevel=2)
+                warn(f"{problem} The file runs on the CPU.")
                 chosen = Device("cpu")
         self.as_written = as_written or chosen.type == "cuda"
         if chosen.type != "cuda":
@@ -176,7 +175,7 @@ def _capture(path: Path, device: Device, nhwc: bool) -> CudaGraphSession | None:
     try:
         return CudaGraphSession(session, device)
     except Exception as error:  # ONNX Runtime's own errors share no base class
-        warnings.warn(f"{path} runs without a CUDA graph, so more slowly: {error}", stacklevel=3)
+        warn(f"{path} runs without a CUDA graph, so more slowly: {error}")
         return None
 
 

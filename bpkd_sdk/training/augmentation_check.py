@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.checks import checked_image, unknown_labels
 from bpkd_sdk.data.randomness import find_generators, seeded
+from bpkd_sdk.errors import warn
 from bpkd_sdk.training.augmentation import Augmentation, describe_transform
 
 DRAWS = 24  # number of draws of each check
@@ -41,30 +41,27 @@ def check_augmentation(augmentation: Augmentation) -> None:
         _check_geometry(augmentation)
         _check_fill(augmentation)
     if not all(map(torch.equal, first, again)):
-        warnings.warn(
+        warn(
             f"Two draws of {dataset.sample_name(0)} with the same seeds differ, so a resumed run gets other crops "
             "than an uninterrupted one. Let data set and transform use the random numbers of torch, numpy or random, "
-            "or generators that are their attributes.",
-            stacklevel=3,
+            "or generators that are their attributes."
         )
     if augmentation.transform is not None and _varies(dataset):
         transform = describe_transform(augmentation.transform)
-        warnings.warn(
+        warn(
             f"{dataset.name} returns {dataset.sample_name(0)} with other pixels in each call, so it augments its "
             f"samples by itself, and the transform augments them once more ({transform}). Pass transform=None to use "
-            "the samples as they are.",
-            stacklevel=3,
+            "the samples as they are."
         )
 
 
 def check_validation_data(dataset: SegmentationDataset) -> None:
     """Warn if validation data return other pixels in each call, so that scores depend on chance."""
     if _varies(dataset):
-        warnings.warn(
+        warn(
             f"The validation data {dataset.name} return {dataset.sample_name(0)} with other pixels in each call, so "
             "the scores depend on chance. Pass validation data that do not augment: the parts of random_split share "
-            "the augmentation of the whole data set.",
-            stacklevel=3,
+            "the augmentation of the whole data set."
         )
 
 
@@ -186,9 +183,8 @@ def _check_fill(augmentation: Augmentation) -> None:
             found |= set(torch.unique(augmentation(image, label)[1]).tolist())
     if filled := sorted(found - {last, void}):
         names = ", ".join(f"{dataset.class_names[index]!r} ({index})" for index in filled)
-        warnings.warn(
+        warn(
             f"The transform gives pixels that it adds to the mask the class {names}, so the network learns that the "
             f"fill is this class. Fill masks with the void label: fill_mask={void if void in range(256) else 255} in "
-            f"Albumentations, fill={{tv_tensors.Mask: {void}, ...}} in torchvision.",
-            stacklevel=4,
+            f"Albumentations, fill={{tv_tensors.Mask: {void}, ...}} in torchvision."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from bpkd_sdk.class_map import ClassGroups, ClassMap, group_classes, map_by_name
 from bpkd_sdk.classes import Order, class_order
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.errors import format_list
+from bpkd_sdk.errors import format_list, warn
 from bpkd_sdk.features import Capture, eval_mode, feature_path, find_module, unwrap
 from bpkd_sdk.losses import METHODS, DistillationLoss, create_method
 from bpkd_sdk.models import get_spec, identify, set_spec
@@ -139,10 +138,9 @@ def check_trainable(student: nn.Module, logits: Tensor) -> None:
         raise ValueError("The student's outputs are not finite (NaN or infinity) before training. Check its weights.")
     if (kind := output_kind(list(logits))) != "logits":
         measured, layer = ("and sum to 1", "softmax") if kind == "probabilities" else ("and vary", "sigmoid")
-        warnings.warn(
+        warn(
             f"The student's outputs lie in 0..1 {measured}, so it contains a {layer}, but the losses expect logits. "
-            f"Return the logits before the {layer} (segmentation-models-pytorch: activation=None).",
-            stacklevel=4,
+            f"Return the logits before the {layer} (segmentation-models-pytorch: activation=None)."
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from bpkd_sdk.errors import check_choice, flatten
+from bpkd_sdk.errors import check_choice, flatten, warn
 from bpkd_sdk.progress import console, progress_bar
 from bpkd_sdk.training.config import LabelLoss, TrainingConfig
 
@@ -141,7 +140,7 @@ class LossTermMonitor:
     def _warn_once(self, name: str, message: str, category: type[UserWarning]) -> None:
         if (name, category) not in self.reported:
             self.reported.add((name, category))
-            warnings.warn(message, category, stacklevel=4)
+            warn(message, category)
 
 
 class LiveView:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.checks import checked_image
+from bpkd_sdk.errors import warn
 from bpkd_sdk.models import get_spec, set_spec
 from bpkd_sdk.pixels import check_pixels
 from bpkd_sdk.runtime import Runtime
@@ -76,10 +76,9 @@ def measure_channels(dataset: SegmentationDataset, seed: int) -> tuple[tuple[flo
     mean = total / pixels
     std = (squares / pixels - mean.square()).clamp(min=0).sqrt()
     if constant := (std < 1e-6).nonzero().flatten().tolist():
-        warnings.warn(
+        warn(
             f"Channels {constant} of {dataset.name} (counted from 0) have the same value in all pixels of "
-            f"{len(indices)} images, so they contain no information. Leave them out of the data.",
-            stacklevel=2,
+            f"{len(indices)} images, so they contain no information. Leave them out of the data."
         )
         std[constant] = 1
     return tuple(mean.tolist()), tuple(std.tolist()), len(indices)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -19,7 +18,7 @@ from bpkd_sdk.class_map import ClassGroups, ClassMap
 from bpkd_sdk.data import DatasetSubset, SegmentationDataset, as_dataset, open_dataset
 from bpkd_sdk.data.adapt import AdaptedDataset
 from bpkd_sdk.data.checks import check_for_training, check_reports, check_samples, inspect_sample, inspect_samples
-from bpkd_sdk.errors import format_list
+from bpkd_sdk.errors import format_list, warn
 from bpkd_sdk.evaluation import EvaluationProtocol, evaluate
 from bpkd_sdk.losses import Method, create_method
 from bpkd_sdk.models import get_spec
@@ -111,10 +110,9 @@ def prepare(
     if config.freeze_encoder_steps:
         find_encoder(network)
         if origin["student"].keys() == {"network", "built"}:
-            warnings.warn(
+            warn(
                 f"freeze_encoder_steps={config.freeze_encoder_steps} freezes random weights: the encoder of {student} "
-                "is not pretrained. Pass backbone_weights='imagenet', or leave freeze_encoder_steps out.",
-                stacklevel=3,
+                "is not pretrained. Pass backbone_weights='imagenet', or leave freeze_encoder_steps out."
             )
     networks = [model for model in (network, teacher_model) if model is not None]
     augmentation = Augmentation(transform, train_set, config)
@@ -217,10 +215,9 @@ def _open_data(
     if val_set is None:
         print_fact("No validation data: there will be no scores. Pass data=(train, val) for scores.")
     elif _source(val_set) is _source(train_set):
-        warnings.warn(
+        warn(
             f"Training and validation data are the same, {train_set.name}, so the scores do not show how well the "
-            "network does on new images. Pass other images as data[1].",
-            stacklevel=4,
+            "network does on new images. Pass other images as data[1]."
         )
     return train_set, val_set
 

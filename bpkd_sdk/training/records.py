@@ -8,7 +8,6 @@ import json
 import platform
 import subprocess
 import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,7 +24,7 @@ from bpkd_sdk.class_map import ClassGroups, ClassMap
 from bpkd_sdk.data import FileDataset, SegmentationDataset
 from bpkd_sdk.data.folder import FolderDataset
 from bpkd_sdk.data.randomness import find_generators, seeded
-from bpkd_sdk.errors import flatten, format_list, list_differences
+from bpkd_sdk.errors import flatten, format_list, list_differences, warn
 from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.features import unwrap
 from bpkd_sdk.files import CHECKPOINT_SUFFIX, RUN_FILE, file_sha256, read_json, write_atomically, write_json
@@ -146,14 +145,9 @@ def check_same_inputs(task: Task) -> None:
     """
     path = task.output_dir / RUN_FILE
     if not (task.output_dir / STATE_FILE).is_file() and any(task.output_dir.glob(f"*{CHECKPOINT_SUFFIX}")):
-        warnings.warn(
-            f"{task.output_dir} contains a run but no {STATE_FILE} to resume from, so the run starts from step 1.",
-            stacklevel=2,
-        )
+        warn(f"{task.output_dir} contains a run but no {STATE_FILE} to resume from, so the run starts from step 1.")
     if not path.is_file():
-        warnings.warn(
-            f"{path} is missing, so the data and the teacher cannot be compared with those of the run.", stacklevel=2
-        )
+        warn(f"{path} is missing, so the data and the teacher cannot be compared with those of the run.")
         return
     before = read_json(path)
     if not isinstance(before, dict) or not before.get("parts"):
@@ -166,10 +160,9 @@ def check_same_inputs(task: Task) -> None:
             f"{format_list(changed)}\nPass the same data, networks and transform, or another output_dir."
         )
     if changed := list_differences(before["parts"][-1]["versions"], _versions()):
-        warnings.warn(
+        warn(
             f"The run in {task.output_dir} resumes with other versions, so its weights may differ from those of an "
-            f"uninterrupted run: {'; '.join(sorted(changed))}.",
-            stacklevel=2,
+            f"uninterrupted run: {'; '.join(sorted(changed))}."
         )
 
 

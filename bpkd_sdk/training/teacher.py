@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from bpkd_sdk.arrays import resize_bilinear
 from bpkd_sdk.class_map import ClassGroups
-from bpkd_sdk.errors import format_list
+from bpkd_sdk.errors import format_list, warn
 from bpkd_sdk.features import Capture
 from bpkd_sdk.files import is_pretrained_name, is_run_folder
 from bpkd_sdk.hub import is_model_folder
@@ -173,10 +172,9 @@ def open_teacher(
         return load_model(str(source))
     network = open_network(source, num_classes, config.backbone_weights, pixels)
     if is_name(source):
-        warnings.warn(
+        warn(
             f"The teacher {str(source)!r} is built by name, so its decoder has random weights. Pass the checkpoint of "
-            "a trained network.",
-            stacklevel=4,
+            "a trained network."
         )
         return network.eval()
     training = [name or "the network" for name, module in network.named_modules() if module.training]

@@ -358,8 +358,9 @@ def test_a_run_without_validation_data_states_that_it_has_no_scores(tmp_path, ca
 def test_validation_on_the_training_data_is_reported(tmp_path):
     data = [(image, label) for image, label in Scenes()]
     for number, same in enumerate((Scenes(), data)):
-        with pytest.warns(UserWarning, match="Training and validation data are the same"):
+        with pytest.warns(UserWarning, match="Training and validation data are the same") as caught:
             bpkd_sdk.train(tiny(3), (same, same), class_names=NAMES[:3], output_dir=tmp_path / str(number), **OPTIONS)
+        assert {warning.filename for warning in caught} == {__file__}  # not a line of the package
 
 
 def test_the_list_of_a_random_split_is_a_pair(tmp_path):

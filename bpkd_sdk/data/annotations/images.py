@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -10,7 +9,7 @@ from unicodedata import normalize
 
 from bpkd_sdk.data.annotations.model import AnnotatedImage
 from bpkd_sdk.data.pairs import IMAGE_SUFFIXES, list_files
-from bpkd_sdk.errors import format_list
+from bpkd_sdk.errors import format_list, warn
 from bpkd_sdk.images import image_size, read_pixels
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.progress import track
@@ -70,10 +69,7 @@ def locate_images(
         )
     for what, left_out in (("annotations without an image", missing), ("images without an annotation", unlabelled)):
         if left_out:
-            warnings.warn(
-                f"{len(left_out)} {what} are left out:\n{format_list(left_out, limit=5)}",
-                stacklevel=3,
-            )
+            warn(f"{len(left_out)} {what} are left out:\n{format_list(left_out, limit=5)}")
     return dict(sorted(located.items()))
 
 

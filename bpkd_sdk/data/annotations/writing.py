@@ -5,7 +5,6 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,7 @@ from bpkd_sdk.data.annotations.classes import ClassChoice
 from bpkd_sdk.data.annotations.model import AnnotatedImage
 from bpkd_sdk.data.labels import read_label
 from bpkd_sdk.data.pairs import list_files
-from bpkd_sdk.errors import format_list, list_differences
+from bpkd_sdk.errors import format_list, list_differences, warn
 from bpkd_sdk.files import read_json, write_atomically, write_json
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.progress import track
@@ -124,10 +123,7 @@ def write_labels(jobs: Sequence[tuple[Path, AnnotatedImage, tuple[int, int]]], c
             target.unlink()
         raise ValueError(f"{len(problems)} of {len(jobs)} labels cannot be made:\n{format_list(problems)}")
     if empty:
-        warnings.warn(
-            f"{len(empty)} shapes cover no pixel, and are not in the labels:\n{format_list(empty, limit=5)}",
-            stacklevel=3,
-        )
+        warn(f"{len(empty)} shapes cover no pixel, and are not in the labels:\n{format_list(empty, limit=5)}")
     return np.array(counts)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.transforms import IMAGE_FILL
+from bpkd_sdk.errors import warn
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.sizes import Size
 from bpkd_sdk.training.teacher import ExternalOnnxRuntime, TeacherModel
@@ -123,7 +123,7 @@ def warn_about_teacher(
     """Warn about each finding of `check_teacher`; arguments and errors are the same."""
     check = check_teacher(teacher, dataset, crop_size, device=device, dtype=dtype, base_size=base_size, classes=classes)
     for finding in check.findings:
-        warnings.warn(finding, TeacherWarning, stacklevel=4)
+        warn(finding, TeacherWarning)
 
 
 @contextmanager
