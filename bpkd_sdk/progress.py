@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from rich.console import Console
@@ -46,12 +48,73 @@ def visible(text: str) -> str:
 console = PlainConsole(stderr=True)
 
 
-def print_fact(text: str) -> None:
-    """Print a sentence on stderr as it is, without line breaks.
+def print_line(text: str) -> None:
+    """Print a text on stderr as it is, without line breaks.
 
     With several processes, only the main one prints: `create_accelerator` makes the console of the others quiet.
     """
     console.print(text, soft_wrap=True)
+
+
+def print_fact(text: str) -> None:
+    """Print a fact about a run as `print_line` does, unless it is part of others: see `without_facts`."""
+    if not _without_facts:
+        print_line(text)
+
+
+_without_facts = False
+
+
+@contextmanager
+def without_facts() -> Iterator[None]:
+    """Print no facts within a ``with`` block, whose caller has printed them for all runs in it."""
+    global _without_facts
+    before, _without_facts = _without_facts, True
+    try:
+        yield
+    finally:
+        _without_facts = before
+
+
+def format_rows(rows: Mapping[str, str]) -> str:
+    """Format lines of a name and a text, with the texts below each other."""
+    width = max(map(len, rows)) + 1
+    return "\n".join(f"{name + ':':{width}} {text}" for name, text in rows.items())
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a duration with its two largest units.
+
+    Example:
+        >>> format_seconds(42.3), format_seconds(75), format_seconds(7322)
+        ('42 s', '1 min 15 s', '2 h 2 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+@contextmanager
+def working(description: str) -> Iterator[None]:
+    """Show that work is in progress whose end is not known: a spinner, or a line every `LINE_INTERVAL` seconds."""
+    if console.is_terminal:
+        with console.status(visible(description)):
+            yield
+        return
+    started, is_done = time.monotonic(), threading.Event()
+
+    def print_lines() -> None:
+        while not is_done.wait(LINE_INTERVAL):
+            print_line(f"{description}: {format_seconds(time.monotonic() - started)}")
+
+    thread = threading.Thread(target=print_lines, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        thread.join()
 
 
 def progress_bar(*columns: TextColumn) -> Progress:
@@ -113,7 +176,7 @@ class ProgressReport:
     def _print_line(self) -> None:
         if not console.is_terminal and time.monotonic() - self._printed >= LINE_INTERVAL:
             self._printed = time.monotonic()
-            print_fact(f"{self._description}: {self._done} of {self._total}")
+            print_line(f"{self._description}: {self._done} of {self._total}")
 
 
 def track(items: Iterable[T], *, total: int, description: str) -> Iterable[T]:

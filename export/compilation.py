@@ -12,6 +12,7 @@ from typing import Any
 
 from bpkd_sdk.errors import check_choice, format_list
 from bpkd_sdk.export.audit import check_engine_layers, engine_layers, network_types
+from bpkd_sdk.progress import working
 from bpkd_sdk.runtime.manifest import capability, supports, trt_log
 
 Size = tuple[int, int]
@@ -168,7 +169,8 @@ class Compilation:
             RuntimeError: If the compiler fails; the message contains the compiler's messages.
         """
         start = time.perf_counter()
-        plan = self.builder.build_serialized_network(self.network, self.config)
+        with working(f"Compiling the engine with {self.name}"):
+            plan = self.builder.build_serialized_network(self.network, self.config)
         if plan is None:
             raise RuntimeError(
                 f"{self.name} {self.trt.__version__} could not compile {source}:\n{self._format_messages()}"

@@ -28,6 +28,7 @@ from bpkd_sdk.models.library import size_limit
 from bpkd_sdk.models.mask_classification import MaskClassificationNetwork, adapt_network, fix_mask_probabilities
 from bpkd_sdk.models.spec import get_provenance
 from bpkd_sdk.output import as_output, check_final_activation
+from bpkd_sdk.progress import working
 from bpkd_sdk.runtime.module import pad_to_multiple
 from bpkd_sdk.runtime.onnx import OnnxRuntime
 from bpkd_sdk.runtime.onnx_file import pack_onnx
@@ -161,8 +162,11 @@ def to_onnx(
     fix_mask_probabilities(network)
     network = network.half() if precision == "fp16" else network
     deployable = DeployableNetwork(network, spec, preprocess=preprocess, argmax=argmax, dynamic_size=dynamic_size)
-    traced = trace(deployable, input_size, dynamic_batch=dynamic_batch, opset=opset)
-    report = _verify_draft(seal_onnx(traced, metadata), model, verify_on, match_classes)
+    with working("Converting the network to ONNX"):
+        traced = trace(deployable, input_size, dynamic_batch=dynamic_batch, opset=opset)
+        draft = seal_onnx(traced, metadata)
+    with working("Comparing the ONNX file with torch"):
+        report = _verify_draft(draft, model, verify_on, match_classes)
     disagreements = _find_disagreements(report, precision)
     if disagreements:
         target = _unverified_path(target, disagreements, force)

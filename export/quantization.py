@@ -23,7 +23,7 @@ from bpkd_sdk.export.calibration import HELD_OUT, RANKING_IMAGES, HeldOutImages,
 from bpkd_sdk.export.onnx import seal_onnx
 from bpkd_sdk.export.qdq import Layer, find_layers, inner_layers, insert_qdq
 from bpkd_sdk.files import write_atomically
-from bpkd_sdk.progress import track
+from bpkd_sdk.progress import track, working
 from bpkd_sdk.runtime.fit import Fit, check_fit
 from bpkd_sdk.runtime.onnx import OnnxRuntime
 from bpkd_sdk.runtime.onnx_file import read_onnx
@@ -167,7 +167,8 @@ def quantize(
             f"{source} has {weighted} layers with weights; the first and the last stay in float32, so none remains."
         )
     ranges = measure_ranges(model, layers, [image for image, _ in calibrating])
-    held_out = HeldOutImages(runtime, calibration_data, measuring)
+    with working("Segmenting the held-out images in float32"):
+        held_out = HeldOutImages(runtime, calibration_data, measuring)
     alone = {
         layer: _measure_layer(layer, held_out.agreement(insert_qdq(model, [layer], ranges), RANKING_IMAGES))
         for layer in track(layers, total=len(layers), description="Measuring layers")
@@ -178,10 +179,11 @@ def quantize(
     def boundary_loss(left_out: int) -> float:
         return held_out.boundary_loss(insert_qdq(model, ranked[left_out:], ranges))
 
-    left_out = _fewest_left_out(boundary_loss, len(ranked), max_boundary_loss)
-    chosen = set(ranked[left_out:])
-    quantized = insert_qdq(model, ranked[left_out:], ranges)
-    agreement = held_out.agreement(quantized)
+    with working("Choosing the layers for int8"):
+        left_out = _fewest_left_out(boundary_loss, len(ranked), max_boundary_loss)
+        chosen = set(ranked[left_out:])
+        quantized = insert_qdq(model, ranked[left_out:], ranges)
+        agreement = held_out.agreement(quantized)
     summary: dict[str, Any] = {
         "boundary_loss": boundary_loss(left_out),
         "boundary_loss_of_all": boundary_loss(0),

@@ -101,7 +101,8 @@ def test_distill_evaluate_export_and_evaluate_again(bpkd, teacher, few_scenes, t
         "--output", run, "--device", "cpu",
     )  # fmt: skip
     assert code == 0, err
-    assert "boundary IoU" in out
+    assert re.search("^Scores: +mIoU 0.*boundary IoU", err, re.M)
+    assert out == f"Next: bpkd export {run}/last.safetensors student.onnx --input-size 64x64\n"
     code, out, _ = bpkd("evaluate", run / "last.safetensors", "--json")
     scores = json.loads(out)
     assert scores["images"] == 12
@@ -282,6 +283,7 @@ def test_folders_with_brackets_are_named_in_results_and_errors(bpkd, tmp_path):
         ("train", "Resume with resume=True, or another output_dir.", "Resume with --resume, or another --output."),
         ("train", "no images; pass data=(train, None) to train without.", "no images; pass --val-share 0.1 to validate on a part of the training images."),
         ("train", "pass batch_size=2", "pass --batch-size 2"),
+        ("train", "with output_dir='runs/a-b' and resume=True", "with --output runs/a-b and --resume"),
         ("train", "Expected `precision` to be", "Expected --precision to be"),
         ("train", "Expected `losses` to be a tuple such as ('ce', 'dice:0.5')", "Expected --losses to be values such as 'ce', 'dice:0.5'"),
         ("train", "trackers=('wandb',) needs wandb", "--trackers wandb needs wandb"),

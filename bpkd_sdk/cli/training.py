@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import re
+import shlex
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,6 @@ from bpkd_sdk.cli.common import (
     open_splits,
     parse_base_size,
     parse_size,
-    print_metrics,
     read_class_map,
     selects_files,
 )
@@ -180,7 +180,7 @@ def train(
     result = bpkd_sdk.train(
         model, open_splits(data, root, selection), transform=transform, output_dir=output, resume=resume, **options
     )
-    _print_result(result)
+    _print_next(result, "model.onnx")
 
 
 @command("bpkd distill runs/teacher smp/FPN/mobilenet_v2 --data my_data")
@@ -229,15 +229,15 @@ def distill(
         resume=resume,
         **options,
     )
-    _print_result(result)
+    _print_next(result, "student.onnx")
 
 
-def _print_result(result: Any) -> None:
-    if not is_main_process():
-        return
-    if result.metrics is not None:
-        print_metrics(result.metrics)
-    console.print(f"Checkpoint: {result.checkpoint}", soft_wrap=True)
+def _print_next(result: Any, name: str) -> None:
+    """Print the command that exports the result of a run, whose scores and files the run has printed."""
+    if is_main_process():
+        height, width = result.model.provenance["crop_size"]
+        command = ["bpkd", "export", str(result.checkpoint), name, "--input-size", f"{height}x{width}"]
+        console.print(f"Next: {shlex.join(command)}", soft_wrap=True)
 
 
 @command("bpkd compare --teacher runs/teacher --student pspnet_r18 --steps 1000")

@@ -16,7 +16,7 @@ from torch import nn
 
 from bpkd_sdk.class_map import ClassMap
 from bpkd_sdk.comparison.report import Comparison
-from bpkd_sdk.comparison.run import RESULT_FILE, SCORES, Run, read_run, run_one
+from bpkd_sdk.comparison.run import RESULT_FILE, SCORES, Run, other_version, read_run, run_one
 from bpkd_sdk.comparison.setup import (
     LOG_EVERY,
     Budget,
@@ -32,7 +32,7 @@ from bpkd_sdk.evaluation import evaluate
 from bpkd_sdk.files import find_network, read_json, write_json
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.method import method_arguments
-from bpkd_sdk.progress import console, print_fact
+from bpkd_sdk.progress import format_rows, print_fact, print_line
 from bpkd_sdk.runtime import Runtime, TorchRuntime
 from bpkd_sdk.training.accelerator import create_accelerator
 from bpkd_sdk.training.augmentation import Augmentation, Transform, check_transform
@@ -42,9 +42,11 @@ from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.crop import default_crop
 from bpkd_sdk.training.freezing import find_encoder
 from bpkd_sdk.training.label_losses import balanced_class_weights, check_class_weights
+from bpkd_sdk.training.monitor import check_trackers
 from bpkd_sdk.training.normalization import choose_spec
-from bpkd_sdk.training.origin import check_names
+from bpkd_sdk.training.origin import check_names, describe_origin, format_origin
 from bpkd_sdk.training.prepare import DataSource, open_splits
+from bpkd_sdk.training.summary import describe_cost, describe_data
 from bpkd_sdk.training.teacher import NetworkSource
 
 LOCK_FILE = "lock"  # locked by the process that trains in this folder
@@ -106,7 +108,7 @@ def compare(
     if seeds < 1:
         raise ValueError(f"Expected `seeds` to be at least 1, but got {seeds}.")
     budget = Budget.create(steps, seconds)
-    setup = _create_setup(teacher, student, data, class_names, transform, budget, class_map, options)
+    setup, choices = _create_setup(teacher, student, data, class_names, transform, budget, class_map, options)
     num_classes = setup.train.num_classes if setup.classes is None else len(setup.classes.taught)
     losses = named_methods(methods, num_classes, setup.train.ignore_index)
     new_student = setup.new_student(0)
@@ -128,6 +130,7 @@ def compare(
 
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    print_fact(_describe(setup, list(losses), seeds, choices, folder))
     folders = {(seed, name): folder / name / f"seed{seed}" for seed, name in product(range(seeds), losses)}
     with FileLock(folder / LOCK_FILE):
         settings = _write_or_compare(folder / "settings.json", setup.settings())
@@ -136,6 +139,7 @@ def compare(
             for name, loss in losses.items()
         }
         comparison = Comparison(settings, _teacher_scores(setup, folder / "teacher.json"), [], folder)
+    _finished_runs(folders)  # raises the error of a result that cannot be read
     try:
         with FileLock(folder / LOCK_FILE):
             plans = {name: _plan(setup, name, loss, folder) for name, loss in losses.items()}
@@ -143,7 +147,7 @@ def compare(
             for (seed, name), run_folder in claimed:
                 number = 1 + list(folders).index((seed, name))
                 title = f"Run {number} of {len(folders)}: {name}, seed {seed}, {plans[name]['steps']} steps"
-                console.print(title, highlight=False)
+                print_line(title)
                 result_settings = settings | {"method": arguments[name], "plan": plans[name]}
                 run_one(setup, name, losses[name], seed=seed, folder=run_folder, settings=result_settings)
     except KeyboardInterrupt:
@@ -167,10 +171,12 @@ def _create_setup(
     budget: Budget,
     class_map: ClassMap | None,
     options: dict[str, Any],
-) -> ComparisonSetup:
+) -> tuple[ComparisonSetup, dict[str, str]]:
+    """Return the setup, and texts on what was chosen for it, by the name of their line in the summary."""
     if "seed" in options:
         raise TypeError("The seeds of the runs are 0 to `seeds` - 1; pass `seeds` instead of `seed`.")
     config = TrainingConfig.from_options(options)
+    check_trackers(config.trackers)
     check_transform(transform, config)
     if config.labels != "dataset":
         raise ValueError("compare() needs ground-truth labels for its baseline without a teacher.")
@@ -197,18 +203,36 @@ def _create_setup(
         transform=transform,
         options=shared,
     )
-    opened = setup.open_teacher()
+    opened, new_student, choices = setup.open_teacher(), setup.new_student(0), dict[str, str]()
     classes = match_teacher(opened, train, config, class_map)
     if class_map is None and classes is not None and classes.class_map is not None:
-        print_fact(describe_left_out(classes, train))
+        choices["Teacher's classes"] = describe_left_out(classes, train)
     if config.crop_size is None:
         # All runs use one size; the default of the student alone may not be accepted by the teacher.
         crop_size = Augmentation(transform, train, config).result_size()
         if crop_size is None:
-            crop_size, text = default_crop(train, [setup.new_student(0), opened], config.base_size)
-            print_fact(text)
+            crop_size, choices["Crops"] = default_crop(train, [new_student, opened], config.base_size)
         setup.options["crop_size"] = crop_size
-    return dataclasses.replace(setup, classes=classes)
+    size = setup.options["crop_size"]
+    source = student if isinstance(student, (str, Path)) else new_student
+    choices["Student"] = format_origin(describe_origin(source, new_student)) + describe_cost(new_student, size)
+    choices["Teacher"] = format_origin(describe_origin(teacher, opened)) + describe_cost(opened, size)
+    return dataclasses.replace(setup, classes=classes), choices
+
+
+def _describe(setup: ComparisonSetup, methods: Sequence[str], seeds: int, choices: dict[str, str], folder: Path) -> str:
+    """Describe a comparison before its first run, as `describe_run` describes a run."""
+    height, width = setup.options["crop_size"]
+    rows = describe_data(setup.train, setup.val) | {
+        "Student": "",
+        "Teacher": "",
+        "Methods": ", ".join(methods),
+        "Runs": f"{len(methods) * seeds}, one for each method and each of {seeds} seeds",
+        "Budget": f"{setup.budget.amount:.15g} {setup.budget.unit} per run, batches of {setup.options['batch_size']}",
+        "Crops": f"{height}x{width} pixels",
+        "Device": setup.device.type,
+    }
+    return format_rows({**rows, **choices, "Output": str(folder)})
 
 
 def _write_or_compare(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -217,7 +241,14 @@ def _write_or_compare(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         write_json(path, plain)
         return plain
-    if changed := list_differences(read_json(path), plain):
+    before = read_json(path)
+    if "options" in plain:
+        if keys := sorted(before.keys() ^ plain.keys()):
+            raise other_version(path, keys)
+        # Settings of an earlier version lack newer options; they had their default values.
+        defaults = json.loads(json.dumps(TrainingConfig().to_dict()))
+        before["options"] = {key: defaults[key] for key in plain["options"]} | before["options"]
+    if changed := list_differences(before, plain):
         raise ValueError(
             f"{path.parent} contains runs with other settings, which cannot be in one table with these:\n"
             f"{format_list(changed)}\nPass the same settings, or another output_dir."
@@ -239,6 +270,8 @@ def _teacher_scores(setup: ComparisonSetup, path: Path) -> dict[str, float]:
         )
         write_json(path, metrics.to_dict())
     scores = read_json(path)
+    if missing := sorted(set(SCORES) - scores.keys()):
+        raise other_version(path, missing)
     return {name: scores[name] for name in SCORES}
 
 
@@ -246,7 +279,7 @@ def _plan(setup: ComparisonSetup, name: str, method: DistillationLoss | None, fo
     """Run a short trial so that errors surface early; a time budget also times it. Return the steps of each run."""
     path, budget = folder / name / "plan.json", setup.budget
     if not path.is_file():
-        console.print(f"Trying {name}", highlight=False)
+        print_line(f"Trying {name}")
         if budget.unit == "steps":
             _run_trial(setup, method, 1)
             write_json(path, {"steps": int(budget.amount)})
@@ -254,6 +287,8 @@ def _plan(setup: ComparisonSetup, name: str, method: DistillationLoss | None, fo
             ms_per_step = time_per_step(lambda steps: _run_trial(setup, method, steps), budget.amount)
             write_json(path, {"steps": budget.steps(ms_per_step), "ms_per_step": ms_per_step})
     plan: dict[str, Any] = read_json(path)
+    if "steps" not in plan:
+        raise other_version(path, ["steps"])
     return plan
 
 

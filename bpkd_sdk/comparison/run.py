@@ -74,10 +74,26 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         FileNotFoundError: If the folder contains no result.
-        ValueError: If the file is damaged.
+        ValueError: If the file is damaged, or another version wrote other fields.
     """
     path = folder / RESULT_FILE
-    return parse_record(Run, read_json(path), str(path))
+    content, fields = read_json(path), {field.name for field in dataclasses.fields(Run)}
+    if isinstance(content, dict) and (missing := sorted(fields - content.keys())):
+        raise other_version(path, missing)
+    return parse_record(Run, content, str(path))
+
+
+def other_version(path: Path, keys: list[str]) -> ValueError:
+    """Return the error for a file of a comparison that another version of this package wrote.
+
+    Args:
+        path: The file.
+        keys: Names of the values that only one of both versions writes.
+    """
+    return ValueError(
+        f"{path} is not of this version of bpkd-sdk ({version('bpkd-sdk')}): they differ in {', '.join(keys)}. Finish "
+        "the comparison with the version that it was started with, or start again with another output_dir."
+    )
 
 
 def run_one(

@@ -20,6 +20,7 @@ from bpkd_sdk.files import file_sha256, find_network, is_pretrained_name
 from bpkd_sdk.losses import METHODS, DistillationLoss, Method, create_method
 from bpkd_sdk.models import get_spec, load_model
 from bpkd_sdk.models.checkpoint import content_hash
+from bpkd_sdk.progress import without_facts
 from bpkd_sdk.training.accelerator import create_accelerator, teacher_dtype
 from bpkd_sdk.training.api import distill, train
 from bpkd_sdk.training.augmentation import Transform, describe_transform
@@ -219,12 +220,13 @@ class ComparisonSetup:
             **options: Options of `distill` besides those that all runs share.
         """
         options = self.options | options | {"transform": self.transform, "output_dir": output_dir, "resume": True}
-        if method is None:
-            options = {name: value for name, value in options.items() if name not in TEACHER_OPTIONS}
-            return train(student, (self.train, val), **options)
-        teacher = copy.deepcopy(self.teacher)
-        options["class_map"] = self.class_map
-        return distill(teacher, student, (self.train, val), method=copy.deepcopy(method), **options)
+        with without_facts():
+            if method is None:
+                options = {name: value for name, value in options.items() if name not in TEACHER_OPTIONS}
+                return train(student, (self.train, val), **options)
+            teacher = copy.deepcopy(self.teacher)
+            options["class_map"] = self.class_map
+            return distill(teacher, student, (self.train, val), method=copy.deepcopy(method), **options)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that must be the same for all runs in one table, as plain JSON values."""

@@ -42,7 +42,7 @@ def default_crop(
     for network in networks:
         if isinstance(network, Runtime) and network.accepts.fixed_size is not None:
             height, width = network.accepts.fixed_size
-            return (height, width), f"Crops: {height}x{width}, the only size that {network.name} accepts."
+            return (height, width), f"{height}x{width}, the only size that {network.name} accepts."
     sizes, origin = _read_sizes(dataset)
     if base_size is not None:
         sizes = [scaled_size(size, 1.0, base_size) for size in sizes]
@@ -60,7 +60,7 @@ def default_crop(
     limits += [f"in multiples of {divisor}"] if any(min(side, LARGEST_SIDE) % divisor for side in chosen) else []
     limit = f", {' and '.join(limits)}" if limits else ""
     advice = "To choose another size, pass crop_size (--crop-size)."
-    return (height, width), f"Crops: {height}x{width}, {origin}{limit}. {advice}"
+    return (height, width), f"{height}x{width}, {origin}{limit}. {advice}"
 
 
 def _read_sizes(dataset: SegmentationDataset) -> tuple[list[Size], str]:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 from bpkd_sdk.data import DatasetSubset
 from bpkd_sdk.evaluation import Metrics, evaluate
 from bpkd_sdk.features import Capture
-from bpkd_sdk.files import CHECKPOINT_SUFFIX, LAST_CHECKPOINT
+from bpkd_sdk.files import LAST_CHECKPOINT
 from bpkd_sdk.models import get_spec, save_model
 from bpkd_sdk.models.spec import set_provenance
 from bpkd_sdk.output import SegmentationOutput
+from bpkd_sdk.progress import print_fact, print_line
 from bpkd_sdk.training.accelerator import (
     average_batch_norm_statistics,
     broadcast_from_main,
@@ -43,10 +45,12 @@ from bpkd_sdk.training.records import (
     truncate_history,
     write_run,
 )
-from bpkd_sdk.training.state import STATE_FILE, Position, restore_state, run_settings, save_state
+from bpkd_sdk.training.state import BEST, STATE_FILE, Position, restore_state, run_settings, save_state
+from bpkd_sdk.training.summary import describe_result
 from bpkd_sdk.training.teacher import Teacher, TeacherModel
 
-BEST = f"best{CHECKPOINT_SUFFIX}"
+CHECKPOINT_SECONDS = 600.0  # largest time without a checkpoint
+STOPPING = "Stopping: the current step is finished and a checkpoint written. Press Ctrl-C again to stop at once."
 
 Batch = tuple[Tensor, Tensor]  # images and labels
 
@@ -73,9 +77,13 @@ class TrainingResult:
 
 def run_training(task: Task) -> TrainingResult:
     """Train to the last step, from the beginning or from the state in the output folder."""
+    started = monotonic()
     with ExitStack() as stack:
         trainer = _Trainer(task, stack)
+        if first_step := trainer.position.step:
+            print_fact(f"The run resumes after step {first_step}.")
         metrics = trainer.train()
+    print_fact(describe_result(task, metrics, trainer.position.step - first_step, monotonic() - started))
     task.student.eval()
     set_provenance(task.student, trainer.provenance(metrics))
     return TrainingResult(
@@ -138,6 +146,7 @@ class _Trainer:
             stack.callback(self._release_encoder)
         self.is_graph_recorded = False
         self.metrics: Metrics | None = None
+        self.saved_at = monotonic()
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> Position:
         folder = self.task.output_dir
@@ -168,30 +177,38 @@ class _Trainer:
         term_monitor = LossTermMonitor(self.task.features)
         with _deferred_interrupt() as requested, view:
             if self.is_evaluation_due:  # the run was stopped between a checkpoint and its evaluation
-                self._evaluate(view)
+                self._evaluate()
+                view.log_checkpoint(self.position.step, self.metrics)
             meter = StepMeter(self.position.step)
             for micro_batches in self._batches():
                 terms, teacher_sum = self._step(micro_batches)
                 meter.add(terms, config.batch_size, teacher_sum)
                 step = self.position.step + 1
                 self.position = replace(self.position, step=step)
-                view.step(step)
                 is_evaluated = self._is_evaluated_at(step)
                 is_saved = is_evaluated or step % config.checkpoint_interval == 0
                 is_logged = is_saved or step % config.log_every == 0
-                interrupted = self._agree_to_stop(requested, at_record=is_logged)
-                if is_logged or interrupted:
+                interrupted, is_due = self._agree_to_stop(requested, at_record=is_logged)
+                is_saved = is_saved or interrupted or is_due
+                if is_logged or is_saved:
                     self._log(meter, term_monitor, view)
-                    if is_saved or interrupted:
+                    if is_saved:
                         average_batch_norm_statistics(self.objective, self.accelerator)
                         self._save()
                     if is_evaluated:
-                        self._evaluate(view)
+                        self._evaluate()
+                    if is_saved:
+                        self.saved_at = monotonic()
+                        view.log_checkpoint(step, self.metrics if is_evaluated else None)
                     meter = StepMeter(step)
+                view.step(step)
                 if interrupted:
                     break
-            if self._agree_to_stop(requested, at_record=True):
-                raise KeyboardInterrupt(f"stopped after step {self.position.step}; resume with resume=True")
+            if self._agree_to_stop(requested, at_record=True)[0]:
+                raise KeyboardInterrupt(
+                    f"stopped after step {self.position.step} of {config.steps}, with a checkpoint. To continue, "
+                    f"repeat the call with output_dir='{self.task.output_dir}' and resume=True"
+                )
         return self.metrics if self.metrics is not None else self._score()
 
     def _step(self, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], Tensor | float]:
@@ -284,17 +301,21 @@ class _Trainer:
         no_sync: AbstractContextManager[Any] = self.accelerator.no_sync(self.wrapped_objective)
         return no_sync
 
-    def _agree_to_stop(self, requested: threading.Event, *, at_record: bool) -> bool:
-        """Return whether to stop after this step, the same on all processes.
+    def _agree_to_stop(self, requested: threading.Event, *, at_record: bool) -> tuple[bool, bool]:
+        """Return whether to stop after this step, and whether a checkpoint is due by time; the same on all processes.
 
-        Several processes exchange their requests only at records, because the exchange waits for the device.
+        Several processes exchange their requests only at records, because the exchange waits for the device. The clock
+        of the main process decides on the checkpoint.
         """
-        if self.accelerator.num_processes == 1:
-            return requested.is_set()
+        accelerator = self.accelerator
+        is_due = accelerator.is_main_process and monotonic() - self.saved_at >= CHECKPOINT_SECONDS
+        if accelerator.num_processes == 1:
+            return requested.is_set(), is_due
         if not at_record:
-            return False
-        votes = torch.tensor(int(requested.is_set()), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(votes).item())
+            return False, False
+        votes = torch.tensor([int(requested.is_set()), int(is_due)], device=accelerator.device)
+        stops, saves = accelerator.reduce(votes).tolist()
+        return bool(stops), bool(saves)
 
     def _is_evaluated_at(self, step: int) -> bool:
         return step > 0 and (step % self.config.evaluation_interval == 0 or step == self.config.steps)
@@ -331,7 +352,7 @@ class _Trainer:
             sum_across_processes=lambda count: self.accelerator.reduce(count.to(self.accelerator.device)).cpu(),
         )
 
-    def _evaluate(self, view: LiveView) -> None:
+    def _evaluate(self) -> None:
         """Score the student, whose checkpoint exists already, and copy it if its mIoU is the highest so far."""
         self.metrics = metrics = self._score()
         if metrics is None:
@@ -345,7 +366,6 @@ class _Trainer:
                     self._save_model(BEST, metrics)
                 self._save_model(LAST_CHECKPOINT, metrics)
             self._append_record({"step": self.position.step, "metrics": metrics.to_dict()})
-            view.log_scores(self.position.step, {"mIoU": metrics.miou, "boundary IoU": metrics.boundary_iou})
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
@@ -427,6 +447,8 @@ def _deferred_interrupt() -> Iterator[threading.Event]:
     def request(_number: int, _frame: FrameType | None) -> None:
         requested.set()
         restore()
+        # Not in this thread: the signal may have interrupted it while it was printing.
+        threading.Thread(target=print_line, args=(STOPPING,)).start()
 
     for number in previous:
         signal.signal(number, request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
@@ -18,7 +18,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from bpkd_sdk import progress
 from bpkd_sdk.errors import check_choice, flatten, warn
+from bpkd_sdk.evaluation import Metrics
 from bpkd_sdk.progress import console, progress_bar
 from bpkd_sdk.training.config import LabelLoss, TrainingConfig
 
@@ -144,7 +146,9 @@ class LossTermMonitor:
 
 
 class LiveView:
-    """Live table of progress, loss terms and scores on a terminal; elsewhere one line per evaluation.
+    """Live table of progress, loss terms and scores on a terminal; elsewhere a line every `LINE_INTERVAL` seconds.
+
+    Each checkpoint and each evaluation prints a line, on a terminal too.
 
     Args:
         title: Title of the run.
@@ -154,7 +158,9 @@ class LiveView:
 
     def __init__(self, title: str, steps: int, done: int) -> None:
         self.progress = progress_bar()
-        self.task = self.progress.add_task(title, total=steps, completed=done)
+        self.task = self.progress.add_task(progress.visible(title), total=steps, completed=done)
+        self.steps, self.first_step, self.done = steps, done, done
+        self.started = self.printed = time.monotonic()
         self.terms: Mapping[str, float] = {}
         self.weights: Mapping[str, float] = {}
         self.status = ""
@@ -173,22 +179,37 @@ class LiveView:
 
     def step(self, done: int) -> None:
         """Set the number of steps that are done."""
+        self.done = done
         self.progress.update(self.task, completed=done)
+        if not console.is_terminal and time.monotonic() - self.printed >= progress.LINE_INTERVAL:
+            self._print_line([*self._terms(), self.status, self._remaining()])
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Show the loss terms of a record with their weights, warm-up included."""
         self.terms, self.weights = record["terms"], record["weights"]
-        self.status = f"learning rate {record['learning_rate']:.2e}   {record['images_per_second']:.1f} images/s"
+        self.status = f"learning rate {record['learning_rate']:.2e}, {record['images_per_second']:.1f} images/s"
         if "encoder" in record:
-            self.status += f"   encoder {record['encoder']}"
+            self.status += f", encoder {record['encoder']}"
 
-    def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Show the scores of an evaluation; without a terminal, print them as one line."""
-        self.scores = f"step {step}   " + "   ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        if not console.is_terminal:
-            terms = "  ".join(f"{name} {value:.3f}" for name, value in self.terms.items())
-            line = f"{self.progress.tasks[0].description}: {self.scores}   {terms}   {self.status}"
-            console.print(line, highlight=False, soft_wrap=True)
+    def log_checkpoint(self, step: int, metrics: Metrics | None) -> None:
+        """Print a line for the checkpoint of a step, with the scores if it was evaluated."""
+        self.done = step
+        texts = ["checkpoint written"]
+        if metrics is not None:
+            texts = [f"mIoU {metrics.miou:.3f}", f"boundary IoU {metrics.boundary_iou:.3f}"]
+            self.scores = f"step {step}   " + "   ".join(texts)
+        self._print_line([*texts, *self._terms(), self.status])
+
+    def _terms(self) -> list[str]:
+        return [f"{name} {value:.3f}" for name, value in self.terms.items()]
+
+    def _remaining(self) -> str:
+        seconds = (time.monotonic() - self.started) / max(1, self.done - self.first_step) * (self.steps - self.done)
+        return f"{progress.format_seconds(seconds)} left"
+
+    def _print_line(self, texts: Iterable[str]) -> None:
+        self.printed = time.monotonic()
+        progress.print_line(f"Step {self.done} of {self.steps}: {', '.join(filter(None, texts))}")
 
     def _render(self) -> Group:
         table = Table(box=None, padding=(0, 2, 0, 0))
@@ -207,7 +228,8 @@ def check_trackers(names: tuple[str, ...]) -> None:
     for name in names:
         check_choice("trackers", name, sorted(LOGGER_TYPE_TO_CLASS))
         if not filter_trackers([name], logging_dir="."):
-            raise ImportError(f"trackers={names!r} needs the package {name!r}. Install it with: pip install {name}")
+            package = name.replace("_", "-")  # the name in the package index
+            raise ImportError(f"The tracker {name!r} needs the package {package!r}: pip install {package}")
 
 
 class Trackers:

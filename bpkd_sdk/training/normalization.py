@@ -46,7 +46,7 @@ def choose_spec(network: nn.Module, dataset: SegmentationDataset, seed: int) -> 
     )
     shown = ", ".join(f"{m:.3f} ± {s:.3f}" for m, s in zip(mean, std, strict=True))
     return spec, (
-        f"Images: {pixels}; mean and standard deviation of each channel in 0..1, measured on {count} training images "
+        f"{pixels}; mean and standard deviation of each channel in 0..1, measured on {count} training images "
         f"(seed {seed}): {shown}."
     )
 

@@ -24,7 +24,7 @@ from bpkd_sdk.losses import Method, create_method
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.output import comparable_outputs
 from bpkd_sdk.pixels import check_pixels
-from bpkd_sdk.progress import print_fact
+from bpkd_sdk.progress import print_fact, working
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.accelerator import broadcast_from_main, create_accelerator, teacher_dtype
 from bpkd_sdk.training.augmentation import Augmentation, Transform, check_transform
@@ -44,9 +44,10 @@ from bpkd_sdk.training.freezing import find_encoder
 from bpkd_sdk.training.label_losses import balanced_class_weights, check_class_weights
 from bpkd_sdk.training.monitor import check_trackers
 from bpkd_sdk.training.normalization import check_teacher_images, choose_spec, using_spec
-from bpkd_sdk.training.origin import check_names, describe_origin, format_origin
+from bpkd_sdk.training.origin import check_names, describe_origin
 from bpkd_sdk.training.records import Task, read_history
 from bpkd_sdk.training.state import STATE_FILE, check_checkpoint
+from bpkd_sdk.training.summary import describe_run
 from bpkd_sdk.training.teacher import NetworkSource, TeacherModel, add_views, open_network, open_teacher
 from bpkd_sdk.training.teacher_check import warn_about_teacher
 
@@ -92,18 +93,16 @@ def prepare(
     origin = {"student": describe_origin(student, network)}
     if teacher is not None and opened is not None:
         origin["teacher"] = describe_origin(teacher, opened)
-    parts = {role: format_origin(facts) for role, facts in origin.items()}
-    if resume and output_dir is not None and (Path(output_dir) / STATE_FILE).is_file():
-        parts["student"] = f"{origin['student']['network']} with the weights of the run in {output_dir}"
-    text = " ".join(f"{role.capitalize()}: {part}." for role, part in parts.items())
+    choices: dict[str, str] = {}
+    if val_set is None:
+        choices["Validation"] = "No validation data: there will be no scores. Pass data=(train, val) for scores."
     if class_map is None and classes is not None and classes.class_map is not None:
-        text += f" {describe_left_out(classes, train_set)}"
-    print_fact(text)
+        choices["Teacher's classes"] = describe_left_out(classes, train_set)
     for dataset in filter(None, (train_set, val_set)):
         _check_first_sample(dataset, config)
     spec, measured = choose_spec(network, train_set, config.seed)
     if measured:
-        print_fact(measured)
+        choices["Images"] = measured
     if teacher_model is not None:
         check_teacher_images(teacher_model, train_set)
 
@@ -118,22 +117,22 @@ def prepare(
     augmentation = Augmentation(transform, train_set, config)
     crop_size = config.crop_size or augmentation.result_size()
     if crop_size is None:
-        crop_size, text = default_crop(train_set, networks, config.base_size)
-        print_fact(text)
+        crop_size, choices["Crops"] = default_crop(train_set, networks, config.base_size)
     loss = None
     if method is not None:
         count = train_set.num_classes if classes is None else len(classes.taught)
         loss = create_method(method, count, ignore_index=train_set.ignore_index)
     features = feature_paths(network, teacher_model, loss, config)
     images = config.batch_size // (config.accumulate * accelerator.num_processes)
-    outputs = [
-        run_on_black_crops(role, model, path, train_set, crop_size, images, groups)
-        for role, model, path, groups in (
-            ("student", network, features[0], None),
-            ("teacher", teacher_model, features[1], classes),
-        )
-        if model is not None
-    ]
+    with working("Running the networks on black images"):
+        outputs = [
+            run_on_black_crops(role, model, path, train_set, crop_size, images, groups)
+            for role, model, path, groups in (
+                ("student", network, features[0], None),
+                ("teacher", teacher_model, features[1], classes),
+            )
+            if model is not None
+        ]
     check_trainable(network, outputs[0].logits)
     if loss is not None:
         loss.prepare(*comparable_outputs(*(outputs if classes is None else map(classes.select, outputs))))
@@ -147,12 +146,13 @@ def prepare(
         if opened is not None and config.check_teacher:
             dtype = teacher_dtype(config, accelerator)
             checked = add_views(opened, config.teacher_scale)
-            warn_about_teacher(checked, train_set, crop_size, accelerator.device, dtype, config.base_size, classes)
+            with working("Checking the teacher"):
+                warn_about_teacher(checked, train_set, crop_size, accelerator.device, dtype, config.base_size, classes)
         if val_set is not None:
             reference = teacher_model if labels_from_teacher else None
             sample = DatasetSubset(val_set, [largest])
             reference_map = classes.class_map if classes is not None and labels_from_teacher else None
-            with using_spec(network, spec):
+            with using_spec(network, spec), working("Evaluating one image"):
                 _try_validation(network, sample, reference, reference_map, config, protocol, accelerator.device)
 
     class_weights = None if config.class_weights == "balanced" else config.class_weights
@@ -161,7 +161,7 @@ def prepare(
         if accelerator.is_main_process:
             counted = balanced_class_weights(train_set)
             weights = zip(train_set.class_names, counted, strict=True)
-            print_fact(f"Class weights: {', '.join(f'{name} {weight:.3g}' for name, weight in weights)}.")
+            choices["Class weights"] = ", ".join(f"{name} {weight:.3g}" for name, weight in weights)
         class_weights = broadcast_from_main(counted)
 
     match_student(network, spec, train_set, crop_size, order, outputs[0].logits.shape[1])
@@ -176,7 +176,7 @@ def prepare(
                 with suppress(OSError):
                     folder.rmdir()
             raise
-    return Task(
+    task = Task(
         title=title,
         student=network,
         teacher=teacher_model,
@@ -195,6 +195,8 @@ def prepare(
         output_dir=folder,
         accelerator=accelerator,
     )
+    print_fact(describe_run(task, choices, resumes=(folder / STATE_FILE).is_file()))
+    return task
 
 
 def _open_data(
@@ -212,9 +214,7 @@ def _open_data(
         )
     if val_set is not None and not len(val_set):
         raise ValueError(f"{val_set.name} has no images to validate on; pass data=(train, None) to train without.")
-    if val_set is None:
-        print_fact("No validation data: there will be no scores. Pass data=(train, val) for scores.")
-    elif _source(val_set) is _source(train_set):
+    if val_set is not None and _source(val_set) is _source(train_set):
         warn(
             f"Training and validation data are the same, {train_set.name}, so the scores do not show how well the "
             "network does on new images. Pass other images as data[1]."

@@ -21,6 +21,7 @@ from bpkd_sdk.models.checkpoint import FORMAT, content_hash, load_state, read_te
 from bpkd_sdk.training.config import TrainingConfig
 
 STATE_FILE = "resume.safetensors"
+BEST = f"best{CHECKPOINT_SUFFIX}"  # the weights of the highest mIoU
 
 # Options that may change when a run resumes.
 FREE_OPTIONS = {

@@ -16,7 +16,7 @@ from bpkd_sdk.errors import import_optional
 from bpkd_sdk.export.benchmark.entry import GAP, Artifact, Entry
 from bpkd_sdk.export.benchmark.environment import Environment, list_gpus
 from bpkd_sdk.export.benchmark.report import BenchmarkReport
-from bpkd_sdk.progress import track
+from bpkd_sdk.progress import track, working
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.runtime.fit import Fit, check_fit
 from bpkd_sdk.sizes import check_size
@@ -88,14 +88,16 @@ def benchmark(
     environment = Environment.here()
     with _start(artifacts, device, batch_size, fit) as entries:
         for entry in track(entries, total=len(entries), description="Opening"):
-            entry.open()
+            with working(f"Opening {entry.name}"):
+                entry.open()
         if adapt is not None:
             names = (entry.description.spec.class_names for entry in entries if entry.description)
             data = adapt.as_dataset_of(data, next(filter(None, names), ()))
         input_size = input_size or _default_size(data, entries)
         images = _make_images(data, input_size, batch_size, _first_spec(entries))
         for entry in track(entries, total=len(entries), description="Warming up"):
-            entry.warm_up(images)
+            with working(f"Warming up {entry.name}"):
+                entry.warm_up(images)
         turns = [entry for index in range(ROUNDS) for entry in (entries if index % 2 == 0 else reversed(entries))]
         for entry in track(turns, total=len(turns), description="Timing"):
             entry.measure_round(duration / ROUNDS)
@@ -104,7 +106,8 @@ def benchmark(
             entry.inspect()
         if data is not None and data.has_labels:
             for entry in track(entries, total=len(entries), description="Scoring"):
-                entry.score(data, match_classes)
+                with working(f"Scoring {entry.name}"):
+                    entry.score(data, match_classes)
     reference = next((entry for entry in entries if entry.warm and entry.problem is None), None)
     return BenchmarkReport(
         rows=tuple(entry.row(reference) for entry in entries),

@@ -72,6 +72,11 @@ class Entry:
             self._remote = None if self.problem else RemoteSubject(path, device, batch_size, fit)
         self._subject: RemoteSubject | Subject | None = self._remote
 
+    @property
+    def name(self) -> str:
+        """Path of the artifact, or name of its module."""
+        return self._identify()[0]
+
     def open(self) -> None:
         """Open the artifact."""
         self.description = self._attempt(lambda: self._open_subject().describe())

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,6 +186,23 @@ def test_a_finished_comparison_is_read_and_can_be_added_to(whole):
     assert len(more.runs) == 3 * 4
     assert list(more.runs[3].first_terms) == ["ce", "cwd/logit", "bpkd/edge", "bpkd/body"]
     assert {path: path.stat().st_mtime_ns for path in results} == results
+
+
+def test_folders_of_earlier_versions_are_read_or_refused(whole, tmp_path):
+    def edit(name, change):
+        content = json.loads((tmp_path / name).read_text())
+        change(content)
+        (tmp_path / name).write_text(json.dumps(content))
+
+    shutil.copytree(whole.output_dir, tmp_path, dirs_exist_ok=True)
+    edit("settings.json", lambda settings: settings["options"].pop("teacher_scale"))  # an option that did not exist
+    assert len(compare(tmp_path).runs) == 6
+    edit("bpkd/seed1/result.json", lambda result: result.pop("curve"))
+    with pytest.raises(ValueError, match=r"result.json is not of this version .*: they differ in curve\..*output_dir"):
+        compare(tmp_path)
+    edit("settings.json", lambda settings: settings.pop("transform"))
+    with pytest.raises(ValueError, match=r"settings.json is not of this version .*: they differ in transform\."):
+        compare(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Tests of the weights that an encoder starts from: files, and what a run records and prints about them."""
 
 import json
+import re
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -93,17 +94,22 @@ def test_training_by_name_starts_from_imagenet_weights(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def networks(printed):
+    """Returns the texts of the lines on student and teacher."""
+    return [re.search(f"^{role}: +(.*)$", printed, re.M)[1] for role in ("Student", "Teacher")]
+
+
 def test_a_run_states_the_weights_that_it_starts_from(tmp_path, capsys):
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "r.pth")
     run = bpkd_sdk.distill(
         tiny(9).eval(), "smp/Unet/tu-test_resnet", DATA, backbone_weights=tmp_path / "r.pth",
         output_dir=tmp_path / "a", **OPTIONS,
     )  # fmt: skip
-    line = (
-        f"Student: smp/Unet/tu-test_resnet with a pretrained encoder ({tmp_path / 'r.pth'}) and a random decoder. "
-        "Teacher: Sequential as given.\n"
-    )
-    assert line in capsys.readouterr().err
+    weights = f"with a pretrained encoder ({tmp_path / 'r.pth'}) and a random decoder"
+    student, teacher = networks(capsys.readouterr().err)
+    assert student.startswith(f"smp/Unet/tu-test_resnet {weights}; ")
+    assert re.search("; [0-9.]+ [kM] parameters, [0-9.]+ [kM] MACs per crop$", student)
+    assert teacher.startswith("Sequential as given; ")
     origin = json.loads((tmp_path / "a" / "run.json").read_text())["origin"]
     assert origin["student"]["backbone_weights"].keys() == {"file", "sha256"}
     provenance = bpkd_sdk.load_model(run.checkpoint).provenance
@@ -112,14 +118,14 @@ def test_a_run_states_the_weights_that_it_starts_from(tmp_path, capsys):
     second = bpkd_sdk.distill(
         run.checkpoint, "smp/Unet/tu-test_resnet", DATA, backbone_weights="none", output_dir=tmp_path / "b", **OPTIONS
     )
-    assert (
-        f"Student: smp/Unet/tu-test_resnet with random weights. Teacher: smp/Unet/tu-test_resnet from {run.checkpoint}."
-    ) in capsys.readouterr().err
+    student, teacher = networks(capsys.readouterr().err)
+    assert student.startswith("smp/Unet/tu-test_resnet with random weights; ")
+    assert teacher.startswith(f"smp/Unet/tu-test_resnet from {run.checkpoint}; ")
     assert second.model.provenance["origin"]["teacher"]["origin"] == origin
     bpkd_sdk.train(run.model, DATA, output_dir=tmp_path / "c", **OPTIONS)
-    assert "with the weights of the run 'bpkd smp/Unet/tu-test_resnet', step 1." in capsys.readouterr().err
+    assert "with the weights of the run 'bpkd smp/Unet/tu-test_resnet', step 1;" in capsys.readouterr().err
     bpkd_sdk.train(run.model, DATA, output_dir=tmp_path / "c", resume=True, **OPTIONS)
-    assert f"with the weights of the run in {tmp_path / 'c'}." in capsys.readouterr().err
+    assert f"with the weights of the run in {tmp_path / 'c'};" in capsys.readouterr().err
 
 
 def test_a_file_for_a_module_is_refused(tmp_path):

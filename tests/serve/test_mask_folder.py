@@ -276,6 +276,6 @@ def test_the_command_names_a_path_that_does_not_exist(bpkd, files, tmp_path):
 def test_redirected_output_gets_lines_of_progress(monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_INTERVAL", 0.0)
     printed = []
-    monkeypatch.setattr(progress, "print_fact", printed.append)
+    monkeypatch.setattr(progress, "print_line", printed.append)
     assert list(progress.track("ab", total=2, description="Reading [/x]")) == ["a", "b"]
     assert printed == ["Reading [/x]: 1 of 2", "Reading [/x]: 2 of 2"]

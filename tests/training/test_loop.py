@@ -1,6 +1,7 @@
 """The training loop through the public functions: it learns, resumes exactly, and refuses inputs that do not fit."""
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.evaluation.protocol import EvaluationProtocol
 from bpkd_sdk.losses import BPKDLoss
 from bpkd_sdk.output import SegmentationOutput
+from bpkd_sdk.training import loop
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.label_losses import cross_entropy
 from bpkd_sdk.training.monitor import DominantTermWarning
@@ -108,7 +110,10 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, optimizer, workers):
     method = Watched(9)
     method._at, method._do = 5, lambda: os.kill(os.getpid(), signal.SIGINT)
     options |= {"output_dir": tmp_path / "parts"}
-    with pytest.raises(KeyboardInterrupt, match="stopped after step 5"):
+    advice = (
+        f"of 9, with a checkpoint. To continue, repeat the call with output_dir='{tmp_path / 'parts'}' and resume=True"
+    )
+    with pytest.raises(KeyboardInterrupt, match=f"stopped after step 5 {advice}"):
         bpkd_sdk.distill(teacher, tiny(9, dropout=0.3), (TRAIN, VAL), method=method, **options)
     usable = bpkd_sdk.load_model(tmp_path / "parts" / "last.safetensors", model=tiny(9))
     assert not torch.equal(next(usable.parameters()), next(whole.model.parameters()))
@@ -119,6 +124,28 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, optimizer, workers):
     assert parts.metrics == whole.metrics
     scored = [[r for r in run.history if "metrics" in r] for run in (whole, parts)]
     assert scored[0] == scored[1]
+
+
+def test_ten_minutes_without_a_checkpoint_make_one_due(tmp_path, monkeypatch):
+    options = OPTIONS | {"steps": 9, "log_every": 100}
+    teacher = tiny(9, seed=1).eval()
+    whole = bpkd_sdk.distill(teacher, tiny(9, dropout=0.3), (TRAIN, None), output_dir=tmp_path / "whole", **options)
+    assert [record["step"] for record in whole.history] == [2, 4, 6, 8, 9]  # the evaluations that there are no data for
+
+    def crash():
+        raise MemoryError
+
+    clock = itertools.count(step=200)  # each step takes 200 seconds
+    monkeypatch.setattr(loop, "monotonic", lambda: next(clock))
+    options |= {"checkpoint_every": 100, "evaluate_every": 100, "output_dir": tmp_path / "parts"}
+    method = Watched(9)
+    method._at, method._do = 8, crash
+    with pytest.raises(MemoryError):
+        bpkd_sdk.distill(teacher, tiny(9, dropout=0.3), (TRAIN, None), method=method, **options)
+    parts = bpkd_sdk.distill(teacher, tiny(9, dropout=0.3), (TRAIN, None), method=Watched(9), resume=True, **options)
+    assert [record["step"] for record in parts.history] == [3, 6, 9]
+    assert [record["step"] for record in parts.history if "metrics" in record] == []
+    assert_same(weights(whole.model), weights(parts.model))
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path):

@@ -90,7 +90,8 @@ def test_tensorboard(tmp_path):
     ("name", "error", "message"),
     [
         pytest.param("tensorbord", ValueError, "Did you mean 'tensorboard'", id="unknown"),
-        pytest.param("clearml", ImportError, "pip install clearml", id="not-installed"),
+        pytest.param("wandb", ImportError, "The tracker 'wandb' needs .* pip install wandb", id="not-installed"),
+        pytest.param("comet_ml", ImportError, "pip install comet-ml", id="another-name"),
     ],
 )
 def test_trackers_that_cannot_be_had(tmp_path, name, error, message):
