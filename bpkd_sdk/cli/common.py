@@ -155,6 +155,12 @@ def check_output(output: Path | None, data: str, root: Path | None) -> None:
         raise ValueError(f"{output} is the folder of the data. Pass another folder as `output`, such as runs/student.")
 
 
+def announce_loading() -> None:
+    """Print that libraries are loaded, which takes seconds; of the processes of a launcher, only the first prints."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        errors.print("Loading the libraries")
+
+
 def open_splits(data: str, root: Path | None, selection: Mapping[str, Any]) -> Any:
     """Open the training and validation splits of a data set."""
     import bpkd_sdk

@@ -11,7 +11,17 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bpkd_sdk.cli.command import command
-from bpkd_sdk.cli.common import Fit, MatchClasses, Root, check_sources, console, errors, parse_size, selects_files
+from bpkd_sdk.cli.common import (
+    Fit,
+    MatchClasses,
+    Root,
+    announce_loading,
+    check_sources,
+    console,
+    errors,
+    parse_size,
+    selects_files,
+)
 from bpkd_sdk.files import write_atomically
 
 if TYPE_CHECKING:
@@ -121,6 +131,7 @@ def export(
     step of a conversion is checked.
     """
     check_sources([model], [data, verify_on], root, example or ())
+    announce_loading()
     import bpkd_sdk
     from bpkd_sdk.export.conversion import convert
 
@@ -149,8 +160,7 @@ def export(
         "onnxruntime_web": onnxruntime_web,
     }
     options = {name: value for name, value in arguments.items() if value is not None}
-    with errors.status("Exporting and checking"):
-        reports = convert(model, output, web=web, precision=precision, **options)
+    reports = convert(model, output, web=web, precision=precision, **options)
     for report in reports:
         console.print(_format_report(report), soft_wrap=True)
         if precision == "int8" and hasattr(report, "layers"):
@@ -305,6 +315,7 @@ def benchmark(
     The table has cost, latency, memory, inspected precision and accuracy.
     """
     check_sources(artifacts, [data], root)
+    announce_loading()
     import bpkd_sdk
     from bpkd_sdk.errors import import_optional
     from bpkd_sdk.export import benchmark as run

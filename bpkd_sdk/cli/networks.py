@@ -16,6 +16,7 @@ from bpkd_sdk.cli.common import (
     Fit,
     MatchClasses,
     Root,
+    announce_loading,
     check_sources,
     console,
     errors,
@@ -75,6 +76,7 @@ def evaluate(
     """
     check_sources([model], [data], root)
     classes = read_class_map(class_map)
+    announce_loading()
     import bpkd_sdk
     from bpkd_sdk.evaluation import EvaluationProtocol
     from bpkd_sdk.runtime import open_runtime

@@ -28,6 +28,7 @@ from bpkd_sdk.cli.common import (
     Resume,
     Root,
     add_options,
+    announce_loading,
     check_output,
     check_sources,
     console,
@@ -175,6 +176,7 @@ def train(
     """Train a network on labelled images."""
     check_sources([model], [data], root, names=True)
     check_output(output, data, root)
+    announce_loading()
     import bpkd_sdk
 
     result = bpkd_sdk.train(
@@ -216,6 +218,7 @@ def distill(
     check_sources([teacher, student], [data], root, names=True)
     check_output(output, data, root)
     classes = read_class_map(class_map)
+    announce_loading()
     import bpkd_sdk
 
     result = bpkd_sdk.distill(
@@ -281,6 +284,7 @@ def compare(
     check_sources([student], names=True)
     check_output(output, data, root)
     classes = read_class_map(class_map)
+    announce_loading()
     import bpkd_sdk
 
     comparison = bpkd_sdk.compare(
