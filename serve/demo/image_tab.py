@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import gradio as gr
 import numpy as np
 
 from bpkd_sdk.data.pairs import Pair
-from bpkd_sdk.serve.demo import tables
+from bpkd_sdk.serve.demo import headline, tables
+from bpkd_sdk.serve.demo.confidence import ExampleCheck
 from bpkd_sdk.serve.demo.controls import DRAWING_EVENT, EXPECTED_ERRORS, NETWORK_EVENT, Controls, show_warning
 from bpkd_sdk.serve.demo.scene import Scene
 from bpkd_sdk.serve.demo.uploads import copy_file, new_file, upload_types, write_picture
@@ -32,12 +34,18 @@ def _upload_path(payload: Any) -> str | None:
     return payload.path if payload else None
 
 
+def _html(text: str) -> Any:
+    """Return an update of a gr.HTML component, which takes no place on the page without text."""
+    return gr.update(value=text, visible=bool(text))
+
+
 class ImageTab:
     """The tab for one image, created at the current position of the page.
 
     Args:
         models: Networks of the demo.
         controls: Controls above the tabs.
+        figures: Headline above the controls.
         cost: Table of costs, to which measured latencies are added.
         examples: Example images.
         thumbnails: Path of the thumbnail of each example.
@@ -48,19 +56,23 @@ class ImageTab:
         self,
         models: ModelSet,
         controls: Controls,
+        figures: gr.HTML,
         cost: gr.HTML,
         examples: Sequence[Pair],
         thumbnails: Sequence[str],
         limits: Limits,
     ) -> None:
-        self.models, self.controls, self.cost, self.examples, self.limits = models, controls, cost, examples, limits
+        self.models, self.controls, self.examples, self.limits = models, controls, examples, limits
+        self.figures, self.cost = figures, cost
+        self.check = ExampleCheck(models, examples)
+        self.first: Scene | None = None  # the first example with its predictions, the same for all visitors
         self.roles = ("teacher", "student") if models.teacher else ("network",)
         self.scene = gr.State()
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 self._build_inputs(thumbnails)
-            with gr.Column(scale=5, min_width=300):
-                self.welcome = gr.HTML(tables.WELCOME)
+            with gr.Column(scale=5, min_width=300, elem_id="output"):
+                self.welcome = gr.HTML(headline.LOADING if examples else headline.welcome(has_examples=False))
                 with gr.Column(visible=False, elem_id="results") as self.results:
                     self._build_results()
         self._connect()
@@ -94,6 +106,7 @@ class ImageTab:
             )
 
     def _build_results(self) -> None:
+        self.judgement = gr.HTML(elem_id="judgement", visible=False)
         slider: dict[str, Any] = {"format": "png", "max_height": 720, "interactive": False}
         with gr.Tabs():
             with gr.Tab("Overlay"):
@@ -128,9 +141,10 @@ class ImageTab:
     def _connect(self) -> None:
         student, alpha, width, divider = self.controls
         inputs = self.controls.drawing_inputs
-        outputs = [
+        self.outputs = outputs = [
             self.scene, self.welcome, self.results, self.overlay, self.boundaries, self.difference,
             self.difference_text, self.classes, self.errors_tab, self.errors, self.errors_text, self.caption,
+            self.figures, self.judgement,
         ]  # fmt: skip
         uploads = [self.photo, self.label]
         chosen = [self.photo.input] if isinstance(self.photo, gr.Image) else [self.photo.upload, self.photo.clear]
@@ -140,7 +154,7 @@ class ImageTab:
             student.input(self._change_student, [self.scene, *inputs], outputs, **NETWORK_EVENT),
         ):
             event.success(None, js=_SCROLL_TO_RESULTS, api_visibility="private")
-            event.success(self._measure, [self.scene, student], self.cost, show_progress="hidden", **NETWORK_EVENT)
+            self._measure_after(event)
         label_events = [self.label.upload, self.label.clear]
         label_inputs = [self.label, self.scene, *inputs]
         gr.on(label_events, self._set_label, label_inputs, [*outputs, self.label], **NETWORK_EVENT)
@@ -154,15 +168,44 @@ class ImageTab:
             written = button.click(write, [self.scene, *inputs], self.download, **DRAWING_EVENT)
             written.success(None, js=_START_DOWNLOAD, api_visibility="private")
 
+    def _measure_after(self, event: Any) -> None:
+        """Measure the networks and judge the image after an event that has shown an image."""
+        outputs = [self.figures, self.cost, self.judgement]
+        event.success(
+            self._measure, [self.scene, self.controls.student], outputs, show_progress="hidden", **NETWORK_EVENT
+        )
+
+    def open_first_example(self, page: gr.Blocks) -> None:
+        """Let the page open with the first example, if there is one. The place for uploads stays empty."""
+        if self.examples:
+            inputs = self.controls.drawing_inputs
+            self._measure_after(page.load(self._open_first, inputs, self.outputs, **NETWORK_EVENT))
+
+    def _open_first(self, student: str, alpha: float, width: int) -> _Update:
+        try:
+            return self._show(self._example(0, student), student, alpha, width)
+        except EXPECTED_ERRORS as error:
+            show_warning(error)
+            return self._close()
+
     def _open(self, path: str | None, student: str, alpha: float, width: int) -> _Update:
-        closed = {self.scene: None, self.welcome: gr.update(visible=True), self.results: gr.update(visible=False)}
         if path is None:
-            return closed
+            return self._close()
         try:
             return self._show(self._scene(Path(path)), student, alpha, width) | {self.label: None}
         except EXPECTED_ERRORS as error:
             show_warning(error)
-            return closed | {self.photo: None}
+            return {self.photo: None}
+
+    def _close(self) -> _Update:
+        """Return the updates that remove the results and state what to do."""
+        welcome = gr.update(value=headline.welcome(bool(self.examples)), visible=True)
+        return {
+            self.scene: None,
+            self.welcome: welcome,
+            self.results: gr.update(visible=False),
+            self.figures: _html(""),
+        }
 
     def _scene(self, path: Path) -> Scene:
         return Scene.open(path, self.limits, self.models.pixels)
@@ -171,12 +214,21 @@ class ImageTab:
         pair = self.examples[index]
         image, label = copy_file(pair.image), pair.label and copy_file(pair.label)
         try:
-            scene = self._scene(image).with_label(label, self._num_classes(student))
-            update = self._show(scene, student, alpha, width)
+            update = self._show(self._example(index, student), student, alpha, width)
             return update | {self.photo: str(image), self.label: label and str(label)}
         except EXPECTED_ERRORS as error:
             show_warning(error)
             return gr.skip()
+
+    def _example(self, index: int, student: str) -> Scene:
+        """Return the scene of an example. That of the first has its predictions, because every visitor opens it."""
+        if index == 0 and self.first is not None:
+            return self.first
+        pair = self.examples[index]
+        scene = replace(self._scene(pair.image).with_label(pair.label, self._num_classes(student)), is_example=True)
+        if index == 0:
+            scene = self.first = scene.with_predictions(self.models.pair(student))
+        return scene
 
     def _set_label(self, path: str | None, scene: Scene | None, student: str, alpha: float, width: int) -> Any:
         if scene is None:
@@ -216,6 +268,8 @@ class ImageTab:
             self.classes: tables.classes_table(predictions),
             self.caption: tables.caption(predictions, scene.size, scene.pixels.picture_rule),
             self.errors_tab: gr.update(visible=scene.label is not None),
+            self.figures: _html(headline.headline(self.models, student, scene)),
+            self.judgement: _html(""),
         }
         if self.models.teacher is not None:
             picture, difference = scene.difference(self.models.teacher.name, student)
@@ -250,9 +304,19 @@ class ImageTab:
     def _measure(self, scene: Scene | None, student: str) -> Any:
         if scene is None:
             return gr.skip()
-        for model in self.models.pair(student):
-            model.measure(scene.image)
-        return tables.cost_table(self.models, scene.size)
+        image, judgement = scene.image, ""
+        for model in self.models.available:
+            try:
+                model.measure(image)
+            except EXPECTED_ERRORS as error:
+                show_warning(f"{model.name} was not measured: {error}")
+        try:
+            if not scene.is_example:
+                judgement = headline.judgement_text(self.check.judge(scene, student))
+        except EXPECTED_ERRORS as error:
+            show_warning(error)
+        figures = headline.headline(self.models, student, scene)
+        return _html(figures), tables.cost_table(self.models, scene.size), _html(judgement)
 
     def _write_download(
         self, kind: str, index: int, scene: Scene | None, student: str, alpha: float, width: int

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tempfile
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from bpkd_sdk.serve.demo import tables
+from bpkd_sdk.serve.demo import headline, tables
 from bpkd_sdk.serve.demo.controls import build_controls
 from bpkd_sdk.serve.demo.examples import collect_examples, write_thumbnail
 from bpkd_sdk.serve.demo.file_tabs import build_batch_tab, build_video_tab
@@ -31,7 +32,7 @@ def build_demo(
     models: ModelSet,
     *,
     examples: str | Path | None = None,
-    title: str = "Teacher and student",
+    title: str | None = None,
     limits: Limits | None = None,
 ) -> RestrictedBlocks:
     """Build the demo page.
@@ -43,7 +44,7 @@ def build_demo(
             teacher, each student is shown alone; without a student, the teacher is shown alone.
         examples: Folder of example images. Labels are shown too if the folder contains ``images`` and ``labels``.
             None generates scenes if a network was trained on them, and otherwise shows no examples.
-        title: Title of the page.
+        title: Title of the page; None for the names of the networks.
         limits: Limits of the images and videos that visitors send; None for the defaults.
 
     Returns:
@@ -60,28 +61,36 @@ def build_demo(
     pairs = collect_examples(models, examples, Path(temporary.name))
     thumbnails = [write_thumbnail(pair.image, Path(temporary.name), models.pixels) for pair in pairs]
     limits = limits or Limits()
+    title = title or headline.title(models)
     demo = RestrictedBlocks(limits, title=title, fill_width=True)
     with demo:
-        gr.HTML(tables.header(title, models), elem_id="header")
+        gr.HTML(headline.header(title, models), elem_id="header")
+        figures = gr.HTML(elem_id="headline", visible=False)
         cost = gr.HTML(tables.cost_table(models, INITIAL_SIZE), elem_id="cost", render=False)
         if models.students:
             controls = build_controls(models)
             with gr.Tabs():
                 with gr.Tab("Image"):
-                    ImageTab(models, controls, cost, pairs, thumbnails, limits)
+                    image_tab = ImageTab(models, controls, figures, cost, pairs, thumbnails, limits)
                 with gr.Tab("Many images"):
                     build_batch_tab(models, controls, limits)
                 with gr.Tab("Video"):
                     build_video_tab(models, controls, limits)
         cost.render()  # type: ignore[no-untyped-call]
+        if models.students:
+            image_tab.open_first_example(demo)
         demo.load(None, js=_NAME_EXAMPLES, api_visibility="private")
     weakref.finalize(demo, temporary.cleanup)  # the examples must exist as long as the page
     return demo
 
 
 def _displayed(models: ModelSet) -> ModelSet:
-    """Return the networks in the order of the teacher's classes; a teacher without students takes their place."""
-    models = reorder_models(models)
+    """Return the networks in the order of the teacher's classes, what can be deployed first.
+
+    A teacher without students takes their place.
+    """
+    students = sorted(models.students, key=lambda model: not model.is_deployable)
+    models = reorder_models(replace(models, students=tuple(students)))
     if models.teacher is None or models.students:
         return models
     return ModelSet(None, (models.teacher,), models.unavailable)

@@ -16,11 +16,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from bpkd_sdk.data.labels import read_label
+from bpkd_sdk.evaluation.agreement import MaskAgreement, mask_agreement
 from bpkd_sdk.images import read_pixels
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.serve.networks import ServedModel
 from bpkd_sdk.serve.overlay import Difference, draw_difference, draw_overlay
-from bpkd_sdk.serve.predictor import Prediction, Timings
+from bpkd_sdk.serve.predictor import Prediction
 from bpkd_sdk.serve.service.limits import Limits, read_bounded, read_untrusted_image
 from bpkd_sdk.sizes import resize_label
 from bpkd_sdk.spec import Color
@@ -41,14 +42,14 @@ class CachedPrediction:
         page_mask: Mask in the size of the page, uint8 (h, w).
         class_names: Name of each class.
         palette: RGB colour (0..255) of each class.
-        timings: Timings of the prediction.
+        confidence: Mean probability of the predicted classes over the pixels, 0..1; None for a file of masks.
     """
 
     png: bytes
     page_mask: np.ndarray
     class_names: tuple[str, ...]
     palette: tuple[Color, ...]
-    timings: Timings
+    confidence: float | None
 
     @classmethod
     def from_prediction(cls, prediction: Prediction) -> CachedPrediction:
@@ -58,7 +59,7 @@ class CachedPrediction:
             resize_to_page(prediction.mask, cv2.INTER_NEAREST_EXACT),
             prediction.class_names,
             prediction.palette,
-            prediction.timings,
+            None if prediction.confidence is None else float(prediction.confidence.mean()),
         )
 
     @property
@@ -79,6 +80,7 @@ class Scene:
         label: Ground-truth class ids, uint8 (H, W), 255 for void; None without a label.
         predictions: Prediction of each network, by the name of the network.
         pixels: Format of the image.
+        is_example: Whether the image is one of the examples.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Scene:
     label: np.ndarray | None = None
     predictions: Mapping[str, CachedPrediction] = field(default_factory=dict)
     pixels: PixelFormat = field(default_factory=PixelFormat)
+    is_example: bool = False
 
     @classmethod
     def open(cls, source: Path, limits: Limits, pixels: PixelFormat = PixelFormat()) -> Scene:  # noqa: B008  (frozen)
@@ -132,10 +135,13 @@ class Scene:
 
     def with_predictions(self, models: Sequence[ServedModel]) -> Scene:
         """Return the scene with the predictions of these networks. Only networks without a prediction are run."""
+        missing = [model for model in models if model.name not in self.predictions]
+        if not missing:
+            return self
         image, predictions = self.image, dict(self.predictions)
-        for model in models:
-            if model.name not in predictions:
-                predictions[model.name] = CachedPrediction.from_prediction(model.predictor(image))
+        for model in missing:
+            prediction = model.predictor(image, confidence=model.predictor.has_probabilities)
+            predictions[model.name] = CachedPrediction.from_prediction(prediction)
         return replace(self, predictions=predictions)
 
     @property
@@ -166,6 +172,10 @@ class Scene:
         """Draw the mask of a network over the image in the size of the image."""
         prediction = self.predictions[model]
         return draw_full_size(self.picture, prediction.mask, prediction.palette, alpha, width)
+
+    def agreement(self, teacher: str, student: str) -> MaskAgreement:
+        """Return the shares of pixels in which two networks agree, in the size of the image."""
+        return mask_agreement(*([self.predictions[name].mask] for name in (student, teacher)))
 
     def difference(self, teacher: str, student: str) -> tuple[np.ndarray, Difference]:
         """Draw the pixels where two networks differ, in the size of the page, and return the shares of these pixels."""

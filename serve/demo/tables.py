@@ -9,30 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bpkd_sdk.colors import overlay_colors
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
-from bpkd_sdk.gpu import gpu_names
 from bpkd_sdk.serve.demo.scene import CachedPrediction
-from bpkd_sdk.serve.networks import ModelSet, ServedModel
+from bpkd_sdk.serve.networks import LATENCY_RUNS, ModelSet, ServedModel
 from bpkd_sdk.serve.overlay import BODY_COLOR, EDGE_COLOR, Difference
-from bpkd_sdk.serve.predictor import Timings
 from bpkd_sdk.spec import Color
 
 BOUNDARY_WIDTH = 3  # width of the boundary in pixels for boundary IoU
-
-WELCOME = """<div class="welcome"><h2>Choose an image to begin</h2><p>Upload an image, take one with the camera, paste
-one from the clipboard, or select an example. The networks segment it immediately.</p></div>"""
-
-
-def header(title: str, models: ModelSet) -> str:
-    """Format the title and the devices that run the networks."""
-    devices = sorted({device_name(model) for model in models.available})
-    if not devices:
-        status = "No network could be opened. The table below contains the reasons."
-    else:
-        status = f"The networks run on {' and '.join(devices)}."
-        if not gpu_names():
-            status += " No NVIDIA GPU is available."
-    return f"<h1>{escape(title)}</h1><p>{escape(status)}</p>"
 
 
 def difference_text(difference: Difference) -> str:
@@ -74,8 +58,9 @@ def classes_table(predictions: Mapping[str, CachedPrediction]) -> str:
         predictions: One or two predictions of the same image, by the name of the network.
     """
     first, *others = predictions.values()
+    colors = overlay_colors(first.palette)
     rows = "".join(
-        f"<tr><th scope=row>{_swatch(first.palette[row.class_id])}{escape(first.class_names[row.class_id])}</th>"
+        f"<tr><th scope=row>{_swatch(colors[row.class_id])}{escape(first.class_names[row.class_id])}</th>"
         + "".join(f"<td>{area:.1%}</td>" for area in row.areas)
         + (f"<td class=bar style='--part:{row.iou:.4f}'>{row.iou:.1%}</td>" if others else "")
         + "</tr>"
@@ -127,7 +112,7 @@ def _score(prediction: CachedPrediction, label: np.ndarray) -> Metrics:
 
 
 def caption(predictions: Mapping[str, CachedPrediction], image_size: tuple[int, int], picture_rule: str = "") -> str:
-    """Format the legend of the classes present, the size of the image and the time of each network.
+    """Format the legend of the classes present, and the size of the image.
 
     Args:
         predictions: Predictions of the image, by the name of the network.
@@ -136,17 +121,11 @@ def caption(predictions: Mapping[str, CachedPrediction], image_size: tuple[int, 
     """
     present: dict[str, Color] = {}
     for prediction in predictions.values():
+        colors = overlay_colors(prediction.palette)
         for class_id in np.flatnonzero(np.bincount(prediction.page_mask.ravel())).tolist():
-            present[prediction.class_names[class_id]] = prediction.palette[class_id]
-    times = " &middot; ".join(_format_timings(name, prediction.timings) for name, prediction in predictions.items())
-    size = f"{image_size[1]} x {image_size[0]} pixels"
-    rule = f"<p class=faint>{escape(picture_rule)}</p>" if picture_rule else ""
-    return f"{_legend(present)}<p class=faint>{size} &middot; {times}</p>{rule}"
-
-
-def _format_timings(name: str, timings: Timings) -> str:
-    stages = f"pre-processing {timings.pre:.1f}, network {timings.inference:.1f}, post-processing {timings.post:.1f} ms"
-    return f'<span title="{stages}">{escape(name)} {timings.total:.0f} ms</span>'
+            present[prediction.class_names[class_id]] = colors[class_id]
+    rule = f" &middot; {escape(picture_rule)}" if picture_rule else ""
+    return f"{_legend(present)}<p class=faint>{image_size[1]} x {image_size[0]} pixels{rule}</p>"
 
 
 def cost_table(models: ModelSet, image_size: tuple[int, int]) -> str:
@@ -159,11 +138,14 @@ def cost_table(models: ModelSet, image_size: tuple[int, int]) -> str:
     )
     headings = ["Parameters", f"MACs at {image_size[1]} x {image_size[0]}", "File size", "Latency", "Device"]
     table = _table(["Network", *headings], rows)
-    if len(models.available) < 2:
-        return table
-    return f"{table}<p class=faint>Ratios are relative to {escape(models.available[0].name)}.</p>"
+    ratios = f"Ratios are relative to {escape(models.available[0].name)}. " if len(models.available) > 1 else ""
+    return f"{table}<p class=faint>{ratios}{_LATENCY_RULE}</p>" if models.available else table
 
 
+_LATENCY_RULE = (
+    f"Latency: from the image on the page to its mask, on this server; median of up to {LATENCY_RUNS} runs after one "
+    "that is not counted."
+)
 _COST_UNITS = ("", "", "B", "s")
 
 
@@ -171,10 +153,12 @@ def _cost_row(model: ServedModel, reference: ServedModel, image_size: tuple[int,
     costs = _costs(model, image_size)
     references = [None] * len(costs) if reference is model else _costs(reference, image_size)
     cells = "".join(
-        f"<td>{_format_si(cost)}{unit}{_format_ratio(cost, other)}</td>" if cost else "<td>–</td>"
+        f"<td>{format_si(cost)}{unit}{_format_ratio(cost, other)}</td>" if cost else "<td>–</td>"
         for cost, other, unit in zip(costs, references, _COST_UNITS, strict=True)
     )
-    return f"<tr><th scope=row>{escape(model.name)}</th>{cells}<td>{escape(device_name(model))}</td></tr>"
+    architecture = model.predictor.runtime.spec.name
+    name = escape(model.name) + (f"<span class=sub>{escape(architecture)}</span>" if architecture else "")
+    return f"<tr><th scope=row>{name}</th>{cells}<td>{escape(model.device_name)}</td></tr>"
 
 
 def _costs(model: ServedModel, image_size: tuple[int, int]) -> list[float | None]:
@@ -183,7 +167,7 @@ def _costs(model: ServedModel, image_size: tuple[int, int]) -> list[float | None
     return [*model.cost(image_size), model.file_bytes, latency.total / 1000 if latency else None]
 
 
-def _format_si(value: float) -> str:
+def format_si(value: float) -> str:
     """Format a number with three digits and an SI prefix, for example 2.30 M, 87.2 M, 1.81 G, 12.3 m."""
     exponent = math.floor(math.log10(value) / 3)
     scaled = value / 1000**exponent
@@ -194,13 +178,7 @@ def _format_ratio(value: float, reference: float | None) -> str:
     ratio = reference / value if reference else 1.0
     if 0.95 < ratio < 1.05:
         return ""
-    return f"<span class=ratio>{f'{ratio:.1f}× less' if ratio > 1 else f'{1 / ratio:.1f}× more'}</span>"
-
-
-def device_name(model: ServedModel) -> str:
-    """Return the name of the GPU that runs a network, or the type of another device, for example CPU."""
-    device = model.predictor.runtime.device
-    return gpu_names()[device.index or 0] if device.type == "cuda" else device.type.upper()
+    return f"<span class=sub>{f'{ratio:.1f}× less' if ratio > 1 else f'{1 / ratio:.1f}× more'}</span>"
 
 
 def _table(headings: Sequence[str], rows: str) -> str:

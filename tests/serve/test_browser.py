@@ -20,12 +20,14 @@ from PIL import Image
 
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.export import to_onnx
+from bpkd_sdk.files import SHAPES_TEACHER
 from bpkd_sdk.images import read_image
 from bpkd_sdk.serve import Predictor
 from tests.conftest import ROOT, missing
 from tests.serve import colors
 from tests.serve.browsing import CHROMIUM, PHONE, launch_browser, open_page, serving
 
+LIGHT_SIZE = (1280, 900)
 LATENCY = re.compile(r"\d [mµ]s")  # networks this small may take less than a millisecond
 ARTIFACTS = Path(os.environ.get("BPKD_ARTIFACTS", ROOT / "tests" / "artifacts"))
 
@@ -67,15 +69,32 @@ def browser():
         yield browser
 
 
+@pytest.fixture(scope="module")
+def shown(url):
+    """The page whose pictures are in docs: of the quickstart whose folder BPKD_QUICKSTART names, otherwise `url`."""
+    if not (quickstart := os.environ.get("BPKD_QUICKSTART")):
+        yield url
+        return
+    names = "student_bpkd/last.safetensors", "student.onnx", "student.int8.onnx"
+    students = [part for name in names for part in ("--student", Path(quickstart, name))]
+    with serving("--teacher", SHAPES_TEACHER, *students) as own:
+        yield own
+
+
 def choose(page, photo):
+    """Open a photo in place of the first example."""
+    picture = page.locator("#overlay img").first
+    picture.wait_for()
+    example = picture.evaluate("image => image.src")
     page.set_input_files("#photo input[type=file]", photo)
-    page.locator("#overlay img").first.wait_for()
+    page.wait_for_function("old => document.querySelector('#overlay img').src != old", arg=example)
 
 
-def save_screenshot(page, name):
+def save_screenshot(page, name, suffix="png"):
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     page.wait_for_timeout(300)  # animations
-    page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=True)
+    screenshot = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+    screenshot.convert("RGB").save(ARTIFACTS / f"{name}.{suffix}", quality=85)
 
 
 def pictures(page, slider):
@@ -90,13 +109,36 @@ def download(page, button):
     return started.value.suggested_filename, Path(started.value.path())
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "dark"), [("light", LIGHT_SIZE, False), ("dark", LIGHT_SIZE, True), ("phone", PHONE, False)]
+)
+def test_the_page_opens_with_the_first_example(browser, shown, name, size, dark):
+    """Also writes the pictures of docs; CONTRIBUTING.md states how."""
+    with open_page(browser, shown, size, dark=dark) as page:
+        page.locator("#overlay img").first.wait_for()
+        page.locator("#headline", has_text="on this server").wait_for()
+        assert page.locator("#headline li").count() == 4
+        page.locator("#header", has_text="networks compared with").wait_for()
+        assert page.get_by_role("combobox", name="Student").input_value() == "student.onnx"
+        assert page.locator("#cost").get_by_text(LATENCY).count() >= 3  # of all networks
+        assert page.evaluate("document.documentElement.scrollWidth") == size[0]
+        legend = page.locator("#caption li").first
+        text, background = (page.evaluate(f"getComputedStyle({element}).{kind}") for element, kind in (
+            ("document.querySelector('#caption li')", "color"), ("document.body", "backgroundColor")
+        ))  # fmt: skip
+        legend.wait_for()
+        text, background = (
+            np.mean([int(value) for value in re.findall(r"\d+", rgb)[:3]]) for rgb in (text, background)
+        )
+        assert abs(text - background) > 150
+        save_screenshot(page, f"page-{name}", suffix="webp")
+    assert (ARTIFACTS / f"page-{name}.webp").stat().st_size <= 150_000
+
+
 def test_an_uploaded_photo_is_segmented_and_compared(browser, url, folder, photo):
     predictors = [Predictor(folder / f"{name}.onnx", "cpu") for name in ("teacher", "student")]
     with open_page(browser, url) as page:
-        page.get_by_text("Choose an image to begin").wait_for()
         page.locator("#cost", has_text="is of the format TensorRT, which runs on cuda").wait_for()
-        page.locator("#header", has_text="No NVIDIA GPU is available").wait_for()
-        save_screenshot(page, "empty")
         choose(page, photo[0])
         left, right = pictures(page, "overlay")
         assert left.shape == right.shape == (960, 1280, 3)
@@ -109,6 +151,7 @@ def test_an_uploaded_photo_is_segmented_and_compared(browser, url, folder, photo
         name, path = download(page, "student overlay")
         assert (name, Image.open(path).size) == ("photo_overlay_student.png", (256, 192))
         page.locator("#cost").get_by_text(LATENCY).nth(1).wait_for()
+        page.locator("#judgement", has_text="is not known: the files contain masks without probabilities").wait_for()
         save_screenshot(page, "overlay")
         for tab in ("Boundaries", "Difference", "Classes"):
             page.get_by_role("tab", name=tab).click()
@@ -229,7 +272,9 @@ def test_stopping_the_server_with_an_open_page_leaves_no_files(browser, url, fol
         own = server.enter_context(serving("--student", folder / "student.onnx"))
         heartbeat = httpx.stream("GET", f"{own}/gradio_api/heartbeat/a", timeout=60)
         with open_page(browser, own) as page, heartbeat as answer:
-            choose(page, photo[0])
+            page.get_by_text("start the server with --examples FOLDER").wait_for()  # it has no example
+            page.set_input_files("#photo input[type=file]", photo[0])
+            page.locator("#overlay img").first.wait_for()
             assert answer.status_code == 200
             assert list(tmp_path.glob("bpkd-examples-*"))
             start = time.monotonic()

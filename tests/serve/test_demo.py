@@ -16,9 +16,12 @@ from fastapi import FastAPI
 from PIL import Image, PngImagePlugin
 
 import bpkd_sdk
+from bpkd_sdk.colors import overlay_colors
 from bpkd_sdk.data import shapes
-from bpkd_sdk.serve import Predictor, build_demo, draw_overlay
-from bpkd_sdk.serve.demo import page_options, tables
+from bpkd_sdk.data.pairs import Pair
+from bpkd_sdk.serve import Predictor, Timings, build_demo, draw_overlay
+from bpkd_sdk.serve.demo import headline, page_options, tables
+from bpkd_sdk.serve.demo.confidence import ExampleCheck
 from bpkd_sdk.serve.demo.examples import MAX_EXAMPLES, find_examples, generate_examples
 from bpkd_sdk.serve.demo.file_tabs import write_zip
 from bpkd_sdk.serve.demo.scene import PAGE_SIDE, Scene, draw_full_size, resize_to_page
@@ -99,7 +102,7 @@ class TestScene:
         np.testing.assert_array_equal(full, draw_overlay(image, mask, colors.PALETTE, alpha=0.3, boundaries=False))
         large = cv2.resize(mask, None, fx=16, fy=16, interpolation=cv2.INTER_NEAREST)
         on_page = both.overlay("teacher", 1, 0)
-        np.testing.assert_array_equal(on_page, np.array(colors.PALETTE, np.uint8)[large])
+        np.testing.assert_array_equal(on_page, np.array(overlay_colors(colors.PALETTE), np.uint8)[large])
 
     @pytest.mark.parametrize(("side", "lines"), [(PAGE_SIDE // 8, 1), (PAGE_SIDE, 3), (2 * PAGE_SIDE, 6)])
     def test_lines_have_the_same_relative_width_as_on_the_page(self, side, lines):
@@ -211,6 +214,116 @@ class TestTables:
         assert "<img" not in html
 
 
+class Bright(torch.nn.Module):
+    """A network of two classes that is the more confident the brighter an image is."""
+
+    spec = bpkd_sdk.NetworkSpec(None, 2, class_names=("a", "b"), mean=(0, 0, 0), std=(1, 1, 1))
+
+    def forward(self, images):
+        brightness = images.mean(1, keepdim=True)
+        return torch.cat([4 * brightness, 0 * brightness], 1)
+
+
+class MasksOnly(Predictor):
+    """A predictor of a file that contains no probabilities."""
+
+    has_probabilities = False
+
+
+class TestExampleCheck:
+    @pytest.fixture
+    def examples(self, tmp_path):
+        pairs = [Pair(tmp_path / f"{value}.png", None) for value in (160, 170, 180, 190)]
+        for pair in pairs:
+            pair.image.write_bytes(encoded(np.full((8, 8, 3), int(pair.image.stem), np.uint8)))
+        return pairs
+
+    @pytest.fixture
+    def bright(self):
+        return ServedModel("bright", Predictor(Bright().eval(), "cpu"))
+
+    @pytest.mark.parametrize(("value", "is_unlike"), [(250, False), (175, False), (155, True), (60, True)])
+    def test_an_image_with_less_confidence_than_the_examples_is_unlike_them(
+        self, tmp_path, examples, bright, value, is_unlike
+    ):
+        image = open_scene(tmp_path, np.full((8, 8, 3), value, np.uint8))
+        judgement = ExampleCheck(ModelSet(None, (bright,)), examples).judge(image, "bright")
+        assert judgement.is_unlike is is_unlike
+        assert judgement.confidence == pytest.approx(1 / (1 + np.exp(-4 * value / 255)), abs=1e-4)
+        text = headline.judgement_text(judgement)
+        assert ("seems to be unlike the examples" in text) is is_unlike
+        assert f"{judgement.confidence:.0%} confident" in text
+        assert "on the 4 examples" in text
+
+    def test_a_file_of_masks_is_judged_by_another_network(self, tmp_path, examples, bright):
+        masks = ServedModel("masks", MasksOnly(Bright().eval(), "cpu"))
+        image = open_scene(tmp_path, np.full((8, 8, 3), 60, np.uint8))
+        for models in (ModelSet(bright, (masks,)), ModelSet(None, (masks, bright))):
+            assert ExampleCheck(models, examples).judge(image, "masks").network == "bright"
+        alone = ExampleCheck(ModelSet(None, (masks,)), examples).judge(image, "masks")
+        assert "masks without probabilities" in alone
+        assert "is not known" in headline.judgement_text(alone)
+
+    def test_a_few_examples_are_not_enough(self, tmp_path, examples, bright):
+        image = open_scene(tmp_path, np.full((8, 8, 3), 60, np.uint8))
+        assert "at least 4 examples" in ExampleCheck(ModelSet(None, (bright,)), examples[:3]).judge(image, "bright")
+
+
+def figures(html):
+    """Return the numbers of a headline with the texts below them."""
+    return re.findall(r"<li><b>(.*?)</b><span>(.*?)</span></li>", html)
+
+
+class TestHeadline:
+    def test_it_states_what_the_student_costs_and_keeps(self, tmp_path, networks):
+        both = open_scene(tmp_path, scene(60, 80)).with_predictions(networks)
+        models = ModelSet(networks[0], (networks[1],))
+        macs, latency, whole, edge = figures(headline.headline(models, "student", both))
+        assert latency == ("…", "latency: being measured")
+        for network, milliseconds in zip(networks, (42.0, 12.0), strict=True):
+            network.latency[60, 80] = Timings(1, milliseconds - 2, 1)
+        macs, latency, whole, edge = figures(headline.headline(models, "student", both))
+        teacher_macs, student_macs = (network.cost((60, 80))[1] for network in networks)
+        assert macs == (f"{teacher_macs / student_macs:.1f}×", "fewer MACs")
+        assert latency == ("3.5×", "faster on this server: 12.0 ms instead of 42.0 ms")
+        teacher, student = (both.predictions[name].mask for name in ("teacher", "student"))
+        assert whole[0] == f"{(teacher == student).mean():.1%}"
+        window = np.ones((7, 7), np.uint8)
+        band = cv2.dilate(teacher, window) != cv2.erode(teacher, window)
+        assert edge[0] == f"{(teacher == student)[band].mean():.1%}"
+
+    def test_a_student_that_is_slower_is_called_slower(self, tmp_path, networks):
+        both = open_scene(tmp_path, scene(60, 80)).with_predictions(networks)
+        for network, milliseconds in zip(networks, (10.0, 20.0), strict=True):
+            network.latency[60, 80] = Timings(1, milliseconds - 2, 1)
+        _, latency, *_ = figures(headline.headline(ModelSet(networks[0], (networks[1],)), "student", both))
+        assert latency == ("2.0×", "slower on this server: 20.0 ms instead of 10.0 ms")
+
+    def test_what_is_not_known_is_not_stated(self, tmp_path, networks, monkeypatch):
+        monkeypatch.setattr(ServedModel, "cost", lambda *_: (None, None))
+        both = open_scene(tmp_path, scene(60, 80)).with_predictions(networks)
+        macs, *_ = figures(headline.headline(ModelSet(networks[0], (networks[1],)), "student", both))
+        assert macs == ("–", "MACs: unknown for student and teacher")
+        alone = headline.headline(ModelSet(None, (networks[1],)), "student", both)
+        assert figures(alone) == [("–", "MACs: unknown for this file"), ("…", "latency: being measured")]
+        assert "There is no teacher to compare with" in alone
+
+    def test_title_and_description_are_those_of_the_networks(self, networks, model, files):
+        teacher, student = networks
+        assert headline.title(ModelSet(teacher, (student,))) == "student compared with teacher"
+        assert headline.title(ModelSet(teacher, (student, student))) == "2 networks compared with teacher"
+        page = build_demo(ModelSet(None, (ServedModel("<b>", student.predictor),)))
+        (header,) = [block.value for block in page.blocks.values() if getattr(block, "elem_id", None) == "header"]
+        assert header.startswith("<h1>&lt;b&gt;</h1>")
+        assert "one of 5 classes: shadow, asphalt, sky, plants, bricks. Device: CPU." in header
+
+    def test_the_exported_file_is_chosen_before_its_checkpoint(self, model, files):
+        page = build_demo(open_models([model, files / "masks.onnx"], device="cpu"))
+        (choice,) = [block for block in page.blocks.values() if isinstance(block, gr.Dropdown)]
+        assert choice.value == "masks.onnx"
+        assert [name for name, _ in choice.choices] == ["masks.onnx", "Sequential"]
+
+
 class TestModelSet:
     def test_a_student_with_other_classes_is_not_compared(self, networks, model):
         teacher, student = networks
@@ -289,8 +402,8 @@ def test_the_page_shows_the_reasons_if_no_network_can_be_opened(tmp_path):
     page = build_demo(open_models([tmp_path / "student.engine"], teacher=tmp_path / "teacher.onnx"))
     texts = [block.value for block in page.blocks.values() if isinstance(block, gr.HTML)]
     assert "No network could be opened" in texts[0]
-    assert "There is no ONNX file" in texts[1]
-    assert "There is no engine" in texts[1]
+    assert "There is no ONNX file" in texts[-1]
+    assert "There is no engine" in texts[-1]
 
 
 def test_page_options_are_options_of_launch_and_mount():
