@@ -193,7 +193,8 @@ def find_network(source: Any, *, names: bool = False) -> Any:
             f"The folder {source} contains no network: neither {LAST_CHECKPOINT} of a run, nor {CHECKPOINT_FILE} or "
             f"{ONNX_FILE} of a model folder."
         )
-    raise FileNotFoundError(f"There is no file or folder {source}.{_similar_file(Path(source))}")
+    what = "ONNX file at" if text.lower().endswith(".onnx") else "file or folder"
+    raise FileNotFoundError(f"There is no {what} {source}.{_similar_file(Path(source))}")
 
 
 def _similar_file(path: Path) -> str:

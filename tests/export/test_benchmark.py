@@ -55,6 +55,7 @@ def files(network, tmp_path_factory):
     to_onnx(network, folder / "m.onnx", input_size=SIZE, dynamic_batch=False)
     (folder / "cut <b>.onnx").write_bytes((folder / "m.onnx").read_bytes()[:-1000])
     (folder / "m.engine").write_bytes(b"plan")
+    (folder / "m.pt2").touch()
     return folder
 
 

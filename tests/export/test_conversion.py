@@ -130,7 +130,7 @@ def test_an_onnx_file_keeps_its_precision():
         plan_steps(Path("m.onnx"), "n.onnx", None)
     with pytest.raises(ValueError, match="is an ONNX file and keeps its own precision"):
         plan_steps(Path("m.onnx"), "m.engine", "fp16")
-    with pytest.raises(FileNotFoundError, match="no file or folder none.onnx"):
+    with pytest.raises(FileNotFoundError, match="no ONNX file at none.onnx"):
         convert("none.onnx", "m.engine")
 
 

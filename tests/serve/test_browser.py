@@ -56,6 +56,7 @@ def url(folder, photo):
     for index in range(3):
         Image.fromarray(render(0, "val", index)[0]).save(examples / f"scene_{index}.png")
     shutil.copy(folder / "teacher.onnx", folder / "twin.onnx")
+    (folder / "none.engine").touch()
     students = [part for name in ("student.onnx", "twin.onnx", "none.engine") for part in ("--student", folder / name)]
     with serving("--teacher", folder / "teacher.onnx", *students, "--examples", examples) as url:
         yield url

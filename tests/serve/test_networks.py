@@ -27,7 +27,7 @@ def test_a_network_that_cannot_be_opened_does_not_stop_the_others(checkpoint, tm
     assert [model.name for model in models.students] == [f"{checkpoint} (1)", f"{checkpoint} (2)"]
     assert [model.name for model in models.unavailable] == ["missing.onnx", "broken.onnx", "student.pkl"]
     for model, reason in zip(
-        models.unavailable, ["no ONNX file", "not a readable ONNX file", "Expected a file"], strict=True
+        models.unavailable, ["no ONNX file", "not a readable ONNX file", "no file or folder"], strict=True
     ):
         assert reason in model.reason
         assert str(tmp_path) not in model.reason
