@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,15 @@ def reference() -> Path:
 def camvid() -> Path:
     """Folder of CamVid, 480x360, 11 classes."""
     return _shared("BPKD_CAMVID", "data", "camvid")
+
+
+@pytest.fixture(autouse=True)
+def _operators_parsed_once():
+    """After the first export, keep the table of ONNX operators, which torch otherwise makes in each export."""
+    module = sys.modules.get("torch.onnx._internal.exporter._registration")
+    registry = getattr(module, "ONNXRegistry", None)  # private: a version of torch without it is only slower
+    if registry is not None and not hasattr(registry.from_torchlib, "cache_info"):
+        registry.from_torchlib = staticmethod(cache(registry.from_torchlib))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.losses import METHODS, CWDLoss
 
-NETWORK = "smp/FPN/tu-mobilenetv3_small_050"
+NETWORK = "smp/FPN/tu-test_resnet"
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from bpkd_sdk.runtime.device import Device
 from bpkd_sdk.spec import NetworkSpec
 from tests.networks import tiny
 
-NETWORK = "smp/FPN/tu-resnet10t"
+NETWORK = "smp/FPN/tu-test_resnet"
 SIZE = (64, 96)
 DATA = ShapesDataset("val", length=5, size=SIZE)
 
@@ -63,7 +63,7 @@ def files(network, tmp_path_factory):
 def report(network, files):
     module = TorchRuntime(network, name="in this process")
     paths = [files / name for name in ("m.safetensors", "m.onnx", "cut <b>.onnx", "m.engine", "m.pt2")]
-    return benchmark([*paths, module], DATA, duration=0.2, device="cpu")
+    return benchmark([*paths, module], DATA, duration=0.05, device="cpu")
 
 
 def test_the_table_has_a_row_with_the_facts_of_each_artifact(report, network, files):

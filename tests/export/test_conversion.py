@@ -26,7 +26,7 @@ SIZE = (64, 96)
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("conversion")
     torch.manual_seed(0)
-    model = bpkd_sdk.create_model("smp/FPN/tu-resnet10t", 9).eval()
+    model = bpkd_sdk.create_model("smp/FPN/tu-test_resnet", 9).eval()
     bpkd_sdk.save_model(model, folder / "m.safetensors")
     return folder
 

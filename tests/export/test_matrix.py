@@ -12,10 +12,10 @@ from bpkd_sdk.models.smp import ARCHITECTURES
 
 DPT = "smp/DPT/tu-vit_tiny_patch16_224"
 FROM_SMP = [
-    f"smp/{name}/{'mit_b0' if name == 'Segformer' else 'tu-resnet10t'}" for name in ARCHITECTURES if name != "DPT"
+    f"smp/{name}/{'mit_b0' if name == 'Segformer' else 'tu-test_resnet'}" for name in ARCHITECTURES if name != "DPT"
 ]
 # PAN pools its features three times; DPT's position embeddings are for one size.
-SIZES = {"smp/PAN/tu-resnet10t": (176, 192), DPT: (224, 224)}
+SIZES = {"smp/PAN/tu-test_resnet": (176, 192), DPT: (224, 224)}
 
 
 @pytest.mark.parametrize("name", FROM_SMP)
@@ -29,7 +29,7 @@ def test_any_size_and_batch(name, tmp_path):
     assert json.loads(entry.value)["network"]["name"] == name
 
 
-@pytest.mark.parametrize("name", ["smp/PSPNet/resnet18", DPT])
+@pytest.mark.parametrize("name", ["smp/PSPNet/tu-test_resnet", DPT])
 def test_one_size(name, tmp_path):
     size = SIZES.get(name, (90, 120))
     assert to_onnx(settled(name, 2, size), tmp_path / "m.onnx", input_size=size, dynamic_batch=name != DPT).verified

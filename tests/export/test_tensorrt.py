@@ -81,7 +81,7 @@ def test_the_manifest_describes_the_engine(compiler, files, tmp_path):
 
 
 def test_a_network_of_another_library_compiles_in_every_precision(compiler, tmp_path):
-    network = fitted("smp/FPN/tu-mobilenetv3_small_050", (96, 128))
+    network = fitted("smp/FPN/tu-test_efficientnet", (96, 128))
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in network.modules())
     files = {precision: tmp_path / f"{precision}.onnx" for precision in ("fp32", "fp16", "int8")}
     to_onnx(network, files["fp32"], input_size=(96, 128), dynamic_batch=False)

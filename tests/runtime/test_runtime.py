@@ -18,7 +18,7 @@ from bpkd_sdk.runtime.device import Device, choose_device
 from bpkd_sdk.runtime.manifest import EngineManifest, manifest_path
 from bpkd_sdk.runtime.onnx import OnnxRuntime
 
-NETWORK = "smp/PSPNet/tu-resnet10t"
+NETWORK = "smp/PSPNet/tu-test_resnet"
 SIZE = (64, 96)
 
 
