@@ -154,7 +154,7 @@ def check_commands(file):
     assert run("--help")[0] == 0
     for command, arguments in COMMANDS.items():
         code, _, errors = run(*command.split(), *arguments.format(file=file).split())
-        lines = [line for line in errors.splitlines() if not line.startswith("Data set:")]
+        lines = [line for line in errors.splitlines() if not line.startswith(("Data set:", "Loading"))]
         assert code == 1, (command, code, errors)
         assert len(lines) == 1, (command, errors)
         assert "pip install 'bpkd-sdk[" in lines[0], (command, errors)
