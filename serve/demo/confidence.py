@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from bpkd_sdk.data.pairs import Pair
 from bpkd_sdk.images import read_pixels
-from bpkd_sdk.serve.demo.scene import Scene
+from bpkd_sdk.serve.demo.scene import Scene, mean_confidence
 from bpkd_sdk.serve.networks import ModelSet, ServedModel
 from bpkd_sdk.serve.predictor import Predictor
 
@@ -22,9 +22,9 @@ class Judgement(NamedTuple):
 
     Attributes:
         network: Name of the network whose confidence was compared.
-        confidence: Mean probability of the predicted classes over the pixels of the image, 0..1.
-        lowest: Lowest of these means over the examples, 0..1.
-        highest: Highest of these means over the examples, 0..1.
+        confidence: Confidence on the image as `mean_confidence` computes it, 0..1.
+        lowest: Lowest confidence on an example, 0..1.
+        highest: Highest confidence on an example, 0..1.
         examples: Number of the examples.
     """
 
@@ -80,14 +80,14 @@ class ExampleCheck:
                 end = time.monotonic() + _SECONDS
                 confidences: list[float] = []
                 for pair in self.examples:
-                    confidences.append(_mean_confidence(model.predictor, pair))
+                    confidences.append(_example_confidence(model.predictor, pair))
                     if time.monotonic() > end:
                         break
                 self._expected[model.name] = confidences
             return self._expected[model.name]
 
 
-def _mean_confidence(predictor: Predictor, pair: Pair) -> float:
-    prediction = predictor(read_pixels(pair.image, predictor.pixels), confidence=True)
-    assert prediction.confidence is not None  # noqa: S101  (requested with the image)
-    return float(prediction.confidence.mean())
+def _example_confidence(predictor: Predictor, pair: Pair) -> float:
+    confidence = mean_confidence(predictor(read_pixels(pair.image, predictor.pixels), confidence=True))
+    assert confidence is not None  # noqa: S101  (requested with the image)
+    return confidence

@@ -42,7 +42,7 @@ class CachedPrediction:
         page_mask: Mask in the size of the page, uint8 (h, w).
         class_names: Name of each class.
         palette: RGB colour (0..255) of each class.
-        confidence: Mean probability of the predicted classes over the pixels, 0..1; None for a file of masks.
+        confidence: Confidence as `mean_confidence` computes it, 0..1; None for a file of masks.
     """
 
     png: bytes
@@ -59,13 +59,27 @@ class CachedPrediction:
             resize_to_page(prediction.mask, cv2.INTER_NEAREST_EXACT),
             prediction.class_names,
             prediction.palette,
-            None if prediction.confidence is None else float(prediction.confidence.mean()),
+            mean_confidence(prediction),
         )
 
     @property
     def mask(self) -> np.ndarray:
         """Class ids in the size of the image, uint8 (H, W)."""
         return np.asarray(Image.open(io.BytesIO(self.png)))
+
+
+def mean_confidence(prediction: Prediction) -> float | None:
+    """Return the probability of the predicted class, averaged over the pixels of each class and then over the classes.
+
+    Classes with less than 0.5 % of the pixels are left out. Without the average over classes, a large background of
+    which a network is always sure would hide that it is unsure of everything else. None without probabilities.
+    """
+    if prediction.confidence is None:
+        return None
+    areas = np.bincount(prediction.mask.ravel(), minlength=256)
+    sums = np.bincount(prediction.mask.ravel(), weights=prediction.confidence.ravel(), minlength=256)
+    counted = areas >= min(0.005 * prediction.mask.size, areas.max())
+    return float((sums[counted] / areas[counted]).mean())
 
 
 @dataclass(frozen=True)

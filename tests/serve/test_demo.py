@@ -19,6 +19,7 @@ import bpkd_sdk
 from bpkd_sdk.colors import overlay_colors
 from bpkd_sdk.data import shapes
 from bpkd_sdk.data.pairs import Pair
+from bpkd_sdk.files import SHAPES_TEACHER
 from bpkd_sdk.serve import Predictor, Timings, build_demo, draw_overlay
 from bpkd_sdk.serve.demo import headline, page_options, tables
 from bpkd_sdk.serve.demo.confidence import ExampleCheck
@@ -254,6 +255,13 @@ class TestExampleCheck:
         assert ("seems to be unlike the examples" in text) is is_unlike
         assert f"{judgement.confidence:.0%} confident" in text
         assert "on the 4 examples" in text
+
+    def test_noise_is_unlike_generated_scenes(self, tmp_path):
+        teacher = open_models([], teacher=SHAPES_TEACHER, device="cpu").teacher
+        check = ExampleCheck(ModelSet(None, (teacher,)), generate_examples(tmp_path))
+        noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+        for image, is_unlike in ((noise, True), (shapes.render(0, "test", 0)[0], False)):
+            assert check.judge(open_scene(tmp_path, image), teacher.name).is_unlike is is_unlike
 
     def test_a_file_of_masks_is_judged_by_another_network(self, tmp_path, examples, bright):
         masks = ServedModel("masks", MasksOnly(Bright().eval(), "cpu"))
