@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -24,16 +23,17 @@ from bpkd_sdk.evaluation.profile import profile
 from bpkd_sdk.export import quantize, to_onnx, to_web
 from bpkd_sdk.files import SHAPES_TEACHER, write_json
 from bpkd_sdk.models import create_model, load_model
+from bpkd_sdk.progress import PlainConsole, print_fact, track
 from bpkd_sdk.progress import console as progress_console
-from bpkd_sdk.progress import print_fact, track
 from bpkd_sdk.runtime import TorchRuntime
 from bpkd_sdk.runtime.onnx import OnnxRuntime
 from bpkd_sdk.sizes import Size, format_size, resize_images, resize_label
 from bpkd_sdk.training.api import distill, train
 from bpkd_sdk.training_report import write_report
 
-# Both are small and fast on a CPU. The student has depthwise convolutions in its decoder and logits of a quarter of the
-# image's height and width, which give smooth masks; the teacher has logits of the image's own size.
+# Both are fast on a CPU. The student's logits are a quarter of the image's height and width, which gives smooth masks;
+# the teacher's have the size of the image. Whether a teacher helps within so few steps depends on the student: see
+# benchmarks/results/quickstart-students.md.
 STUDENT, TEACHER = "smp/PAN/tu-test_resnet", "smp/Unet/tu-test_resnet"
 STEPS = 200
 OPTIONS: dict[str, Any] = {
@@ -107,7 +107,7 @@ def quickstart(
     Returns:
         Path of ``report.html``.
     """
-    folder, console, start = Path(folder), Console(), time.monotonic()
+    folder, console, start = Path(folder), PlainConsole(), time.monotonic()
     if data == "shapes":
         pair, size = _open_shapes()
         teacher = teacher or SHAPES_TEACHER
@@ -169,14 +169,13 @@ def quickstart(
     histories = {"student alone": alone.history, "student with BPKD": student.history}
     report = write_report(folder / "report.html", networks, histories, val_set, results)
     console.print(_format_table(rows, f"{data}, {len(val_set)} validation images of {format_size(size)}"))
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say = partial(console.print, soft_wrap=True)
     for line in _closing_lines(rows, exported.agreement, report):
         say(line)
     examples = [val_set[index][0].permute(1, 2, 0).numpy() for index in range(min(WEB_EXAMPLES, len(val_set)))]
     say(_write_web_site(exported.path, folder / "site", examples))
-    command = ["bpkd", "serve", "--teacher", str(teacher or folder / "teacher/last.safetensors")]
-    for path in (exported.path, int8.path, student.checkpoint):
-        command += ["--student", str(path)]
+    command = ["bpkd", "serve", *map(str, (exported.path, int8.path, student.checkpoint))]
+    command += ["--teacher", str(teacher or folder / "teacher")]
     if data != "shapes":
         command += ["--fit", "resize"]
     say(f"Compare the networks in a browser:\n{shlex.join(command)}")

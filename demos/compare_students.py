@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> Path:
     runs = Path("quickstart")
     students = ("student_alone/last.safetensors", "student_bpkd/last.safetensors", "student.onnx")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", type=Path, default=runs / "teacher/last.safetensors", help="file of the teacher")
+    parser.add_argument("--teacher", default="shapes-teacher", help="file or name of the teacher")
     parser.add_argument(
         "--students", type=Path, nargs="+", default=[runs / name for name in students], help="files of the students"
     )

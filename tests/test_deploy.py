@@ -107,10 +107,10 @@ def test_python_puts_transparent_parts_over_white(files, tmp_path):
     np.testing.assert_array_equal(read_ids(tmp_path / "mask.png"), masks_of_the_predictor(tmp_path))
 
 
-def test_the_readme_starts_with_the_ten_lines():
+def test_the_readme_contains_the_program():
     readme = (ROOT / "README.md").read_text()
-    production = readme[readme.index("\n## Production\n") :]
-    assert re.search(r"```python\n(.*?)```", production, re.DOTALL)[1] == program("Python", "python")
+    deploy = readme[readme.index("\n## Deploy\n") :]
+    assert re.search(r"```python\n(.*?)```", deploy, re.DOTALL)[1] == program("Python", "python")
 
 
 def test_names_and_colors_are_read_from_the_file(files, tmp_path):

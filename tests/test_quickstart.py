@@ -1,7 +1,7 @@
 """The quickstart in a few steps: on the generated scenes, and on a folder of images."""
 
-import itertools
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -11,6 +11,7 @@ import pytest
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.quickstart import quickstart
+from tests.conftest import ROOT
 from tests.scenes import write_folder
 
 
@@ -23,8 +24,9 @@ def read_rows(folder):
 def served_files(out):
     """Return the teacher and the students that the last line's command shows."""
     words = shlex.split(out.splitlines()[-1])
-    assert words[:3] == ["bpkd", "serve", "--teacher"]
-    return words[3], [value for option, value in itertools.pairwise(words) if option == "--student"]
+    assert words[:2] == ["bpkd", "serve"]
+    assert words[5] == "--teacher"
+    return words[6], words[2:5]
 
 
 def test_the_generated_scenes(tmp_path, monkeypatch, capsys):
@@ -33,7 +35,6 @@ def test_the_generated_scenes(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     teacher, students = served_files(out)
     assert teacher == "shapes-teacher"
-    assert len(students) == 3
     assert all(Path(path).is_file() for path in students)
     assert (tmp_path / "site" / "index.html").is_file() or "No web site was written. " in out
     rows = read_rows(tmp_path)
@@ -47,6 +48,15 @@ def test_the_generated_scenes(tmp_path, monkeypatch, capsys):
     assert 'src="http' not in page
     student = bpkd_sdk.load_model(tmp_path / "student_bpkd" / "last.safetensors")
     assert student.spec.class_names == ShapesDataset().class_names
+
+
+def test_the_first_program_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    program = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    assert "steps=200" in program
+    monkeypatch.setattr(ShapesDataset, "__len__", lambda dataset: min(dataset.length, 12))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program.replace("steps=200", "steps=2"), "README.md", "exec"), {})  # noqa: S102
+    assert str(ShapesDataset().class_names) in capsys.readouterr().out
 
 
 def test_a_folder_of_images(tmp_path, monkeypatch, capsys):

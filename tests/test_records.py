@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from benchmarks import boundary, export_table, inference, losses, quickstart, serve_load, term_sizes
+from benchmarks import (
+    boundary,
+    export_table,
+    inference,
+    losses,
+    quickstart,
+    quickstart_students,
+    serve_load,
+    term_sizes,
+)
 from benchmarks.camvid.tables import tables
 from benchmarks.records import RESULTS, Records, markdown_table
 
@@ -50,6 +59,7 @@ def test_markdown_table():
         ("inference-cpu", inference.table),
         ("losses-cpu", losses.table),
         ("quickstart", quickstart.table),
+        ("quickstart-students", quickstart_students.table),
         ("serve-load", serve_load.table),
         ("term-sizes", term_sizes.table),
     ],

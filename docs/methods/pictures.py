@@ -3,7 +3,7 @@
     bpkd quickstart quickstart
     python docs/methods/pictures.py quickstart
 
-The networks are the quickstart's teacher and its student that is trained alone. The scenes are from the validation
+The networks are the teacher of the quickstart and its student that is trained alone. The scenes are from the validation
 split of the `shapes` data. The losses of the package compute every map, position by position, or by their gradient.
 """
 
@@ -58,11 +58,11 @@ class Panel:
 
 
 class Networks:
-    """Teacher and student of a quickstart folder."""
+    """The included teacher, and the student of a quickstart folder that is trained alone."""
 
     def __init__(self, folder: Path) -> None:
         self.student, self.teacher = (
-            bpkd_sdk.load_model(folder / name / "last.safetensors") for name in ("student_alone", "teacher")
+            bpkd_sdk.load_model(source) for source in (folder / "student_alone", "shapes-teacher")
         )
 
     def outputs(self, images: Tensor) -> tuple[SegmentationOutput, SegmentationOutput]:
