@@ -152,7 +152,7 @@ def check_output(output: Path | None, data: str, root: Path | None) -> None:
     """Raise ValueError if the folder of a run is that of the data."""
     folder = root or Path(data)
     if output is not None and output.resolve() == folder.resolve() and folder.is_dir():
-        raise ValueError(f"{output} is the folder of the data. Pass another folder as `output`, such as runs/student.")
+        raise ValueError(f"{output} is the folder of the data. Write the run to another folder, such as runs/student.")
 
 
 def announce_loading() -> None:

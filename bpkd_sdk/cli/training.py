@@ -39,6 +39,7 @@ from bpkd_sdk.cli.common import (
     read_class_map,
     selects_files,
 )
+from bpkd_sdk.data.names import SHAPES
 from bpkd_sdk.training.config import TEACHER_OPTIONS, TrainingConfig
 
 
@@ -58,7 +59,9 @@ def quickstart(
     It takes minutes on a CPU, and downloads nothing. With --data, your images are resized to about 192x256
     pixels, and a teacher is trained first unless one is given.
     """
-    check_sources([teacher], [data], names=True)
+    if data != SHAPES and not Path(data).is_dir():
+        raise FileNotFoundError(f"There is no folder {data}. --data takes '{SHAPES}', or a folder of your images.")
+    check_sources([teacher], [data])
     check_output(folder, data, None)
     from bpkd_sdk.quickstart import quickstart as run
 

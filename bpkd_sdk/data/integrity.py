@@ -64,8 +64,9 @@ def check_dataset(path_or_name: str | Path, root: str | Path | None = None, **se
             _check_split(entry, split, partial(open_folder, folder, split, **selection))
             for split in dict.fromkeys([*splits, *found])
         ]
+    assert root is not None  # noqa: S101  (checked above)
     entry = DATASETS[str(path_or_name)]
-    return [_check_split(entry, split, partial(entry.open, root, split)) for split in entry.images if root is not None]
+    return [_check_split(entry, split, partial(entry.open, root, split)) for split in entry.images]
 
 
 def _check_split(entry: DatasetEntry, split: str, open_split: Callable[[], FileDataset]) -> SplitReport:

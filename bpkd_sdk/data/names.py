@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bpkd_sdk.errors import did_you_mean
-from bpkd_sdk.progress import print_fact
+from bpkd_sdk.errors import did_you_mean, warn
 
 SHAPES = "shapes"  # the generated scenes
 NAMES = (SHAPES, "folder", "camvid", "cityscapes", "ade20k", "pascal_context_59")
@@ -29,7 +28,7 @@ def check_data(path_or_name: str | Path, root: str | Path | None = None) -> None
     """Check that the arguments of `open_dataset` state an existing folder, or a data set by its name.
 
     Raises:
-        ValueError: If the name is unknown, or `root` is missing.
+        ValueError: If the name is unknown, or `root` is missing, or it is not used.
         FileNotFoundError: If the folder does not exist.
     """
     name, names = str(path_or_name), known_names()
@@ -40,17 +39,23 @@ def check_data(path_or_name: str | Path, root: str | Path | None = None) -> None
             f"{name} is a folder and needs no `root`, but got root={str(root)!r}. Pass a split by its name: "
             f"open_dataset({name!r}, split={str(root)!r})."
         )
+    if name == SHAPES and root is not None:
+        raise ValueError(
+            f"The scenes of {SHAPES!r} are generated and need no `root`, but got root={str(root)!r}. Pass the name of "
+            "the data set that this folder contains as `data`, or leave out `root`."
+        )
     folder = find_folder(path_or_name, root)
+    is_path = isinstance(path_or_name, Path) or "/" in name or "\\" in name
+    if folder is None and root is None and is_path and (name == SHAPES or name not in names):
+        raise FileNotFoundError(f"There is no folder {name}.")
     if folder is None and name not in names:
-        if root is None and (isinstance(path_or_name, Path) or "/" in name or "\\" in name):
-            raise FileNotFoundError(f"There is no folder {name}.")
         raise ValueError(
             f"There is no folder {name!r} and no data set of that name.{did_you_mean(name, names)} Named data sets: "
             f"{', '.join(names)}."
         )
     if folder is None and name != SHAPES and root is None:
         raise ValueError(f"The data set {name!r} needs `root`, the folder of its images and labels.")
-    if root is not None and name != SHAPES and not Path(root).is_dir():
+    if root is not None and not Path(root).is_dir():
         raise FileNotFoundError(f"There is no folder {root}.")
     if path_or_name == SHAPES and Path(SHAPES).is_dir():
-        print_fact(f"Data: the generated scenes {SHAPES!r}. For the folder of that name, pass ./{SHAPES}.")
+        warn(f"The data are the generated scenes {SHAPES!r}. For the folder of that name, pass ./{SHAPES}.")

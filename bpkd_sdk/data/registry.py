@@ -61,7 +61,10 @@ def open_dataset(
             folder, split, pattern=pattern, val_share=val_share, val_seed=val_seed, skip_unlabelled=skip_unlabelled
         )
     _check_no_selection(name, pattern=pattern, val_share=val_share, skip_unlabelled=skip_unlabelled or None)
-    return ShapesDataset(split) if name == SHAPES or root is None else DATASETS[name].open(root, split)
+    if name == SHAPES:
+        return ShapesDataset(split)
+    assert root is not None  # noqa: S101  (checked above)
+    return DATASETS[name].open(root, split)
 
 
 def _check_no_selection(name: str, **options: object) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -244,6 +245,17 @@ def test_val_share_is_refused_where_it_means_nothing(undivided):
         open_dataset(undivided, val_share=0.1)
     with pytest.raises(FileNotFoundError, match="Rename valid to val"):
         open_dataset(undivided, split="val")
+
+
+def test_the_generated_scenes_stand_for_no_folder(tmp_path, monkeypatch, bpkd):
+    with pytest.raises(ValueError, match="are generated and need no `root`"):
+        open_dataset("shapes", root=tmp_path)
+    code, _, err = bpkd("train", "smp/FPN/resnet18", "--root", tmp_path)
+    assert (code, "need no --root, but got" in err) == (1, True), err
+    monkeypatch.chdir(tmp_path)
+    for source in (Path("shapes"), "./shapes"):
+        with pytest.raises(FileNotFoundError, match="There is no folder .*shapes"):
+            open_dataset(source)
 
 
 def test_the_run_records_how_its_images_were_selected(undivided, tmp_path):
