@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -120,13 +122,21 @@ def describe_result(task: Task, metrics: Metrics | None, steps: int, seconds: fl
 
 
 def _teacher_scores(task: Task) -> Mapping[str, Any] | None:
-    """Return the scores that the teacher's checkpoint states for the same validation data; None if it states none."""
-    if task.val is None or not isinstance(task.teacher, nn.Module):
+    """Return the scores that the teacher's checkpoint states, if the student's scores were measured in the same way."""
+    if task.val is None or not isinstance(task.teacher, nn.Module) or task.labels_from_teacher:
         return None
     facts = get_provenance(unwrap(task.teacher))
-    is_same = facts.get("validation_data") == task.val.name and not task.labels_from_teacher
     scores = facts.get("metrics")
-    return scores if is_same and isinstance(scores, Mapping) and scores.get("images") == len(task.val) else None
+    if not isinstance(scores, Mapping) or facts.get("validation_data") != task.val.name:
+        return None
+    is_same = (
+        scores.get("images") == len(task.val)
+        and set(scores.get("class_names") or ()) == set(task.val.class_names)
+        and scores.get("boundary_width") == task.config.boundary_width
+        and facts.get("config", {}).get("labels") == task.config.labels  # otherwise they state an agreement
+        and facts.get("protocol") == json.loads(json.dumps(asdict(task.protocol)))
+    )
+    return scores if is_same else None
 
 
 def _format_scores(scores: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import pytest
 import bpkd_sdk
 from bpkd_sdk import progress
 from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.evaluation import EvaluationProtocol
 from tests.networks import tiny
 
 TRAIN, VAL = ShapesDataset("train", length=10, size=(48, 48)), ShapesDataset("val", length=3, size=(48, 40))
@@ -51,6 +52,17 @@ def test_a_run_is_described_at_its_start_and_its_end(teacher, tmp_path, capsys):
     assert result["Teacher"].startswith(f"mIoU {teacher.metrics.miou:.3f}, boundary IoU ")
     assert result["Weights"].startswith(str(tmp_path / "run" / "last.safetensors"))
     assert "bpkd export" not in printed
+
+
+def test_scores_of_the_teacher_that_were_measured_in_another_way_are_not_shown(teacher, tmp_path, capsys):
+    for name, other in {
+        "width": {"boundary_width": 5},
+        "protocol": {"protocol": EvaluationProtocol(flip=True)},
+    }.items():
+        bpkd_sdk.distill(teacher.model, tiny(9, seed=2), (TRAIN, VAL), output_dir=tmp_path / name, **OPTIONS | other)
+        end = capsys.readouterr().err.split("images/s\n")[-1]
+        assert "Scores: " in end
+        assert "Teacher: " not in end
 
 
 def test_lines_without_a_terminal(tmp_path, capsys, monkeypatch):
