@@ -74,7 +74,8 @@ def create_model(
     weights = find_network(weights)
     if isinstance(num_classes, bool) or not isinstance(num_classes, Integral) or num_classes < 1:
         raise ValueError(f"Expected `num_classes` to be a whole number of at least 1, but got {num_classes!r}.")
-    if weights is not None and Path(weights).suffix in OPENMMLAB_SUFFIXES and name in ZOO:
+    suffix = "" if weights is None else Path(weights).suffix.lower()
+    if weights is not None and suffix in OPENMMLAB_SUFFIXES and name in ZOO:
         if in_channels != 3:
             raise ValueError(f"{weights} is a network of 3 channels, but got in_channels={in_channels}.")
         return load_openmmlab(weights, name, num_classes, aux_head=aux_head).train()
@@ -86,7 +87,7 @@ def create_model(
         in_channels=in_channels,
     )
     if weights is not None:
-        if Path(weights).suffix != CHECKPOINT_SUFFIX:
+        if suffix != CHECKPOINT_SUFFIX:
             raise ValueError(
                 f"Expected `weights` of {name!r} to end in {CHECKPOINT_SUFFIX!r}, but got {str(weights)!r}."
             )

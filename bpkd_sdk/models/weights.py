@@ -43,7 +43,7 @@ def check_backbone_weights(weights: object) -> str:
 
 def is_file(weights: str | Path) -> bool:
     """Return whether `backbone_weights` is the path of a file, and not the name of weights that a library has."""
-    return Path(weights).suffix in FILE_SUFFIXES
+    return Path(weights).suffix.lower() in FILE_SUFFIXES
 
 
 def check_known_weights(weights: str) -> None:
@@ -138,7 +138,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path} with the weights of an encoder.")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             content: Any = safetensors.torch.load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
