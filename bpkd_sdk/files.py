@@ -6,13 +6,12 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-from bpkd_sdk.errors import did_you_mean, format_list
+from bpkd_sdk.errors import did_you_mean, format_list, warn
 from bpkd_sdk.hub import CHECKPOINT_FILE, ONNX_FILE, is_model_folder
 
 Record = TypeVar("Record")
@@ -215,6 +214,4 @@ def _warn_if_unfinished(file: Path) -> None:
     except (ValueError, KeyError, TypeError, MemoryError, OverflowError):
         return  # whoever reads the weights states the problem
     if step < steps:
-        warnings.warn(
-            f"The run in {file.parent} is at step {step} of {steps}. The network is its last checkpoint.", stacklevel=1
-        )
+        warn(f"The run in {file.parent} is at step {step} of {steps}. The network is its last checkpoint.")

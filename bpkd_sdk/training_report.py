@@ -55,7 +55,7 @@ def write_report(
     columns = ["image and label", *networks, "difference"]
     rows = [_draw_row(list(networks.values()), val, index) for index in range(min(MAX_IMAGES, len(val)))]
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        (Path(__file__).parent / "training_report.html.jinja").read_text()
+        (Path(__file__).parent / "training_report.html.jinja").read_text("utf-8")
     )
     page = template.render(
         columns=columns,
@@ -90,7 +90,7 @@ def _draw_row(networks: Sequence[nn.Module], val: SegmentationDataset, index: in
     overlays = [
         draw_overlay(picture, mask, val.palette, alpha=0.45, ignore_index=val.ignore_index) for mask in (truth, *masks)
     ]
-    band = 2 * round(3 * factor) + 1
+    band = 2 * 3 * factor + 1
     difference, share = draw_difference(
         picture, masks[-1], masks[-2], label=truth, edge_width=band, ignore_index=val.ignore_index
     )
