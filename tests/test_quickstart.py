@@ -10,7 +10,7 @@ import pytest
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.quickstart import quickstart
+from bpkd_sdk.quickstart import STUDENT, quickstart
 from tests.conftest import ROOT
 from tests.scenes import write_folder
 
@@ -57,6 +57,23 @@ def test_the_first_program_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(program.replace("steps=200", "steps=2"), "README.md", "exec"), {})  # noqa: S102
     assert str(ShapesDataset().class_names) in capsys.readouterr().out
+
+
+def test_the_included_teacher_has_a_name_for_the_command_line(bpkd, tmp_path, monkeypatch):
+    monkeypatch.setattr(ShapesDataset, "__len__", lambda dataset: min(dataset.length, 4))
+    options = ("--steps", 1, "--batch-size", 2, "--crop-size", "64x64", "--backbone-weights", "none", "--device", "cpu")
+    code, _, err = bpkd("distill", "shapes-teacher", STUDENT, "--output", tmp_path / "run", *options)
+    assert (code, "shapes-teacher" in err) == (0, True), err
+
+
+def test_ctrl_c_says_that_the_same_command_continues(bpkd, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt("stopped after step 3, pass resume=True")
+
+    monkeypatch.setattr("bpkd_sdk.quickstart.train", interrupted)
+    code, _, err = bpkd("quickstart", tmp_path / "out")
+    assert code != 0
+    assert err.endswith("Interrupted: the same command continues the quickstart.\n")
 
 
 def test_a_folder_of_images(tmp_path, monkeypatch, capsys):

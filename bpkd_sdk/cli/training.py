@@ -65,7 +65,10 @@ def quickstart(
     check_output(folder, data, None)
     from bpkd_sdk.quickstart import quickstart as run
 
-    run(folder, data=data, teacher=teacher)
+    try:
+        run(folder, data=data, teacher=teacher)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("the same command continues the quickstart") from stop
 
 
 TransformOption = Annotated[

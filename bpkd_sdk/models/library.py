@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -47,7 +48,10 @@ def find_family(name: str) -> Any:
         from bpkd_sdk.models import transformers
 
         return transformers
-    raise ValueError(f"Unknown network {name!r}.{did_you_mean(name, list_models())} See bpkd_sdk.list_models().")
+    folder = f" The folder {name} contains no network." if Path(name).is_dir() else ""
+    raise ValueError(
+        f"Unknown network {name!r}.{folder}{did_you_mean(name, list_models())} See bpkd_sdk.list_models()."
+    )
 
 
 def build_network(

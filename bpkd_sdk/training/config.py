@@ -305,7 +305,7 @@ class TrainingConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for key in options:
             if key not in known:
-                names = [*known, "class_names", "class_map", "transform"]
+                names = [*known, "class_names", "class_map", "output_dir", "protocol", "resume", "transform"]
                 raise TypeError(f"Unknown option {key!r}.{did_you_mean(key, names)} Options are: {', '.join(names)}.")
         values = dict(options)
         for key, value in options.items():

@@ -14,7 +14,7 @@ from bpkd_sdk.arrays import resize_bilinear
 from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.errors import format_list, warn
 from bpkd_sdk.features import Capture
-from bpkd_sdk.files import is_pretrained_name, is_run_folder
+from bpkd_sdk.files import SHAPES_TEACHER, is_pretrained_name, is_run_folder
 from bpkd_sdk.hub import is_model_folder
 from bpkd_sdk.models import CHECKPOINT_SUFFIXES, ZOO, create_model, get_spec, load_model, set_spec
 from bpkd_sdk.models.mask_classification import adapt_network
@@ -109,6 +109,8 @@ def is_name(source: NetworkSource | Runtime | None) -> TypeGuard[str | Path]:
     """Return whether a network is given by a name that `create_model` accepts, and not as a module or a file."""
     files = (*CHECKPOINT_SUFFIXES, *ENGINE_SUFFIXES, ".onnx")
     if not isinstance(source, (str, Path)) or is_model_folder(source) or Path(source).suffix.lower() in files:
+        return False
+    if str(source) == SHAPES_TEACHER:
         return False
     return str(source) in ZOO or not is_run_folder(source)  # a folder may have the name of a network
 
