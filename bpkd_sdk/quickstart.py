@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median_low
+from statistics import median, median_low
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,13 @@ from rich.table import Table
 from torch import nn
 
 from bpkd_sdk.data import SegmentationDataset, ShapesDataset, as_dataset, open_dataset
+from bpkd_sdk.data.names import SHAPES
 from bpkd_sdk.evaluation import Metrics, evaluate
 from bpkd_sdk.evaluation.profile import profile
 from bpkd_sdk.export import quantize, to_onnx, to_web
 from bpkd_sdk.files import SHAPES_TEACHER, write_json
 from bpkd_sdk.models import create_model, load_model
-from bpkd_sdk.progress import PlainConsole, print_fact, track
-from bpkd_sdk.progress import console as progress_console
+from bpkd_sdk.progress import PlainConsole, print_fact, track, working
 from bpkd_sdk.runtime import TorchRuntime
 from bpkd_sdk.runtime.onnx import OnnxRuntime
 from bpkd_sdk.sizes import Size, format_size, resize_images, resize_label
@@ -48,7 +47,10 @@ OPTIONS: dict[str, Any] = {
     "resume": True,
 }
 WEB_EXAMPLES = 6  # validation images that the web site offers
-PIXELS, MULTIPLE = 192 * 256, 32  # size that a user's images are resized to: about so many pixels, in such multiples
+# Size that a user's images are resized to: about so many pixels, in multiples of MULTIPLE, at least SMALLEST multiples
+# per side, because the student's decoder halves the image seven times.
+PIXELS, MULTIPLE, SMALLEST = 192 * 256, 32, 4
+BATCH_SIZE_OF_FOLDERS = 4  # these images have three times the pixels of the generated ones
 MAX_IMAGES = {"train": 1000, "val": 100}  # largest numbers of a user's images
 
 
@@ -84,10 +86,11 @@ class Row:
 def quickstart(
     folder: str | Path = "quickstart",
     *,
-    data: str | Path = "shapes",
+    data: str | Path = SHAPES,
     teacher: str | Path | None = None,
     steps: int = STEPS,
     seed: int = 0,
+    **selection: Any,
 ) -> Path:
     """Train a student on labels alone and with BPKD, export it, and compare all in a report.
 
@@ -103,23 +106,27 @@ def quickstart(
             other data, a larger network is trained first, for twice as many steps.
         steps: Number of optimiser steps of each student.
         seed: Seed of the initial weights, and of the order and the augmentation of the images.
+        **selection: Options of `bpkd_sdk.open_dataset` for a folder, such as ``val_share=0.1``.
 
     Returns:
         Path of ``report.html``.
     """
     folder, console, start = Path(folder), PlainConsole(), time.monotonic()
-    if data == "shapes":
-        pair, size = _open_shapes()
+    options = OPTIONS | {"steps": steps, "seed": seed}
+    if data == SHAPES:
+        scenes = ShapesDataset("train", length=2400)
+        pair: Splits = scenes, open_dataset(SHAPES, split="val", **selection)
+        size = scenes.size
         teacher = teacher or SHAPES_TEACHER
     else:
-        pair, size = _open_resized(data)
+        pair, size = _open_resized(data, selection)
+        options["batch_size"] = BATCH_SIZE_OF_FOLDERS
+    options["crop_size"] = size
     train_set, val_set = pair
     classes = train_set.num_classes
-    options = OPTIONS | {"crop_size": size, "steps": steps, "seed": seed}
 
     console.rule("1/4 The teacher", align="left")
     if teacher is None:
-        options["batch_size"] = 4
         teacher_network = train(
             _create_seeded(TEACHER, classes, seed),
             pair,
@@ -150,7 +157,7 @@ def quickstart(
     image = val_set[0][0][None]
     assert alone.metrics is not None  # noqa: S101  (the quickstart always validates)
     assert student.metrics is not None  # noqa: S101
-    with progress_console.status("Measuring latency"):
+    with working("Measuring latency"):
         rows = [
             _torch_row("teacher", teacher_network, teacher_scores, image),
             _torch_row("student alone", alone.model, alone.metrics, image),
@@ -176,7 +183,7 @@ def quickstart(
     say(_write_web_site(exported.path, folder / "site", examples))
     command = ["bpkd", "serve", *map(str, (exported.path, int8.path, student.checkpoint))]
     command += ["--teacher", str(teacher or folder / "teacher")]
-    if data != "shapes":
+    if data != SHAPES:
         command += ["--fit", "resize"]
     say(f"Compare the networks in a browser:\n{shlex.join(command)}")
     return report
@@ -185,21 +192,16 @@ def quickstart(
 Splits = tuple[SegmentationDataset, SegmentationDataset]
 
 
-def _open_shapes() -> tuple[Splits, Size]:
-    splits = ShapesDataset("train", length=2400), ShapesDataset("val")
-    return splits, splits[0].size
-
-
-def _open_resized(data: str | Path) -> tuple[Splits, Size]:
+def _open_resized(data: str | Path, selection: Mapping[str, Any]) -> tuple[Splits, Size]:
     """Open a folder and read both splits into memory, with images and labels of one size."""
-    splits = {split: open_dataset(data, split=split) for split in MAX_IMAGES}
+    splits = {split: open_dataset(data, split=split, **selection) for split in MAX_IMAGES}
     first = splits["train"]
     if not first.has_labels:
         raise ValueError(f"{data} has no labels, from which the quickstart trains and scores its networks.")
     shapes = [first[index][0].shape[1:] for index in range(min(9, len(first)))]
     height, width = (median_low(sides) for sides in zip(*shapes, strict=True))
     factor = (PIXELS / (height * width)) ** 0.5
-    rows, columns = (max(1, round(side * factor / MULTIPLE)) * MULTIPLE for side in (height, width))
+    rows, columns = (max(SMALLEST, round(side * factor / MULTIPLE)) * MULTIPLE for side in (height, width))
     size = rows, columns
     counts = {split: min(len(dataset), MAX_IMAGES[split]) for split, dataset in splits.items()}
     print_fact(
@@ -271,7 +273,7 @@ def _measure_median_ms(call: Callable[[], object], repeats: int = 50) -> float:
         start = time.perf_counter()
         call()
         times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[10:])
+    return median(times[10:])
 
 
 def _format_table(rows: list[Row], title: str) -> Table:

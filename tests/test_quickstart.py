@@ -61,7 +61,7 @@ def test_the_first_program_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_included_teacher_has_a_name_for_the_command_line(bpkd, tmp_path, monkeypatch):
     monkeypatch.setattr(ShapesDataset, "__len__", lambda dataset: min(dataset.length, 4))
-    options = ("--steps", 1, "--batch-size", 2, "--crop-size", "64x64", "--backbone-weights", "none", "--device", "cpu")
+    options = ("--steps", 1, "--batch-size", 2, "--crop-size", "128x128", "--backbone-weights", "none", "--device", "cpu")
     code, _, err = bpkd("distill", "shapes-teacher", STUDENT, "--output", tmp_path / "run", *options)
     assert (code, "shapes-teacher" in err) == (0, True), err
 
@@ -77,11 +77,19 @@ def test_ctrl_c_says_that_the_same_command_continues(bpkd, tmp_path, monkeypatch
 
 
 def test_a_folder_of_images(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("bpkd_sdk.quickstart.PIXELS", 64 * 64)
-    root = write_folder(tmp_path / "my data", ["road", "car", "[sky/]"], train=6, val=3)
-    quickstart(tmp_path / "out", data=root, steps=2)
+    monkeypatch.setattr("bpkd_sdk.quickstart.PIXELS", 64 * 64)  # below the smallest size
+    root = write_folder(tmp_path / "my data", ["road", "car", "[sky/]"], train=9, val=1)
+    for part in ("images", "labels"):
+        shutil.rmtree(root / part / "val")
+    quickstart(tmp_path / "out", data=root, steps=2, val_share=0.34)
     out, err = capsys.readouterr()
-    assert "the first 6 of 6 training images and 3 of 3 validation images" in err
+    counts = re.search(r"the first (\d) of \1 training images and (\d) of \2 validation images", err)
+    assert sum(map(int, counts.groups())) == 9
+    batch_sizes = {
+        json.loads((tmp_path / "out" / run / "run.json").read_text())["config"]["batch_size"]
+        for run in ("teacher", "student_alone", "student_bpkd")
+    }
+    assert batch_sizes == {4}
     teacher, _ = served_files(out)
     assert out.rstrip().endswith("--fit resize")
     network = bpkd_sdk.load_model(teacher)

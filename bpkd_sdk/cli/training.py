@@ -44,7 +44,9 @@ from bpkd_sdk.training.config import TEACHER_OPTIONS, TrainingConfig
 
 
 @command("bpkd quickstart", "bpkd quickstart my_run --data my_data")
+@selects_files
 def quickstart(
+    *,
     folder: Annotated[Path, typer.Argument(help="Folder for the runs and the report.")] = Path("quickstart"),
     data: Annotated[str, typer.Option(help="'shapes', or the path of a folder of your images.")] = "shapes",
     teacher: Annotated[
@@ -53,6 +55,7 @@ def quickstart(
             help="Checkpoint or name of the teacher. Default: the included one, or one trained on your images."
         ),
     ] = None,
+    selection: dict[str, Any],
 ) -> None:
     """Train a student alone and with BPKD, and write a report.
 
@@ -66,7 +69,7 @@ def quickstart(
     from bpkd_sdk.quickstart import quickstart as run
 
     try:
-        run(folder, data=data, teacher=teacher)
+        run(folder, data=data, teacher=teacher, **selection)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("the same command continues the quickstart") from stop
 

@@ -352,7 +352,8 @@ def test_masks_of_cvat_are_read_by_their_labelmap(root):
 
 def test_all_commands_that_open_data_select_files_alike():
     commands = typer.main.get_command(app).commands
-    opening = [commands[name] for name in ("train", "distill", "compare", "evaluate", "export", "benchmark")]
+    names = ("quickstart", "train", "distill", "compare", "evaluate", "export", "benchmark")
+    opening = [commands[name] for name in names]
     for command in (*opening, *commands["data"].commands.values()):
         names = {parameter.name for parameter in command.params}
         assert {"pattern", "val_share", "val_seed", "skip_unlabelled"} <= names, command.name
