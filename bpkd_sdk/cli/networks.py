@@ -28,6 +28,7 @@ from bpkd_sdk.cli.common import (
     read_class_map,
     selects_files,
 )
+from bpkd_sdk.progress import working
 
 
 @command("bpkd evaluate runs/student --data my_data")
@@ -234,7 +235,7 @@ def models(as_json: AsJson = False) -> None:
     """List the paper's networks with their cost, counted and as in the paper."""
     from bpkd_sdk.evaluation.profile import profile_zoo
 
-    with errors.status("Counting"):
+    with working("Counting"):
         rows = list(profile_zoo())
     if as_json:
         print_json([vars(row) for row in rows])

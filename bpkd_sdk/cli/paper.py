@@ -17,7 +17,6 @@ from bpkd_sdk.cli.common import (
     Root,
     check_sources,
     console,
-    errors,
     is_main_process,
     parse_base_size,
     parse_size,
@@ -26,6 +25,7 @@ from bpkd_sdk.cli.common import (
     read_class_map,
     selects_files,
 )
+from bpkd_sdk.progress import working
 
 data_app = typer.Typer(
     help="Check data sets, and convert annotations to masks.", no_args_is_help=True, rich_markup_mode=None
@@ -225,7 +225,7 @@ def _print_plan(plan: Any) -> None:
     table.add_column("setting", overflow="fold")  # folds addresses, so that they can be copied
     for name, text in describe_plan(plan).items():
         table.add_row(name, text)
-    with errors.status("Counting operations and timing a small step"):
+    with working("Counting operations and timing a small step"):
         cost = estimate(plan)
     if not is_main_process():
         return

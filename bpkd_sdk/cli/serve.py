@@ -14,6 +14,7 @@ from rich.text import Text
 
 from bpkd_sdk.cli.command import command
 from bpkd_sdk.cli.common import Fit, check_sources, console, errors
+from bpkd_sdk.progress import working
 
 if TYPE_CHECKING:
     from bpkd_sdk.serve.networks import ModelSet
@@ -193,7 +194,7 @@ def serve(
         timeout=timeout,
     )
     with listen(host, port) as listener:
-        with errors.status("Opening the networks"):
+        with working("Opening the networks"):
             models = open_models(sources, teacher=teacher, device=device, fit=fit)
         service = create_app(
             models,

@@ -54,4 +54,5 @@ def train_teacher(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(train_teacher(Path(sys.argv[1])))  # noqa: T201
+    (folder,) = sys.argv[1:] or ["runs/shapes_teacher"]
+    print(train_teacher(Path(folder)))  # noqa: T201
