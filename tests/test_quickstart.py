@@ -61,7 +61,18 @@ def test_the_first_program_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_included_teacher_has_a_name_for_the_command_line(bpkd, tmp_path, monkeypatch):
     monkeypatch.setattr(ShapesDataset, "__len__", lambda dataset: min(dataset.length, 4))
-    options = ("--steps", 1, "--batch-size", 2, "--crop-size", "128x128", "--backbone-weights", "none", "--device", "cpu")
+    options = (
+        "--steps",
+        1,
+        "--batch-size",
+        2,
+        "--crop-size",
+        "128x128",
+        "--backbone-weights",
+        "none",
+        "--device",
+        "cpu",
+    )
     code, _, err = bpkd("distill", "shapes-teacher", STUDENT, "--output", tmp_path / "run", *options)
     assert (code, "shapes-teacher" in err) == (0, True), err
 

@@ -144,6 +144,7 @@ def check_missing_paths(file):
 
 
 def check_commands(file):
+    """Run the commands in the current folder, with empty files in the place of those that they name."""
     import typer
 
     from bpkd_sdk.cli import app
@@ -152,6 +153,9 @@ def check_commands(file):
     commands |= {f"data {name}": command for name, command in commands.pop("data").commands.items()}
     assert set(COMMANDS) | OTHERS == set(commands), set(commands)
     assert run("--help")[0] == 0
+    for name in ("teacher.safetensors", "student.safetensors", "official.pth"):
+        Path(name).touch()
+    Path("folder").mkdir()
     for command, arguments in COMMANDS.items():
         code, _, errors = run(*command.split(), *arguments.format(file=file).split())
         lines = [line for line in errors.splitlines() if not line.startswith(("Data set:", "Loading"))]
@@ -293,12 +297,9 @@ def main(file, picture):
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.chdir(folder)
-        for name in ("teacher.safetensors", "student.safetensors", "official.pth"):
-            (folder / name).touch()
-        (folder / "folder").mkdir()
         check_names()
-        check_missing_paths(file)
         check_commands(file)
+        check_missing_paths(file)
         check_reports(file, folder)
         predictor, prediction = check_predictor(file, image)
         check_video(predictor, image, folder)

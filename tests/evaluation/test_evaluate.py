@@ -92,9 +92,13 @@ def test_a_reference_network_replaces_labels():
         bpkd_sdk.evaluate(model, data)
 
 
-def test_invalid_arguments_are_named():
+def test_invalid_arguments_are_named(tmp_path):
     data = ShapesDataset("val", length=1)
     with pytest.raises(ValueError, match="Did you mean 'slide'"):
         EvaluationProtocol(fit="slides")
-    with pytest.raises(ValueError, match=r"ends in one of .safetensors, .pth, .pt, .onnx.*but got 'student.tar'"):
-        bpkd_sdk.evaluate("student.tar", data)
+    archive = tmp_path / "student.tar"
+    with pytest.raises(FileNotFoundError, match="There is no file or folder .*student.tar"):
+        bpkd_sdk.evaluate(archive, data)
+    archive.touch()
+    with pytest.raises(ValueError, match=r"ends in one of .safetensors, .pth, .pt, .onnx.*but got '.*student.tar'"):
+        bpkd_sdk.evaluate(archive, data)

@@ -53,8 +53,9 @@ def test_imitated_images_are_normalised_as_the_pictures_are_by_imagenet():
     assert NetworkSpec(None, 2).imitate(pictures) is pictures
 
 
-def test_a_spec_with_the_wrong_number_of_means_is_refused():
+def test_a_spec_with_the_wrong_number_of_means_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`mean` to have one value for each of 4 channels.*pass mean=.. and std=.."):
         NetworkSpec(None, 2, in_channels=4)
+    (tmp_path / "x.pth").touch()
     with pytest.raises(ValueError, match="in_channels=5"):
-        bpkd_sdk.create_model("pspnet_r18", 2, weights="x.pth", in_channels=5)
+        bpkd_sdk.create_model("pspnet_r18", 2, weights=tmp_path / "x.pth", in_channels=5)

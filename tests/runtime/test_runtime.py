@@ -204,7 +204,9 @@ def test_the_reason_why_an_engine_cannot_run_is_stated(tmp_path, files):
         pytest.param("m.safetensors", "gpu", "checkpoint, which runs on cpu or cuda or mps", id="no device"),
     ],
 )
-def test_devices_that_a_format_does_not_support(source, device, supported):
+def test_devices_that_a_format_does_not_support(source, device, supported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(source).touch()
     with pytest.raises(ValueError, match=f"{source} is of the format {supported}, but got device='{device}'"):
         open_runtime(source, device)
 

@@ -89,11 +89,12 @@ def agreement(found, expected):
 
 def test_what_needs_torch_states_the_extra(tmp_path):
     bpkd_sdk.save_model(tiny(5), tmp_path / "m.safetensors")
+    (tmp_path / "m.engine").touch()
     code = """
 from bpkd_sdk.runtime import open_runtime
 from bpkd_sdk.runtime.device import choose_device
 messages = []
-for source in (sys.argv[1], "torchvision/deeplabv3_resnet50", "m.engine", object()):
+for source in (sys.argv[1], "torchvision/deeplabv3_resnet50", sys.argv[1].replace("safetensors", "engine"), object()):
     try:
         open_runtime(source)
     except ImportError as error:

@@ -411,7 +411,7 @@ def test_the_page_shows_the_reasons_if_no_network_can_be_opened(tmp_path):
     texts = [block.value for block in page.blocks.values() if isinstance(block, gr.HTML)]
     assert "No network could be opened" in texts[0]
     assert "There is no ONNX file" in texts[-1]
-    assert "There is no engine" in texts[-1]
+    assert "There is no file or folder" in texts[-1]
 
 
 def test_page_options_are_options_of_launch_and_mount():
