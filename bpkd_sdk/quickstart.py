@@ -34,7 +34,7 @@ from bpkd_sdk.training_report import write_report
 # the teacher's have the size of the image. Whether a teacher helps within so few steps depends on the student: see
 # benchmarks/results/quickstart-students.md.
 STUDENT, TEACHER = "smp/PAN/tu-test_resnet", "smp/Unet/tu-test_resnet"
-STEPS = 200
+STEPS = 160
 OPTIONS: dict[str, Any] = {
     "batch_size": 8,
     "scale": (1.0, 1.0),
@@ -42,6 +42,7 @@ OPTIONS: dict[str, Any] = {
     "learning_rate": 5e-3,
     "learning_rate_warmup": 20,
     "gradient_clip": 10.0,
+    "channels_last": True,  # a sixth faster
     "device": "cpu",
     "check_data": False,
     "resume": True,
@@ -112,7 +113,7 @@ def quickstart(
         Path of ``report.html``.
     """
     folder, console, start = Path(folder), PlainConsole(), time.monotonic()
-    options = OPTIONS | {"steps": steps, "seed": seed}
+    options = OPTIONS | {"steps": steps, "seed": seed, "evaluate_every": (steps + 1) // 2}
     if data == SHAPES:
         scenes = ShapesDataset("train", length=2400)
         pair: Splits = scenes, open_dataset(SHAPES, split="val", **selection)

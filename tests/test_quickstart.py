@@ -52,10 +52,10 @@ def test_the_generated_scenes(tmp_path, monkeypatch, capsys):
 
 def test_the_first_program_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     program = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    assert "steps=200" in program
+    assert "steps=160" in program
     monkeypatch.setattr(ShapesDataset, "__len__", lambda dataset: min(dataset.length, 12))
     monkeypatch.chdir(tmp_path)
-    exec(compile(program.replace("steps=200", "steps=2"), "README.md", "exec"), {})  # noqa: S102
+    exec(compile(program.replace("steps=160", "steps=2"), "README.md", "exec"), {})  # noqa: S102
     assert str(ShapesDataset().class_names) in capsys.readouterr().out
 
 
