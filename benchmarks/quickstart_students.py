@@ -23,11 +23,11 @@ SCORES = ("miou", "boundary_iou", "edge_accuracy", "body_accuracy")
 
 
 def train(student: str, method: str | None) -> dict[str, float]:
-    """Train a student for the steps of the quickstart, and return its scores, 0..1."""
+    """Train a student for `STEPS` steps, and return its scores, 0..1."""
     data = ShapesDataset("train", length=2400), ShapesDataset("val")
     torch.manual_seed(0)
     network = bpkd_sdk.create_model(student, data[0].num_classes)
-    options = OPTIONS | {"steps": STEPS, "crop_size": data[0].size, "transform": "light"}
+    options = OPTIONS | {"steps": STEPS, "crop_size": data[0].size}
     with tempfile.TemporaryDirectory() as folder:
         if method is None:
             result = bpkd_sdk.train(network, data, output_dir=folder, **options)

@@ -20,7 +20,7 @@ CHECKPOINT_SUFFIX = ".safetensors"
 OPENMMLAB_SUFFIXES = (".pth", ".pt")
 # Name of the network for the scenes "shapes" that this package contains; `bpkd_sdk.data.shapes_teacher` trained it.
 SHAPES_TEACHER = "shapes-teacher"
-LAST_CHECKPOINT = f"last{CHECKPOINT_SUFFIX}"  # of a run
+LAST_CHECKPOINT = f"last{CHECKPOINT_SUFFIX}"  # the file in the folder of a run
 RUN_FILE = "run.json"
 _LIBRARIES = ("smp/", "torchvision/", "transformers/")
 

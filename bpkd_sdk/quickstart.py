@@ -36,6 +36,7 @@ from bpkd_sdk.training_report import write_report
 STUDENT, TEACHER = "smp/PAN/tu-test_resnet", "smp/Unet/tu-test_resnet"
 STEPS = 160
 OPTIONS: dict[str, Any] = {
+    "transform": "light",
     "batch_size": 8,
     "scale": (1.0, 1.0),
     "optimizer": "adamw",
@@ -131,7 +132,6 @@ def quickstart(
         teacher_network = train(
             _create_seeded(TEACHER, classes, seed),
             pair,
-            transform="light",
             **options | {"steps": 2 * steps, "output_dir": folder / "teacher"},
         ).model
     else:
@@ -139,15 +139,12 @@ def quickstart(
     teacher_scores = evaluate(teacher_network, val_set, device="cpu")
     print_fact(f"Teacher: {teacher or TEACHER}, mIoU {teacher_scores.miou:.3f}.")
     console.rule("2/4 Train the student on labels, without the teacher", align="left")
-    alone = train(
-        _create_seeded(STUDENT, classes, seed), pair, transform="light", output_dir=folder / "student_alone", **options
-    )
+    alone = train(_create_seeded(STUDENT, classes, seed), pair, output_dir=folder / "student_alone", **options)
     console.rule("3/4 Train the same student on labels and teacher, with BPKD", align="left")
     student = distill(
         teacher_network,
         _create_seeded(STUDENT, classes, seed),
         pair,
-        transform="light",
         output_dir=folder / "student_bpkd",
         **options,
     )

@@ -1,4 +1,4 @@
-"""What a run prints at its start and at its end: one block of aligned lines each."""
+"""Describes a run at its start and at its end, in one block of aligned lines each."""
 
 from __future__ import annotations
 
