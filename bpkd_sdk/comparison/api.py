@@ -101,7 +101,7 @@ def compare(
         FileNotFoundError: If the teacher's file does not exist.
         RuntimeError: If the device does not exist.
         ImportError: If matplotlib or scipy is not installed.
-        KeyboardInterrupt: After Ctrl-C, once a checkpoint is written.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, with a checkpoint of the last step.
     """
     for package in ("matplotlib", "scipy"):
         import_optional(package, "compare")

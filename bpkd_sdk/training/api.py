@@ -73,7 +73,7 @@ def train(
         RuntimeError: If the device does not exist.
         FileExistsError: If `output_dir` contains a run and `resume` is False.
         FloatingPointError: If the loss is not finite.
-        KeyboardInterrupt: After Ctrl-C, once a checkpoint is written.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, with a checkpoint of the last step.
     """
     config = TrainingConfig.from_options(
         options
@@ -162,7 +162,7 @@ def distill(
         RuntimeError: If the device does not exist.
         FileExistsError: If `output_dir` contains a run and `resume` is False.
         FloatingPointError: If the loss is not finite.
-        KeyboardInterrupt: After Ctrl-C, once a checkpoint is written.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, with a checkpoint of the last step.
     """
     config = TrainingConfig.from_options(
         options

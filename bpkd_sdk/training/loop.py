@@ -175,9 +175,9 @@ class _Trainer:
         """Do the remaining steps; return the scores of the final weights."""
         config, view = self.config, LiveView(self.task.title, self.config.steps, self.position.step)
         term_monitor = LossTermMonitor(self.task.features)
-        with _deferred_interrupt() as requested, view:
+        with _deferred_interrupt() as interrupt, view:
             if self.is_evaluation_due:  # the run was stopped between a checkpoint and its evaluation
-                self._evaluate()
+                self._evaluate(interrupt)
                 view.log_checkpoint(self.position.step, self.metrics)
             meter = StepMeter(self.position.step)
             for micro_batches in self._batches():
@@ -188,7 +188,8 @@ class _Trainer:
                 is_evaluated = self._is_evaluated_at(step)
                 is_saved = is_evaluated or step % config.checkpoint_interval == 0
                 is_logged = is_saved or step % config.log_every == 0
-                interrupted, is_due = self._agree_to_stop(requested, at_record=is_logged)
+                interrupted, is_due = self._agree_to_stop(interrupt, at_record=is_logged)
+                is_evaluated = is_evaluated and not interrupted
                 is_saved = is_saved or interrupted or is_due
                 if is_logged or is_saved:
                     self._log(meter, term_monitor, view)
@@ -196,7 +197,7 @@ class _Trainer:
                         average_batch_norm_statistics(self.objective, self.accelerator)
                         self._save()
                     if is_evaluated:
-                        self._evaluate()
+                        self._evaluate(interrupt)
                     if is_saved:
                         self.saved_at = monotonic()
                         view.log_checkpoint(step, self.metrics if is_evaluated else None)
@@ -204,11 +205,8 @@ class _Trainer:
                 view.step(step)
                 if interrupted:
                     break
-            if self._agree_to_stop(requested, at_record=True)[0]:
-                raise KeyboardInterrupt(
-                    f"stopped after step {self.position.step} of {config.steps}, with a checkpoint. To continue, "
-                    f"repeat the call with output_dir='{self.task.output_dir}' and resume=True"
-                )
+            if self._agree_to_stop(interrupt, at_record=True)[0]:
+                raise KeyboardInterrupt(self._describe_stop())
         return self.metrics if self.metrics is not None else self._score()
 
     def _step(self, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], Tensor | float]:
@@ -301,7 +299,13 @@ class _Trainer:
         no_sync: AbstractContextManager[Any] = self.accelerator.no_sync(self.wrapped_objective)
         return no_sync
 
-    def _agree_to_stop(self, requested: threading.Event, *, at_record: bool) -> tuple[bool, bool]:
+    def _describe_stop(self) -> str:
+        return (
+            f"stopped after step {self.position.step} of {self.config.steps}, with a checkpoint. To continue, repeat "
+            f"the call with output_dir='{self.task.output_dir}' and resume=True"
+        )
+
+    def _agree_to_stop(self, interrupt: threading.Event, *, at_record: bool) -> tuple[bool, bool]:
         """Return whether to stop after this step, and whether a checkpoint is due by time; the same on all processes.
 
         Several processes exchange their requests only at records, because the exchange waits for the device. The clock
@@ -310,10 +314,10 @@ class _Trainer:
         accelerator = self.accelerator
         is_due = accelerator.is_main_process and monotonic() - self.saved_at >= CHECKPOINT_SECONDS
         if accelerator.num_processes == 1:
-            return requested.is_set(), is_due
+            return interrupt.is_set(), is_due
         if not at_record:
             return False, False
-        votes = torch.tensor([int(requested.is_set()), int(is_due)], device=accelerator.device)
+        votes = torch.tensor([int(interrupt.is_set()), int(is_due)], device=accelerator.device)
         stops, saves = accelerator.reduce(votes).tolist()
         return bool(stops), bool(saves)
 
@@ -352,9 +356,10 @@ class _Trainer:
             sum_across_processes=lambda count: self.accelerator.reduce(count.to(self.accelerator.device)).cpu(),
         )
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, interrupt: _Interrupt) -> None:
         """Score the student, whose checkpoint exists already, and copy it if its mIoU is the highest so far."""
-        self.metrics = metrics = self._score()
+        with interrupt.raised(self._describe_stop()):
+            self.metrics = metrics = self._score()
         if metrics is None:
             return
         is_best = metrics.miou > self.position.best_miou
@@ -431,12 +436,40 @@ def _miou(record: dict[str, Any]) -> float:
     return -1.0 if miou is None else float(miou)
 
 
+class _Interrupt(threading.Event):
+    """The first SIGINT or SIGTERM: an event that is checked between steps, and an error within `raised`."""
+
+    _message: str | None = None
+
+    @contextmanager
+    def raised(self, message: str) -> Iterator[None]:
+        """Raise KeyboardInterrupt at once within a ``with`` block, for work that a resumed run repeats.
+
+        Of several processes each ends by itself: a launcher sends the signal to all of them.
+        """
+        self._message = message
+        try:
+            if self.is_set():
+                raise KeyboardInterrupt(message)
+            yield
+        finally:
+            self._message = None
+
+    def request(self) -> None:
+        """Set the event, or raise KeyboardInterrupt."""
+        self.set()
+        if self._message is not None:
+            raise KeyboardInterrupt(self._message)
+        # Not in this thread: the signal may have interrupted it while it was printing.
+        threading.Thread(target=print_line, args=(STOPPING,)).start()
+
+
 @contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event, which is checked between steps; a second one acts at once."""
-    requested = threading.Event()
+def _deferred_interrupt() -> Iterator[_Interrupt]:
+    """Turn the first SIGINT or SIGTERM into an `_Interrupt`; a second one acts at once."""
+    interrupt = _Interrupt()
     if threading.current_thread() is not threading.main_thread():
-        yield requested
+        yield interrupt
         return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -445,14 +478,12 @@ def _deferred_interrupt() -> Iterator[threading.Event]:
             signal.signal(number, handler or signal.SIG_DFL)
 
     def request(_number: int, _frame: FrameType | None) -> None:
-        requested.set()
         restore()
-        # Not in this thread: the signal may have interrupted it while it was printing.
-        threading.Thread(target=print_line, args=(STOPPING,)).start()
+        interrupt.request()
 
     for number in previous:
         signal.signal(number, request)
     try:
-        yield requested
+        yield interrupt
     finally:
         restore()

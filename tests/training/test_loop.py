@@ -157,25 +157,29 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     assert first.metrics == again.metrics
 
 
-def test_ctrl_c_during_the_last_validation_is_not_lost(tmp_path):
-    history = tmp_path / "run" / "history.jsonl"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_validation_between_two_images(tmp_path, number):
+    history, read = tmp_path / "run" / "history.jsonl", []
 
     class Interrupting(ShapesDataset):
-        left = 1
-
         def __getitem__(self, index):
-            if self.left and history.exists() and history.read_text():
-                self.left -= 1
-                os.kill(os.getpid(), signal.SIGINT)
+            if history.exists() and history.read_text():  # not in the checks before step 1
+                read.append(index)
+                if len(read) == 2:
+                    os.kill(os.getpid(), number)
             return super().__getitem__(index)
 
     val = Interrupting("val", length=len(VAL), size=(48, 40))
-    options = OPTIONS | {"steps": 2, "check_data": False, "output_dir": tmp_path / "run"}
-    with pytest.raises(KeyboardInterrupt, match="stopped after step 2"):
+    options = OPTIONS | {"steps": 4, "evaluate_every": 2, "output_dir": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after step 2 of 4, with a checkpoint.*resume=True"):
         bpkd_sdk.train(tiny(9), (TRAIN, val), **options)
+    assert read == [0, 1]
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
     result = bpkd_sdk.train(tiny(9), (TRAIN, val), resume=True, **options)
-    assert [record["step"] for record in result.history if "metrics" in record][-1:] == [2]
-    assert result.metrics == bpkd_sdk.evaluate(result.model, VAL)
+    whole = bpkd_sdk.train(tiny(9), (TRAIN, VAL), **options | {"output_dir": tmp_path / "whole"})
+    assert [record["step"] for record in result.history if "metrics" in record] == [2, 4]
+    assert_same(weights(result.model), weights(whole.model))
+    assert result.metrics == whole.metrics
 
 
 def test_same_seed_same_weights_other_seed_other_weights(tmp_path):
