@@ -146,9 +146,10 @@ class LossTermMonitor:
 
 
 class LiveView:
-    """Live table of progress, loss terms and scores on a terminal; elsewhere a line every `LINE_INTERVAL` seconds.
+    """Live table of progress, loss terms and scores on a terminal; elsewhere lines.
 
-    Each checkpoint and each evaluation prints a line, on a terminal too.
+    A line with loss terms is printed for each record, and one with the remaining time when nothing was printed for
+    `LINE_INTERVAL` seconds. Each checkpoint and each evaluation prints a line, on a terminal too.
 
     Args:
         title: Title of the run.
@@ -182,7 +183,7 @@ class LiveView:
         self.done = done
         self.progress.update(self.task, completed=done)
         if not console.is_terminal and time.monotonic() - self.printed >= progress.LINE_INTERVAL:
-            self._print_line([*self._terms(), self.status, self._remaining()])
+            self._print_line([self._remaining()])
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Show the loss terms of a record with their weights, warm-up included."""
@@ -190,6 +191,9 @@ class LiveView:
         self.status = f"learning rate {record['learning_rate']:.2e}, {record['images_per_second']:.1f} images/s"
         if "encoder" in record:
             self.status += f", encoder {record['encoder']}"
+        if not console.is_terminal:
+            self.done = record["step"]
+            self._print_line([*self._terms(), self.status, self._remaining()])
 
     def log_checkpoint(self, step: int, metrics: Metrics | None) -> None:
         """Print a line for the checkpoint of a step, with the scores if it was evaluated."""
@@ -198,7 +202,8 @@ class LiveView:
         if metrics is not None:
             texts = [f"mIoU {metrics.miou:.3f}", f"boundary IoU {metrics.boundary_iou:.3f}"]
             self.scores = f"step {step}   " + "   ".join(texts)
-        self._print_line([*texts, *self._terms(), self.status])
+        # Without a terminal, the loss terms are in the line before.
+        self._print_line([*texts, *self._terms(), self.status] if console.is_terminal else texts)
 
     def _terms(self) -> list[str]:
         return [f"{name} {value:.3f}" for name, value in self.terms.items()]

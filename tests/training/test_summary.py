@@ -32,7 +32,7 @@ def test_a_run_is_described_at_its_start_and_its_end(teacher, tmp_path, capsys):
     options = OPTIONS | {"output_dir": tmp_path / "run", "method": bpkd_sdk.BPKDLoss(9, edge_weight=2, body_weight=2)}
     bpkd_sdk.distill(teacher.model, tiny(9, seed=2), (TRAIN, VAL), losses=("ce", "dice:0.5"), **options)
     printed = capsys.readouterr().err
-    start, end = printed.split("Step ")[0], printed.split("images/s\n")[-1]
+    start, end = printed.split("Step ")[0], printed[printed.index("Finished: ") :]
     found = rows(
         start, "Data", "Validation", "Classes", "Student", "Method", "Loss", "Steps", "Crops", "Device", "Output"
     )
@@ -60,18 +60,27 @@ def test_scores_of_the_teacher_that_were_measured_in_another_way_are_not_shown(t
         "protocol": {"protocol": EvaluationProtocol(flip=True)},
     }.items():
         bpkd_sdk.distill(teacher.model, tiny(9, seed=2), (TRAIN, VAL), output_dir=tmp_path / name, **OPTIONS | other)
-        end = capsys.readouterr().err.split("images/s\n")[-1]
+        end = capsys.readouterr().err.partition("Finished: ")[2]
         assert "Scores: " in end
         assert "Teacher: " not in end
 
 
 def test_lines_without_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(progress, "LINE_INTERVAL", 0.0)
-    bpkd_sdk.train(tiny(9), (TRAIN, VAL), evaluate_every=4, checkpoint_every=2, output_dir=tmp_path, **OPTIONS)
+    options = OPTIONS | {"steps": 6, "evaluate_every": 6, "checkpoint_every": 4, "log_every": 3}
+    result = bpkd_sdk.train(tiny(9), (TRAIN, VAL), output_dir=tmp_path, **options)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Step ")]
-    assert [line.split(":")[0] for line in lines if "checkpoint written, ce " in line] == ["Step 2 of 4"]
-    assert [line.split(":")[0] for line in lines if "mIoU" in line] == ["Step 4 of 4"]
-    assert any(re.fullmatch(r"Step 3 of 4: ce .* images/s, \d+ s left", line) for line in lines)
+    records = {record["step"]: record for record in result.history if "terms" in record}
+    for step in range(1, 7):
+        kinds = [line for line in lines if line.startswith(f"Step {step} of 6: ")]
+        values = [line for line in kinds if "ce " in line]
+        assert len(values) == (step in records), kinds  # the values of a record are printed once
+        assert all(f"ce {records[step]['terms']['ce']:.3f}, learning rate" in line for line in values)
+        assert re.fullmatch(rf"Step {step} of 6: \d+ s left", kinds[-1])
+    assert list(records) == [3, 4, 6]
+    assert [line for line in lines if "checkpoint" in line] == ["Step 4 of 6: checkpoint written"]
+    (scores,) = [line for line in lines if "mIoU" in line]
+    assert scores == f"Step 6 of 6: mIoU {result.metrics.miou:.3f}, boundary IoU {result.metrics.boundary_iou:.3f}"
 
 
 def test_work_without_a_count_prints_lines_too(monkeypatch):
