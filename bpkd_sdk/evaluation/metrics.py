@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -120,45 +121,54 @@ class MetricCounts:
             )
         classes = len(self.class_names)
         check_labels(labels, classes, self.ignore_index)
-        if len(outside := predictions[(predictions < 0) | (predictions >= classes)]):
+        outside = (predictions < 0) | (predictions >= classes)
+        if outside.any():
             raise ValueError(
                 f"Expected predictions in [0, {classes}), but the masks contain the class ids "
-                f"{sorted(set(outside.tolist()))[:10]}. The classes of the network and of the data differ."
+                f"{sorted(set(predictions[outside].tolist()))[:10]}. The classes of the network and of the data differ."
             )
-        xp = array_namespace(predictions, labels)
-        labels = xp.astype(labels, xp.int64)
-        valid = labels != self.ignore_index
-        predictions = xp.where(valid, xp.astype(predictions, xp.int64), self.ignore_index)
         self.images += len(labels)
-        pairs = (labels * classes + predictions)[valid]
-        self.confusion += _bin_counts(pairs, classes**2).reshape(classes, classes)
-        self._count_boundary(predictions, labels, valid)
-        self._count_contours(predictions, labels)
-        correct = predictions == labels
-        edge = edge_band(labels, self.edge_width, self.ignore_index)
-        for row, region in enumerate((edge, valid & ~edge)):
-            self.band[row] += int((correct & region).sum()), int(region.sum())
+        is_void = labels == self.ignore_index
+        self._update(*(_narrow(masks, is_void, classes) for masks in (predictions, labels)))
+
+    def _update(self, predictions: Any, labels: Any) -> None:
+        """Count one batch, in which void is the number of classes in both masks."""
+        void, distance = len(self.class_names), self._distance(labels)
+        self.confusion += self._count(labels, predictions, void + 1)[:, :void]
+        correct = labels == predictions
+        inner, predicted_inner = (inner_boundary(masks, distance) for masks in (labels, predictions))
+        contours, predicted_contours = (class_contours(masks, void) for masks in (labels, predictions))
+        matched, predicted_matched = has_same_class_within(contours, predicted_contours, distance, void, void)
+        edge = edge_band(labels, self.edge_width, void)
+        regions = [edge & correct, edge, ~edge & correct, ~edge]
+        counts = self._count_flags(
+            labels, [inner & predicted_inner & correct, inner, matched, contours != void, *regions]
+        )
+        predicted = self._count_flags(predictions, [predicted_inner, predicted_matched, predicted_contours != void])
+        self.boundary += np.stack([*counts[:2], predicted[0]])
+        self.contour += np.stack([*counts[2:4], *predicted[1:]])
+        self.band += counts[4:].sum(1).reshape(2, 2)
+
+    def _count_flags(self, masks: Any, flags: Sequence[Any]) -> np.ndarray:
+        """Count the pixels of each class that have each flag, at most 8, as (flags, classes)."""
+        xp = array_namespace(masks)
+        bits = reduce(lambda bits, flag: (bits << 1) | flag, (flag.view(xp.uint8) for flag in flags))
+        counts = self._count(masks, bits, 1 << len(flags))
+        has_flag = np.arange(1 << len(flags)) >> np.arange(len(flags))[::-1, None] & 1
+        result: np.ndarray = has_flag @ counts.T
+        return result
+
+    def _count(self, masks: Any, values: Any, size: int) -> np.ndarray:
+        """Count the pixels of each class that have each value from 0 to `size` - 1, as (classes, size)."""
+        xp, classes = array_namespace(masks, values), len(self.class_names)
+        codes = xp.reshape(xp.astype(masks, xp.int32) * size + xp.astype(values, xp.int32), (-1,))
+        counts = xp.bincount(codes, minlength=(classes + 1) * size)  # a function of both libraries
+        return np.asarray(to_device(counts, "cpu")).reshape(-1, size)[:classes]
 
     def _distance(self, labels: Array) -> int:
         if self.boundary_width >= 1:
             return int(self.boundary_width)
         return max(1, round(self.boundary_width * math.hypot(*labels.shape[1:])))
-
-    def _count_boundary(self, predictions: Array, labels: Array, valid: Array) -> None:
-        distance = self._distance(labels)
-        in_label = inner_boundary(labels, distance) & valid
-        in_prediction = inner_boundary(predictions, distance) & valid
-        both = in_label & in_prediction & (labels == predictions)
-        for row, values in enumerate((labels[both], labels[in_label], predictions[in_prediction])):
-            self.boundary[row] += _bin_counts(values, len(self.class_names))
-
-    def _count_contours(self, predictions: Array, labels: Array) -> None:
-        distance, classes, void = self._distance(labels), len(self.class_names), self.ignore_index
-        contours = class_contours(labels, void), class_contours(predictions, void)
-        for row, (own, other) in enumerate((contours, contours[::-1])):
-            matched = has_same_class_within(own, other, distance, classes, void)
-            self.contour[2 * row] += _bin_counts(own[matched], classes)
-            self.contour[2 * row + 1] += _bin_counts(own[own != void], classes)
 
     def sum_across_processes(self, sum_counts: Callable[[np.ndarray], np.ndarray]) -> None:
         """Sum all counts across processes.
@@ -201,10 +211,12 @@ class MetricCounts:
         )
 
 
-def _bin_counts(values: Any, length: int) -> np.ndarray:
-    """Count each of the integers from 0 to `length` - 1, in host memory."""
-    counts = array_namespace(values).bincount(values, minlength=length)  # a function of both libraries
-    return np.asarray(to_device(counts, "cpu"))
+def _narrow(masks: Array, is_void: Array, classes: int) -> Array:
+    """Return class ids in the narrowest type, with the number of classes in place of void."""
+    xp = array_namespace(masks)
+    narrow: Array = xp.astype(masks, xp.uint8 if classes < 256 else xp.int16)
+    narrow[is_void] = classes
+    return narrow
 
 
 def _mean(scores: np.ndarray) -> float:
