@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import array_api_compat
 import numpy as np
-from array_api_compat import device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,9 +68,9 @@ def per_channel(values: Sequence[float], images: Array, dtype: Any) -> Array:
         images: Array that the result is combined with.
         dtype: Data type of the result, from the namespace of `images`.
     """
-    xp = array_namespace(images)
-    result: Array = xp.reshape(xp.asarray(values, dtype=dtype, device=device(images)), (1, -1, 1, 1))
-    return result
+    if isinstance(images, np.ndarray):
+        return np.asarray(values, dtype=dtype).reshape(1, -1, 1, 1)
+    return _constant(tuple(values), images, dtype).view(1, -1, 1, 1)
 
 
 def round_to(values: Array, dtype: Any) -> Array:
@@ -112,16 +111,24 @@ def select_channels(array: Array, columns: tuple[int, ...]) -> Array:
     """Return the channels (N, len(columns), ...) with these indices from an array (N, C, ...)."""
     if isinstance(array, np.ndarray):
         return array[:, list(columns)]
-    return array.index_select(1, _index(columns, str(array.device)))
+    return array.index_select(1, _constant(columns, array, None))
+
+
+def _constant(values: tuple[float, ...], like: Tensor, dtype: Any) -> Tensor:
+    """Return values as a tensor on the device of another tensor, kept because each copy would wait for a GPU."""
+    import torch
+
+    if type(like) is torch.Tensor:
+        return _kept_constant(values, str(like.device), dtype)
+    return torch.tensor(values, device=like.device, dtype=dtype)  # while torch.export traces, it belongs to the trace
 
 
 @lru_cache(maxsize=1024)
-def _index(columns: tuple[int, ...], device_name: str) -> Tensor:
-    """Return indices as a tensor, kept because a GPU would wait for a copy in every step."""
+def _kept_constant(values: tuple[float, ...], device_name: str, dtype: Any) -> Tensor:
     import torch
 
     with torch.inference_mode(False):
-        return torch.tensor(columns, device=device_name)
+        return torch.tensor(values, device=device_name, dtype=dtype)
 
 
 def class_ids(logits: Array) -> Array:

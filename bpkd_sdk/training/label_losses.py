@@ -26,6 +26,8 @@ class LabelLosses(nn.Module):
     pixels together. Each micro-batch of a process computes its own, and their mean is the loss of a step: with smaller
     micro-batches they compare fewer images at once.
 
+    Cross-entropy does not wait for a GPU; Dice, focal and Lovasz read values of the labels, so that every step waits.
+
     - "ce": cross-entropy, with `class_weights` if there are any, see `cross_entropy`.
     - "dice": ``DiceLoss``, the mean over all classes of 1 - 2 |P Y| / (|P| + |Y|) with sums over a micro-batch; 0 for a
       class that occurs in no label of it.
