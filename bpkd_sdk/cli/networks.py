@@ -64,7 +64,12 @@ def evaluate(
     ] = None,
     scales: Annotated[list[float], typer.Option(help="Factor on the image size; repeat to average.")] = [1.0],  # noqa: B006  (typer needs a list)
     flip: Annotated[bool, typer.Option(help="Average with mirror images.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Largest number of images, or windows, per forward pass.")] = 1,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Largest number of images, or windows, per forward pass. Default: 1 on a CPU, up to 8 elsewhere."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda, ...")] = "auto",
     match_classes: MatchClasses = True,
     class_map: ClassMapFile = None,

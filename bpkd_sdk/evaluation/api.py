@@ -22,9 +22,13 @@ from bpkd_sdk.features import eval_mode
 from bpkd_sdk.pixels import check_pixels
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime import Runtime, TorchRuntime, match_runtime, open_runtime
+from bpkd_sdk.runtime.fit import MAX_PIXELS
+from bpkd_sdk.sizes import Size
 
 # A network to score: a module, a runtime, or a path or URL of one of `bpkd_sdk.runtime.FORMATS`.
 Source = nn.Module | Runtime | str | Path
+
+MAX_WAITING = 4 * MAX_PIXELS  # pixels of the samples that wait for others of their size
 
 
 def evaluate(
@@ -34,7 +38,7 @@ def evaluate(
     protocol: EvaluationProtocol = EvaluationProtocol(),  # noqa: B008  (frozen)
     boundary_width: int | float = 3,
     edge_width: int = 7,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     device: str | torch.device | None = None,
     reference: Source | None = None,
     sum_across_processes: Callable[[Tensor], Tensor] | None = None,
@@ -51,8 +55,9 @@ def evaluate(
         protocol: Evaluation protocol, which turns images into masks. The default is whole images at their own size.
         boundary_width: Distance of boundary IoU and boundary F1: pixels, or a share of the image diagonal if below 1.
         edge_width: Side in pixels of the trimap window that separates `edge_accuracy` from `body_accuracy`, odd.
-        batch_size: Largest number of images, or windows, per forward pass. Only consecutive images of the same size
-            share a batch.
+        batch_size: Largest number of images, or windows, per forward pass; images of the same size share a batch. None:
+            1 on a CPU, where larger batches are not faster, and on other devices as many as
+            `EvaluationProtocol.largest_batch` states.
         device: Device to run on. None: the device of a module, and "auto" for a file.
         reference: Network whose masks replace the labels, for data without labels.
         sum_across_processes: Function that sums an int64 count tensor across processes, if each process scores a part
@@ -96,8 +101,14 @@ def evaluate(
         reference_network = None
         if reference is not None:
             reference_network = match(stack.enter_context(_runtime(reference, device)), class_map, others=True)
+        if batch_size is None and network.device.type == "cpu":
+            batch_size = network.accepts.batch_sizes[0]
         workers = min(default_workers(), len(dataset)) if network.device.type == "cuda" else 0
-        for images, labels in _batches(dataset, batch_size, workers):
+
+        def largest_batch(size: Size) -> int:
+            return batch_size or protocol.largest_batch(network, size)
+
+        for indices, images, labels in _batches(dataset, largest_batch, workers):
             masks = protocol.segment(network, images, batch_size)
             if reference_network is not None:
                 labels = protocol.segment(reference_network, images, batch_size)
@@ -106,8 +117,7 @@ def evaluate(
             try:
                 counts.update(masks, labels.to(masks.device))
             except (ValueError, TypeError) as error:
-                first, last = (dataset.sample_name(counts.images + i) for i in (0, len(images) - 1))
-                raise ValueError(f"{first if first == last else f'{first} to {last}'}: {error}") from error
+                raise ValueError(f"{', '.join(map(dataset.sample_name, indices))}: {error}") from error
     if (sum_tensor := sum_across_processes) is not None:
         counts.sum_across_processes(lambda array: sum_tensor(torch.from_numpy(array)).numpy())
     return counts.compute()
@@ -123,27 +133,33 @@ def _runtime(source: Source, device: str | torch.device | None) -> Iterator[Runt
         yield open_runtime(source, device or "auto")
 
 
-def _batches(dataset: SegmentationDataset, batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of consecutive samples of the same size.
+def _batches(
+    dataset: SegmentationDataset, largest_batch: Callable[[Size], int], workers: int
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Yield batches of samples of the same size: their indices, images and labels.
+
+    Samples wait for others of their size until all of them have `MAX_WAITING` pixels; then those that wait longest are
+    a batch.
 
     Args:
         dataset: Data set to read.
-        batch_size: Largest number of samples in a batch.
+        largest_batch: Function from the (height, width) of images to the largest number of them in a batch.
         workers: Number of processes that read ahead; 0 reads in this process.
     """
     samples = DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=ignore_interrupts)
-    batch: list[tuple[Tensor, Tensor]] = []
+    waiting: dict[tuple[torch.Size, torch.Size], list[tuple[int, Tensor, Tensor]]] = {}
     progress = track(samples, total=len(dataset), description=f"Evaluating {dataset.name}")
     for index, (image, label) in enumerate(progress):
-        sample = checked_image(dataset, index, image), label
-        if batch and (len(batch) == batch_size or batch[0][0].shape != sample[0].shape):
-            yield _stack(batch)
-            batch = []
-        batch.append(sample)
-    if batch:
-        yield _stack(batch)
+        image = checked_image(dataset, index, image)
+        key = image.shape, label.shape
+        waiting.setdefault(key, []).append((index, image, label))
+        if len(waiting[key]) >= largest_batch((image.shape[1], image.shape[2])):
+            yield _stack(waiting.pop(key))
+        elif sum(len(group) * label_size.numel() for (_, label_size), group in waiting.items()) >= MAX_WAITING:
+            yield _stack(waiting.pop(next(iter(waiting))))
+    yield from map(_stack, waiting.values())
 
 
-def _stack(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    images, labels = zip(*samples, strict=True)
-    return torch.stack(images), torch.stack(labels)
+def _stack(samples: list[tuple[int, Tensor, Tensor]]) -> tuple[list[int], Tensor, Tensor]:
+    indices, images, labels = zip(*samples, strict=True)
+    return list(indices), torch.stack(images), torch.stack(labels)

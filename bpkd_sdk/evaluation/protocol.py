@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bpkd_sdk.runtime import Runtime
-from bpkd_sdk.runtime.fit import Fit, check_fit, fitted_bands, resize_outputs
+from bpkd_sdk.runtime.fit import Fit, check_fit, fitted_bands, largest_batch, resize_outputs
 from bpkd_sdk.runtime.inference import to_mask
-from bpkd_sdk.sizes import check_size, resize_images, scaled_size
+from bpkd_sdk.sizes import Size, check_size, resize_images, scaled_size
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,14 @@ class EvaluationProtocol:
                 "every image to one size. Leave them out, or pass fit='slide'."
             )
 
-    def segment(self, runtime: Runtime, images: Tensor, batch_size: int = 1) -> Tensor:
+    def segment(self, runtime: Runtime, images: Tensor, batch_size: int | None = 1) -> Tensor:
         """Segment images at their own size.
 
         Args:
             runtime: Network to run.
             images: Images of one size, (N, channels, H, W), in the range of the network's images.
-            batch_size: Largest number of images or windows per forward pass.
+            batch_size: Largest number of images or windows per forward pass; None: all images, and windows as
+                `bpkd_sdk.runtime.fit.largest_batch` states.
 
         Returns:
             Class ids, integers (N, H, W), on the device of the runtime.
@@ -107,7 +108,11 @@ class EvaluationProtocol:
         assert total is not None  # noqa: S101  (there is at least one view)
         return to_mask(total)
 
-    def _views(self, runtime: Runtime, images: Tensor, batch_size: int) -> Iterator[Iterator[Tensor]]:
+    def largest_batch(self, runtime: Runtime, size: Size) -> int:
+        """Return the number of images of a size that are segmented together, so that the largest view fits memory."""
+        return largest_batch(runtime.accepts, scaled_size(size, max(self.scales), self.base_size))
+
+    def _views(self, runtime: Runtime, images: Tensor, batch_size: int | None) -> Iterator[Iterator[Tensor]]:
         """Yield the outputs of each view at the size of the images, in bands of rows from top to bottom."""
         size = (images.shape[2], images.shape[3])
         for scale in self.scales:
@@ -116,7 +121,7 @@ class EvaluationProtocol:
             if self.flip:
                 yield (band.flip(3) for band in self._bands(runtime, view.flip(3), size, batch_size))
 
-    def _bands(self, runtime: Runtime, view: Tensor, size: tuple[int, int], batch_size: int) -> Iterator[Tensor]:
+    def _bands(self, runtime: Runtime, view: Tensor, size: tuple[int, int], batch_size: int | None) -> Iterator[Tensor]:
         bands = fitted_bands(
             runtime, view, self.fit, crop_size=self.crop_size, stride=self.stride, batch_size=batch_size
         )

@@ -53,12 +53,20 @@ def test_a_perfect_network_scores_one_for_images_of_several_sizes(mode, batch_si
     assert metrics.images == 4
 
 
-def test_samples_that_workers_read_ahead_keep_their_order():
-    data = LabelsAsImages([(20, 30), (20, 30), (20, 30), (33, 17), (20, 30)])
-    in_process, ahead = (list(_batches(data, 2, workers)) for workers in (0, 2))
-    assert [len(images) for images, _ in in_process] == [2, 1, 1, 1]
-    for expected, batch in zip(in_process, ahead, strict=True):
-        assert all(map(torch.equal, expected, batch))
+def test_samples_of_the_same_size_share_a_batch(monkeypatch):
+    data = LabelsAsImages([(20, 30), (33, 17), (20, 30), (20, 30), (33, 17), (20, 30), (9, 9)])
+
+    def batches(largest, workers=0):
+        return list(_batches(data, lambda size: largest[size], workers))
+
+    largest = {(20, 30): 3, (33, 17): 3, (9, 9): 1}
+    in_process = batches(largest)
+    assert [indices for indices, _, _ in in_process] == [[0, 2, 3], [6], [1, 4], [5]]
+    for (indices, *tensors), (expected, *expected_tensors) in zip(batches(largest, 2), in_process, strict=True):
+        assert indices == expected
+        assert all(map(torch.equal, tensors, expected_tensors))
+    monkeypatch.setattr("bpkd_sdk.evaluation.api.MAX_WAITING", 2 * 20 * 30)
+    assert [indices for indices, _, _ in batches(largest)] == [[0, 2], [1, 4], [3, 5], [6]]
 
 
 def test_whole_pads_to_the_divisor_and_resizes_logits_before_the_mask():
