@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bpkd_sdk.recipes import reproduce
     from bpkd_sdk.serve import Prediction, Predictor
     from bpkd_sdk.spec import NetworkSpec
-    from bpkd_sdk.training.api import distill, train
+    from bpkd_sdk.training.api import distill, teach, train
     from bpkd_sdk.training.config import TrainingConfig
     from bpkd_sdk.training.loop import TrainingResult
 
@@ -44,7 +44,7 @@ _MODULES = {
     "bpkd_sdk.recipes": ("reproduce",),
     "bpkd_sdk.serve": ("Prediction", "Predictor"),
     "bpkd_sdk.spec": ("NetworkSpec",),
-    "bpkd_sdk.training.api": ("distill", "train"),
+    "bpkd_sdk.training.api": ("distill", "teach", "train"),
     "bpkd_sdk.training.config": ("TrainingConfig",),
     "bpkd_sdk.training.loop": ("TrainingResult",),
 }
@@ -82,6 +82,7 @@ __all__ = [
     "reproduce",
     "save_model",
     "save_pretrained",
+    "teach",
     "to_onnx",
     "to_tensorrt",
     "to_triton",

@@ -1,4 +1,4 @@
-"""Commands that train: bpkd quickstart, train, distill and compare."""
+"""Commands that train: bpkd quickstart, train, distill, teach and compare."""
 
 from __future__ import annotations
 
@@ -111,8 +111,9 @@ def training_options(command: Callable[..., None], *, without: Collection[str] =
         parsed: dict[str, Any] = {
             "crop_size": parse_size(options["crop_size"], "--crop-size"),
             "base_size": parse_base_size(options["base_size"], "--base-size"),
-            "class_weights": _parse_class_weights(options["class_weights"]),
         }
+        if "class_weights" in options:
+            parsed["class_weights"] = _parse_class_weights(options["class_weights"])
         if "teacher_augment" in options:
             parsed["teacher_augment"] = tuple(map(_number, options["teacher_augment"]))
         command(**arguments | {"options": options | parsed})
@@ -157,6 +158,31 @@ def _option(name: str, field_type: Any, help_text: str | None) -> Any:
     texts = dict.fromkeys(_METAVARS, str | None)
     option_type: Any = {"boundary_width": float, **lists, **texts}.get(name, field_type)
     return Annotated[option_type, typer.Option(help=help_text, metavar=_METAVARS.get(name), rich_help_panel=panel)]
+
+
+# Options of `bpkd teach`: those that choose the crops, the teacher's outputs, and how they are computed.
+TEACH = (
+    "batch_size",
+    "crop_size",
+    "scale",
+    "base_size",
+    "max_class_share",
+    "teacher_feature",
+    "precision",
+    "teacher_mean",
+    "teacher_std",
+    "teacher_scale",
+    "teacher_augment",
+    "views",
+    "teacher_top_k",
+    "channels_last",
+    "compile",
+    "device",
+    "workers",
+    "check_data",
+    "check_teacher",
+    "match_classes",
+)
 
 
 def _parse_class_weights(text: str | None) -> str | tuple[float, ...] | None:
@@ -242,6 +268,54 @@ def distill(
         **options,
     )
     _print_next(result, "student.onnx")
+
+
+@command("bpkd teach runs/teacher cache --data my_data --crop-size 384x384")
+@partial(
+    training_options, without=[field.name for field in dataclasses.fields(TrainingConfig) if field.name not in TEACH]
+)
+@selects_files
+def teach(
+    *,
+    teacher: Annotated[str, typer.Argument(help="Checkpoint, exported file or name, as for `bpkd distill`.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the cache: new, empty, or with a part of this cache.")],
+    data: Data = "shapes",
+    root: Root = None,
+    transform: TransformOption = "paper",
+    features: Annotated[
+        bool, typer.Option("--features", help="Keep the teacher's feature map too, for skds, ifvd and cirkd.")
+    ] = False,
+    class_map: ClassMapFile = None,
+    selection: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    """Write a teacher's outputs for all training images once.
+
+    `bpkd distill --teacher-cache FOLDER` then needs no time for the teacher. The same command continues after an
+    interruption.
+    """
+    check_sources([teacher], [data], root, names=True)
+    classes = read_class_map(class_map)
+    announce_loading()
+    import bpkd_sdk
+
+    if options["views"] is None:
+        del options["views"]
+    bpkd_sdk.teach(
+        teacher,
+        open_splits(data, root, selection),
+        folder,
+        transform=transform,
+        features=features,
+        class_map=classes,
+        **options,
+    )
+    if is_main_process():
+        crop = options["crop_size"]
+        size = f" --crop-size {crop[0]}x{crop[1]}" if crop else ""
+        console.print(
+            f"Next: bpkd distill {teacher} STUDENT --data {data} --teacher-cache {folder}{size}", soft_wrap=True
+        )
 
 
 def _print_next(result: Any, name: str) -> None:

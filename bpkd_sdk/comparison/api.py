@@ -141,6 +141,7 @@ def compare(
         comparison = Comparison(settings, _teacher_scores(setup, folder / "teacher.json"), [], folder)
     _finished_runs(folders)  # raises the error of a result that cannot be read
     try:
+        setup.teach(features=any(loss is not None and loss.needs_features for loss in losses.values()))
         with FileLock(folder / LOCK_FILE):
             plans = {name: _plan(setup, name, loss, folder) for name, loss in losses.items()}
         with closing(_claim_runs(folders)) as claimed:

@@ -16,18 +16,18 @@ from torch import nn
 
 from bpkd_sdk.class_map import ClassGroups, ClassMap
 from bpkd_sdk.data import SegmentationDataset
-from bpkd_sdk.files import file_sha256, find_network, is_pretrained_name
 from bpkd_sdk.losses import METHODS, DistillationLoss, Method, create_method
-from bpkd_sdk.models import get_spec, load_model
+from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.checkpoint import content_hash
 from bpkd_sdk.progress import without_facts
 from bpkd_sdk.training.accelerator import create_accelerator, teacher_dtype
-from bpkd_sdk.training.api import distill, train
+from bpkd_sdk.training.api import distill, teach, train
 from bpkd_sdk.training.augmentation import Transform, describe_transform
 from bpkd_sdk.training.config import TEACHER_OPTIONS, TrainingConfig
 from bpkd_sdk.training.loop import TrainingResult
 from bpkd_sdk.training.records import fingerprint
 from bpkd_sdk.training.teacher import NetworkSource, TeacherModel, add_views, open_network, open_teacher
+from bpkd_sdk.training.teacher_cache import TeacherCache, identify_teacher
 from bpkd_sdk.training.teacher_check import warn_about_teacher
 
 BASELINE = "alone"  # name of the baseline: the student trained without a teacher
@@ -202,6 +202,13 @@ class ComparisonSetup:
         height, width = self.options["crop_size"]
         warn_about_teacher(teacher, self.train, (height, width), self.device, dtype, config.base_size, self.classes)
 
+    def teach(self, *, features: bool) -> None:
+        """Write the teacher's cache that the options name, unless it is complete."""
+        folder = self.options["teacher_cache"]
+        if folder is not None and ((cache := TeacherCache.find(folder)) is None or cache.missing_shards()):
+            options = self.options | {"transform": self.transform, "features": features, "class_map": self.class_map}
+            teach(copy.deepcopy(self.teacher), self.train, folder, **options)
+
     def train_student(
         self,
         method: DistillationLoss | None,
@@ -235,7 +242,7 @@ class ComparisonSetup:
             "budget": str(self.budget),
             "train": _data_facts(self.train),
             "val": _data_facts(self.val),
-            "teacher": _teacher_hash(self.teacher),
+            "teacher": identify_teacher(self.teacher, TrainingConfig.from_options(self.options))["sha256"],
             "class_map": self.class_map,
             "student": {
                 "network": get_spec(student).name or type(student).__name__,
@@ -250,10 +257,3 @@ class ComparisonSetup:
 
 def _data_facts(data: SegmentationDataset) -> dict[str, Any]:
     return {"name": data.name, "images": len(data), "fingerprint": fingerprint(data)}
-
-
-def _teacher_hash(teacher: NetworkSource) -> str:
-    """Return the SHA-256 of a teacher's weights, or of its file."""
-    if is_pretrained_name(teacher):
-        teacher = load_model(teacher)
-    return content_hash(teacher.state_dict()) if isinstance(teacher, nn.Module) else file_sha256(find_network(teacher))

@@ -17,6 +17,11 @@ _MAX_DEPTH = 8  # the search goes no deeper into objects within objects
 _MAX_ITEMS = 64  # longer lists are not searched: transforms are in short lists, samples in long ones
 
 
+def mixed_seed(*parts: int) -> int:
+    """Derive one 63-bit seed from several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
 @contextmanager
 def seeded(seed: int, generators: Sequence[Any] = ()) -> Iterator[None]:
     """Seed torch, numpy and random, and further generators; restore the state of the first three afterwards.

@@ -214,8 +214,10 @@ def training_transform(
     max_class_share: float = 1.0,
     preset: str = "paper",
     network: NetworkSpec = NetworkSpec(None, 0),  # noqa: B008  (frozen)
-) -> v2.Transform:
+) -> v2.Compose:
     """Return a training transform of images and labels, in OpenMMLab's order.
+
+    It has two parts, `transforms`: one for the geometry, and one for colours and padding.
 
     "paper" scales, crops, flips, distorts the colours, and pads with void if the image is smaller than the crop.
     Colours are distorted only if three channels are visible. "light" leaves out the colours, and "none" only resizes to
@@ -231,15 +233,14 @@ def training_transform(
         network: Facts of the student: format and mean of the images.
     """
     is_visible = len(network.pixels.shown) == 3 and network.pixels.bands != ()
-    return v2.Compose(
-        [
-            RandomScale((1.0, 1.0) if preset == "none" else scale, base_size),
-            VariedCrop(crop_size, ignore_index, max_class_share),
-            *([] if preset == "none" else [v2.RandomHorizontalFlip()]),
-            *([PhotometricDistortion(network)] if preset == "paper" and is_visible else []),
-            PadTo(crop_size, ignore_index, padding(network)),
-        ]
-    )
+    geometry = [
+        RandomScale((1.0, 1.0) if preset == "none" else scale, base_size),
+        VariedCrop(crop_size, ignore_index, max_class_share),
+        *([] if preset == "none" else [v2.RandomHorizontalFlip()]),
+    ]
+    colours = [PhotometricDistortion(network)] if preset == "paper" and is_visible else []
+    pad = PadTo(crop_size, ignore_index, padding(network))
+    return v2.Compose([v2.Compose(geometry), v2.Compose([*colours, pad])])
 
 
 def augment(transform: v2.Transform, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""`bpkd_sdk.train` and `bpkd_sdk.distill`."""
+"""`bpkd_sdk.train`, `bpkd_sdk.distill` and `bpkd_sdk.teach`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.augmentation import Transform
 from bpkd_sdk.training.config import TEACHER_OPTIONS, LabelSource, Precision, TrainingConfig
 from bpkd_sdk.training.loop import TrainingResult, run_training
-from bpkd_sdk.training.prepare import DataSource, prepare
+from bpkd_sdk.training.prepare import DataSource, prepare, write_cache
 from bpkd_sdk.training.teacher import NetworkSource
+from bpkd_sdk.training.teacher_cache import DEFAULT_VIEWS
 
-__all__ = ["distill", "train"]
+__all__ = ["distill", "teach", "train"]
 
 WHOLE_IMAGES = EvaluationProtocol()
 
@@ -182,3 +183,55 @@ def distill(
     return run_training(
         prepare(teacher, student, method, data, config, protocol, output_dir, resume, class_names, transform, class_map)
     )
+
+
+def teach(
+    teacher: NetworkSource | Runtime,
+    data: DataSource,
+    path: str | Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    transform: Transform = "paper",
+    views: int = DEFAULT_VIEWS,
+    crop_size: tuple[int, int] | None = None,
+    features: bool = False,
+    class_map: ClassMap | None = None,
+    precision: Precision = "auto",
+    device: str = "auto",
+    **options: Any,
+) -> Path:
+    """Write a teacher's cache: its outputs for a number of crops of each training image.
+
+    ``distill(..., teacher_cache=path)`` then reads the outputs and does not load the teacher, for any student, method
+    and seed. An interrupted call is continued by the same call. Started by ``accelerate launch``, all processes share
+    the work. `bpkd_sdk.training.teacher_cache` describes the files.
+
+    Args:
+        teacher: Module in eval mode, checkpoint, name or exported file, as for `distill`.
+        data: Training data, or pair (train, val) of which the first is used, as for `distill`.
+        path: Folder of the cache, new or empty or with a part of this cache.
+        class_names: Names of the classes in the order of their ids, for data that do not state them.
+        transform: Augmentation whose geometry makes the crops, as for `distill`; the colours of a preset have no
+            effect.
+        views: Number of different crops of each image.
+        crop_size: (height, width) of the crops; None: as for `distill`.
+        features: Whether the teacher's feature map is kept too, for methods that compare features.
+        class_map: Names or ids of the teacher's classes for each class of the data. The cache keeps the teacher's own
+            classes; the map only allows a teacher with other classes to be checked on the labels.
+        precision: Precision of the teacher: "auto", "fp32", "fp16" or "bf16".
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        **options: Further fields of `TrainingConfig`, for example ``teacher_augment=("flip", 0.75)``, which costs
+            nothing at training time, ``teacher_top_k=10`` for many classes, or ``batch_size=4``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If data and teacher do not fit together, or the folder contains another cache.
+        OSError: If the disk is too small.
+    """
+    config = TrainingConfig.from_options(
+        options
+        | {"teacher_cache": path, "views": views, "crop_size": crop_size, "precision": precision, "device": device}
+    )
+    return write_cache(teacher, data, config, class_names, transform, class_map, features=features)

@@ -78,6 +78,17 @@ def describe_transform(transform: Transform) -> str | None:
     return _one_line(repr(transform))
 
 
+def describe_crops(transform: Transform, config: TrainingConfig, crop_size: tuple[int, int]) -> dict[str, Any]:
+    """Describe size and random geometry of the training crops, which the colours of a preset do not change."""
+    facts: dict[str, Any] = {"crop_size": crop_size}
+    if config.max_class_share < 1:  # only then do crops depend on labels
+        facts |= {"max_class_share": config.max_class_share, "labels": config.labels}
+    if not isinstance(transform, str):
+        return facts | {"transform": describe_transform(transform)}
+    scale = (1.0, 1.0) if transform == "none" else config.scale
+    return facts | {"flip": transform != "none", "scale": scale, "base_size": config.base_size}
+
+
 def _one_line(text: str) -> str:
     """Return a description on one line and without addresses in memory."""
     return re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", text))
@@ -116,10 +127,11 @@ class Augmentation:
         self.crop_size = crop_size
         self.generators = find_generators(dataset, transform)
         self._rule: ImageRule | None = None
-        self._preset: v2.Transform | None = None
+        self._geometry: v2.Transform | None = None
+        self._finish: v2.Transform | None = None
         void, share = dataset.ignore_index, config.max_class_share
         if crop_size is not None and isinstance(transform, str):
-            self._preset = training_transform(
+            self._geometry, self._finish = training_transform(
                 crop_size,
                 ignore_index=void,
                 scale=config.scale,
@@ -127,9 +139,10 @@ class Augmentation:
                 max_class_share=share,
                 preset=transform,
                 network=network,
-            )
+            ).transforms
         elif crop_size is not None and transform is not None:
-            self._preset = v2.Compose([VariedCrop(crop_size, void, share), PadTo(crop_size, void, padding(network))])
+            self._geometry = VariedCrop(crop_size, void, share)
+            self._finish = PadTo(crop_size, void, padding(network))
         if transform is not None and not isinstance(transform, str):
             if _is_albumentations(transform) and dataset.num_classes > 255 and void not in range(256):
                 raise ValueError(
@@ -163,12 +176,16 @@ class Augmentation:
         Raises:
             ValueError: If the transform of the user fails, or returns something else than an image and a label map.
         """
+        return self.finish(*self.crop(image, label))
+
+    def crop(self, image: Tensor, label: Tensor) -> Sample:
+        """Scale, crop and flip a sample; with a transform of the user, apply all of it. Small images stay smaller."""
         if self.transform is not None and not isinstance(self.transform, str):
             image, label = self._apply_user_transform(image, label)
         if self.dataset.ignore_index not in range(256):
-            label = label.long()  # the transform pads crops with the void label, which uint8 cannot hold
-        if self._preset is not None:
-            return augment(self._preset, image, label)
+            label = label.long()  # `finish` pads crops with the void label, which uint8 cannot hold
+        if self._geometry is not None:
+            return augment(self._geometry, image, label)
         size = tuple(image.shape[1:])
         if self.transform is None and self.crop_size not in (None, size):
             raise ValueError(
@@ -176,6 +193,10 @@ class Augmentation:
                 "as they are. Let the data set return one size, or pass transform='none' to cut random crops"
             )
         return image, label
+
+    def finish(self, image: Tensor, label: Tensor) -> Sample:
+        """Change the colours of a crop, if the preset does, and pad it to the size of the crops."""
+        return (image, label) if self._finish is None else augment(self._finish, image, label)
 
     def draw(self, index: int, seed: int) -> Sample:
         """Read and augment one sample of the data set with a seed."""

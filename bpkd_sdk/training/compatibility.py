@@ -21,24 +21,28 @@ from bpkd_sdk.output import SegmentationOutput, as_output, check_final_activatio
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.spec import NetworkSpec
 from bpkd_sdk.training.config import TrainingConfig
-from bpkd_sdk.training.teacher import TeacherModel, teacher_logits
+from bpkd_sdk.training.teacher import TeacherModel, teacher_logits, teacher_spec
+from bpkd_sdk.training.teacher_cache import TeacherCache
 from bpkd_sdk.training.teacher_check import output_kind
 from bpkd_sdk.views import ViewedNetwork
 
 
 def size_divisor(network: TeacherModel) -> int:
     """Return the number that both sides of a network's input must be multiples of."""
-    return (network.spec if isinstance(network, Runtime) else get_spec(network)).size_divisor
+    return teacher_spec(network).size_divisor
 
 
 def feature_paths(
-    student: nn.Module, teacher: TeacherModel | None, method: DistillationLoss | None, config: TrainingConfig
+    student: nn.Module,
+    teacher: TeacherModel | TeacherCache | None,
+    method: DistillationLoss | None,
+    config: TrainingConfig,
 ) -> tuple[str | None, str | None]:
     """Return the module paths of the student's and the teacher's feature map; None if the method uses none.
 
     Raises:
-        ValueError: If the method compares feature maps and the teacher is an exported file, or if a configured path
-            does not exist.
+        ValueError: If the method compares feature maps and the teacher is an exported file or its cache has none, or
+            if a configured path does not exist.
     """
     for network, path in ((student, config.student_feature), (teacher, config.teacher_feature)):
         if path is not None and isinstance(network, nn.Module):
@@ -51,7 +55,16 @@ def feature_paths(
             f"The method {method.name!r} compares feature maps, but the teacher {teacher.name} returns logits only. "
             f"Pass the teacher's checkpoint, or a method that uses logits only:\n{format_list(on_logits)}"
         )
-    return config.student_feature or feature_path(student), config.teacher_feature or feature_path(teacher)
+    student_path = config.student_feature or feature_path(student)
+    if isinstance(teacher, TeacherCache):
+        if teacher.facts.feature is None:
+            raise ValueError(
+                f"The method {method.name!r} compares feature maps, but the teacher's cache in {teacher.folder} has "
+                "none. Write one with features to another folder: `bpkd_sdk.teach(..., features=True)` or `bpkd teach "
+                "--features`."
+            )
+        return student_path, teacher.facts.feature
+    return student_path, config.teacher_feature or feature_path(teacher)
 
 
 @torch.no_grad()
@@ -62,9 +75,8 @@ def run_on_black_crops(
     dataset: SegmentationDataset,
     crop_size: tuple[int, int],
     batch_size: int,
-    classes: ClassGroups | None = None,
 ) -> SegmentationOutput:
-    """Run a network on black crops, to check that it accepts the crops and has as many classes as the data.
+    """Run a network on black crops, to check that it accepts them.
 
     Args:
         role: "student" or "teacher", named in errors.
@@ -73,13 +85,12 @@ def run_on_black_crops(
         dataset: Training data.
         crop_size: (height, width) of the crops.
         batch_size: Number of crops for an exported file; a module accepts any number and gets one crop.
-        classes: The network's classes for each class of the data; None for the same classes.
 
     Returns:
-        The output of the network in the data's classes, with the recorded feature map.
+        The output of the network in its own classes, with the recorded feature map.
 
     Raises:
-        ValueError: If the network does not accept the crops, or has another number of classes.
+        ValueError: If the network does not accept the crops, or ends with a sigmoid or a softmax.
     """
     divisor = size_divisor(network)
     if any(side % divisor for side in crop_size):
@@ -102,6 +113,23 @@ def run_on_black_crops(
             inner = network.network if isinstance(network, ViewedNetwork) else network
             logits = output.logits if inner is network else as_output(inner(crop)).logits
             check_final_activation(f"The {role}", inner, crop, logits)
+    return output
+
+
+def in_classes_of_data(
+    role: str, output: SegmentationOutput, dataset: SegmentationDataset, classes: ClassGroups | None
+) -> SegmentationOutput:
+    """Return an output in the classes of the data.
+
+    Args:
+        role: "student" or "teacher", named in errors.
+        output: Output of the network in its own classes.
+        dataset: Training data.
+        classes: The network's classes for each class of the data; None for the same classes.
+
+    Raises:
+        ValueError: If the network has another number of classes than the data.
+    """
     if classes is not None:
         output = replace(output, logits=classes.merge(output.logits))
     channels = output.logits.shape[1]
@@ -145,7 +173,10 @@ def check_trainable(student: nn.Module, logits: Tensor) -> None:
 
 
 def match_teacher(
-    teacher: TeacherModel, dataset: SegmentationDataset, config: TrainingConfig, class_map: ClassMap | None
+    teacher: TeacherModel | TeacherCache,
+    dataset: SegmentationDataset,
+    config: TrainingConfig,
+    class_map: ClassMap | None,
 ) -> ClassGroups | None:
     """Find the teacher's classes for each class of the data.
 
@@ -162,7 +193,7 @@ def match_teacher(
     Raises:
         ValueError: If the class map does not fit, or if there is none and the teacher lacks a class of the data.
     """
-    spec = teacher.spec if isinstance(teacher, Runtime) else get_spec(teacher)
+    spec = teacher_spec(teacher)
     if class_map is None and config.match_classes:
         class_map = map_by_name(spec, dataset, network_name="The teacher", data_name=dataset.name)
     if class_map is not None:

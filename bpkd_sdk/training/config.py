@@ -34,6 +34,8 @@ MINIMUM = {
     "freeze_encoder_steps": 0,
     "workers": 0,
     "seed": 0,
+    "views": 1,
+    "teacher_top_k": 1,
 }
 
 # Types that are checked, by the annotation of a field without "| None".
@@ -57,6 +59,9 @@ TEACHER_OPTIONS = (
     "teacher_std",
     "teacher_scale",
     "teacher_augment",
+    "teacher_cache",
+    "views",
+    "teacher_top_k",
     "check_teacher",
 )
 
@@ -113,6 +118,14 @@ class TrainingConfig:
             number a view at `teacher_scale` times this factor. Probabilities are averaged over all views, features are
             those of the view without augmentation. A view costs its scale squared: ("flip", 0.75, 1.25) is 2 (1 +
             0.75^2 + 1.25^2) = 6.25 times as much as no augmentation.
+        teacher_cache: Folder of the teacher's cache. The teacher's outputs are written there before the first step, for
+            `views` crops of each image, and read from there by this and all further runs with the same teacher, data
+            and crops, which do not load the teacher. The student's colours still vary at every step, and the teacher
+            sees the images without them. None: the teacher runs at every step.
+        views: Number of different crops of each image in the cache; None: as many as the cache has, and 12 in a new
+            one.
+        teacher_top_k: Number of largest logits that the cache keeps for each position; the others then share one logit.
+            None: all. It saves space if there are many classes, and the error is measured.
         channels_last: Whether networks and images use the channels-last memory format, in which GPUs convolve fastest
             in half precision.
         compile: Whether student and teacher are compiled by torch.compile; the first step then takes a minute.
@@ -160,6 +173,9 @@ class TrainingConfig:
     teacher_std: tuple[float, ...] | None = None
     teacher_scale: float = 1.0
     teacher_augment: tuple[str | float, ...] = ()
+    teacher_cache: str | None = None
+    views: int | None = None
+    teacher_top_k: int | None = None
     channels_last: bool = False
     compile: bool = False
     device: str = "auto"
@@ -215,6 +231,11 @@ class TrainingConfig:
                 f"Expected `final_learning_rate` to be between 0 and the learning rate at the start, "
                 f"{self.start_learning_rate}, but got {self.final_learning_rate}."
             )
+        for name in ("views", "teacher_top_k"):
+            if self.teacher_cache is None and (value := getattr(self, name)) is not None:
+                raise ValueError(
+                    f"{name}={value} needs a teacher's cache. Pass its folder as teacher_cache, or leave it out."
+                )
         check_choice("optimizer", self.optimizer, get_args(Optimizer))
         check_choice("labels", self.labels, get_args(LabelSource))
         check_choice("precision", self.precision, get_args(Precision))

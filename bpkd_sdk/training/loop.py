@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.data import DatasetSubset
+from bpkd_sdk.data.randomness import mixed_seed
 from bpkd_sdk.evaluation import Metrics, evaluate
 from bpkd_sdk.features import Capture
 from bpkd_sdk.files import LAST_CHECKPOINT
@@ -31,10 +32,11 @@ from bpkd_sdk.training.accelerator import (
     synchronize_batch_norm,
     teacher_dtype,
 )
+from bpkd_sdk.training.cache_writer import fill_cache
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.freezing import FrozenEncoder, find_encoder
 from bpkd_sdk.training.label_losses import LabelLosses
-from bpkd_sdk.training.loader import mixed_seed, training_loader
+from bpkd_sdk.training.loader import training_loader
 from bpkd_sdk.training.monitor import LiveView, LossTermMonitor, StepMeter, Trackers
 from bpkd_sdk.training.objective import Objective, predicted_labels, to_device
 from bpkd_sdk.training.records import (
@@ -48,11 +50,12 @@ from bpkd_sdk.training.records import (
 from bpkd_sdk.training.state import BEST, STATE_FILE, Position, restore_state, run_settings, save_state
 from bpkd_sdk.training.summary import describe_result
 from bpkd_sdk.training.teacher import Teacher, TeacherModel
+from bpkd_sdk.training.teacher_cache import CachedTeacher
 
 CHECKPOINT_SECONDS = 600.0  # largest time without a checkpoint
 STOPPING = "Stopping: the current step is finished and a checkpoint written. Press Ctrl-C again to stop at once."
 
-Batch = tuple[Tensor, Tensor]  # images and labels
+Batch = tuple[Tensor, Tensor, dict[str, Tensor]]  # images, labels, and arrays of the teacher's cache
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,16 @@ class TrainingResult:
 def run_training(task: Task) -> TrainingResult:
     """Train to the last step, from the beginning or from the state in the output folder."""
     started = monotonic()
+    if task.cache is not None and task.teacher is not None and task.cache.missing_shards():
+        fill_cache(
+            task.cache,
+            task.teacher,
+            task.train,
+            task.transform,
+            task.config,
+            task.accelerator,
+            use_labels=not task.labels_from_teacher,
+        )
     with ExitStack() as stack:
         trainer = _Trainer(task, stack)
         if first_step := trainer.position.step:
@@ -106,9 +119,11 @@ class _Trainer:
         # Feature hooks must be set after `synchronize_batch_norm` has replaced layers, and before the first forward
         # pass: torch.compile ignores hooks that are set later.
         student_capture = stack.enter_context(_capture(task.student, task.features[0]))
-        teacher_capture = stack.enter_context(_capture(task.teacher, task.features[1]))
-        self.teacher = None
-        if task.teacher is not None:
+        teacher_capture = stack.enter_context(_capture(task.teacher if task.cache is None else None, task.features[1]))
+        self.teacher: Teacher | CachedTeacher | None = None
+        if task.cache is not None:
+            self.teacher = CachedTeacher(task.cache, task.classes)
+        elif task.teacher is not None:
             dtype = teacher_dtype(config, self.accelerator)
             self.teacher = Teacher(task.teacher, teacher_capture, config, device, dtype, task.classes)
         losses = LabelLosses(config.loss_weights, task.train.ignore_index, task.class_weights)
@@ -128,6 +143,8 @@ class _Trainer:
             first_step=self.position.step,
             on_gpu=device.type == "cuda",
             network=get_spec(task.student),
+            cache=task.cache,
+            with_features=task.features[1] is not None,
         )
         # accelerate moves batches to the device, runs the objective in autocast, and wraps it in
         # DistributedDataParallel; the objective without the wrapper is for saving and loading.
@@ -215,8 +232,8 @@ class _Trainer:
         The critics of SKDS and IFVD do a step of their own in the forward pass of the objective.
 
         Args:
-            micro_batches: `config.accumulate` pairs of images (N, channels, h, w), uint8 or float32, and labels
-                (N, h, w).
+            micro_batches: `config.accumulate` triples of images (N, channels, h, w), uint8 or float32, labels
+                (N, h, w), and the arrays of the teacher's cache; without a cache there are none.
 
         Returns:
             The mean of each loss term over the micro-batches, and the sum of the teacher's logits, to detect NaN and
@@ -231,7 +248,7 @@ class _Trainer:
         if self.task.labels_from_teacher and self.task.class_map is not None:
             # The teacher makes pixels void, and their number is needed before the first backward pass.
             listed = list(taught_batches)
-            taught_batches, micro_batches = iter(listed), [(images, labels) for images, labels, _ in listed]
+            taught_batches, micro_batches = iter(listed), [(images, labels, {}) for images, labels, _ in listed]
         method_factor, labelled_pixels = self.config.method_factor_at(step), self._labelled_pixels(micro_batches)
         self.optimizer.zero_grad()
         mean_terms: dict[str, Tensor] = {}
@@ -257,11 +274,11 @@ class _Trainer:
     def _taught_batches(self, micro_batches: list[Batch]) -> Iterator[tuple[Tensor, Tensor, SegmentationOutput | None]]:
         """Yield images, labels and the teacher's output of each micro-batch of a step, and seed torch before each."""
         data = self.task.train
-        for index, (images, labels) in enumerate(micro_batches):
+        for index, (images, labels, kept) in enumerate(micro_batches):
             # The seed (dropout) depends on run, step and micro-batch only, so resuming needs no saved random state.
             number = self.accelerator.process_index * len(micro_batches) + index
             torch.manual_seed(mixed_seed(self.config.seed, 2, self.position.step, number))
-            output = None if self.teacher is None else self.teacher(images)
+            output = None if self.teacher is None else self.teacher(images, kept)
             if output is not None and self.task.labels_from_teacher:
                 labels = predicted_labels(output.logits, labels, data.ignore_index, data.num_classes)
             yield images, labels, output
@@ -275,7 +292,7 @@ class _Trainer:
         """Yield the micro-batches of each remaining step."""
         batches = iter(self.loader)
         while micro_batches := list(islice(batches, self.config.accumulate)):
-            yield micro_batches
+            yield [(images, labels, *(kept or [{}])) for images, labels, *kept in micro_batches]
 
     def _labelled_pixels(self, micro_batches: list[Batch]) -> Tensor:
         """Return the number of labelled pixels in a micro-batch, averaged over all of them and all processes.
@@ -283,7 +300,7 @@ class _Trainer:
         If the loss of each micro-batch were divided by its own number of labelled pixels, the gradient of a step would
         depend on how the batch is split.
         """
-        labelled = torch.stack([(labels != self.task.train.ignore_index).sum() for _, labels in micro_batches]).sum()
+        labelled = torch.stack([(labels != self.task.train.ignore_index).sum() for _, labels, _ in micro_batches]).sum()
         shards: int = len(micro_batches) * self.accelerator.num_processes
         total: Tensor = self.accelerator.reduce(labelled)
         return total.clamp(min=1) / shards

@@ -14,9 +14,9 @@ from bpkd_sdk.data.checks import checked_image
 from bpkd_sdk.errors import warn
 from bpkd_sdk.models import get_spec, set_spec
 from bpkd_sdk.pixels import check_pixels
-from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.spec import NetworkSpec
-from bpkd_sdk.training.teacher import TeacherModel
+from bpkd_sdk.training.teacher import TeacherModel, teacher_spec
+from bpkd_sdk.training.teacher_cache import TeacherCache
 
 MEASURED_IMAGES = 64  # largest number of training images that mean and standard deviation are measured on
 
@@ -84,9 +84,9 @@ def measure_channels(dataset: SegmentationDataset, seed: int) -> tuple[tuple[flo
     return tuple(mean.tolist()), tuple(std.tolist()), len(indices)
 
 
-def check_teacher_images(teacher: TeacherModel, dataset: SegmentationDataset) -> None:
+def check_teacher_images(teacher: TeacherModel | TeacherCache, dataset: SegmentationDataset) -> None:
     """Raise ValueError if a teacher takes other images than the data have, or if its normalisation is not known."""
-    spec = teacher.spec if isinstance(teacher, Runtime) else get_spec(teacher)
+    spec = teacher_spec(teacher)
     if spec.pixels.is_rgb8 and not dataset.pixels.is_rgb8 and dataset.channels > 3:
         raise ValueError(
             f"The teacher takes images of {spec.pixels}, as networks with ImageNet weights do, but {dataset.name} has "

@@ -20,6 +20,8 @@ from bpkd_sdk.data.adapt import AdaptedDataset
 from bpkd_sdk.data.checks import check_for_training, check_reports, check_samples, inspect_sample, inspect_samples
 from bpkd_sdk.errors import format_list, warn
 from bpkd_sdk.evaluation import EvaluationProtocol, evaluate
+from bpkd_sdk.features import feature_path
+from bpkd_sdk.files import is_pretrained_name
 from bpkd_sdk.losses import Method, create_method
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.output import comparable_outputs
@@ -27,12 +29,14 @@ from bpkd_sdk.pixels import check_pixels
 from bpkd_sdk.progress import print_fact, working
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.accelerator import broadcast_from_main, create_accelerator, teacher_dtype
-from bpkd_sdk.training.augmentation import Augmentation, Transform, check_transform
+from bpkd_sdk.training.augmentation import Augmentation, Transform, check_transform, describe_crops
 from bpkd_sdk.training.augmentation_check import check_augmentation, check_validation_data
+from bpkd_sdk.training.cache_writer import data_facts, fill_cache, plan_cache
 from bpkd_sdk.training.compatibility import (
     check_trainable,
     describe_left_out,
     feature_paths,
+    in_classes_of_data,
     match_student,
     match_teacher,
     run_on_black_crops,
@@ -48,7 +52,8 @@ from bpkd_sdk.training.origin import check_names, describe_origin
 from bpkd_sdk.training.records import Task, read_history
 from bpkd_sdk.training.state import STATE_FILE, check_checkpoint
 from bpkd_sdk.training.summary import describe_run
-from bpkd_sdk.training.teacher import NetworkSource, TeacherModel, add_views, open_network, open_teacher
+from bpkd_sdk.training.teacher import NetworkSource, TeacherModel, add_views, is_name, open_network, open_teacher
+from bpkd_sdk.training.teacher_cache import TeacherCache, identify_teacher
 from bpkd_sdk.training.teacher_check import warn_about_teacher
 
 # Name or path of a data set, any data set that `as_dataset` accepts, a mapping of splits, or a pair (train, val).
@@ -85,13 +90,20 @@ def prepare(
     check_class_weights(train_set, config)
     torch.manual_seed(config.seed)
     opened = teacher_model = classes = None
-    if teacher is not None:
+    cache, identity = None, dict[str, Any]()
+    if teacher is not None and config.teacher_cache is not None:
+        cache, identity = _finished_cache(config.teacher_cache), _identify(teacher, config)
+    if teacher is not None and (cache is None or config.labels == "teacher"):  # which validates with the teacher
         opened = open_teacher(teacher, train_set.num_classes, config, accelerator.device, train_set.pixels)
-        classes = match_teacher(opened, train_set, config, class_map)
         teacher_model = add_views(opened, config.teacher_scale, config.teacher_augment)
+    taught_by = cache or opened
+    if taught_by is not None:
+        classes = match_teacher(taught_by, train_set, config, class_map)
     network = open_network(student, train_set.num_classes, config.backbone_weights, train_set.pixels)
     origin = {"student": describe_origin(student, network)}
-    if teacher is not None and opened is not None:
+    if cache is not None:
+        origin["teacher"] = cache.facts.origin
+    elif teacher is not None and opened is not None:
         origin["teacher"] = describe_origin(teacher, opened)
     choices: dict[str, str] = {}
     if val_set is None:
@@ -103,8 +115,8 @@ def prepare(
     spec, measured = choose_spec(network, train_set, config.seed)
     if measured:
         choices["Images"] = measured
-    if teacher_model is not None:
-        check_teacher_images(teacher_model, train_set)
+    if taught_by is not None:
+        check_teacher_images(taught_by, train_set)
 
     if config.freeze_encoder_steps:
         find_encoder(network)
@@ -115,28 +127,34 @@ def prepare(
             )
     networks = [model for model in (network, teacher_model) if model is not None]
     augmentation = Augmentation(transform, train_set, config)
-    crop_size = config.crop_size or augmentation.result_size()
+    crop_size = config.crop_size or (augmentation.result_size() if cache is None else cache.crop_size)
     if crop_size is None:
         crop_size, choices["Crops"] = default_crop(train_set, networks, config.base_size)
     loss = None
     if method is not None:
         count = train_set.num_classes if classes is None else len(classes.taught)
         loss = create_method(method, count, ignore_index=train_set.ignore_index)
-    features = feature_paths(network, teacher_model, loss, config)
+    features = feature_paths(network, cache or teacher_model, loss, config)
     images = config.batch_size // (config.accumulate * accelerator.num_processes)
+    raw = None if cache is None else cache.example()
     with working("Running the networks on black images"):
-        outputs = [
-            run_on_black_crops(role, model, path, train_set, crop_size, images, groups)
-            for role, model, path, groups in (
-                ("student", network, features[0], None),
-                ("teacher", teacher_model, features[1], classes),
-            )
-            if model is not None
-        ]
-    check_trainable(network, outputs[0].logits)
-    if loss is not None:
+        student_output = run_on_black_crops("student", network, features[0], train_set, crop_size, images)
+        if teacher_model is not None:
+            raw = run_on_black_crops("teacher", teacher_model, features[1], train_set, crop_size, images)
+    student_output = in_classes_of_data("student", student_output, train_set, None)
+    check_trainable(network, student_output.logits)
+    if loss is not None and raw is not None:
+        outputs = student_output, in_classes_of_data("teacher", raw, train_set, classes)
         loss.prepare(*comparable_outputs(*(outputs if classes is None else map(classes.select, outputs))))
     labels_from_teacher = _labels_from_teacher(train_set, val_set, classes, config)
+    if config.teacher_cache is not None:
+        crops = describe_crops(transform, config, crop_size)
+        if cache is not None:
+            cache.check_run(identity, data_facts(train_set), crops, config)
+        elif teacher_model is not None and raw is not None:
+            cache = plan_cache(
+                teacher_model, identity, origin["teacher"], raw, train_set, crops, features[1], config, accelerator
+            )
 
     order = student_order(network, train_set, config)
     if accelerator.is_main_process:  # the other processes wait in _open_folder
@@ -164,7 +182,7 @@ def prepare(
             choices["Class weights"] = ", ".join(f"{name} {weight:.3g}" for name, weight in weights)
         class_weights = broadcast_from_main(counted)
 
-    match_student(network, spec, train_set, crop_size, order, outputs[0].logits.shape[1])
+    match_student(network, spec, train_set, crop_size, order, student_output.logits.shape[1])
     verb = "train" if loss is None else loss.name
     title = f"{verb} {get_spec(network).name or type(network).__name__}"
     folder, is_new = _open_folder(output_dir, title, resume, accelerator)
@@ -180,6 +198,7 @@ def prepare(
         title=title,
         student=network,
         teacher=teacher_model,
+        cache=cache,
         origin=origin,
         classes=classes,
         method=loss,
@@ -197,6 +216,70 @@ def prepare(
     )
     print_fact(describe_run(task, choices, resumes=(folder / STATE_FILE).is_file()))
     return task
+
+
+def write_cache(
+    teacher: NetworkSource | Runtime,
+    data: DataSource,
+    config: TrainingConfig,
+    class_names: Sequence[str] | None,
+    transform: Transform,
+    class_map: ClassMap | None,
+    *,
+    features: bool,
+) -> Path:
+    """Check a teacher and its data, and write the teacher's cache; arguments and errors as `bpkd_sdk.teach`."""
+    check_transform(transform, config)
+    identity = _identify(teacher, config)
+    check_names({"teacher": teacher}, config.backbone_weights)
+    accelerator = create_accelerator(config)
+    dataset, _ = open_splits(data, class_names)
+    dataset.check_classes()
+    opened = open_teacher(teacher, dataset.num_classes, config, accelerator.device, dataset.pixels)
+    viewed = add_views(opened, config.teacher_scale, config.teacher_augment)
+    classes = match_teacher(opened, dataset, config, class_map)
+    check_teacher_images(opened, dataset)
+    _check_first_sample(dataset, config)
+    crop_size = config.crop_size or Augmentation(transform, dataset, config).result_size()
+    if crop_size is None:
+        crop_size, reason = default_crop(dataset, [viewed], config.base_size)
+        print_fact(f"Crops: {reason}")
+    feature = None
+    if features:
+        if not isinstance(viewed, nn.Module):
+            raise ValueError(f"features=True needs a module or a checkpoint, but {viewed.name} returns logits only.")
+        feature = config.teacher_feature or feature_path(viewed)
+    images = config.batch_size // (config.accumulate * accelerator.num_processes)
+    with working("Running the teacher on black images"):
+        raw = run_on_black_crops("teacher", viewed, feature, dataset, crop_size, images)
+    in_classes_of_data("teacher", raw, dataset, classes)
+    if accelerator.is_main_process:
+        if config.check_data:
+            check_samples(dataset)
+        if config.check_teacher and dataset.has_labels:
+            dtype = teacher_dtype(config, accelerator)
+            checked = add_views(opened, config.teacher_scale)
+            with working("Checking the teacher"):
+                warn_about_teacher(checked, dataset, crop_size, accelerator.device, dtype, config.base_size, classes)
+    crops, origin = describe_crops(transform, config, crop_size), describe_origin(teacher, opened)
+    cache = plan_cache(viewed, identity, origin, raw, dataset, crops, feature, config, accelerator)
+    fill_cache(cache, viewed, dataset, transform, config, accelerator, use_labels=config.labels == "dataset")
+    return cache.folder
+
+
+def _finished_cache(folder: str) -> TeacherCache | None:
+    """Open a cache that is complete; None if there is no cache yet, or a part of one."""
+    cache = TeacherCache.find(folder)
+    return None if cache is None or cache.missing_shards() else cache
+
+
+def _identify(teacher: NetworkSource | Runtime, config: TrainingConfig) -> dict[str, Any]:
+    if is_name(teacher) and not is_pretrained_name(teacher):
+        raise ValueError(
+            f"teacher_cache needs a trained teacher, but {str(teacher)!r} is built by name with a random decoder. Pass "
+            "the checkpoint of a trained network."
+        )
+    return identify_teacher(teacher, config)
 
 
 def _open_data(

@@ -37,6 +37,7 @@ from bpkd_sdk.training.augmentation import Transform, describe_transform
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.state import FREE_OPTIONS, STATE_FILE
 from bpkd_sdk.training.teacher import TeacherModel
+from bpkd_sdk.training.teacher_cache import TeacherCache
 
 HISTORY_FILE = "history.jsonl"
 
@@ -59,7 +60,10 @@ class Task:
     Attributes:
         title: Title of the run, for progress bars and folders.
         student: Network to train; its spec contains the data's classes.
-        teacher: Module in eval mode or runtime that returns logits; None for supervised training.
+        teacher: Module in eval mode or runtime that returns logits; None for supervised training, and if all outputs
+            of the teacher are in its cache.
+        cache: Outputs of the teacher for the training crops, which may have to be written first; None for a teacher
+            that runs at every step.
         origin: Origin of the weights that "student" and "teacher" start with, plain JSON values by role.
         classes: The teacher's classes for each class of the data; None for the same classes in the same order.
         method: Distillation method, prepared for the two networks; None for supervised training.
@@ -79,6 +83,7 @@ class Task:
     title: str
     student: nn.Module
     teacher: TeacherModel | None
+    cache: TeacherCache | None
     origin: Mapping[str, dict[str, Any]]
     classes: ClassGroups | None
     method: DistillationLoss | None
@@ -176,6 +181,7 @@ def _input_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
             for split, data in facts.get("data", {}).items()
         },
         "teacher": {identity: teacher.get(identity), "class_map": json.dumps(facts.get("class_map"))}
+        | {"cache": teacher.get("cache")}
         | {key: (teacher.get("spec") or {}).get(key) for key in ("mean", "std")},
         "student": {key: student.get(key) for key in ("parameters", "spec")},  # the state file contains the weights
         "crop_size": facts.get("crop_size"),
@@ -195,7 +201,7 @@ def _run_facts(task: Task) -> dict[str, Any]:
         "method": method_arguments(task.method),
         "features": dict(zip(("student", "teacher"), task.features, strict=True)),
         "student": _network_facts(task.student),
-        "teacher": _network_facts(task.teacher),
+        "teacher": _network_facts(task.teacher) if task.cache is None else _cache_facts(task.cache),
         "origin": dict(task.origin),
         "class_map": task.class_map,
         "data": {"train": _data_facts(task.train), "val": _data_facts(task.val)},
@@ -240,6 +246,10 @@ def _network_facts(network: TeacherModel | None) -> dict[str, Any] | None:
     }
 
 
+def _cache_facts(cache: TeacherCache) -> dict[str, Any]:
+    return {"sha256": cache.facts.teacher["sha256"], "spec": cache.facts.spec, "cache": cache.digest}
+
+
 def _data_facts(dataset: SegmentationDataset | None) -> dict[str, Any] | None:
     if dataset is None:
         return None
@@ -251,23 +261,28 @@ def _data_facts(dataset: SegmentationDataset | None) -> dict[str, Any] | None:
     } | ({"selection": dataset.selection} if isinstance(dataset, FolderDataset) and dataset.selection else {})
 
 
-def fingerprint(dataset: SegmentationDataset) -> str:
+def fingerprint(dataset: SegmentationDataset, *, with_labels: bool = True) -> str:
     """Compute a SHA-256 that distinguishes data sets without reading all of their samples.
 
     The hash covers the classes, the number of samples, the pixels of 16 samples from the first to the last and, for
     data in files, the name and size of every file. It does not depend on the folder of the data.
+
+    Args:
+        dataset: Data set.
+        with_labels: Whether the classes and the labels are part of it.
     """
-    digest = hashlib.sha256(f"{dataset.class_names} {dataset.ignore_index} {len(dataset)}".encode())
+    classes = f"{dataset.class_names} {dataset.ignore_index} " if with_labels else ""
+    digest = hashlib.sha256(f"{classes}{len(dataset)}".encode())
     if isinstance(dataset, FileDataset):
         for pair in dataset.pairs:
-            for path in filter(None, (pair.image, pair.label)):
+            for path in filter(None, (pair.image, pair.label if with_labels else None)):
                 digest.update(f"{path.name} {path.stat().st_size}\n".encode())
     generators = find_generators(dataset)  # of data sets that augment their samples by themselves
     count = min(_FINGERPRINT_SAMPLES, len(dataset))
     for i in range(count):
         with seeded(0, generators):
             sample = dataset[i * (len(dataset) - 1) // max(1, count - 1)]
-        for tensor in sample:
+        for tensor in sample if with_labels else sample[:1]:
             digest.update(str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
 

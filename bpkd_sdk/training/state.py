@@ -32,6 +32,7 @@ FREE_OPTIONS = {
     "compile",
     "device",
     "log_every",
+    "teacher_cache",  # run.json contains the hash of the cache
     "trackers",
     "workers",
 }

@@ -26,6 +26,7 @@ from bpkd_sdk.training.origin import format_origin
 from bpkd_sdk.training.records import Task
 from bpkd_sdk.training.state import BEST
 from bpkd_sdk.training.teacher import TeacherModel
+from bpkd_sdk.training.teacher_cache import TeacherCache
 
 _SHOWN_CLASSES = 12
 _SCORES = {"mIoU": "miou", "boundary IoU": "boundary_iou", "edge": "edge_accuracy", "body": "body_accuracy"}
@@ -47,8 +48,12 @@ def describe_run(task: Task, choices: Mapping[str, str], *, resumes: bool) -> st
     if resumes:
         student = f"{task.origin['student']['network']} with the weights of the run in {task.output_dir}"
     rows["Student"] = student + describe_cost(task.student, task.crop_size)
-    if task.teacher is not None:
-        rows["Teacher"] = format_origin(task.origin["teacher"]) + describe_cost(task.teacher, task.crop_size)
+    if "teacher" in task.origin:
+        rows["Teacher"] = format_origin(task.origin["teacher"])
+        if task.teacher is not None:
+            rows["Teacher"] += describe_cost(task.teacher, task.crop_size)
+    if task.cache is not None:
+        rows["Teacher's cache"] = _describe_cache(task.cache)
     labels = ", labels predicted by the teacher" if task.labels_from_teacher else ""
     rows |= {
         "Method": "training on labels, without a teacher" if task.method is None else f"{task.method.name}{labels}",
@@ -60,6 +65,16 @@ def describe_run(task: Task, choices: Mapping[str, str], *, resumes: bool) -> st
         "Device": _describe_device(task),
     }
     return format_rows({**rows, **choices, "Output": str(task.output_dir)})
+
+
+def _describe_cache(cache: TeacherCache) -> str:
+    facts = cache.facts
+    scales = [f"scale {facts.scale:g}"] if facts.scale != 1 else []
+    averaged = [f"averaged with {', '.join(map(str, facts.augment))}"] if facts.augment else []
+    kept = [f"{facts.top_k} of {facts.num_classes} logits"] if facts.top_k else []
+    details = "; ".join([f"{facts.views} crops of each image", *scales, *averaged, *kept])
+    todo = ", written before the first step" if cache.missing_shards() else ""
+    return f"{cache.folder}, {details}{todo}"
 
 
 def describe_data(train: SegmentationDataset, val: SegmentationDataset | None) -> dict[str, str]:

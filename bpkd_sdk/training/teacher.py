@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -28,6 +28,7 @@ from bpkd_sdk.runtime.viewed import ViewedRuntime
 from bpkd_sdk.spec import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec
 from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.objective import compiled_call, network_input, to_device
+from bpkd_sdk.training.teacher_cache import TeacherCache
 from bpkd_sdk.views import ViewedNetwork, Views
 
 if TYPE_CHECKING:
@@ -68,11 +69,12 @@ class Teacher:
             self.autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
             self.call = compiled_call(to_device(model, device, config), config)
 
-    def __call__(self, images: Tensor) -> SegmentationOutput:
+    def __call__(self, images: Tensor, _kept: Mapping[str, Tensor]) -> SegmentationOutput:
         """Run the teacher on images; return its output without a gradient.
 
         Args:
             images: uint8 or float32 (N, channels, h, w), not normalised, on the device.
+            _kept: Empty; a `CachedTeacher` gets its outputs here.
 
         Returns:
             Logits (N, C, h', w') of the C classes of the data, or (N, C + 1, h', w') with a channel for the classes of
@@ -89,6 +91,11 @@ class Teacher:
 
     def _merge(self, logits: Tensor) -> Tensor:
         return logits if self.classes is None else self.classes.merge(logits, others=True)
+
+
+def teacher_spec(teacher: TeacherModel | TeacherCache) -> NetworkSpec:
+    """Return the facts of a teacher: its classes and its images."""
+    return get_spec(teacher) if isinstance(teacher, nn.Module) else teacher.spec
 
 
 def teacher_logits(runtime: Runtime, images: Tensor) -> Tensor:
@@ -199,7 +206,7 @@ def add_views(teacher: TeacherModel, scale: float, augment: Sequence[str | float
     scales = (scale, *(scale * factor for factor in augment if not isinstance(factor, str)))
     if scales == (1.0,) and not augment:
         return teacher
-    spec = teacher.spec if isinstance(teacher, Runtime) else get_spec(teacher)
+    spec = teacher_spec(teacher)
     views = Views(scales, flip="flip" in augment, size_divisor=spec.size_divisor)
     if isinstance(teacher, Runtime):
         return ViewedRuntime(teacher, views)
