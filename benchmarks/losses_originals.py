@@ -69,7 +69,7 @@ def bpkd(batch: Batch) -> Tensor:
     mask = F.adaptive_avg_pool2d(edge * known.unsqueeze(1), z_student.shape[2:])
     p, log_q = (z_teacher * mask).softmax(1), (z_student * mask).log_softmax(1)
     phi = F.kl_div(log_q, p, reduction="none").sum(1, keepdim=True).repeat(1, batch.num_classes, 1, 1)
-    edge_term = ((phi * mask).sum((2, 3)) / (mask > 0).sum((2, 3)).clamp(min=1)).sum() * 2 / len(z_student)
+    edge_term = ((phi * mask).sum((1, 2, 3)) / (mask > 0).sum((1, 2, 3)).clamp(min=1)).sum() * 2 / len(z_student)
     p, log_q = (z_teacher * (1 - mask)).flatten(2).softmax(2), (z_student * (1 - mask)).flatten(2).log_softmax(2)
     body_term = F.kl_div(log_q, p, reduction="sum") / (len(z_student) * batch.num_classes)
     return 50 * edge_term + 20 * body_term

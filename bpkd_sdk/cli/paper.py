@@ -140,7 +140,7 @@ def reproduce(
             help="Method: bpkd, cwd, skds, ifvd, cirkd (add _paper for the published weights), canonical; or none, "
             "which trains without a teacher."
         ),
-    ] = "bpkd",
+    ] = "bpkd_paper",
     teacher: Annotated[Path | None, typer.Option(help="Checkpoint of the teacher; --dry-run prints its URL.")] = None,
     backbone: Annotated[
         str | None,

@@ -20,7 +20,7 @@ from bpkd_sdk.losses.cwd import channel_kl
 from bpkd_sdk.losses.divergence import softmax_kl
 from bpkd_sdk.losses.method import OutputPair, WeightedLoss, check_positive
 
-ClassReduction = Literal["mean", "sum"]
+ClassReduction = Literal["mean", "sum", "pooled"]
 EdgeCount = Literal["positions", "mass"]
 
 
@@ -46,7 +46,8 @@ def bpkd_edge(
         masks: M, (N, C, h, w) in [0, 1].
         alpha: Weight of the classes, one number or (C,).
         temperature: T, above 0.
-        class_reduction: "sum" over the classes, or "mean" over the classes that have an edge in the image.
+        class_reduction: "sum" over the classes; "mean" over the classes that have an edge in the image; or "pooled",
+            the sum with one divisor for all classes, sum_c n_c instead of n_c.
         edge_count: Definition of n_c: the number of "positions" with M > 0, or their "mass" sum_i M; at least 1.
 
     Returns:
@@ -82,6 +83,8 @@ def post_mask(
     """
     positions = (masks > 0).sum((2, 3))
     count = positions if edge_count == "positions" else masks.sum((2, 3))
+    if class_reduction == "pooled":
+        count = count.sum(1, keepdim=True).expand_as(count)
     class_weight = torch.as_tensor(alpha, dtype=masks.dtype, device=masks.device) / count.clamp(min=1)
     if class_reduction == "mean":
         class_weight = class_weight / (positions > 0).sum(1, keepdim=True).clamp(min=1)
@@ -115,9 +118,9 @@ class BPKDLoss(WeightedLoss):
     """Boundary-privileged distillation of logits: {"edge": ..., "body": ...}.
 
     The defaults are those that gave the best results on real images in short schedules (docs/results.md): the mean over
-    the classes that are present, with weights 1 and 2. `BPKDLoss.paper` has the paper's weights and its sum over
-    classes; its edge term starts two orders of magnitude above the cross-entropy. The sizes of the terms of all methods
-    are in docs/methods/README.md.
+    the classes that are present, with weights 1 and 2. `BPKDLoss.paper` has the paper's weights and the one divisor of
+    its figure; its terms start well above the cross-entropy. The sizes of the terms of all methods are in
+    docs/methods/README.md.
 
     Args:
         num_classes: C, the number of classes, at most 256; None takes it from the first logits.
@@ -126,7 +129,7 @@ class BPKDLoss(WeightedLoss):
         body_weight: lambda_B, weight of the body term; 0 leaves the term out.
         alpha: Weight of each class in the edge term, one number or C numbers.
         temperature: T of both terms, above 0. The paper does not state it; the code base of its authors uses 1.
-        class_reduction: "mean" or "sum" over classes, see `bpkd_edge`. The paper's equation is the sum.
+        class_reduction: "mean", "sum" or "pooled", see `bpkd_edge`. The paper's figure shows "pooled".
         edge_count: Definition of n_c, see `bpkd_edge`.
         void: Treatment of edges near void, see `bpkd_sdk.boundary.edge_masks`.
         ignore_index: Label of void pixels.
@@ -176,8 +179,8 @@ class BPKDLoss(WeightedLoss):
 
     @classmethod
     def paper(cls, num_classes: int | None = None, *, ignore_index: int = 255) -> BPKDLoss:
-        """Create the method with the paper's setting: lambda_E 50, lambda_B 20, alpha 2, k 7, sum over classes."""
-        return cls(num_classes, edge_weight=50, body_weight=20, class_reduction="sum", ignore_index=ignore_index)
+        """Create the method with the paper's setting: lambda_E 50, lambda_B 20, alpha 2, k 7, pooled over classes."""
+        return cls(num_classes, edge_weight=50, body_weight=20, class_reduction="pooled", ignore_index=ignore_index)
 
     def check_num_classes(self, num_classes: int) -> None:
         """Raise ValueError unless `alpha` is one number, or one number for each class."""

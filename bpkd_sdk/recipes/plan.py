@@ -59,7 +59,7 @@ class Plan:
         return method
 
 
-def make_plan(row: str, method: str = "bpkd", *, limit_steps: int | None = None, **options: Any) -> Plan:
+def make_plan(row: str, method: str = "bpkd_paper", *, limit_steps: int | None = None, **options: Any) -> Plan:
     """Resolve a row of the table and a method into a plan.
 
     Args:

@@ -69,7 +69,7 @@ def reproduce(
     row: str,
     root: str | Path,
     *,
-    method: str = "bpkd",
+    method: str = "bpkd_paper",
     teacher: nn.Module | str | Path | None = None,
     backbone: str | Path | None = None,
     limit_steps: int | None = None,

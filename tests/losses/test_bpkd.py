@@ -38,12 +38,23 @@ def test_terms_of_the_reference(case, term):
     assert_gradient(student, case[f"grad_{term}"])
 
 
-def test_paper_setting_of_the_reference(case):
+def test_paper_weights_with_the_sum_of_the_reference(case):
     student, teacher, labels = tensors(case)
-    loss = sum(BPKDLoss.paper(19)(student, teacher, labels).values())
+    loss = sum(BPKDLoss(19, edge_weight=50, body_weight=20, class_reduction="sum")(student, teacher, labels).values())
     loss.backward()
     assert loss.item() == pytest.approx(float(case["loss"]), rel=1e-5)
     assert_gradient(student, case["grad"])
+
+
+def test_paper_setting_is_the_pooled_term_of_the_reference(case):
+    student, teacher, labels = tensors(case)
+    terms = BPKDLoss.paper(19)(student, teacher, labels)
+    terms["edge"].backward()
+    assert terms["edge"].item() == pytest.approx(50 * float(case["pooled_count_edge"]), rel=1e-5)
+    assert terms["body"].item() == pytest.approx(20 * float(case["loss_body"]), rel=1e-5)
+    assert_gradient(student, 50 * case["pooled_count_grad"])
+    mass = BPKDLoss(19, edge_weight=1, class_reduction="pooled", edge_count="mass")(*tensors(case))["edge"]
+    assert mass.item() == pytest.approx(float(case["pooled_mass_edge"]), rel=1e-5)
 
 
 @pytest.mark.parametrize(("edge_count", "count"), [("positions", "count"), ("mass", "mass")])
@@ -67,14 +78,17 @@ def plain_terms(student, teacher, masks, alpha, temperature, class_reduction, ed
     for n in range(images):
         p, q = (softmax(z[n] * masks[n] / temperature, 0) for z in (teacher, student))
         phi = (p * (np.log(p) - np.log(q))).sum(0)
-        per_class = []
+        per_class, counts = [], []
         for c in range(classes):
             positions = (masks[n, c] > 0).sum()
-            count = positions if edge_count == "positions" else max(masks[n, c].sum(), 1)
             if positions:
-                per_class.append(alpha[c] / count * (phi * masks[n, c]).sum())
-        if per_class:
-            edge += np.sum(per_class) if class_reduction == "sum" else np.mean(per_class)
+                per_class.append(alpha[c] * (phi * masks[n, c]).sum())
+                counts.append(positions if edge_count == "positions" else masks[n, c].sum())
+        if class_reduction == "pooled":
+            edge += sum(per_class) / max(sum(counts), 1)
+        elif per_class:
+            means = [total / max(count, 1) for total, count in zip(per_class, counts, strict=True)]
+            edge += np.sum(means) if class_reduction == "sum" else np.mean(means)
         for c in range(classes):
             p, q = (softmax((z[n, c] * (1 - masks[n, c]) / temperature).ravel(), 0) for z in (teacher, student))
             body += temperature**2 / classes * (p * (np.log(p) - np.log(q))).sum()
@@ -82,7 +96,7 @@ def plain_terms(student, teacher, masks, alpha, temperature, class_reduction, ed
 
 
 @pytest.mark.parametrize("edge_count", ["positions", "mass"])
-@pytest.mark.parametrize("class_reduction", ["mean", "sum"])
+@pytest.mark.parametrize("class_reduction", ["mean", "sum", "pooled"])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_equations_in_float64(temperature, class_reduction, edge_count):
     generator = torch.Generator().manual_seed(0)
@@ -163,7 +177,7 @@ def test_half_precision_logits_do_not_overflow(dtype):
         ({"width": 7, "temperature": 0}, "`temperature`.*above 0"),
         ({"edge_weight": -1}, "weight of 'edge'"),
         ({"body_weight": float("nan")}, "weight of 'body'"),
-        ({"class_reduction": "average"}, "one of {'mean', 'sum'}"),
+        ({"class_reduction": "average"}, "one of {'mean', 'sum', 'pooled'}"),
         ({"edge_count": "position"}, "Did you mean 'positions'"),
         ({"alpha": [1.0, 2.0]}, "one number or 3"),
     ],
@@ -187,6 +201,6 @@ def test_bad_tensors_are_named():
 def test_methods_by_name():
     assert create_method("bpkd", 3).weights == {"edge": 1, "body": 2}
     paper = create_method("bpkd_paper", 3)
-    assert (paper.weights, paper.class_reduction) == ({"edge": 50, "body": 20}, "sum")
+    assert (paper.weights, paper.class_reduction) == ({"edge": 50, "body": 20}, "pooled")
     with pytest.raises(ValueError, match="Did you mean 'bpkd'"):
         create_method("bpdk", 3)

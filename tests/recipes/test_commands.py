@@ -27,6 +27,7 @@ def test_a_dry_run_prints_all_settings_and_writes_nothing(bpkd, monkeypatch, tmp
     unbroken = "".join(out.replace("│", "").split())
     for text in (
         "fcn_hr48_480x480_80k_pascal_context_59_20210411_003240-3ae7081e.pth", "hrnetv2_w18_small-b5a04e21.pth",
+        "bpkd_paper, published weights", "class_reduction pooled",
         "80000 steps", "learning rate from 0.004 to 0.0001", "weight decay 0.0001", "16 crops of 64x64",
         "windows of 512x512, stride (320, 320)", "bpkd 43.96 / 54.51", "multiply-accumulates per step", "GiB activations",
         "h in total",
