@@ -29,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import losses_originals as originals
 from benchmarks.records import Records, make_parser, markdown_table
-from bpkd_sdk.losses import METHODS, BPKDLoss, CanonicalKDLoss, CIRKDLoss, CWDLoss, IFVDLoss, SKDSLoss
+from bpkd_sdk.losses import METHODS, BPKDLoss, CanonicalKDLoss, CIRKDLoss, CWDLoss, DISTLoss, IFVDLoss, SKDSLoss
 from bpkd_sdk.memory import MemoryMeter
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +57,7 @@ TERMS = {
         lambda c: CanonicalKDLoss(c, logit_weight=1, feature_weight=1),
         lambda ours: lambda batch: originals.canonical(batch, ours.projection),
     ),
+    "dist": (lambda c: DISTLoss(c), lambda _: originals.dist),
 }
 RANDOM = {"cirkd memory"}  # the stored features are chosen at random, so the values differ
 

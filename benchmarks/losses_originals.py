@@ -156,3 +156,14 @@ def canonical(batch: Batch, projection: nn.Module) -> Tensor:
     p, log_q = batch.logits[1].softmax(1), batch.logits[0].log_softmax(1)
     logit = F.kl_div(log_q, p, reduction="none").sum(1).mean()
     return logit + F.mse_loss(projection(batch.features[0]), batch.features[1])
+
+
+def dist(batch: Batch) -> Tensor:
+    student, teacher = (z.softmax(1).permute(0, 2, 3, 1).flatten(0, 2) for z in batch.logits)
+    inter = 1 - pearson(student, teacher).mean()
+    return inter + 1 - pearson(student.T, teacher.T).mean()
+
+
+def pearson(x: Tensor, y: Tensor) -> Tensor:
+    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+    return (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1) + 1e-8)

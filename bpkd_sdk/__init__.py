@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bpkd_sdk.evaluation import EvaluationProtocol, Metrics, evaluate
     from bpkd_sdk.evaluation.profile import Profile, profile
     from bpkd_sdk.export import benchmark, quantize, to_onnx, to_tensorrt, to_triton, to_web, verify
-    from bpkd_sdk.losses import BPKDLoss, CanonicalKDLoss, CIRKDLoss, CWDLoss, IFVDLoss, SKDSLoss
+    from bpkd_sdk.losses import BPKDLoss, CanonicalKDLoss, CIRKDLoss, CWDLoss, DISTLoss, IFVDLoss, SKDSLoss
     from bpkd_sdk.models import create_model, list_models, load_model, save_model
     from bpkd_sdk.output import SegmentationOutput
     from bpkd_sdk.pretrained import save_pretrained
@@ -37,7 +37,7 @@ _MODULES = {
     "bpkd_sdk.evaluation": ("EvaluationProtocol", "Metrics", "evaluate"),
     "bpkd_sdk.evaluation.profile": ("Profile", "profile"),
     "bpkd_sdk.export": ("benchmark", "quantize", "to_onnx", "to_tensorrt", "to_triton", "to_web", "verify"),
-    "bpkd_sdk.losses": ("BPKDLoss", "CIRKDLoss", "CWDLoss", "CanonicalKDLoss", "IFVDLoss", "SKDSLoss"),
+    "bpkd_sdk.losses": ("BPKDLoss", "CIRKDLoss", "CWDLoss", "CanonicalKDLoss", "DISTLoss", "IFVDLoss", "SKDSLoss"),
     "bpkd_sdk.models": ("create_model", "list_models", "load_model", "save_model"),
     "bpkd_sdk.output": ("SegmentationOutput",),
     "bpkd_sdk.pretrained": ("save_pretrained",),
@@ -56,6 +56,7 @@ __all__ = [
     "CWDLoss",
     "CanonicalKDLoss",
     "Comparison",
+    "DISTLoss",
     "EvaluationProtocol",
     "IFVDLoss",
     "Metrics",

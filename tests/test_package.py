@@ -10,8 +10,8 @@ import pytest
 import bpkd_sdk
 
 PUBLIC = [
-    "BPKDLoss", "CIRKDLoss", "CWDLoss", "CanonicalKDLoss", "Comparison", "EvaluationProtocol", "IFVDLoss", "Metrics",
-    "NetworkSpec", "Prediction", "Predictor", "Profile", "SKDSLoss", "SegmentationDataset", "SegmentationOutput",
+    "BPKDLoss", "CIRKDLoss", "CWDLoss", "CanonicalKDLoss", "Comparison", "DISTLoss", "EvaluationProtocol", "IFVDLoss",
+    "Metrics", "NetworkSpec", "Prediction", "Predictor", "Profile", "SKDSLoss", "SegmentationDataset", "SegmentationOutput",
     "TrainingConfig", "TrainingResult", "as_dataset", "benchmark", "compare", "create_model", "distill", "evaluate", "list_models",
     "load_model", "open_dataset", "profile", "quantize", "reproduce", "save_model", "save_pretrained", "teach", "to_onnx",
     "to_tensorrt", "to_triton", "to_web", "train", "verify",

@@ -137,8 +137,8 @@ def reproduce(
     method: Annotated[
         str,
         typer.Option(
-            help="Method: bpkd, cwd, skds, ifvd, cirkd (add _paper for the published weights), canonical; or none, "
-            "which trains without a teacher."
+            help="Method: bpkd, cwd, skds, ifvd, cirkd (add _paper for the published weights), canonical, dist; or "
+            "none, which trains without a teacher."
         ),
     ] = "bpkd_paper",
     teacher: Annotated[Path | None, typer.Option(help="Checkpoint of the teacher; --dry-run prints its URL.")] = None,

@@ -239,7 +239,7 @@ def distill(
     method: Annotated[
         list[str],
         typer.Option(
-            help="bpkd, bpkd_paper, cwd, skds, ifvd, cirkd or canonical; repeat the option to combine them.",
+            help="bpkd, bpkd_paper, cwd, skds, ifvd, cirkd, canonical or dist; repeat the option to combine them.",
             rich_help_panel=TEACHER,
         ),
     ] = ["bpkd"],  # noqa: B006  (typer requires a list)

@@ -9,6 +9,7 @@ from bpkd_sdk.losses.bpkd import BPKDLoss
 from bpkd_sdk.losses.canonical import CanonicalKDLoss
 from bpkd_sdk.losses.cirkd import CIRKDLoss
 from bpkd_sdk.losses.cwd import CWDLoss
+from bpkd_sdk.losses.dist import DISTLoss
 from bpkd_sdk.losses.ifvd import IFVDLoss
 from bpkd_sdk.losses.method import Composition, DistillationLoss
 from bpkd_sdk.losses.skds import SKDSLoss
@@ -20,6 +21,7 @@ __all__ = [
     "CWDLoss",
     "CanonicalKDLoss",
     "Composition",
+    "DISTLoss",
     "DistillationLoss",
     "IFVDLoss",
     "Method",
@@ -35,6 +37,7 @@ METHODS: dict[str, Callable[..., DistillationLoss]] = {
     "ifvd": IFVDLoss,
     "cirkd": CIRKDLoss,
     "canonical": CanonicalKDLoss,
+    "dist": DISTLoss,
 }
 
 

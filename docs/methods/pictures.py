@@ -26,8 +26,10 @@ from bpkd_sdk.boundary import edge_masks
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.features import Capture, feature_path
 from bpkd_sdk.losses import BPKDLoss, CIRKDLoss
+from bpkd_sdk.losses.dist import correlation
 from bpkd_sdk.losses.divergence import softmax_kl
 from bpkd_sdk.losses.ifvd import class_cosine
+from bpkd_sdk.losses.method import OutputPair
 from bpkd_sdk.losses.skds import unit_cells
 
 HERE = Path(__file__).parent
@@ -205,6 +207,23 @@ def canonical(networks: Networks) -> list[Panel]:
     ]
 
 
+def dist(networks: Networks) -> list[Panel]:
+    """Draw both distances, position by position and class by class."""
+    image, _ = scene(FIRST)
+    logits = OutputPair(*networks.outputs(image)).logits
+    student, teacher = (z.softmax(1) for z in logits)
+    positions = 1 - correlation(student, teacher, (1,))[0]
+    classes = 1 - correlation(student, teacher, (0, 2, 3))
+    predictions = [torch.tensor(SCENES.palette)[z[0].argmax(0)] for z in reversed(logits)]
+    return [
+        Panel("image", picture(image)),
+        Panel("teacher", predictions[0]),
+        Panel("student", predictions[1]),
+        Panel("inter: 1 - correlation over classes", positions, None, 0, 1),
+        Panel("intra: 1 - correlation over positions", classes[:, None], None, 0, 1, SCENES.class_names),
+    ]
+
+
 def draw(panels: list[Panel], path: Path) -> None:
     """Draw the panels side by side, as a PNG of 256 colours, which halves the size of the file."""
     figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.9), layout="constrained", dpi=105)
@@ -233,7 +252,7 @@ def draw(panels: list[Panel], path: Path) -> None:
 def main(folder: Path) -> None:
     """Draw all pictures, in the folder of this file."""
     networks = Networks(folder)
-    for panels in (bpkd, cwd, skds, ifvd, cirkd, canonical):
+    for panels in (bpkd, cwd, skds, ifvd, cirkd, canonical, dist):
         path = HERE / f"{panels.__name__}.png"
         draw(panels(networks), path)
         print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")

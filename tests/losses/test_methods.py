@@ -10,6 +10,7 @@ from bpkd_sdk.losses import (
     CanonicalKDLoss,
     CIRKDLoss,
     CWDLoss,
+    DISTLoss,
     IFVDLoss,
     SKDSLoss,
     create_method,
@@ -49,7 +50,7 @@ def test_the_same_seed_gives_the_same_run_and_a_resumed_run_continues_equally(ma
     assert run(first, (3, 4)) == run(resumed, (3, 4))
 
 
-@pytest.mark.parametrize("cls", [BPKDLoss, CWDLoss, SKDSLoss, IFVDLoss, CIRKDLoss, CanonicalKDLoss])
+@pytest.mark.parametrize("cls", [BPKDLoss, CWDLoss, SKDSLoss, IFVDLoss, CIRKDLoss, CanonicalKDLoss, DISTLoss])
 def test_the_number_of_classes_is_taken_from_the_first_logits(cls):
     explicit, inferred = prepared(cls(3)), prepared(cls())
     assert inferred.num_classes == 3
@@ -140,7 +141,7 @@ def test_a_method_whose_weights_are_all_0_is_refused():
 
 
 def test_methods_by_name():
-    assert list(METHODS) == ["bpkd", "bpkd_paper", "cwd", "skds", "ifvd", "cirkd", "canonical"]
+    assert list(METHODS) == ["bpkd", "bpkd_paper", "cwd", "skds", "ifvd", "cirkd", "canonical", "dist"]
     for name in METHODS:
         assert create_method(name, 3, ignore_index=-1).ignore_index == -1
     with pytest.raises(ValueError, match="Did you mean 'cirkd'"):
