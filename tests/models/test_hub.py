@@ -41,5 +41,6 @@ def test_the_revision_of_a_name_is_loaded_and_then_needs_no_connection(tmp_path,
         hub.shutdown()
         hub.server_close()
         assert {name: load(name) for name in REVISIONS} == expected
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        assert {name: load(name) for name in REVISIONS} == expected
+        with monkeypatch.context() as offline:  # ends before `serving`, which restores the same value
+            offline.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+            assert {name: load(name) for name in REVISIONS} == expected
