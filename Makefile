@@ -1,6 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# pip does not compile the packages, so the first process that imports a module writes its bytecode for all others. Without
+# that, each new process compiles torch again: 12 seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test test-all check changed lint docs clean
 
 quickstart: .venv/quickstart
