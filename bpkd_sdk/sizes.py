@@ -79,7 +79,7 @@ def resize_images(images: Array, size: Sequence[int]) -> Array:
     )
 
 
-def resize_label(label: Array, size: Sequence[int]) -> Array:
+def resize_label(label: Array, size: Sequence[int], rows: slice = slice(None), columns: slice = slice(None)) -> Array:
     """Resize a label map: each output pixel takes the label pixel whose centre is nearest to its own centre.
 
     The centre of output row i lies at (i + 0.5) H / h rows of the label, as in bilinear resizing of images. This is the
@@ -90,10 +90,12 @@ def resize_label(label: Array, size: Sequence[int]) -> Array:
 
     Args:
         label: Class ids, integers (..., H, W), a numpy array or a torch tensor.
-        size: (h, w) of the result.
+        size: (h, w) of the resized label map.
+        rows: Rows of it that are returned.
+        columns: Columns of it that are returned.
 
     Returns:
-        Class ids (..., h, w) of the same kind and dtype.
+        Class ids (..., h, w) of the same kind and dtype, or a part of them.
 
     Examples:
         >>> import numpy as np
@@ -103,8 +105,10 @@ def resize_label(label: Array, size: Sequence[int]) -> Array:
         [[0, 0, 1, 1, 2, 2, 3, 3]]
     """
     xp = array_namespace(label)
-    rows, columns = (_nearest_pixels(*lengths, label) for lengths in zip(label.shape[-2:], size, strict=True))
-    result: Array = xp.take(xp.take(label, columns, axis=-1), rows, axis=-2)
+    row_pixels, column_pixels = (
+        _nearest_pixels(*lengths, label) for lengths in zip(label.shape[-2:], size, strict=True)
+    )
+    result: Array = xp.take(xp.take(label, row_pixels[rows], axis=-2), column_pixels[columns], axis=-1)
     return result
 
 

@@ -199,8 +199,8 @@ def absent_classes(dataset: SegmentationDataset, reports: Sequence[SampleReport]
 
 def unknown_labels(dataset: SegmentationDataset, label: Tensor) -> list[int]:
     """Return the values of a label map that are neither a class nor the void label, ascending."""
-    outside = label[(label < 0) | (label >= dataset.num_classes)]
-    return sorted(set(outside[outside != dataset.ignore_index].tolist()))
+    outside = ((label < 0) | (label >= dataset.num_classes)) & (label != dataset.ignore_index)
+    return sorted(set(label[outside].tolist())) if outside.any() else []
 
 
 def image_problem(image: object, pixels: PixelFormat) -> str | None:

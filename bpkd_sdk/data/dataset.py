@@ -198,7 +198,8 @@ class FileDataset(SegmentationDataset):
         pair = self.pairs[index]
         image = read_pixels(pair.image, self.pixels)
         label = np.zeros(image.shape[:2], np.uint8) if pair.label is None else self.read_label(pair.label)
-        return torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(label)
+        # The channels stay interleaved, as they are decoded: copies and resizing are then several times as fast.
+        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(label)
 
     def image_path(self, index: int) -> Path:
         """Return the path of the image file."""

@@ -13,10 +13,10 @@ from bpkd_sdk.data.transforms import (
     IMAGE_FILL,
     PadTo,
     PhotometricDistortion,
-    RandomScale,
     VariedCrop,
     adjust_brightness,
     adjust_contrast,
+    adjust_hue,
     adjust_saturation,
     augment,
     training_transform,
@@ -78,6 +78,19 @@ def test_colours_change_as_in_openmmlab(adjust, amount, expected):
     assert adjusted.dtype == torch.uint8
     reference = torch.tensor([expected(*color) for color in image.flatten(1).T.tolist()])
     assert (adjusted.flatten(1).T - reference).abs().max() <= 0.51  # both round, in different directions
+
+
+@pytest.mark.parametrize("amount", [-0.1, -0.03, 0.0, 0.07, 0.1])
+def test_hues_are_those_of_torchvision(amount):
+    for image in (color_cube(), torch.rand(3, 64, 80), torch.randint(0, 256, (3, 256, 256), dtype=torch.uint8)):
+        adjusted, expected = adjust_hue(image, amount), v2.functional.adjust_hue(image, amount)
+        assert adjusted.dtype == image.dtype
+        difference = (adjusted.double() - expected.double()).abs()
+        if image.is_floating_point():
+            assert difference.max() < 1e-5
+        else:
+            assert difference.max() <= 1
+            assert (difference > 0).sum() <= max(1, 5e-4 * difference.numel())
 
 
 def test_each_colour_adjustment_has_probability_one_half():
@@ -201,10 +214,15 @@ def label_offsets(transform, size, margin=10):
     return np.array(offsets)
 
 
+def resized(scale, base_size=None):
+    """Return a transform that resizes by a factor and leaves the image whole."""
+    return VariedCrop((1000, 1000), 255, 1.0, (scale, scale), base_size)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("base_size", [None, (90, 90), (33, 31)], ids=["own-size", "larger", "smaller"])
 def test_scaled_labels_stay_on_their_edges(size, base_size):
-    means = [label_offsets(RandomScale((scale, scale), base_size), size).mean(0) for scale in SCALES]
+    means = [label_offsets(resized(scale, base_size), size).mean(0) for scale in SCALES]
     assert np.abs(np.mean(means, axis=0)).max() < 0.02
     assert np.abs(means).max() < 0.05
 
@@ -214,7 +232,7 @@ def test_scaled_labels_stay_on_their_edges(size, base_size):
 )
 def test_ties_between_two_label_pixels_have_no_bias(size, base_size):
     """At 1/2, 3/4 and 1/4 many centres are between two pixels; "nearest-exact" would move labels by up to 0.25."""
-    assert np.abs(label_offsets(RandomScale((1, 1), base_size), size, margin=12).mean(0)).max() < 0.05
+    assert np.abs(label_offsets(resized(1, base_size), size, margin=12).mean(0)).max() < 0.05
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -255,10 +273,28 @@ def test_training_keeps_labels_on_their_edges(size, base_size):
 @pytest.mark.parametrize("scale", [0.5, 0.83, 1.0, 1.7])
 def test_scaled_labels_keep_their_dtype_and_ids(dtype, ids, scale):
     label = torch.tensor(ids, dtype=dtype).repeat_interleave(8).expand(24, -1)
-    image, scaled = augment(RandomScale((scale, scale)), torch.zeros(3, *label.shape, dtype=torch.uint8), label)
+    image, scaled = augment(resized(scale), torch.zeros(3, *label.shape, dtype=torch.uint8), label)
     assert scaled.dtype == dtype
     assert scaled.shape == image.shape[1:]
     assert scaled.unique().tolist() == ids
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("scale", [0.3, 0.5, 0.83, 1.0, 1.3, 2.0])
+def test_crops_are_those_of_the_resized_image(dtype, channels, scale):
+    torch.manual_seed(0)
+    interleaved = (255 * torch.rand(61, 97, channels)).to(dtype).permute(2, 0, 1)
+    label = torch.randint(0, 9, interleaved.shape[1:], dtype=torch.uint8)
+    whole_label = augment(resized(scale), interleaved, label)[1]
+    for image in (interleaved, interleaved.contiguous()):
+        whole = v2.functional.resize(image, list(whole_label.shape), antialias=True)
+        for share in (1.0, 0.5):
+            transform = VariedCrop((24, 40), 255, share, (scale, scale))
+            params = transform.make_params([tv_tensors.Image(image), tv_tensors.Mask(label)])
+            crop = params["rows"], params["columns"]
+            assert torch.equal(transform.transform(tv_tensors.Image(image), params), whole[:, *crop])
+            assert torch.equal(transform.transform(tv_tensors.Mask(label), params), whole_label[crop])
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 12, 64, 97])

@@ -109,6 +109,7 @@ CASES = {
     "skds": ("skds", {}),
     "ifvd": ("ifvd", {}),
     "labels of the teacher": ("bpkd", {"labels": "teacher", "teacher_augment": ("flip",)}),
+    "cache": (["canonical", "bpkd"], {"teacher_cache": True, "views": 1}),
     "class map": ("bpkd", {"class_map": {name: [i] for i, name in enumerate(TRAIN.class_names)}}),
 }
 
@@ -120,8 +121,11 @@ def test_the_device_is_waited_for_only_where_a_record_is_printed(tmp_path, trans
     if method is None:
         bpkd_sdk.train(student, (TRAIN, None), output_dir=tmp_path, **OPTIONS | options)
     else:
+        if "teacher_cache" in options:
+            options = options | {"teacher_cache": str(tmp_path / "cache")}
         teacher = tiny(10 if "class_map" in options else 9, width=12, seed=1).eval()
-        bpkd_sdk.distill(teacher, student, (TRAIN, None), method=method, output_dir=tmp_path, **OPTIONS | options)
+        options = OPTIONS | options | {"method": method, "output_dir": tmp_path / "run"}
+        bpkd_sdk.distill(teacher, student, (TRAIN, None), **options)
     # The first step fills caches of constants, and the record of the last one is read.
     between = [text for step, text in transfers.found if 1 < step < 6]
     assert not between
