@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from bpkd_sdk.data.checks import checked_image
 from bpkd_sdk.evaluation.agreement import MaskAgreement, mask_agreement
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
 from bpkd_sdk.export.onnx_cpu import serialize_for_cpu
-from bpkd_sdk.export.qdq import Layer, range_tensors, with_range_outputs
+from bpkd_sdk.export.qdq import SWITCH, Layer, range_tensors, split_at_layers, with_range_outputs, with_switches
 from bpkd_sdk.pixels import check_pixels
 from bpkd_sdk.progress import track
 from bpkd_sdk.runtime.fit import Fit, fit_images, fit_size
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # One of HELD_OUT images measures the loss and does not calibrate. The first RANKING_IMAGES of these rank the layers.
 HELD_OUT = 4
 RANKING_IMAGES = 4
+# Sessions that measure the layers. With more of them, less is computed for each layer, and more weights are loaded.
+SESSIONS = 4
 _GOLDEN_RATIO = 0.618034  # multiples of it, without their whole part, are spread evenly
 
 Sample = tuple[Tensor, Tensor]
@@ -108,7 +110,7 @@ def _fitted_samples(
 def measure_ranges(model: ModelProto, layers: Sequence[Layer], images: Sequence[Tensor]) -> dict[str, float]:
     """Measure the largest absolute value of each of `range_tensors(layers)` over images (channels, H, W)."""
     tensors = range_tensors(layers)
-    session = open_session(serialize_for_cpu(with_range_outputs(model, tensors)), torch.device("cpu"))
+    session = _open(with_range_outputs(model, tensors))
     name = session.get_inputs()[0].name
     ranges = [
         session.run(None, {name: _to_batch(image)})
@@ -128,7 +130,8 @@ class HeldOutImages:
 
     def __init__(self, runtime: OnnxRuntime, data: SegmentationDataset, samples: Sequence[Sample]) -> None:
         self.samples = samples
-        self.float_masks = self._run(runtime.session, samples)
+        self._input = runtime.session.get_inputs()[0].name
+        self.float_masks = self._run(runtime.session, self._batches(len(samples)))
         self.references = [label for _, label in samples] if data.has_labels else self.float_masks
         self.class_names, self.ignore_index = data.class_names, data.ignore_index
         if not data.has_labels:  # then the data's classes may differ from the network's
@@ -142,28 +145,67 @@ class HeldOutImages:
                 "them."
             )
 
-    def agreement(self, model: ModelProto, most: int | None = None) -> MaskAgreement:
-        """Compare the masks of a model with the float32 masks, for the first `most` images; None: for all."""
-        return mask_agreement(self._segment(model, most), self.float_masks[:most])
+    def segment(self, model: ModelProto) -> list[Tensor]:
+        """Return the masks (h, w) of a model."""
+        return self._run(_open(model), self._batches(len(self.samples)))
 
-    def boundary_loss(self, model: ModelProto) -> float:
-        """Return the boundary IoU that a model loses, against the labels, or without labels the float32 masks."""
-        return self.boundary_iou - self._score(self._segment(model)).boundary_iou
+    def agreement(self, masks: Sequence[Tensor]) -> MaskAgreement:
+        """Compare masks of `segment` with the float32 masks."""
+        return mask_agreement(masks, self.float_masks)
 
-    def _segment(self, model: ModelProto, most: int | None = None) -> list[Tensor]:
-        """Return the masks (h, w) of a model for the first `most` images; None: for all."""
-        return self._run(open_session(serialize_for_cpu(model), torch.device("cpu")), self.samples[:most])
+    def boundary_loss(self, masks: Sequence[Tensor]) -> float:
+        """Return the boundary IoU that masks of `segment` lose, against the labels, or the float32 masks without."""
+        return self.boundary_iou - self._score(masks).boundary_iou
 
-    def _run(self, session: InferenceSession, samples: Sequence[Sample]) -> list[Tensor]:
-        name = session.get_inputs()[0].name
-        masks = [torch.from_numpy(session.run(None, {name: _to_batch(image)})[0])[0] for image, _ in samples]
-        return [mask[: label.shape[0], : label.shape[1]] for mask, (_, label) in zip(masks, samples, strict=True)]
+    def layer_agreements(
+        self, model: ModelProto, layers: Sequence[Layer], ranges: Mapping[str, float]
+    ) -> Iterator[MaskAgreement]:
+        """Compare the masks of a model in which one layer is in int8 with the float32 masks, for each of the layers.
+
+        Few sessions, in which a layer can be switched, replace a session for each layer. Each session begins at its own
+        layers, from the tensors that the float32 model computes before them. `RANKING_IMAGES` images are segmented.
+
+        Args:
+            model: Model in float32.
+            layers: Layers of the model, in the order of computation.
+            ranges: Result of `measure_ranges`.
+        """
+        from onnx.shape_inference import infer_shapes
+        from onnx.utils import Extractor
+
+        extractor = Extractor(infer_shapes(model))
+        (image,), (mask,) = ([value.name for value in values] for values in (model.graph.input, model.graph.output))
+        parts = list(split_at_layers(model, layers, SESSIONS))
+        names = sorted({name for needed, _ in parts for name in needed} - {image})
+        before = _open(extractor.extract_model([image], names))
+        batches = self._batches(RANKING_IMAGES)
+        values = [dict(zip(names, before.run(names, batch), strict=True)) | batch for batch in batches]
+        for needed, part in parts:
+            session = _open(with_switches(extractor.extract_model(needed, [mask]), part, ranges))
+            for index in range(len(part)):
+                switched = [{name: value[name] for name in needed} | {SWITCH: np.array(index)} for value in values]
+                yield mask_agreement(self._run(session, switched), self.float_masks[: len(switched)])
+
+    def _batches(self, most: int) -> list[dict[str, Any]]:
+        """Return the inputs of the float32 file for the first `most` images, by the name of the input."""
+        return [{self._input: _to_batch(image)} for image, _ in self.samples[:most]]
+
+    def _run(self, session: InferenceSession, inputs: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+        """Return the masks (h, w) of the first images, from the inputs of a session for each of them."""
+        masks = [torch.from_numpy(session.run(None, values)[0])[0] for values in inputs]
+        labels = [label for _, label in self.samples[: len(masks)]]
+        return [mask[: label.shape[0], : label.shape[1]] for mask, label in zip(masks, labels, strict=True)]
 
     def _score(self, masks: Sequence[Tensor]) -> Metrics:
         counts = MetricCounts(self.class_names, ignore_index=self.ignore_index)
         for mask, reference in zip(masks, self.references, strict=True):
             counts.update(mask[None], reference[None])
         return counts.compute()
+
+
+def _open(model: ModelProto) -> InferenceSession:
+    """Open a session of the faster model for a CPU."""
+    return open_session(serialize_for_cpu(model), torch.device("cpu"))
 
 
 def _mask_classes(runtime: OnnxRuntime) -> int:

@@ -93,8 +93,7 @@ class Graph:
     def _read_by_subgraphs(self) -> set[str]:
         """Return all names that the bodies of control-flow nodes (If, Loop, Scan) use."""
         names: set[str] = set()
-        nodes = self.model.graph.node
-        bodies = [attribute.g for node in nodes for attribute in node.attribute if attribute.HasField("g")]
+        bodies = [attribute.g for node in self.kept for attribute in node.attribute if attribute.HasField("g")]
         while bodies:
             body = bodies.pop()
             names.update(output.name for output in body.output)

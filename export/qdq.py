@@ -13,19 +13,22 @@ Sums of two activations count as layers too; otherwise the activations of a resi
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bpkd_sdk.export.graph import Graph, attributes_of
+from bpkd_sdk.export.onnx_cpu import optimize_for_cpu
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 WEIGHTED = ("Conv", "MatMul", "Gemm")
+SWITCH = "int8/layer"  # input of `with_switches`
 
 _LIMIT = 127
 _INT32_LIMIT = 2**31 - 1
@@ -146,6 +149,74 @@ def insert_qdq(model: ModelProto, layers: Sequence[Layer], ranges: Mapping[str, 
             graph.keep(node)
     graph.finish()
     return graph.model
+
+
+def split_at_layers(
+    model: ModelProto, layers: Sequence[Layer], parts: int
+) -> Iterator[tuple[list[str], Sequence[Layer]]]:
+    """Divide the layers of a model into parts of equal numbers, in the order of computation.
+
+    Yields:
+        Names of the tensors from which the model can be computed from the part's first layer on, and the part's layers.
+    """
+    position = {node.name: index for index, node in enumerate(model.graph.node)}
+    size = math.ceil(len(layers) / parts)
+    for start in range(0, len(layers), size):
+        part = layers[start : start + size]
+        first = position[part[0].node]
+        made = {value.name for value in model.graph.input}
+        made.update(tensor for node in model.graph.node[:first] for tensor in node.output)
+        read = {tensor for node in model.graph.node[first:] for tensor in node.input}
+        yield sorted(made & read), part
+
+
+def with_switches(model: ModelProto, layers: Sequence[Layer], ranges: Mapping[str, float]) -> ModelProto:
+    """Return a copy of a model whose input `SWITCH` is the index of the one layer that computes in int8.
+
+    Each layer becomes an ``If``, of which ONNX Runtime computes one side only. One session thus computes what otherwise
+    needs a session for each layer, with the same kernels.
+
+    Args:
+        model: Model in float32; it is not changed.
+        layers: Layers of `find_layers` that can be switched.
+        ranges: Largest absolute value of each of `range_tensors(layers)`, by the tensor's name.
+    """
+    from onnx import TensorProto, helper
+
+    graph = Graph(copy.deepcopy(model))
+    graph.model.graph.input.append(helper.make_tensor_value_info(SWITCH, TensorProto.INT64, []))
+    indices = {layer.node: index for index, layer in enumerate(layers)}
+    for node in graph.take_nodes():
+        if node.name not in indices:
+            graph.keep(node)
+            continue
+        index = indices[node.name]
+        number = graph.constant(f"{SWITCH}/{index}", np.int64(index))
+        in_float = _layer_model(graph, node)
+        in_int8 = insert_qdq(in_float, [replace(layers[index], result=in_float.graph.node[0].output[0])], ranges)
+        optimize_for_cpu(in_int8)
+        del in_float.graph.initializer[:]  # the graph around it has them
+        branches = {"then_branch": in_int8.graph, "else_branch": in_float.graph}
+        graph.add("If", [graph.add("Equal", [SWITCH, number], f"{number}/equal")], node.output[0], **branches)
+    graph.finish()
+    return graph.model
+
+
+def _layer_model(graph: Graph, node: NodeProto) -> ModelProto:
+    """Return a model of one layer's node, which reads the tensors of the graph around it by their names."""
+    from onnx import TensorProto, helper
+
+    result = f"{node.output[0]}/switched"
+    layer = copy.deepcopy(node)
+    layer.output[0] = f"{result}/layer"
+    body = helper.make_graph(
+        [layer, helper.make_node("Identity", [layer.output[0]], [result])],  # `insert_qdq` needs a reader of the layer
+        result,
+        [],
+        [helper.make_tensor_value_info(result, TensorProto.FLOAT, None)],
+        [graph.constants[tensor] for tensor in node.input if tensor in graph.constants],
+    )
+    return helper.make_model(body, opset_imports=graph.model.opset_import)
 
 
 class _QuantizedGraph(Graph):

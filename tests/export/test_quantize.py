@@ -15,7 +15,7 @@ from torch import nn
 
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
-from bpkd_sdk.export import qdq, to_onnx
+from bpkd_sdk.export import calibration, qdq, to_onnx
 from bpkd_sdk.export.onnx import seal_onnx
 from bpkd_sdk.export.quantization import quantize
 from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session
@@ -216,6 +216,19 @@ def test_the_worst_layers_come_first(report):
     assert damages == sorted(damages, reverse=True)
     assert damages[0] > damages[-1]
     assert set(report.worst) == set(report.layers)
+
+
+def test_switched_layers_harm_as_much_as_a_model_for_each_layer(path, report, data):
+    """The damage of each layer is measured in few sessions; a model with this layer alone in int8 has the same."""
+    proto, part = onnx.load(path), shifted(data, 18, 4)
+    layers = qdq.find_layers(proto)
+    ranges = calibration.measure_ranges(proto, layers, [image for image, _ in shifted(data, 0, 18)])
+    held_out = calibration.HeldOutImages(OnnxRuntime(path, "cpu"), data, list(part))
+    for layer, measured in zip(layers, report.layers, strict=True):
+        alone = held_out.agreement(held_out.segment(qdq.insert_qdq(proto, [layer], ranges)))
+        assert measured.edge_damage == pytest.approx(1 - alone.edge, abs=1e-6)
+        assert measured.body_damage == pytest.approx(1 - alone.body, abs=1e-6)
+    assert len({layer.damage for layer in report.layers}) > 3
 
 
 def test_a_layer_that_int8_destroys_stays_in_float32(trained, data, tmp_path):
