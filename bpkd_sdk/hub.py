@@ -7,6 +7,7 @@ is needed is downloaded, and nothing in a repository is executed.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,10 @@ from typing import Any
 from bpkd_sdk.errors import import_optional
 
 CHECKPOINT_FILE, ONNX_FILE, CARD_FILE = "model.safetensors", "model.onnx", "README.md"
+
+CONNECTION_SECONDS = 5.0  # time allowed for an answer of the Hub before its client works offline
+_OFFLINE_SECONDS = 60.0  # time until the Hub is tried again
+_failures: dict[str, tuple[float, str]] = {}  # for each address of a Hub, when it could not be reached, and why
 
 # A path of "hf://user/name" has one slash less.
 _ADDRESS = re.compile(r"(?:hf:/{1,2})?(?P<repository>[^/@:\s]+/[^/@:\s]+)(?:@(?P<revision>\S+))?")
@@ -98,9 +103,11 @@ def read_license(source: str, revision: str | None, *, local_files_only: bool = 
     from huggingface_hub import ModelCard, hf_hub_download
 
     try:
-        is_folder = Path(source).is_dir()
-        options: Any = {"revision": revision, "local_files_only": local_files_only}
-        card = Path(source, CARD_FILE) if is_folder else hf_hub_download(source, CARD_FILE, **options)
+        if Path(source).is_dir():
+            card = Path(source, CARD_FILE)
+        else:
+            with without_retries():
+                card = Path(hf_hub_download(source, CARD_FILE, revision=revision, local_files_only=local_files_only))
         return getattr(ModelCard.load(card).data, "license", None)
     except Exception:  # the hub's client raises many kinds of errors, and a card is not needed
         return None
@@ -153,6 +160,41 @@ def upload(folder: Path, address: str, *, private: bool) -> str:
 
 
 @contextmanager
+def without_retries() -> Iterator[str | None]:
+    """Let the Hub's client work offline, with its cache, within a ``with`` block if the Hub does not answer in seconds.
+
+    Otherwise the client would try for minutes and print every attempt. The block gets the reason; None if the Hub
+    answers.
+    """
+    from huggingface_hub import constants
+
+    before, reason = constants.HF_HUB_OFFLINE, _why_unreachable()
+    constants.HF_HUB_OFFLINE = reason is not None
+    try:
+        yield reason
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _why_unreachable() -> str | None:
+    """Return the reason why the Hub cannot be reached; None if it answers."""
+    from huggingface_hub import constants, get_session
+
+    address = constants.ENDPOINT
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE=1 forbids it"
+    if address in _failures and time.monotonic() - _failures[address][0] < _OFFLINE_SECONDS:
+        return _failures[address][1]
+    try:
+        get_session().head(address, timeout=CONNECTION_SECONDS)
+    except Exception as error:  # the client's HTTP library differs between its versions
+        reason = f"{address} cannot be reached ({type(error).__name__}: {error})"
+        _failures[address] = time.monotonic(), reason
+        return reason
+    return None
+
+
+@contextmanager
 def explained_errors(what: str) -> Iterator[None]:
     """Turn the errors of the Hub's client into one RuntimeError of one line that states what to do.
 
@@ -174,7 +216,8 @@ def explained_errors(what: str) -> Iterator[None]:
     http_error: Any = HfHubHTTPError.__bases__[0]
     log_in = "Log in once with `hf auth login`, or set HF_TOKEN to a token"
     try:
-        yield
+        with without_retries():
+            yield
     except LocalTokenNotFoundError as error:
         raise RuntimeError(f"{what}: this machine has no token for the Hub. {log_in} that may write.") from error
     except LocalEntryNotFoundError as error:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bpkd_sdk.models.checkpoint import load_state
-from bpkd_sdk.models.weights import IMAGENET, NONE, explained_download, hub_cache
+from bpkd_sdk.models.weights import IMAGENET, NONE, explained_download
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def load(backbone: nn.Module, network: str, source: str, in_channels: int = 3) -
     """
     import timm
 
-    with explained_download(IMAGENET, network, hub_cache()):
+    with explained_download(IMAGENET, network):
         state = timm.create_model(source, pretrained=True, in_chans=in_channels).state_dict()
     load_state(backbone, rename_parameters(state, SOURCES[source]), source=f"timm's {source!r}")
     return timm_origin(source)

@@ -113,7 +113,7 @@ def build_network(
         if encoder.startswith(_TIMM):  # timm contains the normalisation; the library would have to download it
             mean, std = normalization(encoder, weights.IMAGENET)
     else:
-        with weights.explained_download(backbone_weights, name, weights.hub_cache()):
+        with weights.explained_download(backbone_weights, name):
             # The library expects True for an encoder of timm, whose name states the weights.
             model = build(encoder_weights=True if encoder.startswith(_TIMM) else backbone_weights)
             mean, std = normalization(encoder, backbone_weights)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bpkd_sdk.errors import import_optional, warn
-from bpkd_sdk.hub import read_license
+from bpkd_sdk.hub import read_license, without_retries
 from bpkd_sdk.models import weights
 from bpkd_sdk.models.mask_classification import (
     MASK_CLASSIFIERS,
@@ -133,7 +133,8 @@ def _open(name: str, read: Any, **options: Any) -> Any:
     if source.startswith((".", "/", "~")) and not Path(source).is_dir():
         raise FileNotFoundError(f"There is no folder {source}. Pass '{PREFIX}<folder with config.json>'.")
     try:
-        return read(**_options(name), **options)
+        with _connection(source):
+            return read(**_options(name), **options)
     except OSError as error:
         raise RuntimeError(
             f"transformers cannot open {source!r}, which is {'a' if Path(source).is_dir() else 'no'} local folder: "
@@ -141,6 +142,11 @@ def _open(name: str, read: Any, **options: Any) -> Any:
             f"internet once; the files of the hub are then in {weights.hub_cache()}, a folder that can be copied to "
             "other machines. Weights in pickles (pytorch_model.bin) are not loaded: convert them to safetensors."
         ) from error
+
+
+def _connection(source: str) -> AbstractContextManager[Any]:
+    """Return a context that opens files of a folder or of the Hub, which must answer within seconds."""
+    return nullcontext() if Path(source).is_dir() else without_retries()
 
 
 def _network_class(config: Any, name: str = "") -> Any:
@@ -255,7 +261,9 @@ def _read_normalization(name: str, config: Any) -> Normalization:
     """Return mean and standard deviation (for images in 0..1) of the image processor in a folder or repository."""
     transformers = import_optional("transformers")
     try:
-        return _normalization(transformers.AutoImageProcessor.from_pretrained(**_options(name)), name)
+        with _connection(_parse(name)[0]):
+            processor = transformers.AutoImageProcessor.from_pretrained(**_options(name))
+        return _normalization(processor, name)
     except OSError:
         mean, std = _default_normalization(config.model_type)
         warn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.files import file_sha256
+from bpkd_sdk.hub import CONNECTION_SECONDS, without_retries
 from bpkd_sdk.models.checkpoint import load_state
 
 NONE, IMAGENET = "none", "imagenet"
@@ -53,28 +55,43 @@ def check_known_weights(weights: str) -> None:
 
 
 @contextmanager
-def explained_download(weights: str, network: str, cache: str | Path) -> Iterator[None]:
+def explained_download(weights: str, network: str, cache: str | None = None) -> Iterator[None]:
     """Turn the errors of a download into one RuntimeError that states what to do without a connection.
 
-    Errors of the network's own code (ValueError, TypeError, ...) pass unchanged.
+    Without a connection the download fails within seconds. Errors of the network's own code (ValueError, TypeError,
+    ...) pass unchanged.
 
     Args:
         weights: Value of `backbone_weights`.
         network: Name of the network.
-        cache: Folder in which the library looks for files before it downloads them.
+        cache: Folder in which the library looks for files before it downloads them. None: the cache of the Hugging
+            Face Hub, from which it downloads them.
     """
+    reason = None
     try:
-        yield
+        with without_retries() if cache is None else _limited_waiting() as reason:
+            yield
     # The hub's client also raises the errors of its HTTP library, which have no common base class.
     except Exception as error:
         if isinstance(error, _NO_DOWNLOAD) and not isinstance(error, OSError):
             raise
         raise RuntimeError(
-            f"The {weights!r} weights for the encoder of {network!r} are neither in the cache {cache} nor could they "
-            f"be downloaded: {type(error).__name__}: {error}\n"
+            f"The {weights!r} weights for the encoder of {network!r} are neither in the cache {cache or hub_cache()} "
+            f"nor could they be downloaded: {reason or f'{type(error).__name__}: {error}'}\n"
             "Connect to the internet once, or copy that folder from a machine that has them. Or pass "
             f"backbone_weights={NONE!r} for random weights, or the path of a file with the encoder's weights."
         ) from error
+
+
+@contextmanager
+def _limited_waiting() -> Iterator[None]:
+    """Limit the time in which a connection of Python's own client must answer within a ``with`` block."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(before or CONNECTION_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def hub_cache() -> str:

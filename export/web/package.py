@@ -110,6 +110,7 @@ def _fetch_archive(folder: Path) -> Path:
     if npm is None:
         raise RuntimeError(f"A web site needs onnxruntime-web, which npm fetches, and npm is not installed. {advice}")
     command = [npm, "pack", f"onnxruntime-web@{ONNXRUNTIME_WEB}", "--ignore-scripts", "--loglevel=error"]
+    command += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=1000"]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)  # noqa: S603  (constants alone)
     if result.returncode != 0:
         raise RuntimeError(f"npm could not fetch onnxruntime-web {ONNXRUNTIME_WEB}:\n{result.stderr.strip()}\n{advice}")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from torch import Tensor, nn
 
+import bpkd_sdk
+from bpkd_sdk import hub
 from bpkd_sdk.models import imagenet
 from bpkd_sdk.models.zoo import ZOO, build_network
 
@@ -58,10 +64,25 @@ def test_no_weights_exist_for_resnet18_with_the_deep_stem() -> None:
         build_network("isanet_r18", 2, backbone_weights="imagenet")
 
 
-def test_the_error_without_a_connection_states_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise ConnectionError("no route to host.")
+@pytest.mark.parametrize("is_silent", [False, True], ids=["refused", "silent"])
+def test_without_a_connection_one_attempt_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_silent: bool
+) -> None:
+    def wait(_: float) -> None:
+        raise AssertionError("the client tries again")
 
-    monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(RuntimeError, match=r"'deeplabv3plus_mv2'.*no route to host(.*\n)*.*backbone_weights="):
-        build_network("deeplabv3plus_mv2", 2, backbone_weights="imagenet")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if not is_silent:
+            server.close()
+        for name, value in {"ENDPOINT": address, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(tmp_path)}.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        monkeypatch.setattr(hub, "CONNECTION_SECONDS", 0.1)
+        monkeypatch.setattr(time, "sleep", wait)
+        for name in ("deeplabv3plus_mv2", "smp/FPN/resnet18", "smp/FPN/tu-mobilenetv3_small_050"):
+            with pytest.raises(RuntimeError, match=rf"{name}'.* {address} cannot be reached(.*\n)*.*weights='none'"):
+                bpkd_sdk.create_model(name, 2, backbone_weights="imagenet")
+        with pytest.raises(RuntimeError, match="not in the cache .* and the Hub cannot be reached"):
+            bpkd_sdk.load_model("hf://user/net")
+    assert constants.HF_HUB_OFFLINE is False
+    assert caplog.records == []
