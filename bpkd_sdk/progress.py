@@ -95,6 +95,20 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def format_si(value: float, unit: str = "") -> str:
+    """Format a number of at least 0 with three digits and an SI prefix; a whole number below 1000 with all its digits.
+
+    Example:
+        >>> format_si(2_301_000), format_si(999_999), format_si(42), format_si(0.0123, "s")
+        ('2.30 M', '1.00 M', '42', '12.3 ms')
+    """
+    if value == int(value) and value < 1000:
+        return f"{value:.0f} {unit}".rstrip()
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    group, shift = divmod(int(exponent), 3)
+    return f"{float(mantissa) * 10**shift:.{2 - shift}f} {'nµm kMGTP'[group + 3].strip()}{unit}".rstrip()
+
+
 @contextmanager
 def working(description: str) -> Iterator[None]:
     """Show that work is in progress whose end is not known: a spinner, or a line every `LINE_INTERVAL` seconds."""

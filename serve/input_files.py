@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +115,8 @@ def _files_of(source: str | Path) -> Iterator[InputFile]:
             if match.is_file() and match.suffix.lower() in suffixes and not match.name.startswith("."):
                 yield InputFile(match, match.relative_to(fixed))
     else:
-        names = os.listdir(path.parent) if path.parent.is_dir() else []
+        beside = list(path.parent.iterdir()) if path.parent.is_dir() else []
+        names = [entry.name for entry in beside if entry.is_dir() or entry.suffix.lower() in suffixes]
         raise FileNotFoundError(f"There is no file or folder {source}.{did_you_mean(path.name, names)}")
 
 

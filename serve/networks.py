@@ -15,7 +15,7 @@ from bpkd_sdk.export.benchmark.facts import count_cost
 from bpkd_sdk.gpu import gpu_names
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime import MatchedRuntime, Runtime, match_runtime
-from bpkd_sdk.runtime.fit import Fit, check_fit, fit_size
+from bpkd_sdk.runtime.fit import Fit, FittedSize, check_fit, fit_size
 from bpkd_sdk.serve.predictor import Predictor, Timings
 
 if TYPE_CHECKING:
@@ -66,14 +66,17 @@ class ServedModel:
         path = Path(self.predictor.runtime.name)
         return path.stat().st_size if path.is_file() else None
 
+    def fit(self, image_size: tuple[int, int]) -> FittedSize:
+        """Return the windows in which the network segments an image of this size (height, width)."""
+        return fit_size(image_size, self.predictor.runtime.accepts, self.predictor.fit)
+
     def cost(self, image_size: tuple[int, int]) -> tuple[int | None, int | None]:
         """Return the number of parameters, and of MACs for one image of this size; None for an unknown number.
 
         Args:
             image_size: Height and width of the image in pixels.
         """
-        runtime = self.predictor.runtime
-        fitted = fit_size(image_size, runtime.accepts, self.predictor.fit)
+        runtime, fitted = self.predictor.runtime, self.fit(image_size)
         divisor = runtime.spec.size_divisor
         height, width = (side + -side % divisor for side in fitted.window)
         if (height, width) not in self._costs:

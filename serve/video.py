@@ -16,6 +16,7 @@ import numpy as np
 
 from bpkd_sdk.errors import import_optional
 from bpkd_sdk.images import MAX_PIXELS
+from bpkd_sdk.sizes import format_size
 
 # FFmpeg also reads playlists, which can refer to other files and URLs. These containers refer to no other file.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
@@ -97,9 +98,11 @@ def _open_video(source: str | Path, max_pixels: int) -> Iterator[tuple[Any, Any]
             if not container.streams.video:
                 raise ValueError(f"{Path(source).name} contains no video stream, only audio.")
             stream = container.streams.video[0]
-            width, height = stream.width, stream.height
-            if width * height > max_pixels:
-                raise ValueError(f"Expected frames of at most {max_pixels:,} pixels, but got {width} x {height}.")
+            size = stream.height, stream.width
+            if size[0] * size[1] > max_pixels:
+                raise ValueError(
+                    f"Expected frames of at most {max_pixels:,} pixels, but got {format_size(size)} (height x width)."
+                )
             stream.thread_type = "AUTO"
             # Later frames may be larger. With this option, FFmpeg rejects them before it decodes them.
             stream.codec_context.options = {"max_pixels": str(max_pixels)}

@@ -18,7 +18,7 @@ from bpkd_sdk.files import LAST_CHECKPOINT
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.models.spec import get_provenance
-from bpkd_sdk.progress import format_rows, format_seconds
+from bpkd_sdk.progress import format_rows, format_seconds, format_si
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.sizes import Size
 from bpkd_sdk.training.config import TrainingConfig
@@ -92,15 +92,9 @@ def describe_cost(network: TeacherModel, crop_size: Size) -> str:
     module = network if isinstance(network, Runtime) else unwrap(network)
     if not isinstance(module, nn.Module):
         return ""
-    text = f"; {_format_count(sum(parameter.numel() for parameter in module.parameters()))} parameters"
+    text = f"; {format_si(sum(parameter.numel() for parameter in module.parameters()))} parameters"
     macs = count_macs(module, crop_size, get_spec(module).size_divisor)
-    return text if macs is None else f"{text}, {_format_count(macs)} MACs per crop"
-
-
-def _format_count(count: int) -> str:
-    units = ((1e9, " G"), (1e6, " M"), (1e3, " k"), (1, ""))
-    factor, unit = next(((factor, unit) for factor, unit in units if count >= factor), (1, ""))
-    return f"{count / factor:.3g}{unit}"
+    return text if macs is None else f"{text}, {format_si(macs)} MACs per crop"
 
 
 def _describe_loss(method: DistillationLoss | None, config: TrainingConfig, *, has_aux: bool) -> str:

@@ -5,16 +5,18 @@ All texts from outside this package are escaped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+from bpkd_sdk.progress import format_si
+from bpkd_sdk.serve.demo import tables
 from bpkd_sdk.serve.demo.confidence import Judgement
 from bpkd_sdk.serve.demo.scene import Scene
-from bpkd_sdk.serve.demo.tables import format_si
 from bpkd_sdk.serve.networks import ModelSet, ServedModel
 
 _MAX_NAMES = 12  # names of classes in the description of the page
-_EQUAL = 1.05  # ratio of two latencies that is not called faster or slower
+_EQUAL = 1.05  # ratio of two costs that is not called more or less
 
 
 _WELCOME = '<div class="welcome"><h2>{}</h2><p>{}</p></div>'
@@ -59,76 +61,86 @@ def _describe_classes(model: ServedModel) -> str:
 
 
 class _Figure(NamedTuple):
-    """One number of the headline.
+    """One card of the headline.
 
     Attributes:
+        name: Quantity, above the number.
         value: Number with its unit; a dash if it is unknown.
         text: Text below the number.
     """
 
+    name: str
     value: str
-    text: str
+    text: str = ""
 
 
-_MEASURING = _Figure("…", "latency: being measured")
+_MACS, _LATENCY = "MACs for this image", "Latency on this server"
 
 
-def headline(models: ModelSet, student: str, scene: Scene | None) -> str:
+def headline(models: ModelSet, student: str, scene: Scene | None, *, is_measured: bool = False) -> str:
     """Format what a student costs and keeps, relative to the teacher; without a teacher, what it costs.
 
     Args:
         models: Networks of the demo.
         student: Name of the student.
         scene: Image on the page with the predictions of both; None before the first image.
+        is_measured: Whether the latency of the networks was measured, so that a missing one could not be.
     """
     if scene is None:
         return ""
     network, teacher = models.student(student), models.teacher
     if teacher is None:
-        figures = _cost_figures(network, scene.size)
+        figures = [_macs_figure(network, None, scene.size), _latency_figure(network, None, scene.size, is_measured)]
+        if network.file_bytes:
+            figures.append(_Figure("Size of the file", format_si(network.file_bytes, "B")))
         note = "There is no teacher to compare with, so this page states costs only."
     else:
         agreement = scene.agreement(teacher.name, student)
+        whole, edge = _format_share(agreement.whole), _format_share(agreement.edge)
         note = f"{student} compared with {teacher.name}, measured on the image below."
         figures = [
             _macs_figure(network, teacher, scene.size),
-            _latency_figure(network, teacher, scene.size),
-            _Figure(_format_share(agreement.whole), "of the pixels as the teacher, in this image"),
-            _Figure(_format_share(agreement.edge), "of the pixels near the teacher\u2019s edges"),
+            _latency_figure(network, teacher, scene.size, is_measured),
+            _Figure("Same class as the teacher", whole, "of all pixels of this image"),
+            _Figure("Same class near edges", edge, "of the pixels near the teacher\u2019s edges"),
         ]
-    items = "".join(f"<li><b>{escape(value)}</b><span>{escape(text)}</span></li>" for value, text in figures)
-    return f'<ul class="headline">{items}</ul><p class=faint>{escape(note)}</p>'
+    items = "".join(
+        f"<li><span>{escape(name)}</span><b>{escape(value)}</b><span>{escape(text)}</span></li>"
+        for name, value, text in figures
+    )
+    notes = [note, *tables.windows_notes([model for model in (network, teacher) if model], scene.size)]
+    return f'<ul class="headline">{items}</ul><p class=faint>{escape(" ".join(notes))}</p>'
 
 
-def _macs_figure(student: ServedModel, teacher: ServedModel, size: tuple[int, int]) -> _Figure:
-    own, reference = (model.cost(size)[1] for model in (student, teacher))
-    if not own or not reference:
-        unknown = " and ".join(model.name for model, macs in ((student, own), (teacher, reference)) if not macs)
-        return _Figure("–", f"MACs: unknown for {unknown}")
-    return _Figure(*_ratio(reference / own, "fewer MACs", "more MACs", "as many MACs"))
+def _macs_figure(student: ServedModel, teacher: ServedModel | None, size: tuple[int, int]) -> _Figure:
+    costs = {model.name: model.cost(size)[1] for model in (student, teacher) if model}
+    if unknown := [name for name, macs in costs.items() if not macs]:
+        return _Figure(_MACS, "–", f"unknown for {' and '.join(unknown)}")
+    own, *reference = (macs for macs in costs.values() if macs)
+    return _compared(_MACS, own, reference, "", ("fewer", "more", "as many"))
 
 
-def _latency_figure(student: ServedModel, teacher: ServedModel, size: tuple[int, int]) -> _Figure:
-    if size not in student.latency or size not in teacher.latency:
-        return _MEASURING
-    own, reference = (model.latency[size].total / 1000 for model in (student, teacher))
-    value, text = _ratio(reference / own, "faster", "slower", "as fast")
-    return _Figure(value, f"{text} on this server: {format_si(own)}s instead of {format_si(reference)}s")
+def _latency_figure(
+    student: ServedModel, teacher: ServedModel | None, size: tuple[int, int], is_measured: bool
+) -> _Figure:
+    networks = [model for model in (student, teacher) if model]
+    if missing := [model.name for model in networks if size not in model.latency]:
+        if not is_measured:
+            return _Figure(_LATENCY, "…", "being measured")
+        return _Figure(_LATENCY, "–", f"could not be measured for {' and '.join(missing)}")
+    own, *reference = (model.latency[size].total / 1000 for model in networks)
+    return _compared(_LATENCY, own, reference, "s", ("faster", "slower", "as fast"))
 
 
-def _ratio(ratio: float, more: str, less: str, same: str) -> tuple[str, str]:
+def _compared(name: str, own: float, reference: Sequence[float], unit: str, words: tuple[str, str, str]) -> _Figure:
+    """Return the card of a cost and, if there is one, its ratio to that of the teacher."""
+    if not reference:
+        return _Figure(name, format_si(own, unit))
+    ratio = reference[0] / own
+    text = f"{format_si(own, unit)} instead of {format_si(reference[0], unit)}"
     if 1 / _EQUAL < ratio < _EQUAL:
-        return "1×", same
-    return (f"{ratio:.1f}×", more) if ratio > 1 else (f"{1 / ratio:.1f}×", less)
-
-
-def _cost_figures(network: ServedModel, size: tuple[int, int]) -> list[_Figure]:
-    macs, latency, file_bytes = network.cost(size)[1], network.latency.get(size), network.file_bytes
-    figures = [
-        _Figure(format_si(macs), "MACs for this image") if macs else _Figure("–", "MACs: unknown for this file"),
-        _Figure(f"{format_si(latency.total / 1000)}s", "for this image on this server") if latency else _MEASURING,
-    ]
-    return [*figures, _Figure(f"{format_si(file_bytes)}B", "size of the file")] if file_bytes else figures
+        return _Figure(name, words[2], text)
+    return _Figure(name, f"{ratio:.1f}× {words[0]}" if ratio > 1 else f"{1 / ratio:.1f}× {words[1]}", text)
 
 
 def _format_share(share: float | None) -> str:

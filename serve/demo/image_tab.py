@@ -315,7 +315,7 @@ class ImageTab:
                 judgement = headline.judgement_text(self.check.judge(scene, student))
         except EXPECTED_ERRORS as error:
             show_warning(error)
-        figures = headline.headline(self.models, student, scene)
+        figures = headline.headline(self.models, student, scene, is_measured=True)
         return _html(figures), tables.cost_table(self.models, scene.size), _html(judgement)
 
     def _write_download(

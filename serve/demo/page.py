@@ -105,7 +105,7 @@ def page_options() -> dict[str, Any]:
             radius_size="md",
             font=["system-ui", "sans-serif"],
             font_mono=["ui-monospace", "monospace"],
-        ),
+        ).set(body_text_color_subdued="*neutral_600"),  # a contrast of 7; the theme's own is 2.6
         "css_paths": _HERE / "page.css",
         "favicon_path": str(_HERE / "favicon.svg"),
         "footer_links": [],

@@ -23,7 +23,7 @@ from bpkd_sdk.serve.networks import ServedModel
 from bpkd_sdk.serve.overlay import Difference, draw_difference, draw_overlay
 from bpkd_sdk.serve.predictor import Prediction
 from bpkd_sdk.serve.service.limits import Limits, read_bounded, read_untrusted_image
-from bpkd_sdk.sizes import resize_label
+from bpkd_sdk.sizes import format_size, resize_label
 from bpkd_sdk.spec import Color
 
 # Maximum side of a picture on the page, in pixels. Larger images are reduced to it; smaller images are enlarged by
@@ -133,7 +133,7 @@ class Scene:
         width, height = _png_size(source)  # checked before any pixel is decoded
         if (height, width) != self.size:
             raise ValueError(
-                f"The label is {width} x {height} pixels and the image {self.size[1]} x {self.size[0]}. "
+                f"The label is {height} x {width} pixels (height x width) and the image {format_size(self.size)}. "
                 "Both must have the same size."
             )
         try:

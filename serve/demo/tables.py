@@ -11,9 +11,11 @@ import numpy as np
 
 from bpkd_sdk.colors import overlay_colors
 from bpkd_sdk.evaluation.metrics import MetricCounts, Metrics
+from bpkd_sdk.progress import format_si
 from bpkd_sdk.serve.demo.scene import CachedPrediction
 from bpkd_sdk.serve.networks import LATENCY_RUNS, ModelSet, ServedModel
 from bpkd_sdk.serve.overlay import BODY_COLOR, EDGE_COLOR, Difference
+from bpkd_sdk.sizes import format_size
 from bpkd_sdk.spec import Color
 
 BOUNDARY_WIDTH = 3  # width of the boundary in pixels for boundary IoU
@@ -112,20 +114,19 @@ def _score(prediction: CachedPrediction, label: np.ndarray) -> Metrics:
 
 
 def caption(predictions: Mapping[str, CachedPrediction], image_size: tuple[int, int], picture_rule: str = "") -> str:
-    """Format the legend of the classes present, and the size of the image.
+    """Format the legend of the classes present, in the order of their ids, and the size of the image.
 
     Args:
         predictions: Predictions of the image, by the name of the network.
         image_size: (height, width) of the image.
         picture_rule: Sentence that states how pictures show the image; empty for RGB images.
     """
-    present: dict[str, Color] = {}
-    for prediction in predictions.values():
-        colors = overlay_colors(prediction.palette)
-        for class_id in np.flatnonzero(np.bincount(prediction.page_mask.ravel())).tolist():
-            present[prediction.class_names[class_id]] = colors[class_id]
+    first = next(iter(predictions.values()))
+    colors = overlay_colors(first.palette)
+    counts = sum(np.bincount(prediction.page_mask.ravel(), minlength=256) for prediction in predictions.values())
+    present = {first.class_names[class_id]: colors[class_id] for class_id in np.flatnonzero(counts).tolist()}
     rule = f" &middot; {escape(picture_rule)}" if picture_rule else ""
-    return f"{_legend(present)}<p class=faint>{image_size[1]} x {image_size[0]} pixels{rule}</p>"
+    return f"{_legend(present)}<p class=faint>{format_size(image_size)} pixels (height x width){rule}</p>"
 
 
 def cost_table(models: ModelSet, image_size: tuple[int, int]) -> str:
@@ -136,10 +137,21 @@ def cost_table(models: ModelSet, image_size: tuple[int, int]) -> str:
         f"<td colspan=5 class=problem>Not available: {escape(model.reason)}</td></tr>"
         for model in models.unavailable
     )
-    headings = ["Parameters", f"MACs at {image_size[1]} x {image_size[0]}", "File size", "Latency", "Device"]
+    headings = ["Parameters", f"MACs at {format_size(image_size)}", "File size", "Latency", "Device"]
     table = _table(["Network", *headings], rows)
-    ratios = f"Ratios are relative to {escape(models.available[0].name)}. " if len(models.available) > 1 else ""
-    return f"{table}<p class=faint>{ratios}{_LATENCY_RULE}</p>" if models.available else table
+    notes = [f"Ratios are relative to {models.available[0].name}."] if len(models.available) > 1 else []
+    notes += ["Sizes are height x width.", *windows_notes(models.available, image_size), _LATENCY_RULE]
+    return f"{table}<p class=faint>{escape(' '.join(notes))}</p>" if models.available else table
+
+
+def windows_notes(models: Sequence[ServedModel], image_size: tuple[int, int]) -> list[str]:
+    """Return a sentence for each network that segments an image of this size in several windows."""
+    fitted = {model.name: model.fit(image_size) for model in models}
+    return [
+        f"{name} runs in {len(fit.corners())} windows of {format_size(fit.window)}, all of which count."
+        for name, fit in fitted.items()
+        if len(fit.corners()) > 1
+    ]
 
 
 _LATENCY_RULE = (
@@ -153,7 +165,7 @@ def _cost_row(model: ServedModel, reference: ServedModel, image_size: tuple[int,
     costs = _costs(model, image_size)
     references = [None] * len(costs) if reference is model else _costs(reference, image_size)
     cells = "".join(
-        f"<td>{format_si(cost)}{unit}{_format_ratio(cost, other)}</td>" if cost else "<td>–</td>"
+        f"<td>{format_si(cost, unit)}{_format_ratio(cost, other)}</td>" if cost else "<td>–</td>"
         for cost, other, unit in zip(costs, references, _COST_UNITS, strict=True)
     )
     architecture = model.predictor.runtime.spec.name
@@ -167,13 +179,6 @@ def _costs(model: ServedModel, image_size: tuple[int, int]) -> list[float | None
     return [*model.cost(image_size), model.file_bytes, latency.total / 1000 if latency else None]
 
 
-def format_si(value: float) -> str:
-    """Format a number with three digits and an SI prefix, for example 2.30 M, 87.2 M, 1.81 G, 12.3 m."""
-    exponent = math.floor(math.log10(value) / 3)
-    scaled = value / 1000**exponent
-    return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {'nµm kMGT'[exponent + 3].strip()}"
-
-
 def _format_ratio(value: float, reference: float | None) -> str:
     ratio = reference / value if reference else 1.0
     if 0.95 < ratio < 1.05:
@@ -184,4 +189,5 @@ def _format_ratio(value: float, reference: float | None) -> str:
 def _table(headings: Sequence[str], rows: str) -> str:
     cells = "".join(f"<th scope=col>{heading}</th>" for heading in headings)
     table = f"<table class=figures><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>"
-    return f"<div class=scroll tabindex=0>{table}</div>"  # focusable, so that the arrow keys scroll it
+    hint = "<p class='faint swipe'>Swipe the table to the left to see all columns.</p>"  # on narrow screens
+    return f"{hint}<div class=scroll tabindex=0>{table}</div>"  # focusable, so that the arrow keys scroll it

@@ -6,6 +6,7 @@ import re
 import struct
 import zipfile
 import zlib
+from dataclasses import replace
 
 import cv2
 import gradio as gr
@@ -20,6 +21,7 @@ from bpkd_sdk.colors import overlay_colors
 from bpkd_sdk.data import shapes
 from bpkd_sdk.data.pairs import Pair
 from bpkd_sdk.files import SHAPES_TEACHER
+from bpkd_sdk.progress import format_si
 from bpkd_sdk.serve import Predictor, Timings, build_demo, draw_overlay
 from bpkd_sdk.serve.demo import headline, page_options, tables
 from bpkd_sdk.serve.demo.confidence import ExampleCheck
@@ -112,7 +114,7 @@ class TestScene:
         assert (picture[10] == 255).all(1).sum() == lines
 
     def test_a_label_that_does_not_match_the_image_is_rejected(self, tmp_path):
-        with pytest.raises(ValueError, match="The label is 80 x 50 pixels and the image 80 x 60"):
+        with pytest.raises(ValueError, match=r"The label is 50 x 80 pixels \(height x width\) and the image 60 x 80"):
             open_scene(tmp_path, scene(60, 80), np.zeros((50, 80), np.uint8))
         with pytest.raises(ValueError, match="^The label: contains colours"):
             open_scene(tmp_path, scene(60, 80), scene(60, 80))
@@ -124,7 +126,10 @@ class TestScene:
         path = tmp_path / "label.png"
         monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("it was decoded"))
         for content, message in [
-            (encoded(Image.new("L", (9000, 9000))), "The label is 9000 x 9000 pixels and the image 80 x 60"),
+            (
+                encoded(Image.new("L", (9000, 9000))),
+                "The label is 9000 x 9000 pixels .height x width. and the image 60 x 80",
+            ),
             (bomb(100_000), "The label cannot be read: Image size .* exceeds limit"),
             (encoded(Image.new("L", (80, 60)), "TIFF"), "^The label is not a PNG file.$"),
             (b"no image", "^The label is not a PNG file.$"),
@@ -159,6 +164,19 @@ class TestScene:
 
 
 class TestTables:
+    def test_the_legend_has_the_order_of_the_classes(self, tmp_path, networks):
+        both = open_scene(tmp_path, scene(60, 80)).with_predictions(networks)
+        names = re.findall(r"</span>(.*?)</li>", tables.caption(both.predictions, both.size))
+        assert names == [name for name in colors.COLORS if name in names]
+        masks = [prediction.mask for prediction in both.predictions.values()]
+        assert len(names) == len(np.unique(masks))
+        assert "60 x 80 pixels (height x width)" in tables.caption(both.predictions, both.size)
+        # A class of the second mask alone has its place too.
+        first = replace(both.predictions["teacher"], page_mask=np.full((4, 4), 3, np.uint8))
+        second = replace(first, page_mask=np.array([[4, 0]], np.uint8))
+        names = re.findall(r"</span>(.*?)</li>", tables.caption({"a": first, "b": second}, (4, 4)))
+        assert names == ["shadow", "plants", "bricks"]
+
     def test_areas_and_agreement_are_counted_over_all_pixels(self, tmp_path, networks):
         both = open_scene(tmp_path, scene(60, 80)).with_predictions(networks)
         teacher, student = (both.predictions[name].mask for name in ("teacher", "student"))
@@ -204,8 +222,8 @@ class TestTables:
         models = open_models([large, small, tmp_path / "none.onnx"], device="cpu")
         rows = numbers(tables.cost_table(models, (100, 200)))
         teacher, student, missing = rows.values()
-        assert teacher[:2] == ["60.0 ", "1.20 M"]
-        assert student[:2] == ["6.00 10.0× less", "120 k10.0× less"]
+        assert teacher[:2] == ["60", "1.20 M"]
+        assert student[:2] == ["610.0× less", "120 k10.0× less"]
         assert teacher[2:] == ["–", "–", "CPU"]
         assert missing[0].startswith("Not available: There is no ONNX file")
 
@@ -278,8 +296,8 @@ class TestExampleCheck:
 
 
 def figures(html):
-    """Return the numbers of a headline with the texts below them."""
-    return re.findall(r"<li><b>(.*?)</b><span>(.*?)</span></li>", html)
+    """Return the cards of a headline: name, number, and the text below it."""
+    return re.findall(r"<li><span>(.*?)</span><b>(.*?)</b><span>(.*?)</span></li>", html)
 
 
 class TestHeadline:
@@ -287,34 +305,50 @@ class TestHeadline:
         both = open_scene(tmp_path, scene(60, 80)).with_predictions(networks)
         models = ModelSet(networks[0], (networks[1],))
         macs, latency, whole, edge = figures(headline.headline(models, "student", both))
-        assert latency == ("…", "latency: being measured")
+        assert latency == ("Latency on this server", "…", "being measured")
         for network, milliseconds in zip(networks, (42.0, 12.0), strict=True):
             network.latency[60, 80] = Timings(1, milliseconds - 2, 1)
         macs, latency, whole, edge = figures(headline.headline(models, "student", both))
         teacher_macs, student_macs = (network.cost((60, 80))[1] for network in networks)
-        assert macs == (f"{teacher_macs / student_macs:.1f}×", "fewer MACs")
-        assert latency == ("3.5×", "faster on this server: 12.0 ms instead of 42.0 ms")
+        assert macs[:2] == ("MACs for this image", f"{teacher_macs / student_macs:.1f}× fewer")
+        assert macs[2] == f"{format_si(student_macs)} instead of {format_si(teacher_macs)}"
+        assert latency == ("Latency on this server", "3.5× faster", "12.0 ms instead of 42.0 ms")
         teacher, student = (both.predictions[name].mask for name in ("teacher", "student"))
-        assert whole[0] == f"{(teacher == student).mean():.1%}"
+        assert whole[1] == f"{(teacher == student).mean():.1%}"
         window = np.ones((7, 7), np.uint8)
         band = cv2.dilate(teacher, window) != cv2.erode(teacher, window)
-        assert edge[0] == f"{(teacher == student)[band].mean():.1%}"
+        assert edge[1] == f"{(teacher == student)[band].mean():.1%}"
 
     def test_a_student_that_is_slower_is_called_slower(self, tmp_path, networks):
         both = open_scene(tmp_path, scene(60, 80)).with_predictions(networks)
         for network, milliseconds in zip(networks, (10.0, 20.0), strict=True):
             network.latency[60, 80] = Timings(1, milliseconds - 2, 1)
         _, latency, *_ = figures(headline.headline(ModelSet(networks[0], (networks[1],)), "student", both))
-        assert latency == ("2.0×", "slower on this server: 20.0 ms instead of 10.0 ms")
+        assert latency[1:] == ("2.0× slower", "20.0 ms instead of 10.0 ms")
 
     def test_what_is_not_known_is_not_stated(self, tmp_path, networks, monkeypatch):
         monkeypatch.setattr(ServedModel, "cost", lambda *_: (None, None))
         both = open_scene(tmp_path, scene(60, 80)).with_predictions(networks)
-        macs, *_ = figures(headline.headline(ModelSet(networks[0], (networks[1],)), "student", both))
-        assert macs == ("–", "MACs: unknown for student and teacher")
+        pair = ModelSet(networks[0], (networks[1],))
+        macs, *_ = figures(headline.headline(pair, "student", both))
+        assert macs == ("MACs for this image", "–", "unknown for student and teacher")
+        networks[0].latency[60, 80] = Timings(1, 2, 1)
+        _, latency, *_ = figures(headline.headline(pair, "student", both, is_measured=True))
+        assert latency == ("Latency on this server", "–", "could not be measured for student")
         alone = headline.headline(ModelSet(None, (networks[1],)), "student", both)
-        assert figures(alone) == [("–", "MACs: unknown for this file"), ("…", "latency: being measured")]
+        assert [figure[1:] for figure in figures(alone)] == [("–", "unknown for student"), ("…", "being measured")]
         assert "There is no teacher to compare with" in alone
+
+    def test_windows_are_stated_where_their_costs_count(self, tmp_path, networks, files):
+        one_size = open_models([files / "masks.onnx"], device="cpu").students[0]
+        height, width = one_size.predictor.runtime.accepts.fixed_size
+        models, size = ModelSet(networks[0], (one_size,)), (2 * height, width)
+        image = open_scene(tmp_path, scene(*size)).with_predictions(models.available)
+        sentence = f"{one_size.name} runs in 3 windows of {height} x {width}, all of which count."
+        assert one_size.cost(size)[1] == 3 * one_size.cost((height, width))[1]
+        for html in (headline.headline(models, one_size.name, image), tables.cost_table(models, size)):
+            assert sentence in html
+        assert "windows" not in tables.cost_table(models, (height, width))
 
     def test_title_and_description_are_those_of_the_networks(self, networks, model, files):
         teacher, student = networks

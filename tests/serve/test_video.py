@@ -103,7 +103,7 @@ def test_a_file_that_is_not_a_video_is_rejected(clip, tmp_path, content):
 def test_the_size_and_number_of_frames_are_bounded(clip, tmp_path):
     frames = len(read_video(clip)[2])
     list(annotate_video(clip, tmp_path / "out.mp4", same, max_pixels=48 * 64, max_frames=frames))
-    with pytest.raises(ValueError, match="frames of at most 3,071 pixels, but got 64 x 48"):
+    with pytest.raises(ValueError, match="frames of at most 3,071 pixels, but got 48 x 64 .height x width."):
         list(annotate_video(clip, tmp_path / "large.mp4", same, max_pixels=48 * 64 - 1))
     with pytest.raises(ValueError, match=f"at most {frames - 1} frames"):
         list(annotate_video(clip, tmp_path / "long.mp4", same, max_frames=frames - 1))
