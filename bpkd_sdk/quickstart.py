@@ -23,11 +23,12 @@ from bpkd_sdk.evaluation.profile import profile
 from bpkd_sdk.export import quantize, to_onnx, to_web
 from bpkd_sdk.files import SHAPES_TEACHER, write_json
 from bpkd_sdk.models import create_model, load_model
-from bpkd_sdk.progress import PlainConsole, print_fact, track, working
+from bpkd_sdk.progress import PlainConsole, format_seconds, print_fact, track, working
 from bpkd_sdk.runtime import TorchRuntime
 from bpkd_sdk.runtime.onnx import OnnxRuntime
 from bpkd_sdk.sizes import Size, format_size, resize_images, resize_label
 from bpkd_sdk.training.api import distill, train
+from bpkd_sdk.training.records import read_history
 from bpkd_sdk.training_report import write_report
 
 # Both are fast on a CPU. The student's logits are a quarter of the image's height and width, which gives smooth masks;
@@ -48,6 +49,7 @@ OPTIONS: dict[str, Any] = {
     "check_data": False,
     "resume": True,
 }
+RUNS = ("teacher", "student_alone", "student_bpkd")  # folders of the runs
 WEB_EXAMPLES = 6  # validation images that the web site offers
 # Size that a user's images are resized to: about so many pixels, in multiples of MULTIPLE, at least SMALLEST multiples
 # per side, because the student's decoder halves the image seven times.
@@ -114,6 +116,7 @@ def quickstart(
         Path of ``report.html``.
     """
     folder, console, start = Path(folder), PlainConsole(), time.monotonic()
+    earlier = sum(_trained_seconds(folder / run) for run in RUNS)
     options = OPTIONS | {"steps": steps, "seed": seed, "evaluate_every": (steps + 1) // 2}
     if data == SHAPES:
         scenes = ShapesDataset("train", length=2400)
@@ -132,20 +135,20 @@ def quickstart(
         teacher_network = train(
             _create_seeded(TEACHER, classes, seed),
             pair,
-            **options | {"steps": 2 * steps, "output_dir": folder / "teacher"},
+            **options | {"steps": 2 * steps, "output_dir": folder / RUNS[0]},
         ).model
     else:
         teacher_network = load_model(teacher)
     teacher_scores = evaluate(teacher_network, val_set, device="cpu")
     print_fact(f"Teacher: {teacher or TEACHER}, mIoU {teacher_scores.miou:.3f}.")
     console.rule("2/4 Train the student on labels, without the teacher", align="left")
-    alone = train(_create_seeded(STUDENT, classes, seed), pair, output_dir=folder / "student_alone", **options)
+    alone = train(_create_seeded(STUDENT, classes, seed), pair, output_dir=folder / RUNS[1], **options)
     console.rule("3/4 Train the same student on labels and teacher, with BPKD", align="left")
     student = distill(
         teacher_network,
         _create_seeded(STUDENT, classes, seed),
         pair,
-        output_dir=folder / "student_bpkd",
+        output_dir=folder / RUNS[2],
         **options,
     )
     console.rule("4/4 Export to ONNX and INT8, compare with torch, measure latency", align="left")
@@ -167,7 +170,7 @@ def quickstart(
         "data": str(data),
         "rows": [asdict(row) for row in rows],
         "agreement": exported.agreement,
-        "seconds": time.monotonic() - start,
+        "seconds": earlier + time.monotonic() - start,
     }
     write_json(folder / "results.json", results)
     networks = {"student alone": alone.model, "student with BPKD": student.model, "teacher": teacher_network}
@@ -180,11 +183,18 @@ def quickstart(
     examples = [val_set[index][0].permute(1, 2, 0).numpy() for index in range(min(WEB_EXAMPLES, len(val_set)))]
     say(_write_web_site(exported.path, folder / "site", examples))
     command = ["bpkd", "serve", *map(str, (exported.path, int8.path, student.checkpoint))]
-    command += ["--teacher", str(teacher or folder / "teacher")]
+    command += ["--teacher", str(teacher or folder / RUNS[0])]
     if data != SHAPES:
         command += ["--fit", "resize"]
+    resumed = f", {format_seconds(earlier)} of it in earlier calls" if earlier else ""
+    say(f"Total time: {format_seconds(earlier + time.monotonic() - start)}{resumed}")
     say(f"Compare the networks in a browser:\n{shlex.join(command)}")
     return report
+
+
+def _trained_seconds(folder: Path) -> float:
+    """Return the seconds of training in the records of a run."""
+    return float(sum(record.get("seconds", 0) for record in read_history(folder)))
 
 
 Splits = tuple[SegmentationDataset, SegmentationDataset]
@@ -196,6 +206,12 @@ def _open_resized(data: str | Path, selection: Mapping[str, Any]) -> tuple[Split
     first = splits["train"]
     if not first.has_labels:
         raise ValueError(f"{data} has no labels, from which the quickstart trains and scores its networks.")
+    if not first.pixels.is_rgb8:
+        raise ValueError(
+            f"{data} has images of {first.pixels}, but the networks, the report and the web site of the quickstart "
+            "are for 8-bit RGB images. train() and distill() take such images: train a teacher, distil a student, and "
+            "export it."
+        )
     shapes = [first[index][0].shape[1:] for index in range(min(9, len(first)))]
     height, width = (median_low(sides) for sides in zip(*shapes, strict=True))
     factor = (PIXELS / (height * width)) ** 0.5

@@ -11,6 +11,7 @@ import pytest
 import bpkd_sdk
 from bpkd_sdk.data import ShapesDataset
 from bpkd_sdk.quickstart import STUDENT, quickstart
+from tests.bands import write_bands
 from tests.conftest import ROOT
 from tests.scenes import write_folder
 
@@ -37,6 +38,7 @@ def test_the_generated_scenes(tmp_path, monkeypatch, capsys):
     assert teacher == "shapes-teacher"
     assert all(Path(path).is_file() for path in students)
     assert (tmp_path / "site" / "index.html").is_file() or "No web site was written. " in out
+    assert re.search(r"^Total time: \d+ s$", out, re.M)
     rows = read_rows(tmp_path)
     assert list(rows) == [
         "teacher", "student alone", "student, BPKD", "student, BPKD, ONNX", "student, BPKD, INT8",
@@ -89,6 +91,8 @@ def test_ctrl_c_says_that_the_same_command_continues(bpkd, tmp_path, monkeypatch
 
 def test_a_folder_of_images(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("bpkd_sdk.quickstart.PIXELS", 64 * 64)  # below the smallest size
+    # As if each of the three runs had been interrupted after 1000 seconds.
+    monkeypatch.setattr("bpkd_sdk.quickstart.read_history", lambda _: [{"seconds": 1000.0}, {"metrics": {}}])
     root = write_folder(tmp_path / "my data", ["road", "car", "[sky/]"], train=9, val=1)
     for part in ("images", "labels"):
         shutil.rmtree(root / part / "val")
@@ -105,8 +109,18 @@ def test_a_folder_of_images(tmp_path, monkeypatch, capsys):
     assert out.rstrip().endswith("--fit resize")
     network = bpkd_sdk.load_model(teacher)
     assert network.spec.class_names == ("road", "car", "[sky/]")
+    assert "Total time: 50 min " in out
+    assert ", 50 min 0 s of it in earlier calls\n" in out
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["seconds"] > 3000
     rows = read_rows(tmp_path / "out")
     assert rows["teacher"]["params"] > rows["student, BPKD"]["params"]
+
+
+def test_a_folder_of_other_images_is_refused(tmp_path):
+    root = write_bands(tmp_path / "data", train=2, val=1)
+    with pytest.raises(ValueError, match="4 channels of 0 to 4095, but .* are for 8-bit RGB images"):
+        quickstart(tmp_path / "out", data=root, steps=2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_labels_is_refused(tmp_path):
