@@ -28,13 +28,14 @@ In training:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Protocol
 
 from bpkd_sdk.arrays import Array, array_namespace, at_least_float32, logsumexp, select_channels
-from bpkd_sdk.classes import ClassFacts, is_unnamed, plain_name, two_class_logits
+from bpkd_sdk.classes import ClassFacts, ClassMismatchError, is_unnamed, plain_name, two_class_logits
 from bpkd_sdk.errors import did_you_mean, format_list
 
 if TYPE_CHECKING:
@@ -47,6 +48,25 @@ ClassMap = Mapping[str, str | int | Collection[str | int]]
 ALL_OTHERS = "*"
 ABSENT_LOGIT = -1e4  # logit of a class that the network lacks; its probability is 0 in every precision
 REST_NAMES = ("background", "bg", "other", "others", "rest", "misc", "unknown")
+
+
+@contextmanager
+def class_map_advice(advice: str, network: ClassFacts, data: ClassFacts) -> Iterator[None]:
+    """Add to an error about other classes how a class map is passed.
+
+    Args:
+        advice: Sentence that introduces the map, such as "If the classes differ, pass".
+        network: Class names of the network.
+        data: Class names of the data.
+    """
+    try:
+        yield
+    except ClassMismatchError as error:
+        first = network.class_names[0] if network.class_names else 0
+        raise ClassMismatchError(
+            f"{error} {advice} class_map (--class-map): the network's classes for each class of the data, such as "
+            f"{{{data.class_names[0]!r}: [{first!r}], ...}}."
+        ) from error
 
 
 class NetworkFacts(ClassFacts, Protocol):

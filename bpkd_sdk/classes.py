@@ -24,6 +24,10 @@ Order = tuple[int, ...]
 _UNNAMED = re.compile(r"((class|label)[ _-]?)?\d+", re.IGNORECASE)  # placeholders that libraries use for names
 
 
+class ClassMismatchError(ValueError):
+    """Error for a network and data, or two networks, of other classes."""
+
+
 class ClassFacts(Protocol):
     """Class names and palette of a network or data set; each is empty where it is unknown."""
 
@@ -55,7 +59,7 @@ def class_order(
         The order, or None if it is the same.
 
     Raises:
-        ValueError: If the names differ; the error lists both.
+        ClassMismatchError: If the names differ; the error lists both.
 
     Examples:
         >>> from bpkd_sdk import NetworkSpec
@@ -78,7 +82,7 @@ def class_order(
         return None
     if unnamed:
         return _permutation(list(network.palette), list(data.palette))
-    raise ValueError(
+    raise ClassMismatchError(
         f"{network_name} and {data_name} do not have the same classes.\n"
         f"  {network_name} has {len(network.class_names)}: {', '.join(network.class_names)}\n"
         f"  {data_name} has {len(theirs)}: {', '.join(theirs)}\n"
@@ -105,10 +109,10 @@ def plain_name(name: str) -> str:
 
 
 def check_class_count(channels: int, num_classes: int, *, network_name: str, data_name: str) -> None:
-    """Raise ValueError if the number of logits does not fit the number of classes; one logit predicts two classes."""
+    """Raise ClassMismatchError unless the number of logits fits the number of classes; one logit predicts two."""
     if max(channels, 2) == max(num_classes, 2):
         return
-    raise ValueError(
+    raise ClassMismatchError(
         f"{network_name} predicts {max(channels, 2)} classes, but {data_name} has {num_classes}. "
         "Pass the data that the network was trained for, or a network with the same number of classes."
     )

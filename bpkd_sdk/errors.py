@@ -29,6 +29,23 @@ def check_choice(argument: str, value: object, choices: Iterable[object]) -> Non
     )
 
 
+def no_network(value: object, expected: str) -> TypeError:
+    """Return the error for a value that is not a network; for a result of training, it names the network in it.
+
+    Args:
+        value: Value that was passed.
+        expected: What is allowed, for the message.
+
+    Example:
+        >>> no_network(3, "a torch module")
+        TypeError('Expected a torch module, but got 3.')
+    """
+    kind = type(value)
+    got = f"{value!r:.80}" if kind.__module__ == "builtins" else f"a {kind.__name__}"
+    hint = " Pass the network in it, which is .model." if hasattr(value, "model") and not callable(value) else ""
+    return TypeError(f"Expected {expected}, but got {got}.{hint}")
+
+
 def did_you_mean(value: object, choices: Iterable[object]) -> str:
     """Return " Did you mean 'x'?" for the choice that is similar to `value`; an empty string if none is similar."""
     nearest = get_close_matches(str(value), [str(choice) for choice in choices], n=1)

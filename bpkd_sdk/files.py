@@ -11,17 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-from bpkd_sdk.errors import did_you_mean, format_list, warn
+from bpkd_sdk.errors import did_you_mean, format_list, no_network, warn
 from bpkd_sdk.hub import CHECKPOINT_FILE, ONNX_FILE, is_model_folder
 
 Record = TypeVar("Record")
 
 CHECKPOINT_SUFFIX = ".safetensors"
 OPENMMLAB_SUFFIXES = (".pth", ".pt")
+ENGINE_SUFFIXES = (".engine", ".plan")
+NETWORK_SUFFIXES = (CHECKPOINT_SUFFIX, *OPENMMLAB_SUFFIXES, ".onnx", *ENGINE_SUFFIXES)
 # Name of the network for the scenes "shapes" that this package contains; `bpkd_sdk.data.shapes_teacher` trained it.
 SHAPES_TEACHER = "shapes-teacher"
-LAST_CHECKPOINT = f"last{CHECKPOINT_SUFFIX}"  # the file in the folder of a run
+LAST_CHECKPOINT = f"last{CHECKPOINT_SUFFIX}"  # the files in the folder of a run
 RUN_FILE = "run.json"
+HISTORY_FILE = "history.jsonl"
 _LIBRARIES = ("smp/", "torchvision/", "transformers/")
 
 
@@ -143,6 +146,20 @@ def parse_record(kind: type[Record], content: object, source: str) -> Record:
         raise ValueError(f"{source} does not hold a valid {kind.__name__}:\n{format_list(problems)}") from error
 
 
+def exported_path(source: object) -> Path:
+    """Return the path of a file that `to_onnx` or another exporter has written; its content is not checked.
+
+    Raises:
+        TypeError: If it is no path, as a network or the result of a training run.
+    """
+    if not isinstance(source, (str, Path)):
+        raise TypeError(
+            f"Expected the path of an exported file, but got a {type(source).__name__}. Export the network first: "
+            "to_onnx(network, path, input_size=(height, width))."
+        )
+    return Path(source)
+
+
 def is_pretrained_name(source: object) -> TypeGuard[str | Path]:
     """Return whether a source is the name of a network with all weights, or a model folder, for `load_model`.
 
@@ -161,18 +178,28 @@ def is_run_folder(source: object) -> bool:
     return any(Path(source, file).is_file() for file in (LAST_CHECKPOINT, RUN_FILE))
 
 
+def check_no_run(folder: str | Path) -> None:
+    """Raise FileExistsError if a folder contains the records of a run."""
+    file = Path(folder, HISTORY_FILE)
+    if file.is_file() and file.stat().st_size:
+        raise FileExistsError(f"{folder} contains a run already. Pass resume=True to resume it, or another output_dir.")
+
+
 def find_network(source: Any, *, names: bool = False) -> Any:
     """Return the file of a network: for the folder of a run its last checkpoint, for other sources the source itself.
 
-    A warning states how far a run is that is not finished. Sources that are neither a text nor a path are returned.
+    A warning states how far a run is that is not finished. Modules and runtimes are returned.
 
     Args:
         source: Path of a file or folder, address, or name of a network.
         names: Whether the source may also be a name without a library, such as "pspnet_r18", which is not looked up.
 
     Raises:
+        TypeError: If the source cannot be a network, as the result of a training run.
         FileNotFoundError: If a path does not exist, or a folder contains no network.
     """
+    if source is not None and not isinstance(source, (str, Path)) and not callable(source):
+        raise no_network(source, "a path, a URL, the name of a network, a torch module or a runtime")
     text = str(source)
     if not isinstance(source, (str, Path)) or "://" in text or is_model_folder(source) or Path(source).is_file():
         return source
@@ -197,21 +224,41 @@ def find_network(source: Any, *, names: bool = False) -> Any:
 
 
 def _similar_file(path: Path) -> str:
-    """Return " Did you mean ...?" for a file or folder with a similar name, or the parent folder that is missing."""
+    """Return " Did you mean ...?" for a network with a similar name, or the parent folder that is missing."""
     missing = next((parent for parent in reversed(path.parents) if not parent.is_dir()), path)
     if missing != path:
         return f" There is no folder {missing}."
-    return did_you_mean(path.name, os.listdir(path.parent))
+    suffix = path.suffix.lower()
+    suffixes = (suffix,) if suffix in NETWORK_SUFFIXES else NETWORK_SUFFIXES
+    return did_you_mean(
+        path.name,
+        (
+            entry.name
+            for entry in path.parent.iterdir()
+            if entry.suffix.lower() in suffixes or is_run_folder(entry) or is_model_folder(entry)
+        ),
+    )
+
+
+def read_facts(file: str | Path) -> dict[str, Any]:
+    """Read the facts in a checkpoint of this package without its library, as plain JSON values; empty without any.
+
+    The keys are "network" and "training", among others.
+    """
+    try:
+        with Path(file).open("rb") as content:
+            header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+        return dict(json.loads(header["__metadata__"]["bpkd"]))
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError):
+        return {}  # whoever reads the weights states the problem
 
 
 def _warn_if_unfinished(file: Path) -> None:
-    """Warn if the checkpoint of a run, whose header is read without its library, is not of the last step."""
+    """Warn if the checkpoint of a run is not of the last step."""
     try:
-        with file.open("rb") as content:
-            header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
-        training = json.loads(header["__metadata__"]["bpkd"])["training"]
+        training = read_facts(file)["training"]
         step, steps = training["step"], training["config"]["steps"]
-    except (ValueError, KeyError, TypeError, MemoryError, OverflowError):
-        return  # whoever reads the weights states the problem
+    except (KeyError, TypeError):
+        return
     if step < steps:
         warn(f"The run in {file.parent} is at step {step} of {steps}. The network is its last checkpoint.")

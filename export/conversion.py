@@ -25,8 +25,8 @@ def convert(
     file, the exporter that the table of formats names writes it; `to_web` writes a site.
 
     Args:
-        source: A checkpoint, the folder of a run, an ONNX file of `to_onnx`, or for an engine or a site an ONNX file of
-            `quantize`.
+        source: A checkpoint, the folder of a run, a network by an address that `load_model` opens, an ONNX file of
+            `to_onnx`, or for an engine or a site an ONNX file of `quantize`.
         path: File to write; with `web`, the folder of the site.
         web: Whether to write a web site.
         precision: One of the format's precisions; None: that of an ONNX file, or "fp32" for a checkpoint.
@@ -41,11 +41,12 @@ def convert(
             raise it.
         RuntimeError: As the steps raise it.
     """
-    source, target = Path(find_network(source)), Path(path)
-    steps = plan_steps(source, str(path), precision, web=web)
+    source, target = find_network(source), Path(path)
+    # A web site of an ONNX file needs no torch, which the other functions import.
+    steps = [getattr(export, name) for name in plan_steps(str(source), str(path), precision, web=web)]
     if precision in ("fp32", "fp16"):
         options["precision"] = precision
-    _check_options(steps, options, f"from {source.name} to {target.name}")
+    _check_options(steps, options, f"from {Path(source).name} to {target.name}")
     reports: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
         for step in steps:
@@ -62,19 +63,25 @@ def written_formats() -> list[Format]:
     return [format_ for format_ in FORMATS if format_.exporter and not format_.suffixes[0].endswith("://")]
 
 
-def plan_steps(source: Path, path: str, precision: str | None, *, web: bool = False) -> list[Step]:
-    """Return the export functions that lead from a source to a path, in their order."""
+def plan_steps(source: str, path: str, precision: str | None, *, web: bool = False) -> list[str]:
+    """Return the names of the export functions that lead from a source to a path, in their order.
+
+    Raises:
+        ValueError: If export does not write the format of the path, or the precision does not fit.
+    """
     wanted = find_format(".onnx" if web else path)
     if wanted not in written_formats() or wanted.exporter is None:
         suffixes = [suffix for format_ in written_formats() for suffix in format_.suffixes]
+        ending = Path(path).suffix.lower()
+        kind = f"files that end in {ending}" if ending in wanted.suffixes else f"the format {wanted.name}"
         raise ValueError(
-            f"{path} is of the format {wanted.name}, which export does not write; it writes {', '.join(suffixes)}. "
+            f"Export does not write {kind}, but got {path}; it writes {', '.join(suffixes)}. "
             "train, distill and import write checkpoints, `bpkd triton` writes a Triton model repository."
         )
     if precision is not None:
         check_choice("precision", precision, wanted.precisions)
     last = "to_web" if web else wanted.exporter.removeprefix("bpkd_sdk.export:")
-    is_onnx = source.suffix.lower() == ".onnx"
+    is_onnx = source.lower().endswith(".onnx")
     if is_onnx and precision in ("fp32", "fp16"):
         raise ValueError(
             f"{source} is an ONNX file and keeps its own precision. Omit `precision` (or pass 'int8' to quantize it), "
@@ -84,7 +91,7 @@ def plan_steps(source: Path, path: str, precision: str | None, *, web: bool = Fa
     names += [] if last == "to_onnx" else [last]
     if not names:
         raise ValueError(f"{source} is an ONNX file already. Pass precision='int8', or an engine as the target.")
-    return [getattr(export, name) for name in names]  # a web site of an ONNX file needs no torch
+    return names
 
 
 def _check_options(steps: list[Step], options: dict[str, Any], conversion: str) -> None:

@@ -22,7 +22,7 @@ from bpkd_sdk.evaluation.agreement import MaskAgreement
 from bpkd_sdk.export.calibration import HELD_OUT, HeldOutImages, measure_ranges, read_samples
 from bpkd_sdk.export.onnx import seal_onnx
 from bpkd_sdk.export.qdq import Layer, find_layers, inner_layers, insert_qdq
-from bpkd_sdk.files import write_atomically
+from bpkd_sdk.files import exported_path, write_atomically
 from bpkd_sdk.progress import track, working
 from bpkd_sdk.runtime.fit import Fit, check_fit
 from bpkd_sdk.runtime.onnx import OnnxRuntime
@@ -153,14 +153,15 @@ def quantize(
     check_fit(fit)
     if max_boundary_loss is not None and not max_boundary_loss <= 1:
         raise ValueError(f"Expected `max_boundary_loss` to be at most 1, but got {max_boundary_loss}.")
-    runtime = _open_float_file(Path(source))
+    source = exported_path(source)
+    runtime = _open_float_file(source)
     calibration_data = as_dataset_of(calibration_data, runtime.spec.class_names)
     samples = read_samples(calibration_data, images, runtime, fit, match_classes)
     calibration_images = len(samples) - max(1, len(samples) // HELD_OUT)
     calibrating, measuring = list(chain(*samples[:calibration_images])), list(chain(*samples[calibration_images:]))
     if max_boundary_loss is None:
         max_boundary_loss = LIMIT_WITH_LABELS if calibration_data.has_labels else LIMIT_WITHOUT_LABELS
-    model = onnx.load_from_string(read_onnx(Path(source))[0])
+    model = onnx.load_from_string(read_onnx(source)[0])
     layers = find_layers(model)
     if (weighted := sum(layer.weighted for layer in layers)) < 3:
         raise ValueError(

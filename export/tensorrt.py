@@ -21,8 +21,7 @@ from bpkd_sdk.doctor import driver_version
 from bpkd_sdk.errors import check_choice
 from bpkd_sdk.export.audit import check_network, network_layers
 from bpkd_sdk.export.compilation import Compilation, Size
-from bpkd_sdk.files import write_atomically
-from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
+from bpkd_sdk.files import ENGINE_SUFFIXES, exported_path, write_atomically
 from bpkd_sdk.runtime.manifest import Backend, EngineManifest, capability, covers, manifest_path, open_backend, supports
 from bpkd_sdk.runtime.onnx_file import read_onnx
 from bpkd_sdk.sizes import check_size
@@ -93,7 +92,7 @@ def to_tensorrt(
             raise ValueError(f"Expected `input_sizes` to be (smallest, best, largest), but got {input_sizes!r}.")
         smallest, best, largest = (check_size("input_sizes", size) for size in input_sizes)
         input_sizes = smallest, best, largest
-    content, metadata = _read_verified(Path(source))
+    content, metadata = _read_verified(exported_path(source))
     names = [hardware] if isinstance(hardware, str) else list(hardware or ())
     if backend is None and any(name == "current" or re.fullmatch(r"sm\d+", name) for name in names):
         backend = "tensorrt_rtx"

@@ -19,10 +19,9 @@ import torch
 
 from bpkd_sdk.data.shapes import render
 from bpkd_sdk.errors import check_choice, import_optional, warn
-from bpkd_sdk.files import write_atomically
+from bpkd_sdk.files import ENGINE_SUFFIXES, exported_path, write_atomically
 from bpkd_sdk.runtime.base import AcceptedImages
 from bpkd_sdk.runtime.engine import accepted_images
-from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.manifest import check_plan, load_manifest, manifest_path
 from bpkd_sdk.runtime.onnx import OnnxRuntime
 from bpkd_sdk.runtime.onnx_file import METADATA_KEY
@@ -135,7 +134,7 @@ def to_triton(
             the model's earlier versions have another input or output.
     """
     import_optional("tritonclient.grpc", "triton")
-    artifact_path = Path(source)
+    artifact_path = exported_path(source)
     backend = _choose_backend(artifact_path, backend)
     if artifact_path.suffix.lower() == ".onnx":
         artifact = _read_onnx_artifact(artifact_path, backend, device)

@@ -47,7 +47,8 @@ def test_the_help_of_every_command_fits_a_terminal_and_shows_a_call(bpkd, monkey
     code, out, err = bpkd(*name.split(), "--help")
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
-    assert not re.search(r"\bNone\b|\bFalse\b|`bpkd_sdk|\u2026", out), out
+    assert not re.search(r"\bNone\b|\bFalse\b|`bpkd_sdk|\u2026|Ellipsis|list\[| [;,]|<\w+,", out), out
+    assert "--pattern" not in out or "such as 'photos/{}.jpg:masks/{}.png'" in " ".join(out.split())
     (call,) = re.findall(r"^    (bpkd .*)", out, re.MULTILINE)[:1]
     assert call.startswith(f"bpkd {name}")
     known = {text for parameter in commands()[name].params for text in (*parameter.opts, *parameter.secondary_opts)}
@@ -103,6 +104,8 @@ def test_distill_evaluate_export_and_evaluate_again(bpkd, teacher, few_scenes, t
     assert code == 0, err
     assert re.search("^Scores: +mIoU 0.*boundary IoU", err, re.M)
     assert out == f"Next: bpkd export {run}/last.safetensors student.onnx --input-size 64x64\n"
+    code, out, err = bpkd("export", run, run / "s.onnx")
+    assert err.endswith(f"with the size of its training crops: bpkd export {run} {run / 's.onnx'} --input-size 64x64\n")
     code, out, _ = bpkd("evaluate", run / "last.safetensors", "--json")
     scores = json.loads(out)
     assert scores["images"] == 12
@@ -129,6 +132,7 @@ def test_evaluate_has_no_data_set_but_the_one_that_the_checkpoint_names(bpkd, tm
     code, _, err = bpkd("evaluate", checkpoint, "--data", root)
     assert code == 1
     assert "my_data/val has 3: one, two, three" in err
+    assert "`evaluate` scores a network of other classes with --class-map: the network's classes for each" in err
     code, _, _ = bpkd("evaluate", checkpoint, "--data", root, "--no-match-classes")
     assert code == 0
 
@@ -166,6 +170,10 @@ def test_errors_are_one_message_and_a_code(bpkd, tmp_path):
     assert code == 1
     assert "There is no file or folder" in err
     assert "Traceback" not in err
+    for name in ("none.onnx.log", "nona.onnx", "none.safetensor"):
+        (tmp_path / name).touch()
+    assert "There is no ONNX file at" in (err := bpkd("evaluate", tmp_path / "non.onnx")[2])
+    assert err.endswith("Did you mean 'nona.onnx'?\n")
     code, _, err = bpkd("train", NETWORK, "--crop-size", "64")
     assert code == 1
     assert "Expected --crop-size to be HEIGHTxWIDTH, such as 512x1024" in err
@@ -224,7 +232,11 @@ def test_doctor_names_what_is_there(bpkd):
 def test_errors_name_the_options_of_the_command(bpkd, tmp_path):
     bpkd_sdk.save_model(bpkd_sdk.create_model(NETWORK, 9, backbone_weights="none"), tmp_path / "m.safetensors")
     code, _, err = bpkd("export", tmp_path / "m.safetensors", tmp_path / "m.onnx")
-    assert (code, "Option --input-size is required by the export steps" in err) == (1, True), err
+    call = f"bpkd export {tmp_path / 'm.safetensors'} {tmp_path / 'm.onnx'} --input-size 512x512"
+    assert (code, f"Pass --input-size, the size of the images to export for. For example: {call}" in err) == (
+        1,
+        True,
+    ), err
     code, _, err = bpkd("export", tmp_path / "m.safetensors", tmp_path / "m.onnx", "--input-size", "16x64")
     assert (code, "Expected --input-size to be HEIGHTxWIDTH of at least" in err) == (1, True), err
     for option in ("--crop-size", "--base-size"):

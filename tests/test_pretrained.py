@@ -348,7 +348,9 @@ def test_the_command_writes_the_scores_of_training_and_other_commands_read_the_h
     code, out, _ = bpkd("profile", "hf://jane/command", "--input-size", "64x64")
     assert code == 0
     code, _, error = bpkd("export", "hf://jane/command", tmp_path / "m.onnx")
-    assert "Option --input-size is required" in " ".join(error.split())
+    assert f"For example: bpkd export hf://jane/command {tmp_path / 'm.onnx'} --input-size 512x512" in error
+    code, _, error = bpkd("export", "hf://jane/command", tmp_path / "m.onnx", "--input-size", "64x64")
+    assert (code, (tmp_path / "m.onnx").is_file()) == (0, True), error
     code, _, error = bpkd(*arguments, "MIT")
     assert code != 0
     assert "in lower case" in " ".join(error.split())

@@ -92,6 +92,18 @@ MISSING = (
     "data convert nowhere other",
     "reproduce cityscapes/pspnet_r18 --root nowhere",
 )
+# Arguments whose error needs only the files, and a part of that error. "run" is the folder of a run.
+EARLY = {
+    "train pspnet_r18 --output run": "run contains a run already. Pass --resume",
+    "distill shapes-teacher pspnet_r18 --output run": "run contains a run already. Pass --resume",
+    "reproduce cityscapes/pspnet_r18 --output run": "run contains a run already. Pass --resume",
+    "evaluate run": "run was trained on 'my_data/train', whose folder is not known. Pass --data",
+    "evaluate {file} --stride 8": "Expected --stride to be HEIGHTxWIDTH",
+    "export run student.onnx": "bpkd export run student.onnx --input-size 48x64",
+    "export run student.pt --input-size 48x64": "does not write files that end in .pt",
+    "export {file} student.onnx": "is an ONNX file already",
+    "benchmark {file} --input-size 8": "Expected --input-size to be HEIGHTxWIDTH",
+}
 OTHERS = {"benchmark", "doctor", "formats", "predict", "serve"}
 
 
@@ -163,6 +175,20 @@ def check_commands(file):
         assert len(lines) == 1, (command, errors)
         assert "pip install 'bpkd-sdk[" in lines[0], (command, errors)
         assert run(*command.split(), "--help")[0] == 0
+
+
+def check_early_errors(file):
+    run_folder = Path("run")
+    run_folder.mkdir()
+    (run_folder / "history.jsonl").write_text('{"step": 1}\n')
+    training = {"data": "my_data/train", "crop_size": [48, 64], "step": 1, "config": {"steps": 1}}
+    header = json.dumps({"__metadata__": {"bpkd": json.dumps({"training": training, "network": {"class_names": []}})}})
+    content = len(header).to_bytes(8, "little") + header.encode()
+    (run_folder / "last.safetensors").write_bytes(content)
+    for command, expected in EARLY.items():
+        code, _, errors = run(*command.format(file=file).split())
+        assert (code, errors.count("\n")) == (1, 1), (command, errors)
+        assert expected in errors, (command, errors)
 
 
 def check_reports(file, folder):
@@ -300,6 +326,7 @@ def main(file, picture):
         check_names()
         check_commands(file)
         check_missing_paths(file)
+        check_early_errors(file)
         check_reports(file, folder)
         predictor, prediction = check_predictor(file, image)
         check_video(predictor, image, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -34,6 +35,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # click's UsageError, from click or from the copy in typer
+_TYPE = re.compile(r"<(?:list\[(\w+)\]|(\w+) range)>")  # of options that can be repeated, or that have a range
 _NETWORK = "The network is an argument without an option."
 _STEPS = "Training is counted in steps: --steps = epochs x images / --batch-size."
 
@@ -92,7 +94,10 @@ class Command(TyperCommand):
         for parameter in self.get_params(ctx):
             heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
             if (record := parameter.get_help_record(ctx)) is not None:
-                panels.setdefault(getattr(parameter, "rich_help_panel", None) or heading, []).append(record)
+                panel = getattr(parameter, "rich_help_panel", None) or heading
+                panels.setdefault(panel, []).append(
+                    (_TYPE.sub(lambda match: f"<{match[1] or match[2]}>".lower(), record[0]), record[1])
+                )
         if len(panels["Options"]) == 1:  # --help alone
             panels["Options"] = panels.pop("Options")
         for heading, records in panels.items():

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,13 +15,16 @@ import typer
 from rich.table import Table
 
 from bpkd_sdk.data.names import check_data
-from bpkd_sdk.files import find_network
+from bpkd_sdk.files import check_no_run, find_network
 from bpkd_sdk.progress import PlainConsole
 
 console = PlainConsole()
 errors = PlainConsole(stderr=True)
 
-DATA_HELP = "Path of a folder, or name: shapes, folder, camvid, cityscapes, ade20k, pascal_context_59."
+DATA_HELP = (
+    "Path of your folder; or a name: shapes (generated scenes), or camvid, cityscapes, ade20k or pascal_context_59 "
+    "with --root."
+)
 
 # Panels of the help.
 DATA, OPTIMISATION, TEACHER, MACHINE, OUTPUT = "Data", "Optimisation", "Teacher and method", "Machine", "Output"
@@ -48,7 +52,8 @@ SELECTION: dict[str, tuple[Any, Any]] = {
         Annotated[
             str | None,
             typer.Option(
-                help="Paths in a folder, such as 'photos/{split}/{}.jpg:masks/{split}/{}_mask.png'.",
+                help="Paths of an image and its label in a folder, such as 'photos/{}.jpg:masks/{}.png'; {split} "
+                "stands for train or val.",
                 rich_help_panel=DATA,
             ),
         ],
@@ -148,11 +153,18 @@ def check_sources(
             raise FileNotFoundError(f"There is no file {file}.")
 
 
-def check_output(output: Path | None, data: str, root: Path | None) -> None:
-    """Raise ValueError if the folder of a run is that of the data."""
+def check_output(output: Path | None, data: str, root: Path | None, *, resume: bool) -> None:
+    """Check the folder of a run before the packages are imported.
+
+    Raises:
+        ValueError: If it is the folder of the data.
+        FileExistsError: If it contains a run that is not to be resumed.
+    """
     folder = root or Path(data)
     if output is not None and output.resolve() == folder.resolve() and folder.is_dir():
         raise ValueError(f"{output} is the folder of the data. Write the run to another folder, such as runs/student.")
+    if output is not None and not resume:
+        check_no_run(output)
 
 
 def announce_loading() -> None:
@@ -229,6 +241,11 @@ def parse_base_size(text: str | None, option: str) -> tuple[int, int] | None:
     """
     size = parse_size(text, option)
     return size and (max(size), min(size))
+
+
+def export_command(model: str | Path, output: str | Path, size: Sequence[int]) -> str:
+    """Return the command that exports a checkpoint for images of a size (height, width)."""
+    return shlex.join(["bpkd", "export", str(model), str(output), "--input-size", "x".join(map(str, size))])
 
 
 def print_json(content: Any) -> None:

@@ -19,10 +19,11 @@ from bpkd_sdk.cli.common import (
     check_sources,
     console,
     errors,
+    export_command,
     parse_size,
     selects_files,
 )
-from bpkd_sdk.files import write_atomically
+from bpkd_sdk.files import find_network, read_facts, write_atomically
 
 if TYPE_CHECKING:
     from bpkd_sdk.export import QuantizationReport
@@ -36,7 +37,9 @@ SHOWN_LAYERS = 12
 @selects_files
 def export(
     *,
-    model: Annotated[Path, typer.Argument(help="Checkpoint, or ONNX file to quantise, compile or show.")],
+    model: Annotated[
+        str, typer.Argument(help="Checkpoint, hf://user/name, or ONNX file to quantise, compile or show.")
+    ],
     output: Annotated[
         Path,
         typer.Argument(
@@ -131,12 +134,20 @@ def export(
     step of a conversion is checked.
     """
     check_sources([model], [data, verify_on], root, example or ())
+    size = parse_size(input_size, "--input-size")
+    batches, sizes = parse_batch_sizes(batch_sizes), parse_sizes(input_sizes)
+    from bpkd_sdk.export.conversion import convert, plan_steps
+
+    if "to_onnx" in plan_steps(model, str(output), precision, web=web) and size is None:
+        trained_on = read_facts(find_network(model)).get("training", {}).get("crop_size")
+        call = export_command(model, output, trained_on or (512, 512))
+        origin = ", with the size of its training crops" if trained_on else ""
+        raise ValueError(f"Pass --input-size, the size of the images to export for. For example{origin}: {call}")
     announce_loading()
     import bpkd_sdk
-    from bpkd_sdk.export.conversion import convert
 
     arguments = {
-        "input_size": parse_size(input_size, "--input-size"),
+        "input_size": size,
         "dynamic_batch": dynamic_batch,
         "dynamic_size": dynamic_size,
         "preprocess": preprocess,
@@ -149,8 +160,8 @@ def export(
         "images": images,
         "max_boundary_loss": max_boundary_loss,
         "fit": fit,
-        "batch_sizes": parse_batch_sizes(batch_sizes),
-        "input_sizes": parse_sizes(input_sizes),
+        "batch_sizes": batches,
+        "input_sizes": sizes,
         "workspace_mb": workspace_mb,
         "version_compatible": version_compatible,
         "hardware": hardware or None,
@@ -315,6 +326,7 @@ def benchmark(
     The table has cost, latency, memory, inspected precision and accuracy.
     """
     check_sources(artifacts, [data], root)
+    size = parse_size(input_size, "--input-size")
     announce_loading()
     import bpkd_sdk
     from bpkd_sdk.errors import import_optional
@@ -328,7 +340,7 @@ def benchmark(
         artifacts,
         scored_on,
         batch_size=batch_size,
-        input_size=parse_size(input_size, "--input-size"),
+        input_size=size,
         duration=duration,
         device=device,
         fit=fit,
@@ -411,9 +423,9 @@ def share(
     With --push, it is uploaded to the Hugging Face Hub.
     """
     check_sources([model], [data], root, example or ())
+    size = parse_size(input_size, "--input-size")
     import bpkd_sdk
 
-    size = parse_size(input_size, "--input-size")
     assert size is not None  # noqa: S101  (the option is required)
     with errors.status("Exporting and checking"):
         bpkd_sdk.save_pretrained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,8 @@ from bpkd_sdk.cli.common import (
     read_class_map,
     selects_files,
 )
+from bpkd_sdk.data.names import NAMES, SHAPES
+from bpkd_sdk.files import find_network, read_facts
 from bpkd_sdk.progress import working
 
 
@@ -82,26 +85,27 @@ def evaluate(
     """
     check_sources([model], [data], root)
     classes = read_class_map(class_map)
+    crop, step = parse_size(crop_size, "--crop-size"), parse_size(stride, "--stride")
+    base = parse_base_size(base_size, "--base-size")
+    name, file = data, find_network(model)
+    if name is None and (facts := read_facts(file)):  # of a checkpoint, before the slow imports
+        name = _training_data(model, facts, root)
     announce_loading()
-    import bpkd_sdk
-    from bpkd_sdk.evaluation import EvaluationProtocol
     from bpkd_sdk.runtime import open_runtime
 
     runtime = open_runtime(model, device)
-    name = data or _training_data(runtime, root)
+    if name is None:
+        training = getattr(getattr(runtime, "module", None), "provenance", None) or runtime.metadata.get("training")
+        name = _training_data(model, {"training": training, "network": runtime.spec.to_dict()}, root)
     if data is None:
         errors.print(f"Data set: {name}, as stated in {model}.", soft_wrap=True)
+    import bpkd_sdk
+    from bpkd_sdk.evaluation import EvaluationProtocol
+
     metrics = bpkd_sdk.evaluate(
         runtime,
         bpkd_sdk.open_dataset(name, root=root, split=split, **selection),
-        protocol=EvaluationProtocol(
-            fit,
-            parse_size(crop_size, "--crop-size"),
-            parse_size(stride, "--stride"),
-            parse_base_size(base_size, "--base-size"),
-            tuple(scales),
-            flip,
-        ),
+        protocol=EvaluationProtocol(fit, crop, step, base, tuple(scales), flip),
         batch_size=batch_size,
         boundary_width=boundary_width,
         match_classes=match_classes,
@@ -114,27 +118,23 @@ def evaluate(
     print_classes(metrics)
 
 
-def _training_data(runtime: Any, root: Path | None) -> str:
-    """Return the name of the data set that a network was trained on.
+def _training_data(model: str, facts: Mapping[str, Any], root: Path | None) -> str:
+    """Return the name of the data set that a network was trained on, by the facts "training" and "network" of its file.
 
     Raises:
         ValueError: If the file does not state it, or if it is not a data set that can be opened by name.
     """
-    from bpkd_sdk.data import DATASETS
     from bpkd_sdk.data.shapes import CLASS_NAMES
-    from bpkd_sdk.runtime import TorchRuntime
 
-    is_module = isinstance(runtime, TorchRuntime)
-    training: Any = getattr(runtime.module, "provenance", {}) if is_module else runtime.metadata.get("training", {})
-    trained_on = training.get("data", "")
+    trained_on = (facts.get("training") or {}).get("data", "")
     name = str(trained_on).partition("/")[0]
-    is_shapes = name == "shapes" and runtime.spec.class_names == CLASS_NAMES  # not a folder named "shapes"
-    if is_shapes or (name in DATASETS and root is not None):
+    class_names = tuple(facts.get("network", {}).get("class_names", ()))
+    is_shapes = name == SHAPES and class_names == CLASS_NAMES  # not a folder of that name
+    if is_shapes or (name in NAMES and root is not None):
         return name
     problem = f"was trained on {trained_on!r}, whose folder is not known" if trained_on else "states no data set"
     raise ValueError(
-        f"{runtime.name} {problem}. Pass --data with the path of a folder, or with the name of a data set and "
-        "its --root."
+        f"{model} {problem}. Pass --data with the path of a folder, or with the name of a data set and its --root."
     )
 
 

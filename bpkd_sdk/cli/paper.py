@@ -15,6 +15,7 @@ from bpkd_sdk.cli.common import (
     Output,
     Resume,
     Root,
+    check_output,
     check_sources,
     console,
     is_main_process,
@@ -165,6 +166,8 @@ def reproduce(
     The student is trained and scored, and the score is compared with the paper's.
     """
     check_sources([teacher, evaluate], ["folder"] if root else [], root)
+    if not (dry_run or evaluate):
+        check_output(output, "folder", root, resume=resume)
     from bpkd_sdk import recipes
 
     options = dict(map(_parse_option, set_))

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import inspect
 import re
-import shlex
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from bpkd_sdk.cli.common import (
     check_output,
     check_sources,
     console,
+    export_command,
     is_main_process,
     open_splits,
     parse_base_size,
@@ -65,7 +65,7 @@ def quickstart(
     if data != SHAPES and not Path(data).is_dir():
         raise FileNotFoundError(f"There is no folder {data}. --data takes '{SHAPES}', or a folder of your images.")
     check_sources([teacher], [data])
-    check_output(folder, data, None)
+    check_output(folder, data, None, resume=True)
     from bpkd_sdk.quickstart import quickstart as run
 
     try:
@@ -116,6 +116,8 @@ def training_options(command: Callable[..., None], *, without: Collection[str] =
             parsed["class_weights"] = _parse_class_weights(options["class_weights"])
         if "teacher_augment" in options:
             parsed["teacher_augment"] = tuple(map(_number, options["teacher_augment"]))
+            for name in ("teacher_mean", "teacher_std"):
+                parsed[name] = _parse_numbers(options[name], f"--{name.replace('_', '-')}")
         command(**arguments | {"options": options | parsed})
 
     return add_options(with_parsed, "options", parameters)
@@ -123,7 +125,7 @@ def training_options(command: Callable[..., None], *, without: Collection[str] =
 
 def _help_text(name: str, description: str) -> str:
     """Return the description of a field with the options of the command in place of values of Python."""
-    text = re.sub(r"; see `bpkd_sdk[^`]*`|\(see `bpkd_sdk[^`]*`\)", "", " ".join(description.split()))
+    text = re.sub(r"; see `bpkd_sdk[^`]*`| \(see `bpkd_sdk[^`]*`\)", "", " ".join(description.split()))
     text = text.replace("(height, width)", "HEIGHTxWIDTH").replace("(longer side, shorter side)", "LONGERxSHORTER")
     text = text.replace("False uses", f"--no-{name.replace('_', '-')} uses").replace("None:", "default:")
     return re.sub(r"`(\w+)`", lambda match: f"--{match[1].replace('_', '-')}", text)
@@ -144,20 +146,26 @@ _PANELS = {
     MACHINE: ("channels_last", "compile", "device", "precision"),
     OUTPUT: ("boundary_width", "checkpoint_every", "evaluate_every", "log_every", "trackers"),
 }
-_METAVARS = {
+_NUMBERS = "NUMBER,NUMBER,..."
+# Options that are texts, which `training_options` parses, and options that can be repeated: typer supports neither
+# unions of numbers nor tuples of any length.
+_TEXTS = {
     "base_size": "LONGERxSHORTER",
-    "class_weights": "balanced|NUMBER,NUMBER,...",
+    "class_weights": f"balanced|{_NUMBERS}",
     "crop_size": "HEIGHTxWIDTH",
+    "teacher_mean": _NUMBERS,
+    "teacher_std": _NUMBERS,
 }
+_LISTS = {"losses": "NAME[:WEIGHT]", "teacher_augment": "flip|NUMBER", "trackers": "NAME"}
 
 
 def _option(name: str, field_type: Any, help_text: str | None) -> Any:
     panel = next((panel for panel, names in _PANELS.items() if name in names), OPTIMISATION)
-    # typer supports neither unions of numbers nor tuples of any length.
-    lists = dict.fromkeys(("trackers", "losses", "teacher_augment"), list[str])
-    texts = dict.fromkeys(_METAVARS, str | None)
-    option_type: Any = {"boundary_width": float, **lists, **texts}.get(name, field_type)
-    return Annotated[option_type, typer.Option(help=help_text, metavar=_METAVARS.get(name), rich_help_panel=panel)]
+    types = {"boundary_width": float, **dict.fromkeys(_LISTS, list[str]), **dict.fromkeys(_TEXTS, str | None)}
+    metavar = ({"scale": "LOWEST HIGHEST"} | _TEXTS | _LISTS).get(name)
+    help_text = f"{help_text} Repeat the option for several." if name in _LISTS else help_text
+    option = typer.Option(help=help_text, metavar=metavar, rich_help_panel=panel)
+    return Annotated[types.get(name, field_type), option]
 
 
 # Options of `bpkd teach`: those that choose the crops, the teacher's outputs, and how they are computed.
@@ -186,12 +194,17 @@ TEACH = (
 
 
 def _parse_class_weights(text: str | None) -> str | tuple[float, ...] | None:
-    if text is None or text == "balanced":
-        return text
+    return text if text == "balanced" else _parse_numbers(text, "--class-weights", "'balanced', or ")
+
+
+def _parse_numbers(text: str | None, option: str, other: str = "") -> tuple[float, ...] | None:
+    """Parse numbers from a text like 1,2.5,4; None stays None, other texts raise ValueError."""
+    if text is None:
+        return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(map(float, text.split(",")))
     except ValueError as error:
-        raise ValueError(f"Expected --class-weights 'balanced', or numbers as in 1,2.5,4, but got {text!r}.") from error
+        raise ValueError(f"Expected {option} to be {other}numbers as in 1,2.5,4, but got {text!r}.") from error
 
 
 @command("bpkd train smp/FPN/mobilenet_v2 --data my_data --output runs/student")
@@ -210,7 +223,7 @@ def train(
 ) -> None:
     """Train a network on labelled images."""
     check_sources([model], [data], root, names=True)
-    check_output(output, data, root)
+    check_output(output, data, root, resume=resume)
     announce_loading()
     import bpkd_sdk
 
@@ -251,7 +264,7 @@ def distill(
 ) -> None:
     """Train a student on labels and on the outputs of a teacher."""
     check_sources([teacher, student], [data], root, names=True)
-    check_output(output, data, root)
+    check_output(output, data, root, resume=resume)
     classes = read_class_map(class_map)
     announce_loading()
     import bpkd_sdk
@@ -321,9 +334,8 @@ def teach(
 def _print_next(result: Any, name: str) -> None:
     """Print the command that exports the result of a run, whose scores and files the run has printed."""
     if is_main_process():
-        height, width = result.model.provenance["crop_size"]
-        command = ["bpkd", "export", str(result.checkpoint), name, "--input-size", f"{height}x{width}"]
-        console.print(f"Next: {shlex.join(command)}", soft_wrap=True)
+        command = export_command(result.checkpoint, name, result.model.provenance["crop_size"])
+        console.print(f"Next: {command}", soft_wrap=True)
 
 
 @command("bpkd compare --teacher runs/teacher --student pspnet_r18 --steps 1000")
@@ -365,7 +377,7 @@ def compare(
     """
     check_sources([teacher], [data], root)
     check_sources([student], names=True)
-    check_output(output, data, root)
+    check_output(output, data, root, resume=True)
     classes = read_class_map(class_map)
     announce_loading()
     import bpkd_sdk

@@ -184,7 +184,7 @@ class ComparisonSetup:
         torch.manual_seed(seed)
         if isinstance(self.student, nn.Module):
             return copy.deepcopy(self.student)
-        if not isinstance(self.student, (str, Path)):
+        if callable(self.student):
             return self.student(self.train.num_classes)
         return open_network(self.student, self.train.num_classes, self.options["backbone_weights"], self.train.pixels)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bpkd_sdk.class_map import ClassMap
+from bpkd_sdk.class_map import ClassMap, class_map_advice
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.data.adapt import as_dataset, as_dataset_of
 from bpkd_sdk.data.checks import checked_image
@@ -82,6 +82,9 @@ def evaluate(
         else:
             dataset = as_dataset(dataset, class_names=class_names)
         dataset.check_classes()
+        if class_map is None:
+            advice = "`evaluate` scores a network of other classes with"
+            stack.enter_context(class_map_advice(advice, runtime.spec, dataset))
         if not dataset.has_labels and reference is None:
             raise ValueError(f"{dataset.name} has no labels; pass `reference`, a network to compare with.")
         counts = MetricCounts(

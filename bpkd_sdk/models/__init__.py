@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from bpkd_sdk.errors import no_network
 from bpkd_sdk.files import CHECKPOINT_SUFFIX, OPENMMLAB_SUFFIXES, SHAPES_TEACHER, find_network, is_pretrained_name
 from bpkd_sdk.hub import CHECKPOINT_FILE, find_file, is_model_folder, read_origin
 from bpkd_sdk.models.checkpoint import load_checkpoint, load_state, read_tensors, save_model
@@ -122,12 +123,15 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", *, model: n
         model: Instance to load a ``.safetensors`` file into, for a network class that `create_model` cannot build.
 
     Raises:
+        TypeError: If the path is a network itself, or the result of a training run.
         FileNotFoundError: If the file does not exist.
         ValueError: If the file is not a checkpoint, has been altered, or does not fit the network; or if the weights of
             a named network are incomplete.
         RuntimeError: If the weights of a named network cannot be downloaded.
     """
     path = find_network(path)
+    if not isinstance(path, (str, Path)):
+        raise no_network(path, "the path or the name of a network")
     if is_model_folder(path):
         return _load_model_folder(path, device, model)
     if is_pretrained_name(path):

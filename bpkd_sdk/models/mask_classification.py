@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpkd_sdk.errors import no_network
 from bpkd_sdk.models.spec import get_spec, set_spec
 
 PREFIX = "transformers/"
@@ -104,8 +105,6 @@ def adapt_network(network: nn.Module) -> nn.Module:
         TypeError: If the network is not a module.
     """
     if not isinstance(network, nn.Module):
-        raise TypeError(
-            f"Expected a network, a torch module, but got {network!r:.80}. Build it with create_model(name, "
-            "num_classes), or open a file with load_model(path)."
-        )
+        expected = "a torch module, as create_model(name, num_classes) builds and load_model(path) opens it"
+        raise no_network(network, expected)
     return MaskClassificationNetwork(network) if classifies_masks(network) else network

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpkd_sdk.errors import did_you_mean, import_optional
-from bpkd_sdk.files import CHECKPOINT_SUFFIX, OPENMMLAB_SUFFIXES
+from bpkd_sdk.files import CHECKPOINT_SUFFIX, ENGINE_SUFFIXES, OPENMMLAB_SUFFIXES
 from bpkd_sdk.hub import is_model_folder
-
-ENGINE_SUFFIXES = (".engine", ".plan")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpkd_sdk.arrays import as_tensor, resize_bilinear
+from bpkd_sdk.errors import no_network
 from bpkd_sdk.models import load_model
 from bpkd_sdk.models.mask_classification import adapt_network
 from bpkd_sdk.models.spec import get_spec
@@ -50,9 +51,7 @@ class TorchRuntime(Runtime):
 def open_module(module: nn.Module, device: str | torch.device) -> TorchRuntime:
     """Open a module; raise TypeError if it is none, and ValueError if it is in training mode."""
     if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"Expected a path, a URL, the name of a network, a torch module or a runtime, but got {module!r:.80}."
-        )
+        raise no_network(module, "a path, a URL, the name of a network, a torch module or a runtime")
     if any(part.training for part in module.modules()):
         raise ValueError("The network is in training mode. Call model.eval() first.")
     return TorchRuntime(module, device)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from bpkd_sdk.class_map import ClassGroups, ClassMap, group_classes, map_by_name
+from bpkd_sdk.class_map import ClassGroups, ClassMap, class_map_advice, group_classes, map_by_name
 from bpkd_sdk.classes import Order, class_order
 from bpkd_sdk.data import SegmentationDataset
 from bpkd_sdk.errors import format_list, warn
@@ -198,15 +198,10 @@ def match_teacher(
         class_map = map_by_name(spec, dataset, network_name="The teacher", data_name=dataset.name)
     if class_map is not None:
         return group_classes(class_map, spec, dataset, network_name="the teacher", data_name=dataset.name)
-    try:
+    with class_map_advice("If the classes differ, pass", spec, dataset):
         order = class_order(
             spec, dataset, network_name="The teacher", data_name=dataset.name, match_classes=config.match_classes
         )
-    except ValueError as error:
-        raise ValueError(
-            f"{error} If the classes differ, pass class_map (--class-map): the teacher's classes for each class of the "
-            f"data, such as {{{dataset.class_names[0]!r}: [{spec.class_names[0]!r}], ...}}."
-        ) from error
     return None if order is None else ClassGroups(tuple((column,) for column in order))
 
 

@@ -82,7 +82,7 @@ class TrainingConfig:
         learning_rate: Learning rate at the first step, without warm-up; None: 0.01 for SGD, 6e-4 for AdamW.
         optimizer: "sgd" (momentum 0.9, as in the paper) or "adamw".
         weight_decay: Weight decay; 5e-4 in the paper.
-        poly_power: Exponent of the learning rate's decay to `final_learning_rate`, (1 - step / steps) ** poly_power.
+        poly_power: Exponent of the learning rate's decay to `final_learning_rate`: (1 - step / steps) ** exponent.
         final_learning_rate: Learning rate at the end of the decay; 1e-4 in the paper's configurations.
         learning_rate_warmup: Number of steps of a linear rise of the learning rate at the start.
         method_warmup: Number of steps of a linear rise of the weights of the method's terms at the start.

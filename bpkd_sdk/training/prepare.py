@@ -21,7 +21,7 @@ from bpkd_sdk.data.checks import check_for_training, check_reports, check_sample
 from bpkd_sdk.errors import format_list, warn
 from bpkd_sdk.evaluation import EvaluationProtocol, evaluate
 from bpkd_sdk.features import feature_path
-from bpkd_sdk.files import is_pretrained_name
+from bpkd_sdk.files import check_no_run, is_pretrained_name
 from bpkd_sdk.losses import Method, create_method
 from bpkd_sdk.models import get_spec
 from bpkd_sdk.output import comparable_outputs
@@ -49,7 +49,7 @@ from bpkd_sdk.training.label_losses import balanced_class_weights, check_class_w
 from bpkd_sdk.training.monitor import check_trackers
 from bpkd_sdk.training.normalization import check_teacher_images, choose_spec, using_spec
 from bpkd_sdk.training.origin import check_names, describe_origin
-from bpkd_sdk.training.records import Task, read_history
+from bpkd_sdk.training.records import Task
 from bpkd_sdk.training.state import STATE_FILE, check_checkpoint
 from bpkd_sdk.training.summary import describe_run
 from bpkd_sdk.training.teacher import NetworkSource, TeacherModel, add_views, is_name, open_network, open_teacher
@@ -81,6 +81,8 @@ def prepare(
     """
     if not isinstance(protocol, EvaluationProtocol):
         raise TypeError(f"Expected `protocol` to be an EvaluationProtocol, but got {type(protocol).__name__}.")
+    if output_dir is not None and not resume:
+        check_no_run(output_dir)
     check_trackers(config.trackers)
     check_transform(transform, config)
     sources = {"student": student} | ({} if teacher is None else {"teacher": teacher})
@@ -185,7 +187,7 @@ def prepare(
     match_student(network, spec, train_set, crop_size, order, student_output.logits.shape[1])
     verb = "train" if loss is None else loss.name
     title = f"{verb} {get_spec(network).name or type(network).__name__}"
-    folder, is_new = _open_folder(output_dir, title, resume, accelerator)
+    folder, is_new = _open_folder(output_dir, title, accelerator)
     if accelerator.is_main_process:
         try:
             check_checkpoint(network, folder)
@@ -455,16 +457,12 @@ def _create_default_folder(title: str) -> Path:
     return folder
 
 
-def _open_folder(
-    output_dir: str | Path | None, title: str, resume: bool, accelerator: Accelerator
-) -> tuple[Path, bool]:
+def _open_folder(output_dir: str | Path | None, title: str, accelerator: Accelerator) -> tuple[Path, bool]:
     """Create the folder of the run if it does not exist; return it, and whether it is new."""
     if output_dir is None:
         new_folder = _create_default_folder(title) if accelerator.is_main_process else None
         return Path(broadcast_from_main(str(new_folder))), True
     folder = Path(broadcast_from_main(str(output_dir)))
-    if not resume and read_history(folder):
-        raise FileExistsError(f"{folder} contains a run already. Pass resume=True to resume it, or another output_dir.")
     accelerator.wait_for_everyone()  # all processes have read the folder before the main process creates it
     is_new = not folder.exists()
     if accelerator.is_main_process:

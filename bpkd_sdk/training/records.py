@@ -27,7 +27,15 @@ from bpkd_sdk.data.randomness import find_generators, seeded
 from bpkd_sdk.errors import flatten, format_list, list_differences, warn
 from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.features import unwrap
-from bpkd_sdk.files import CHECKPOINT_SUFFIX, RUN_FILE, file_sha256, read_json, write_atomically, write_json
+from bpkd_sdk.files import (
+    CHECKPOINT_SUFFIX,
+    HISTORY_FILE,
+    RUN_FILE,
+    file_sha256,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from bpkd_sdk.losses import DistillationLoss
 from bpkd_sdk.losses.method import method_arguments
 from bpkd_sdk.models import get_spec
@@ -38,8 +46,6 @@ from bpkd_sdk.training.config import TrainingConfig
 from bpkd_sdk.training.state import FREE_OPTIONS, STATE_FILE
 from bpkd_sdk.training.teacher import TeacherModel
 from bpkd_sdk.training.teacher_cache import TeacherCache
-
-HISTORY_FILE = "history.jsonl"
 
 _PACKAGES = (
     "bpkd-sdk",

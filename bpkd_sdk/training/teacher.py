@@ -14,14 +14,13 @@ from bpkd_sdk.arrays import resize_bilinear
 from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.errors import format_list, warn
 from bpkd_sdk.features import Capture
-from bpkd_sdk.files import SHAPES_TEACHER, is_pretrained_name, is_run_folder
+from bpkd_sdk.files import ENGINE_SUFFIXES, NETWORK_SUFFIXES, SHAPES_TEACHER, is_pretrained_name, is_run_folder
 from bpkd_sdk.hub import is_model_folder
-from bpkd_sdk.models import CHECKPOINT_SUFFIXES, ZOO, create_model, get_spec, load_model, set_spec
+from bpkd_sdk.models import ZOO, create_model, get_spec, load_model, set_spec
 from bpkd_sdk.models.mask_classification import adapt_network
 from bpkd_sdk.output import SegmentationOutput, as_output
 from bpkd_sdk.pixels import PixelFormat
 from bpkd_sdk.runtime import AcceptedImages, Runtime, open_runtime
-from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.runtime.onnx import OnnxRuntime, open_session, run_session
 from bpkd_sdk.runtime.onnx_file import METADATA_KEY
 from bpkd_sdk.runtime.viewed import ViewedRuntime
@@ -114,8 +113,9 @@ def teacher_logits(runtime: Runtime, images: Tensor) -> Tensor:
 
 def is_name(source: NetworkSource | Runtime | None) -> TypeGuard[str | Path]:
     """Return whether a network is given by a name that `create_model` accepts, and not as a module or a file."""
-    files = (*CHECKPOINT_SUFFIXES, *ENGINE_SUFFIXES, ".onnx")
-    if not isinstance(source, (str, Path)) or is_model_folder(source) or Path(source).suffix.lower() in files:
+    if not isinstance(source, (str, Path)) or is_model_folder(source):
+        return False
+    if Path(source).suffix.lower() in NETWORK_SUFFIXES:
         return False
     if str(source) == SHAPES_TEACHER:
         return False

@@ -35,12 +35,19 @@ from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.data.randomness import mixed_seed
 from bpkd_sdk.errors import format_list, list_differences
 from bpkd_sdk.features import unwrap
-from bpkd_sdk.files import CHECKPOINT_SUFFIX, file_sha256, find_network, is_pretrained_name, parse_record, read_json
+from bpkd_sdk.files import (
+    CHECKPOINT_SUFFIX,
+    ENGINE_SUFFIXES,
+    file_sha256,
+    find_network,
+    is_pretrained_name,
+    parse_record,
+    read_json,
+)
 from bpkd_sdk.models import get_spec, load_model
 from bpkd_sdk.models.checkpoint import content_hash, read_header, write_tensors
 from bpkd_sdk.output import SegmentationOutput
 from bpkd_sdk.runtime import Runtime
-from bpkd_sdk.runtime.formats import ENGINE_SUFFIXES
 from bpkd_sdk.sizes import Size
 from bpkd_sdk.spec import NetworkSpec
 from bpkd_sdk.training.config import TrainingConfig

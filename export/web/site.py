@@ -22,7 +22,7 @@ from bpkd_sdk.classes import names_and_colors
 from bpkd_sdk.colors import overlay_colors
 from bpkd_sdk.errors import format_list, import_optional
 from bpkd_sdk.export.web.package import onnxruntime_web as fetch_onnxruntime_web
-from bpkd_sdk.files import file_sha256, replaced_folder
+from bpkd_sdk.files import exported_path, file_sha256, replaced_folder
 from bpkd_sdk.images import ImageSource, read_image
 from bpkd_sdk.runtime.fit import MAX_PIXELS, WINDOW_SIDE, Fit, check_fit
 from bpkd_sdk.runtime.onnx_file import read_onnx
@@ -81,7 +81,7 @@ def to_web(
         RuntimeError: If npm is needed and missing, or fails.
     """
     check_fit(fit)
-    source, target = Path(source), Path(path)
+    source, target = exported_path(source), Path(path)
     config = _describe(source, fit)
     _check_target(target)
     if examples is None:

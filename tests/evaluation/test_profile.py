@@ -120,6 +120,7 @@ def test_a_network_without_logits_is_refused() -> None:
     with pytest.raises(TypeError, match="logits"):
         profile(nn.Sequential(nn.Flatten()), (8, 8))
     with pytest.raises(
-        TypeError, match=r"Expected a network, a torch module, but got 'pspnet_r18'. Build it with create"
+        TypeError,
+        match=r"Expected a torch module, as create_model.name, num_classes. builds .*, but got 'pspnet_r18'\.",
     ):
         profile("pspnet_r18")  # type: ignore[arg-type]

@@ -91,8 +91,9 @@ def test_a_file_is_verified_on_further_images(bpkd, folder, tmp_path):
 @pytest.mark.parametrize(
     ("target", "options", "message"),
     [
-        ("m.safetensors", {}, "format checkpoint, which export does not write; it writes .onnx, .engine, .plan"),
-        ("triton://host/m", {}, "format Triton, which export does not write.*`bpkd triton`"),
+        ("m.safetensors", {}, "not write files that end in .safetensors, .*; it writes .onnx, .engine, .plan"),
+        ("m.pt", {}, "not write files that end in .pt, but got .*m.pt; it writes .onnx, .engine, .plan"),
+        ("triton://host/m", {}, "not write the format Triton, .*`bpkd triton`"),
         ("m.tflite", {}, "ends in one of .safetensors.*but got '.*m.tflite'"),
         ("m.onnx", {"precision": "fp8"}, "`precision` to be one of {'fp32', 'fp16', 'int8'}, but got 'fp8'"),
         ("m.onnx", {}, "Option `input_size` is required by the export steps from m.safetensors to m.onnx: to_onnx."),
@@ -127,9 +128,9 @@ def test_options_that_do_not_fit_the_steps_are_refused(folder, tmp_path, target,
 
 def test_an_onnx_file_keeps_its_precision():
     with pytest.raises(ValueError, match=r"m.onnx is an ONNX file already. Pass precision='int8', or an engine"):
-        plan_steps(Path("m.onnx"), "n.onnx", None)
+        plan_steps("m.onnx", "n.onnx", None)
     with pytest.raises(ValueError, match="is an ONNX file and keeps its own precision"):
-        plan_steps(Path("m.onnx"), "m.engine", "fp16")
+        plan_steps("m.onnx", "m.engine", "fp16")
     with pytest.raises(FileNotFoundError, match="no ONNX file at none.onnx"):
         convert("none.onnx", "m.engine")
 

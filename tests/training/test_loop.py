@@ -436,6 +436,41 @@ def test_validation_follows_the_protocol(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["protocol"]["crop_size"] == [16, 16]
 
 
+def test_a_result_is_no_network_and_the_error_names_the_one_in_it(tmp_path):
+    result = loop.TrainingResult(tiny(9).eval(), None, [], tmp_path / "last.safetensors", tmp_path)
+    size, data = (64, 64), (TRAIN, VAL)
+    for use in (
+        lambda: bpkd_sdk.train(result, data, steps=1, output_dir=tmp_path / "run", **OPTIONS),
+        lambda: bpkd_sdk.distill(result, tiny(9), data, steps=1, output_dir=tmp_path / "run", **OPTIONS),
+        lambda: bpkd_sdk.compare(tiny(9).eval(), result, data, steps=1, output_dir=tmp_path / "run", device="cpu"),
+        lambda: bpkd_sdk.evaluate(result, VAL),
+        lambda: bpkd_sdk.profile(result),
+        lambda: bpkd_sdk.load_model(result),
+        lambda: bpkd_sdk.save_model(result, tmp_path / "m.safetensors"),
+        lambda: bpkd_sdk.save_pretrained(result, tmp_path / "m", input_size=size, license="mit"),
+        lambda: bpkd_sdk.to_onnx(result, tmp_path / "m.onnx", input_size=size),
+        lambda: bpkd_sdk.Predictor(result),
+        lambda: bpkd_sdk.create_model("pspnet_r18", 9, weights=result),
+    ):
+        with pytest.raises(TypeError, match=r"but got a TrainingResult. Pass the network in it, which is .model"):
+            use()
+    for use in (
+        lambda: bpkd_sdk.quantize(result, tmp_path / "m.onnx", VAL),
+        lambda: bpkd_sdk.to_tensorrt(result, tmp_path / "m.engine"),
+        lambda: bpkd_sdk.to_web(result, tmp_path / "site"),
+        lambda: bpkd_sdk.to_triton(result.model, tmp_path / "repository"),
+    ):
+        with pytest.raises(
+            TypeError, match=r"exported file, but got a (TrainingResult|Sequential). Export the network"
+        ):
+            use()
+    (row,) = bpkd_sdk.benchmark(result, device="cpu").rows
+    assert "Pass the network in it, which is .model" in row.problem
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(TypeError, match="Expected the path or the name of a network, but got a Sequential"):
+        bpkd_sdk.load_model(tiny(9))
+
+
 def test_interrupts_are_left_alone_outside_the_main_thread(tmp_path):
     results = []
 
