@@ -20,21 +20,51 @@ PRESETS = ("paper", "light", "none")
 IMAGE_FILL = (124, 116, 104)  # mean colour of ImageNet, so that padding is near 0 after normalisation
 
 
-class VariedCrop(v2.Transform):  # type: ignore[misc]
-    """A random crop of image and label in which no class fills more than a share of the pixels that are not void.
+class RandomScale(v2.Transform):  # type: ignore[misc]
+    """Resizing of image and label by the same random factor; the aspect ratio is kept, and pixel centres are aligned.
 
-    The tenth crop is taken if none of the first nine fulfils this.
+    Args:
+        scale: Lowest and highest factor, which is drawn uniformly; None: the image keeps its size.
+        base_size: (longer side, shorter side) of a rectangle that images are fitted into at factor 1; None: factor 1
+            is the size of the image.
+    """
 
-    With `scale`, the crop is that of the image resized by a random factor; the aspect ratio is kept, and pixel centres
-    are aligned. Only what the crop shows is resized.
+    def __init__(self, scale: tuple[float, float] | None, base_size: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.scale = scale
+        self.base_size = base_size
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the size that the image is resized to; all of it is shown."""
+        size = self._draw_size(flat_inputs)
+        return {"size": size, "rows": slice(0, size[0]), "columns": slice(0, size[1])}
+
+    def _draw_size(self, flat_inputs: list[Any]) -> Size:
+        height, width = v2.functional.get_size(flat_inputs[0])
+        if self.scale is None:
+            return height, width
+        return scaled_size((height, width), float(torch.empty(()).uniform_(*self.scale)), self.base_size)
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resize an image bilinearly with antialiasing, or a label by `resize_label`."""
+        # torchvision's own kernel for masks ignores pixel centres.
+        tensor = inpt.as_subclass(Tensor)
+        is_label = isinstance(inpt, tv_tensors.Mask)
+        shown = resize_label(tensor, **params) if is_label else _planar(_resized_part(tensor, **params))
+        return tv_tensors.wrap(shown, like=inpt)
+
+
+class VariedCrop(RandomScale):
+    """A random crop of the resized image and label in which no class fills more than a share of the labelled pixels.
+
+    The tenth crop is taken if none of the first nine fulfils this. Only what the crop shows is resized.
 
     Args:
         crop_size: (height, width) of the crop. A side of the image that is shorter keeps its length.
         ignore_index: Label value of void pixels.
         max_class_share: Largest share of one class, in (0, 1]; 1 takes the first crop.
-        scale: Lowest and highest factor, which is drawn uniformly; None: the image is not resized.
-        base_size: (longer side, shorter side) of a rectangle that images are fitted into at factor 1; None: factor 1
-            is the size of the image.
+        scale: Lowest and highest factor, as for `RandomScale`.
+        base_size: (longer side, shorter side) at factor 1, as for `RandomScale`.
     """
 
     def __init__(
@@ -45,20 +75,15 @@ class VariedCrop(v2.Transform):  # type: ignore[misc]
         scale: tuple[float, float] | None = None,
         base_size: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(scale, base_size)
         self.crop_size = crop_size
         self.ignore_index = ignore_index
         self.max_class_share = max_class_share
-        self.scale = scale
-        self.base_size = base_size
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the size that the image is resized to, and the position of the crop."""
         label = next((inpt for inpt in flat_inputs if isinstance(inpt, tv_tensors.Mask)), None)
-        height, width = v2.functional.get_size(flat_inputs[0])
-        size = (height, width)
-        if self.scale is not None:
-            size = scaled_size(size, float(torch.empty(()).uniform_(*self.scale)), self.base_size)
+        size = self._draw_size(flat_inputs)
         params = self._draw_crop(size)
         if label is None or self.max_class_share >= 1:
             return params
@@ -76,14 +101,6 @@ class VariedCrop(v2.Transform):  # type: ignore[misc]
             int(torch.randint(whole - part + 1, ())) for whole, part in zip(size, (height, width), strict=True)
         )
         return {"size": size, "rows": slice(top, top + height), "columns": slice(left, left + width)}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Crop an image that is resized bilinearly with antialiasing, or a label that is resized by `resize_label`."""
-        # torchvision's own kernel for masks ignores pixel centres.
-        tensor = inpt.as_subclass(Tensor)
-        is_label = isinstance(inpt, tv_tensors.Mask)
-        crop = resize_label(tensor, **params) if is_label else _planar(_resized_part(tensor, **params))
-        return tv_tensors.wrap(crop, like=inpt)
 
 
 def _resized_part(image: Tensor, size: Size, rows: slice, columns: slice) -> Tensor:
