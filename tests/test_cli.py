@@ -17,13 +17,14 @@ from bpkd_sdk import cli
 from bpkd_sdk.cli.command import OTHER_NAMES
 from bpkd_sdk.cli.wording import name_options
 from bpkd_sdk.data import ShapesDataset
+from bpkd_sdk.evaluation.profile import profile_zoo
 from bpkd_sdk.models import set_spec
 from bpkd_sdk.models.zoo import build_network
 from bpkd_sdk.progress import PlainConsole
 from bpkd_sdk.training.monitor import DominantTermWarning
 from tests.scenes import write_folder
 
-NETWORK = "smp/FPN/tu-mobilenetv3_small_050"
+NETWORK = "smp/FPN/tu-test_resnet"
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_distill_evaluate_export_and_evaluate_again(bpkd, teacher, few_scenes, t
 def test_evaluate_has_no_data_set_but_the_one_that_the_checkpoint_names(bpkd, tmp_path):
     root = write_folder(tmp_path / "my_data", train=2, val=1)
     options = ("--steps", 1, "--batch-size", 2, "--crop-size", "32x32", "--device", "cpu", "--backbone-weights", "none")
-    code, _, err = bpkd("train", "smp/FPN/resnet18", "--data", root, "--output", tmp_path / "run", *options)
+    code, _, err = bpkd("train", NETWORK, "--data", root, "--output", tmp_path / "run", *options)
     assert code == 0, err
     checkpoint = tmp_path / "run" / "last.safetensors"
     code, _, err = bpkd("evaluate", checkpoint)
@@ -179,7 +180,9 @@ def test_errors_are_one_message_and_a_code(bpkd, tmp_path):
     assert "Expected --crop-size to be HEIGHTxWIDTH, such as 512x1024" in err
 
 
-def test_models_prints_the_papers_sixteen_figures(bpkd):
+def test_models_prints_the_papers_sixteen_figures(bpkd, monkeypatch):
+    counted = list(profile_zoo())
+    monkeypatch.setattr("bpkd_sdk.evaluation.profile.profile_zoo", lambda: counted)
     code, out, _ = bpkd("models", "--json")
     assert code == 0
     rows = [row for row in json.loads(out) if row["paper_params"] is not None]
@@ -214,7 +217,7 @@ def test_import_of_a_distilled_student(bpkd, tmp_path):
 def test_names_with_brackets_are_printed_as_they_are(bpkd, tmp_path):
     root = write_folder(tmp_path / "my_data", ["[red]road", "lane [/solid]", "sky:car:"], train=2, val=1)
     options = ("--steps", 1, "--batch-size", 2, "--crop-size", "32x32", "--device", "cpu", "--backbone-weights", "none")
-    code, _, err = bpkd("train", "smp/FPN/resnet18", "--data", root, "--output", tmp_path / "run", *options)
+    code, _, err = bpkd("train", NETWORK, "--data", root, "--output", tmp_path / "run", *options)
     assert code == 0, err
     code, out, err = bpkd("evaluate", tmp_path / "run" / "last.safetensors", "--data", root)
     assert code == 0, err
@@ -274,7 +277,7 @@ def test_warnings_are_one_line_in_the_words_of_the_command(monkeypatch):
 def test_folders_with_brackets_are_named_in_results_and_errors(bpkd, tmp_path):
     root = write_folder(tmp_path / "my [data]", train=4, val=1)
     options = ("--steps", 1, "--batch-size", 2, "--crop-size", "32x32", "--device", "cpu", "--backbone-weights", "none")
-    call = ("train", "smp/FPN/resnet18", "--data", root, "--output", tmp_path / "run [/1]", *options)
+    call = ("train", NETWORK, "--data", root, "--output", tmp_path / "run [/1]", *options)
     code, out, err = bpkd(*call)
     assert code == 0, err
     assert "run [/1]/last.safetensors" in out

@@ -11,8 +11,16 @@ from bpkd_sdk.export import to_onnx
 from bpkd_sdk.models.smp import ARCHITECTURES
 
 DPT = "smp/DPT/tu-vit_tiny_patch16_224"
+# The others have the same kinds of layers, and other tests export some of them: Unet and FPN in tests/test_your_own.py,
+# PSPNet in test_families.py, Linknet in tests/bands.py.
+QUICK = {"MAnet", "DeepLabV3Plus", "PAN", "Segformer", "UPerNet"}
 FROM_SMP = [
-    f"smp/{name}/{'mit_b0' if name == 'Segformer' else 'tu-test_resnet'}" for name in ARCHITECTURES if name != "DPT"
+    pytest.param(
+        f"smp/{name}/{'mit_b0' if name == 'Segformer' else 'tu-test_resnet'}",
+        marks=() if name in QUICK else pytest.mark.slow,
+    )
+    for name in ARCHITECTURES
+    if name != "DPT"
 ]
 # PAN pools its features three times; DPT's position embeddings are for one size.
 SIZES = {"smp/PAN/tu-test_resnet": (176, 192), DPT: (224, 224)}

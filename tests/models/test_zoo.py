@@ -145,6 +145,7 @@ def test_channels_last_changes_nothing(network: tuple[ZooEntry, nn.Module]) -> N
     assert difference(got, expected.numpy()) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ZOO.keys() - {*EXPORTED}))
 def test_exports_with_dynamic_batch_height_and_width(name: str) -> None:
     """`tests/export/test_zoo.py` exports the other networks to files."""
