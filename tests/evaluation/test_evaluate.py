@@ -53,6 +53,14 @@ def test_a_perfect_network_scores_one_for_images_of_several_sizes(mode, batch_si
     assert metrics.images == 4
 
 
+@pytest.mark.parametrize("crop_size", [None, (16, 16)], ids=["whole", "slide"])
+def test_scores_do_not_depend_on_the_batch_size(crop_size):
+    data = LabelsAsImages([(20, 30), (33, 17), (20, 30), (20, 30)])
+    options = {"protocol": EvaluationProtocol(crop_size=crop_size, scales=(0.75, 1.0), flip=True)}
+    alone, batched = (bpkd_sdk.evaluate(tiny(3).eval(), data, batch_size=size, **options) for size in (1, 4))
+    assert str(batched) == str(alone)  # some scores are NaN
+
+
 def test_samples_of_the_same_size_share_a_batch(monkeypatch):
     data = LabelsAsImages([(20, 30), (33, 17), (20, 30), (20, 30), (33, 17), (20, 30), (9, 9)])
 
