@@ -17,6 +17,7 @@ from bpkd_sdk.sizes import Size, resize_label, scaled_size
 from bpkd_sdk.spec import IMAGENET_STD, NetworkSpec
 
 PRESETS = ("paper", "light", "none")
+_BYTES = torch.arange(256, dtype=torch.uint8)
 IMAGE_FILL = (124, 116, 104)  # mean colour of ImageNet, so that padding is near 0 after normalisation
 
 
@@ -210,25 +211,33 @@ def adjust_brightness(image: Tensor, amount: float) -> Tensor:
     """Add a number to all values of a uint8 image, or a 255th of it to a float image in 0..1."""
     if image.is_floating_point():
         return (image + amount / 255).clamp_(0, 1)
-    return image.float().add_(amount).clamp_(0, 255).to(torch.uint8)
+    return _mapped(image, _BYTES.float().add_(amount).clamp_(0, 255).to(torch.uint8))
 
 
 def adjust_contrast(image: Tensor, factor: float) -> Tensor:
     """Multiply all values of a uint8 image, or of a float image in 0..1, by a factor."""
     if image.is_floating_point():
         return (image * factor).clamp_(0, 1)
-    return image.float().mul_(factor).clamp_(0, 255).to(torch.uint8)
+    return _mapped(image, _BYTES.float().mul_(factor).clamp_(0, 255).to(torch.uint8))
+
+
+def _mapped(image: Tensor, table: Tensor) -> Tensor:
+    """Replace each byte of an image (3, H, W) by its entry in a table of 256 bytes."""
+    mapped = cv2.LUT(image.contiguous().view(-1, image.shape[2]).numpy(), table.numpy())
+    return torch.from_numpy(mapped).view(image.shape)
 
 
 def adjust_saturation(image: Tensor, factor: float) -> Tensor:
     """Multiply the S of the HSV colours of an image (3, H, W), uint8 or float, up to its largest; keep H and V."""
-    value = image.amax(0)
-    chroma = value - image.amin(0)
+    red, green, blue = image
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
     if image.is_floating_point():
         return value - (value - image) * (value / chroma.clamp_(min=1e-12)).clamp_(max=factor)
     # The other channels move away from the largest one, or towards it, until the smallest is 0.
-    factors = (value / chroma.clamp_(min=1)).clamp_(max=factor)
-    return (value - (value - image) * factors).round_().to(torch.uint8)
+    factors = value.float().div_(chroma.clamp_(min=1).float()).clamp_(max=factor)
+    difference = (value - image).float().mul_(factors)
+    return torch.sub(value.float(), difference, out=difference).round_().to(torch.uint8)
 
 
 def adjust_hue(image: Tensor, amount: float) -> Tensor:
@@ -241,8 +250,10 @@ def adjust_hue(image: Tensor, amount: float) -> Tensor:
         pixels *= np.float32(1 / 255)
     hsv: np.ndarray = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
     hsv[..., 0] += 360 * (amount % 1)  # in degrees; larger ones are accepted, negative ones are not
-    rotated = _planar(torch.from_numpy(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)).permute(2, 0, 1))
-    return rotated if image.is_floating_point() else rotated.mul(255.999).to(torch.uint8)
+    rotated: np.ndarray = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if not image.is_floating_point():
+        rotated = (rotated * np.float32(255.999)).astype(np.uint8)
+    return _planar(torch.from_numpy(rotated).permute(2, 0, 1))
 
 
 class PadTo(v2.Transform):  # type: ignore[misc]
