@@ -342,8 +342,15 @@ def _unpack(planes: list[Any], num_classes: int) -> Any:
     return count
 
 
-def check_labels(labels: Array, num_classes: int, ignore_index: int) -> None:
-    """Raise TypeError or ValueError unless `labels` are (N, H, W) integers in [0, num_classes) or `ignore_index`."""
+def check_labels(labels: Array, num_classes: int, ignore_index: int, *, wait: bool = False) -> None:
+    """Raise TypeError or ValueError unless `labels` are (N, H, W) integers in [0, num_classes) or `ignore_index`.
+
+    Args:
+        labels: Labels to check.
+        num_classes: Number of classes.
+        ignore_index: Label of void pixels.
+        wait: Whether values are checked on an accelerator too, which waits for it; on the CPU they always are.
+    """
     xp = array_namespace(labels)
     if not xp.isdtype(labels.dtype, "integral"):
         raise TypeError(f"Expected integer labels, but got {labels.dtype}.")
@@ -356,7 +363,7 @@ def check_labels(labels: Array, num_classes: int, ignore_index: int) -> None:
             f"Expected `ignore_index` to be outside the {num_classes} classes, but got {ignore_index}. Pass another "
             "label, such as -1."
         )
-    if str(device(labels)) == "cpu":
+    if wait or str(device(labels)) == "cpu":
         invalid = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)
         if invalid.any():
             raise ValueError(

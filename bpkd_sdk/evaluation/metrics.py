@@ -120,7 +120,7 @@ class MetricCounts:
                 f"but got {tuple(predictions.shape)} and {tuple(labels.shape)}."
             )
         classes = len(self.class_names)
-        check_labels(labels, classes, self.ignore_index)
+        check_labels(labels, classes, self.ignore_index, wait=True)
         outside = (predictions < 0) | (predictions >= classes)
         if outside.any():
             raise ValueError(

@@ -170,12 +170,15 @@ def test_arrays_have_the_scores_of_tensors():
     assert str(narrow) == str(scores(predictions, labels))
 
 
-def test_invalid_input_is_named():
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # the second name stands for an accelerator
+def test_invalid_input_is_named(monkeypatch, device):
+    monkeypatch.setattr("bpkd_sdk.boundary.device", lambda _: torch.device(device))
     counts = MetricCounts(CLASSES)
     with pytest.raises(ValueError, match="of the same size"):
         counts.update(torch.zeros(1, 4, 4, dtype=torch.int64), torch.zeros(1, 4, 5, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"\[5\]"):
-        counts.update(torch.zeros(1, 4, 4, dtype=torch.int64), torch.full((1, 4, 4), 5))
+    for label in (5, 259, -7):
+        with pytest.raises(ValueError, match=rf"\[{label}\]"):
+            counts.update(torch.zeros(1, 4, 4, dtype=torch.int64), torch.full((1, 4, 4), label))
     with pytest.raises(ValueError, match=r"\[7\]"):
         counts.update(torch.full((1, 4, 4), 7), torch.zeros(1, 4, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="whole pixels, or a share"):
