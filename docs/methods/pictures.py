@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -75,9 +76,11 @@ class Networks:
 
 @torch.no_grad()
 def run(network: nn.Module, images: Tensor) -> SegmentationOutput:
-    """Return the logits and the last feature map of a network."""
+    """Return the logits and the last feature map of a network, resized to the images: a student has a quarter."""
     with Capture(network, [feature_path(network)]) as capture:
-        return SegmentationOutput(network(network.spec.normalize(images)), capture.take())
+        logits, features = network(network.spec.normalize(images)), capture.take()
+    resize = partial(F.interpolate, size=images.shape[2:], mode="bilinear", align_corners=False)
+    return SegmentationOutput(resize(logits), {path: resize(content) for path, content in features.items()})
 
 
 def scene(index: int) -> tuple[Tensor, Tensor]:
