@@ -220,7 +220,7 @@ def _open_resized(data: str | Path, selection: Mapping[str, Any]) -> tuple[Split
     counts = {split: min(len(dataset), MAX_IMAGES[split]) for split, dataset in splits.items()}
     print_fact(
         f"{data}: the first {counts['train']} of {len(splits['train'])} training images and {counts['val']} of "
-        f"{len(splits['val'])} validation images, resized to {format_size(size)}."
+        f"{len(splits['val'])} validation images, resized to {format_size(size)} (height x width)."
     )
     train_set, val_set = (_resize(dataset, counts[split], size) for split, dataset in splits.items())
     return (train_set, val_set), size

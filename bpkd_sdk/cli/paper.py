@@ -53,7 +53,9 @@ def check(
     from bpkd_sdk.errors import format_list
 
     reports = check_dataset(data, root, **selection)
-    table = Table("split", "images", "expected", "smallest", "largest", "classes in no label", "problems")
+    title = f"{data}; sizes are height x width"
+    headings = ("split", "images", "expected", "smallest", "largest", "classes in no label", "problems")
+    table = Table(*headings, title=title, title_justify="left")
     for report in reports:
         sizes = ("-" if size is None else f"{size[0]}x{size[1]}" for size in (report.smallest, report.largest))
         count, expected = ("-" if number is None else str(number) for number in (report.images, report.expected))

@@ -230,7 +230,7 @@ def _describe(setup: ComparisonSetup, methods: Sequence[str], seeds: int, choice
         "Methods": ", ".join(methods),
         "Runs": f"{len(methods) * seeds}, one for each method and each of {seeds} seeds",
         "Budget": f"{setup.budget.amount:.15g} {setup.budget.unit} per run, batches of {setup.options['batch_size']}",
-        "Crops": f"{height}x{width} pixels",
+        "Crops": f"{height}x{width} pixels (height x width)",
         "Device": setup.device.type,
     }
     return format_rows({**rows, **choices, "Output": str(folder)})

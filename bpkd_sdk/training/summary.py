@@ -59,7 +59,7 @@ def describe_run(task: Task, choices: Mapping[str, str], *, resumes: bool) -> st
         "Method": "training on labels, without a teacher" if task.method is None else f"{task.method.name}{labels}",
         "Loss": _describe_loss(task.method, config, has_aux=get_spec(task.student).aux_head),
         "Steps": f"{config.steps} of {config.batch_size} images ({passes:.3g} passes over the data), {every}",
-        "Crops": f"{task.crop_size[0]}x{task.crop_size[1]} pixels",
+        "Crops": f"{task.crop_size[0]}x{task.crop_size[1]} pixels (height x width)",
         "Optimiser": f"{config.optimizer}, learning rate {config.start_learning_rate:g} falling to "
         f"{config.final_learning_rate:g}, weight decay {config.weight_decay:g}",
         "Device": _describe_device(task),

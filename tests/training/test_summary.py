@@ -46,7 +46,8 @@ def test_a_run_is_described_at_its_start_and_its_end(teacher, tmp_path, capsys):
     assert found["Method"] == "bpkd"
     assert found["Loss"] == "ce + 0.5 dice + 2 edge + 2 body"
     assert found["Steps"] == "4 of 2 images (0.8 passes over the data), evaluated every 1"
-    assert (found["Crops"], found["Device"], found["Output"]) == ("32x32 pixels", "cpu, fp32", str(tmp_path / "run"))
+    assert found["Crops"] == "32x32 pixels (height x width)"
+    assert (found["Device"], found["Output"]) == ("cpu, fp32", str(tmp_path / "run"))
     result = rows(end, "Finished", "Scores", "Teacher", "Weights")
     assert result["Finished"].startswith("4 steps in ")
     assert result["Teacher"].startswith(f"mIoU {teacher.metrics.miou:.3f}, boundary IoU ")
