@@ -8,11 +8,13 @@ from benchmarks import (
     boundary,
     export_table,
     inference,
+    loader,
     losses,
     quickstart,
     quickstart_students,
     serve_load,
     term_sizes,
+    validation,
 )
 from benchmarks.camvid.tables import tables
 from benchmarks.records import RESULTS, Records, markdown_table
@@ -57,11 +59,13 @@ def test_markdown_table():
         ("h200/boundary", boundary.table),
         ("h200/losses-cuda", losses.table),
         ("inference-cpu", inference.table),
+        ("loader", loader.table),
         ("losses-cpu", losses.table),
         ("quickstart", quickstart.table),
         ("quickstart-students", quickstart_students.table),
         ("serve-load", serve_load.table),
         ("term-sizes", term_sizes.table),
+        ("validation", validation.table),
     ],
 )
 def test_a_committed_table_follows_from_its_records(name, table):
