@@ -23,7 +23,7 @@ FROM_SMP = [
     if name != "DPT"
 ]
 # PAN pools its features three times; DPT's position embeddings are for one size.
-SIZES = {"smp/PAN/tu-test_resnet": (176, 192), DPT: (224, 224)}
+SIZES = {"smp/PAN/tu-test_resnet": (176, 192), DPT: (224, 224), "smp/DPT/tu-test_vit": (96, 128)}
 
 
 @pytest.mark.parametrize("name", FROM_SMP)
@@ -37,10 +37,12 @@ def test_any_size_and_batch(name, tmp_path):
     assert json.loads(entry.value)["network"]["name"] == name
 
 
-@pytest.mark.parametrize("name", ["smp/PSPNet/tu-test_resnet", DPT])
+@pytest.mark.parametrize("name", ["smp/PSPNet/tu-test_resnet", "smp/DPT/tu-test_vit"])
 def test_one_size(name, tmp_path):
     size = SIZES.get(name, (90, 120))
-    assert to_onnx(settled(name, 2, size), tmp_path / "m.onnx", input_size=size, dynamic_batch=name != DPT).verified
+    assert to_onnx(
+        settled(name, 2, size), tmp_path / "m.onnx", input_size=size, dynamic_batch="DPT" not in name
+    ).verified
 
 
 @pytest.mark.parametrize(("name", "reason"), [(DPT, r"Input height \(.*\) doesn't match model \(224\)")])
