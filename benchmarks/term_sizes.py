@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 import bpkd_sdk
-from benchmarks.camvid.setup import student_network
 from benchmarks.records import Records, make_parser, markdown_table
+from benchmarks.study.networks import lite0_network
 from bpkd_sdk.losses import METHODS
 
 STEPS, WINDOW = 20, 5
@@ -75,7 +75,7 @@ def main() -> None:
         sizes = {}
         for start in ("fresh", "trained"):
             torch.manual_seed(0)
-            student = student_network(options.weights, data.num_classes)
+            student = lite0_network(options.weights, data.num_classes)
             if start == "trained":
                 student = bpkd_sdk.load_model(options.student, model=student)
             sizes[start] = measure(method, options.teacher, student, data)

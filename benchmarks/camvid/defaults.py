@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import bpkd_sdk
-from benchmarks.camvid.setup import load_encoder
 from benchmarks.records import Records, make_parser
+from benchmarks.study.networks import load_encoder
 from bpkd_sdk.data.public import CAMVID_CLASSES
 from bpkd_sdk.files import read_json
 

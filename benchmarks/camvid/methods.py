@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
-from bpkd_sdk.boundary import edge_masks
+from benchmarks.study.methods import NoPreMask
 from bpkd_sdk.data.public import CAMVID_CLASSES
 from bpkd_sdk.losses import (
     BPKDLoss,
@@ -17,8 +17,6 @@ from bpkd_sdk.losses import (
     IFVDLoss,
     SKDSLoss,
 )
-from bpkd_sdk.losses.bpkd import post_mask
-from bpkd_sdk.losses.divergence import softmax_kl
 from bpkd_sdk.losses.method import OutputPair
 
 
@@ -31,17 +29,6 @@ class AtLabelSize(BPKDLoss):
             for output in (outputs.student, outputs.teacher)
         )
         return super().terms(OutputPair(student, teacher), labels)
-
-
-class NoPreMask(BPKDLoss):
-    """BPKD without the pre-mask: its edge term does not multiply the logits by the trimap before the softmax."""
-
-    def terms(self, outputs: OutputPair, labels: Tensor) -> dict[str, Tensor]:
-        student, teacher = outputs.logits
-        masks = edge_masks(labels, outputs.num_classes, tuple(student.shape[2:]), self.width, self.ignore_index)
-        weight = post_mask(masks, alpha=self.alpha, class_reduction=self.class_reduction, edge_count=self.edge_count)
-        phi = softmax_kl(student.flatten(2), teacher.flatten(2), dim=1)
-        return super().terms(outputs, labels) | {"edge": (phi * weight).sum() / len(student)}
 
 
 # Three candidates per method: the paper's weights where its authors' code has its own, the defaults of this package

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from benchmarks.camvid.setup import Study
 from benchmarks.camvid.training import BUDGETS, part_of
-from bpkd_sdk.boundary import edge_band
+from benchmarks.study.scores import measure_edge_widths
 from bpkd_sdk.comparison.run import PER_IMAGE_FILE, read_run
 from bpkd_sdk.comparison.statistics import is_significant, paired_bootstrap
 from bpkd_sdk.data import FileDataset
-from bpkd_sdk.files import read_json, write_json
 from bpkd_sdk.runtime import TorchRuntime
 from bpkd_sdk.serve import draw_overlay
 
@@ -33,9 +32,11 @@ def report(study: Study) -> None:
         runs = study.finished_runs(part)
         if not runs:
             continue
-        widths = {"teacher": [measure_edge_widths(study.runs / "teacher", teacher, val)]}
+        widths = {"teacher": [measure_edge_widths(study.runs / "teacher", teacher, val, EDGE_WIDTHS)]}
         for method, folders in runs.items():
-            widths[method] = [measure_edge_widths(folder, study.load_student(folder), val) for folder in folders]
+            widths[method] = [
+                measure_edge_widths(folder, study.load_student(folder), val, EDGE_WIDTHS) for folder in folders
+            ]
         class_iou = {"teacher": [study.records()["teacher"]["metrics"]["per_class_iou"]]}
         class_iou |= {method: [read_run(folder).metrics["per_class_iou"] for folder in runs[method]] for method in runs}
         record = {"edge_widths": widths, "class_iou": class_iou, "bootstrap": bootstrap(runs)}
@@ -43,24 +44,6 @@ def report(study: Study) -> None:
         networks = {"teacher": teacher} | {name: study.load_student(runs[name][0]) for name in SHOWN if name in runs}
         path = study.output / "camvid" / f"{part}.webp"
         draw(largest_changes(runs), val, networks).save(path, quality=85)
-
-
-def measure_edge_widths(folder: Path, network: nn.Module, data: FileDataset) -> dict[str, list[float]]:
-    """Return the pixel accuracy inside and outside the edge band by its width; the folder keeps the result."""
-    path = folder / "edge_widths.json"
-    if path.is_file():
-        return read_json(path)
-    runtime = TorchRuntime(network)
-    counts = {width: torch.zeros(2, 2, dtype=torch.int64) for width in EDGE_WIDTHS}
-    for image, label in data:
-        correct, known = runtime.segment(image[None])[0].cpu() == label, label != data.ignore_index
-        for width in EDGE_WIDTHS:
-            edge = edge_band(label[None], width, data.ignore_index)[0]
-            for row, region in enumerate((edge & known, ~edge & known)):
-                counts[width][row] += torch.stack([correct[region].sum(), region.sum()])
-    accuracies = {str(width): (count[:, 0] / count[:, 1]).tolist() for width, count in counts.items()}
-    write_json(path, accuracies)
-    return accuracies
 
 
 def bootstrap(runs: dict[str, list[Path]]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import segmentation_models_pytorch as smp
-import torch
 from filelock import FileLock
 from torch import nn
 
 import bpkd_sdk
 from benchmarks.records import Records
+from benchmarks.study.networks import create_fpn, lite0_network
 from bpkd_sdk.comparison.run import RESULT_FILE
 from bpkd_sdk.data import FileDataset
 from bpkd_sdk.data.public import CAMVID_CLASSES
@@ -61,7 +60,7 @@ class Study:
 
     def new_student(self, num_classes: int = len(CAMVID_CLASSES)) -> nn.Module:
         """Return an FPN with EfficientNet-lite0 and a narrow decoder, with a fifth of the teacher's MACs."""
-        return student_network(self.student_weights, num_classes)
+        return lite0_network(self.student_weights, num_classes)
 
     def load_teacher(self) -> nn.Module:
         return bpkd_sdk.load_model(self.runs / "teacher" / "last.safetensors", model=self.new_teacher())
@@ -89,30 +88,3 @@ class Study:
         self.runs.mkdir(parents=True, exist_ok=True)
         with FileLock(self.runs / "records.lock"):
             Records(self.output / "camvid.jsonl").update(records)
-
-
-def student_network(weights: Path, num_classes: int) -> nn.Module:
-    return create_fpn("timm-tf_efficientnet_lite0", weights, num_classes, pyramid=64, segmentation=32)
-
-
-def create_fpn(encoder: str, weights: Path, num_classes: int, *, pyramid: int, segmentation: int) -> nn.Module:
-    """Return an FPN whose encoder has ImageNet weights. For the SDK it is a user's own module."""
-    network = smp.FPN(
-        encoder,
-        encoder_weights=None,
-        decoder_pyramid_channels=pyramid,
-        decoder_segmentation_channels=segmentation,
-        classes=num_classes,
-        upsampling=1,
-    )
-    load_encoder(network, weights)
-    network.spec = bpkd_sdk.NetworkSpec(
-        name=None, num_classes=num_classes, size_divisor=32, mean=(0.5,) * 3, std=(0.5,) * 3
-    )
-    return network
-
-
-def load_encoder(network: nn.Module, weights: Path) -> None:
-    """Load the encoder's weights from the files of the packages, which list the same tensors in the same order."""
-    tensors = list(torch.load(weights, weights_only=True).values())[:-2]  # without the classifier
-    network.encoder.load_state_dict(dict(zip(network.encoder.state_dict(), tensors, strict=True)))
