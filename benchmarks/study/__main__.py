@@ -60,7 +60,10 @@ def main() -> None:
         parser.error("a trial needs another --output than that of the results")
     study = Study(options.world, options.data, options.weights, options.runs, options.output, options.fraction)
     for part in options.parts:
-        PARTS[part](study)
+        try:
+            PARTS[part](study)
+        except KeyboardInterrupt as stop:
+            raise SystemExit(f"Stopped. {stop}") from None
         records = Records(options.output / "study.jsonl")
         records.write_table(tables(records.runs))
 

@@ -45,7 +45,7 @@ class World:
 
 WORLDS = {
     "camvid": World(4, (192, 256), (0.75, 1.5), "paper", views=12, tuning_views=4, seeds=4),
-    "shapes": World(8, (128, 128), (1.0, 1.0), "light", views=4, tuning_views=None, seeds=8),
+    "shapes": World(4, (128, 128), (1.0, 1.0), "light", views=4, tuning_views=None, seeds=8),
 }
 
 
