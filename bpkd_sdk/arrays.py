@@ -149,6 +149,33 @@ def class_ids(logits: Array) -> Array:
     return ids
 
 
+def take(array: Array, positions: Array, axis: int) -> Array:
+    """Return the elements at some positions, (k,) integers of 0 or above, along an axis of 0 or above.
+
+    The function of array-api-compat also accepts negative positions, which takes four operations in torch.
+    """
+    if isinstance(array, np.ndarray):
+        return np.take(array, positions, axis)
+    return array.index_select(axis, positions)
+
+
+def distinct_values(array: Array) -> list[int]:
+    """Return the different values of an integer array, in ascending order. An accelerator is waited for.
+
+    They are counted instead of sorted, because there are few different labels.
+    """
+    xp = array_namespace(array)
+    if 0 in array.shape:
+        return []
+    lowest, highest = int(xp.min(array)), int(xp.max(array))
+    if highest - lowest >= 1 << 16:
+        return list(np.unique(to_numpy(array)).tolist())
+    if lowest < 0:
+        array = xp.astype(array, xp.int64) - lowest
+    counts = to_numpy(xp.bincount(xp.reshape(array, (-1,))))
+    return list((np.flatnonzero(counts) + min(lowest, 0)).tolist())
+
+
 def resize_bilinear(maps: Array, size: Sequence[int]) -> Array:
     """Resize maps (N, C, h, w) of floating point bilinearly about pixel centres (align_corners False).
 

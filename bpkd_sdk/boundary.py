@@ -2,27 +2,35 @@
 
 The set of classes in a window is stored as a bit set, so that dilation minus erosion of all classes takes a dozen
 integer passes over the label map. The average over the logits' grid is bit-sliced addition, so that no array with an
-axis of classes exists before the small grid is reached. The result is exact.
+axis of classes exists before the small grid is reached. The result is exact. The passes are integer arithmetic only,
+because a comparison takes four times as long on a CPU. There, the map is processed in parts that fit into the cache,
+with bits for the classes of a part only. Elsewhere no pass depends on the values of labels, so that nothing waits for
+the device.
 
 All functions take torch tensors or numpy arrays, and return the kind that they get.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, reduce
 from typing import Any, Literal, get_args
 
 import numpy as np
 from array_api_compat import device
 
-from bpkd_sdk.arrays import Array, array_namespace
+from bpkd_sdk.arrays import Array, array_namespace, contiguous, distinct_values, take, to_numpy
 from bpkd_sdk.errors import check_choice
 
 Void = Literal["clear", "keep", "guard"]
 
-_BYTES = 256  # number of values of a byte
 _WORD_BITS = 32  # int32 needs half the memory traffic of int64, and 19 or 21 classes fit into one word
+_CLASS_BITS = 30  # number of classes in a word of the trimap
+_OTHER_BIT, _VOID_BIT = 30, 31  # bits of the classes of other words, and of void, which is the sign
+_OUTSIDE = 257  # code of pixels outside the image, above that of 256 classes and of void
+_PART_PIXELS = 1 << 18  # label pixels in a part of the trimap on a CPU
+_TILE_COLUMNS = 64  # label pixels from left to right in a tile, or a few more; it has few of many classes
 
 
 def edge_masks(
@@ -69,21 +77,134 @@ def edge_masks(
     """
     check_labels(labels, num_classes, ignore_index)
     check_choice("void", void, get_args(Void))
+    _check_width(width)
     if min(output_size) < 1:
         raise ValueError(f"Expected `output_size` to be two positive numbers, but got {tuple(output_size)}.")
-    xp = array_namespace(labels)
-    is_void = labels == ignore_index
-    narrow = xp.astype(labels, xp.uint8 if num_classes < _BYTES else xp.int16)
-    narrow[is_void] = num_classes
-    allowed = contains_transition(narrow, width)
-    if void == "clear":
-        allowed &= ~is_void
-    elif void == "guard":
-        allowed &= ~over_window(is_void, width, xp.logical_or)
-    bits = -xp.astype(allowed, xp.int32)  # all bits are set where an edge is allowed
-    words = [over_window(word, width, xp.bitwise_or) & bits for word in class_sets(narrow, num_classes, num_classes)]
-    masks: Array = _mean_over_cells(words, num_classes, output_size)
+    xp, place, radius = array_namespace(labels), device(labels), width // 2
+    count, height, columns = labels.shape
+    codes = xp.full((count, height + 2 * radius, columns + 2 * radius), _OUTSIDE, dtype=xp.int32, device=place)
+    inside = codes[:, radius : radius + height, radius : radius + columns]
+    inside[...] = labels
+    if not num_classes <= ignore_index < _OUTSIDE:  # the code of void is a position in a table
+        inside[labels == ignore_index] = ignore_index = num_classes
+    if str(place) != "cpu":
+        tables = _class_tables(num_classes, ignore_index, xp, place)
+        whole: Array = _masks_of_tiles(codes, tables, num_classes, output_size, width, void)
+        return whole
+    masks: Array = xp.zeros((count, num_classes, *output_size), dtype=xp.float32)
+    pixels = _PART_PIXELS if num_classes <= _CLASS_BITS else _PART_PIXELS // 2  # tiles have more arrays
+    for images, rows in _parts((count, height, columns), output_size[0], pixels):
+        top, bottom = (row * height // output_size[0] for row in (rows.start, rows.stop))
+        _fill_masks(
+            masks[images, :, rows], codes[images, top : bottom + 2 * radius], num_classes, width, ignore_index, void
+        )
     return masks
+
+
+def _parts(shape: tuple[int, int, int], rows: int, pixels: int) -> Iterator[tuple[slice, slice]]:
+    """Divide (N, H, W) labels into parts of about so many pixels: some images, or some rows of cells of one image.
+
+    Yields:
+        Images, and those of the `rows` rows of cells. Rows are divided only if all cells have the same height.
+    """
+    images = max(1, pixels // math.prod(shape[1:]))
+    step = max(1, rows * pixels // math.prod(shape[1:])) if shape[1] % rows == 0 else rows
+    for image in range(0, shape[0], images):
+        for row in range(0, rows, step):
+            yield slice(image, image + images), slice(row, min(row + step, rows))
+
+
+def _fill_masks(masks: Any, codes: Any, num_classes: int, width: int, ignore_index: int, void: Void) -> None:
+    """Write the masks of a part, whose arrays stay in a CPU's cache. Many classes are divided into those of tiles.
+
+    Args:
+        masks: (N, num_classes, h, w) zeros, which are replaced.
+        codes: (N, H + width - 1, W + width - 1) labels and their surroundings.
+        num_classes: C, 1 to 256.
+        width: Side of the window in pixels, odd.
+        ignore_index: Code of void pixels.
+        void: Treatment of edges near void.
+    """
+    xp, place = array_namespace(codes), device(codes)
+    height, cells = masks.shape[2:]
+    if num_classes <= _CLASS_BITS:
+        tables = _class_tables(num_classes, ignore_index, xp, place)
+        masks[...] = _masks_of_tiles(codes, tables, num_classes, (height, cells), width, void)
+        return
+    columns = codes.shape[2] - width + 1
+    least = min(cells, max(1, cells * _TILE_COLUMNS // columns))
+    size = min(d for d in range(least, cells + 1) if cells % d == 0) if columns % cells == 0 else cells
+    tiles = cells // size
+    first = np.arange(tiles)[:, None] * (columns // tiles)
+    positions = (first + np.arange(columns // tiles + width - 1)).ravel()
+    codes = xp.reshape(take(codes, xp.asarray(positions), 2), (*codes.shape[:2], tiles, -1))
+    codes = xp.reshape(contiguous(xp.moveaxis(codes, 2, 1)), (-1, codes.shape[1], codes.shape[3]))
+    codes = codes + xp.reshape(xp.arange(len(codes), dtype=xp.int32) * (_OUTSIDE + 1), (-1, 1, 1))
+    occurrences = xp.bincount(xp.reshape(codes, (-1,)), minlength=len(codes) * (_OUTSIDE + 1))
+    present = to_numpy(occurrences).reshape(len(codes), _OUTSIDE + 1)[:, :num_classes] > 0
+    tables = [xp.asarray(table) for table in _bit_tables(present, ignore_index)]
+    own = _masks_of_tiles(codes, tables, int(present.sum(1).max()), (height, size), width, void)
+    for tile, classes in enumerate(map(np.flatnonzero, present)):
+        image, column = divmod(tile, tiles)
+        masks[image, :, :, column * size : (column + 1) * size][xp.asarray(classes)] = own[tile, : len(classes)]
+
+
+def _masks_of_tiles(
+    codes: Any, tables: Sequence[Any], num_classes: int, output_size: tuple[int, int], width: int, void: Void
+) -> Any:
+    """Compute the masks of tiles.
+
+    Args:
+        codes: (N, H + width - 1, W + width - 1) integers: the pixels of tiles and their surroundings.
+        tables: For each word of bit sets, the set of each code.
+        num_classes: P, the number of classes in the tables.
+        output_size: (h, w) of the masks.
+        width: Side of the window in pixels, odd.
+        void: Treatment of edges near void.
+
+    Returns:
+        (N, P, h, w) float32 in [0, 1].
+    """
+    xp, radius = array_namespace(codes), width // 2
+    index = xp.reshape(codes, (-1,))
+    sets = xp.stack([xp.reshape(take(table, index, 0), codes.shape) for table in tables], axis=1)
+    own = sets[:, :, radius : codes.shape[1] - radius, radius : codes.shape[2] - radius]
+    for axis in (-2, -1):
+        sets = _over_line(sets, width, axis, xp.bitwise_or)
+    others = sets ^ own
+    if void == "clear":
+        others &= ~(own >> _VOID_BIT)
+    elif void == "guard":
+        others &= ~(sets >> _VOID_BIT)
+    # All bits where there is another label in the window: the shift copies the sign, which x | -x has unless x is 0.
+    return _mean_over_cells(sets & ((others | -others) >> _VOID_BIT), num_classes, output_size)
+
+
+@lru_cache(maxsize=64)
+def _class_tables(num_classes: int, ignore_index: int, xp: Any, place: Any) -> list[Any]:
+    """Return the tables of one tile that has all classes, which are kept because each copy would wait for a GPU."""
+    return [xp.asarray(table, device=place) for table in _bit_tables(np.ones((1, num_classes), bool), ignore_index)]
+
+
+def _bit_tables(present: np.ndarray, ignore_index: int) -> np.ndarray:
+    """Compute the bit sets of all codes of tiles. A class is numbered among those of its tile.
+
+    Args:
+        present: Whether each tile has each class, (T, C) bool.
+        ignore_index: Code of void pixels.
+
+    Returns:
+        (words, T * (_OUTSIDE + 1)) int32: code x of tile t is at t * (_OUTSIDE + 1) + x.
+    """
+    rank = np.cumsum(present, 1) - 1
+    words = int(rank.max(initial=0)) // _CLASS_BITS + 1
+    tables = np.full((words, len(present), _OUTSIDE + 1), 1 << _OTHER_BIT, np.int32)
+    tile, label = np.nonzero(present)
+    rank = rank[tile, label]
+    tables[rank // _CLASS_BITS, tile, label] = 1 << rank % _CLASS_BITS
+    tables[:, :, ignore_index] = np.iinfo(np.int32).min
+    tables[:, :, _OUTSIDE] = 0  # the empty set does not change a union
+    return tables.reshape(words, -1)
 
 
 def edge_band(labels: Array, width: int = 7, ignore_index: int = 255) -> Array:
@@ -238,20 +359,25 @@ def over_window(x: Array, width: int, combine: Callable[[Array, Array], Array]) 
     Returns:
         (N, H, W), in the dtype of `x`.
     """
-    if width < 1 or width % 2 == 0:
-        raise ValueError(f"Expected `width` to be an odd number of pixels, at least 1, but got {width}.")
+    _check_width(width)
+    xp, radius = array_namespace(x), width // 2
+    axis: int
     for axis in (-1, -2):
-        x = _over_line(x, width, axis, combine)
+        # Repeating the border pixel equals clipping the window, because the window already contains that pixel.
+        border = (*x.shape[:axis], radius, *x.shape[x.ndim + axis + 1 :])
+        first, last = (xp.broadcast_to(_slice(x, axis, start, 1), border) for start in (0, x.shape[axis] - 1))
+        x = _over_line(xp.concat([first, x, last], axis=x.ndim + axis), width, axis, combine)
     return x
 
 
-def _over_line(x: Array, width: int, axis: int, combine: Callable[[Array, Array], Array]) -> Array:
-    length, radius = x.shape[axis], width // 2
-    # Repeating the border pixel equals clipping the window, because the window already contains that pixel.
-    xp = array_namespace(x)
-    border = (*x.shape[:axis], radius, *x.shape[x.ndim + axis + 1 :])
-    first, last = (xp.broadcast_to(_slice(x, axis, start, 1), border) for start in (0, length - 1))
-    x, reach = xp.concat([first, x, last], axis=x.ndim + axis), 1
+def _check_width(width: int) -> None:
+    if width < 1 or width % 2 == 0:
+        raise ValueError(f"Expected `width` to be an odd number of pixels, at least 1, but got {width}.")
+
+
+def _over_line(x: Any, width: int, axis: int, combine: Callable[[Any, Any], Any]) -> Any:
+    """Combine the values at each position and the `width` - 1 following ones of an axis, which becomes shorter."""
+    reach = 1
     while reach < width:
         step = min(reach, width - reach)
         size = x.shape[axis] - step
@@ -259,25 +385,26 @@ def _over_line(x: Array, width: int, axis: int, combine: Callable[[Array, Array]
     return x
 
 
-def _slice(x: Array, axis: int, start: int, size: int) -> Array:
-    """Return `size` positions of an array (N, H, W) along one of its last two axes, without a copy."""
+def _slice(x: Any, axis: int, start: int, size: int) -> Any:
+    """Return `size` positions of an array along one of its last two axes, without a copy."""
     part = slice(start, start + size)
-    view: Array = x[..., part] if axis == -1 else x[..., part, :]
-    return view
+    return x[..., part] if axis == -1 else x[..., part, :]
 
 
-def _mean_over_cells(words: list[Any], num_classes: int, output_size: tuple[int, int]) -> Any:
-    """Compute, from bit sets (N, H, W), the share of each cell's pixels that have each class, (N, C, h, w) float32."""
-    xp, place = array_namespace(words[0]), device(words[0])
-    (rows, heights), (columns, widths) = (
-        _cells(length, cells, xp, place) for length, cells in zip(words[0].shape[-2:], output_size, strict=True)
-    )
-    masks = []
-    for k, word in enumerate(words):
-        counts = _sum_within_cells(_sum_within_cells([word], 1, rows), 2, columns)
-        masks.append(_unpack(counts, min(_WORD_BITS, num_classes - _WORD_BITS * k)))
-    areas = xp.reshape(heights, (-1, 1)) * xp.reshape(widths, (1, -1))
-    return xp.astype(xp.concat(masks, axis=1), xp.float32) / xp.astype(areas, xp.float32)
+def _mean_over_cells(sets: Any, num_classes: int, output_size: tuple[int, int]) -> Any:
+    """Compute, from bit sets (N, words, H, W), the share of each cell's pixels that have each class.
+
+    Returns:
+        (N, num_classes, h, w) float32.
+    """
+    xp, place = array_namespace(sets), device(sets)
+    planes, counts = [sets], []
+    for axis, cells in zip((-2, -1), output_size, strict=True):
+        positions, count = _cells(sets.shape[axis], cells, xp, place)
+        planes = _sum_within_cells(planes, axis, positions)
+        counts.append(count)
+    areas = xp.reshape(counts[0], (-1, 1)) * xp.reshape(counts[1], (1, -1))
+    return xp.astype(_unpack(planes, num_classes), xp.float32) / xp.astype(areas, xp.float32)
 
 
 @lru_cache(maxsize=64)
@@ -303,23 +430,34 @@ def _cells(length: int, cells: int, xp: Any, place: Any) -> tuple[Any, Any]:
 
 
 def _sum_within_cells(planes: list[Any], axis: int, positions: Any) -> list[Any]:
-    """Sum, for each class, the numbers at all positions of a cell along one axis of (N, H, W).
+    """Sum, for each class, the numbers at all positions of a cell along one of the last two axes of (N, words, H, W).
 
     Numbers are bit-sliced: bit c of plane k is bit k of the number of class c.
     """
-    xp = array_namespace(positions)
-    flat = xp.reshape(positions, (-1,))
-    before, after = planes[0].shape[:axis], planes[0].shape[axis + 1 :]
-    end = xp.zeros((*before, 1, *after), dtype=planes[0].dtype, device=device(positions))
-    shape = (*before, *positions.shape, *after)
-    planes = [xp.reshape(xp.take(xp.concat([plane, end], axis=axis), flat, axis=axis), shape) for plane in planes]
-    while (count := planes[0].shape[axis]) > 1:
+    planes = [_divide(plane, axis, positions) for plane in planes]
+    while (count := planes[0].shape[2]) > 1:
         first, second = (
-            [plane[:, part] if axis == 1 else plane[:, :, part] for plane in planes]
-            for part in (slice(count // 2), slice(count // 2, None))
+            [plane[:, :, part] for plane in planes] for part in (slice(count // 2), slice(count // 2, None))
         )
         planes = _add(first, second)
-    return [xp.squeeze(plane, axis=axis) for plane in planes]
+    return [plane[:, :, 0] for plane in planes]
+
+
+def _divide(plane: Any, axis: int, positions: Any) -> Any:
+    """Divide one of the last two axes of (N, words, H, W) into cells of k positions.
+
+    Returns:
+        (N, words, k, h, W) for axis -2, (N, words, k, H, w) for axis -1.
+    """
+    xp = array_namespace(plane)
+    before, after = plane.shape[:axis], plane.shape[axis:][1:]
+    size, cells = positions.shape
+    if size * cells == plane.shape[axis]:  # all cells have the same number of positions
+        divided = xp.moveaxis(xp.reshape(plane, (*before, cells, size, *after)), axis, 2)
+        return divided if axis == -2 else contiguous(divided)
+    end = xp.zeros((*before, 1, *after), dtype=plane.dtype, device=device(plane))
+    padded = take(xp.concat([plane, end], axis=axis), xp.reshape(positions, (-1,)), plane.ndim + axis)
+    return xp.moveaxis(xp.reshape(padded, (*before, size, cells, *after)), axis - 1, 2)
 
 
 def _add(a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
@@ -333,13 +471,15 @@ def _add(a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
 
 
 def _unpack(planes: list[Any], num_classes: int) -> Any:
-    """Convert bit-sliced numbers (N, h, w) to (N, num_classes, h, w) int32."""
+    """Convert bit-sliced numbers (N, words, h, w) to (N, num_classes, h, w) int32."""
     xp, place = array_namespace(planes[0]), device(planes[0])
-    bit = xp.reshape(xp.arange(num_classes, device=place, dtype=xp.int32), (1, -1, 1, 1))
-    count = xp.zeros((), device=place, dtype=xp.int32)
-    for k, plane in enumerate(planes):
-        count = count + ((plane[:, None] >> bit & 1) << k)
-    return count
+    count, words, *size = planes[0].shape
+    bit = xp.arange(min(_CLASS_BITS, num_classes), device=place, dtype=xp.int32)
+    bit = xp.reshape(bit, (1, 1, -1, 1, 1))
+    numbers = xp.zeros((), device=place, dtype=xp.int32)
+    for plane in reversed(planes):
+        numbers = numbers * 2 + (plane[:, :, None] >> bit & 1)
+    return xp.reshape(numbers, (count, words * bit.shape[2], *size))[:, :num_classes]
 
 
 def check_labels(labels: Array, num_classes: int, ignore_index: int, *, wait: bool = False) -> None:
@@ -364,9 +504,9 @@ def check_labels(labels: Array, num_classes: int, ignore_index: int, *, wait: bo
             "label, such as -1."
         )
     if wait or str(device(labels)) == "cpu":
-        invalid = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)
-        if invalid.any():
+        invalid = [x for x in distinct_values(labels) if x != ignore_index and not 0 <= x < num_classes]
+        if invalid:
             raise ValueError(
                 f"Expected labels in [0, {num_classes}) or ignore_index={ignore_index}, but got "
-                f"{sorted(set(labels[invalid].tolist()))[:10]}. Map them to classes, or to ignore_index."
+                f"{invalid[:10]}. Map them to classes, or to ignore_index."
             )

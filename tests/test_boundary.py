@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from bpkd_sdk import boundary
 from bpkd_sdk.boundary import class_contours, edge_band, edge_masks, has_same_class_within, inner_boundary
 
 
@@ -53,7 +54,9 @@ def plain_masks(labels, classes, size, width, ignore, void):
         pytest.param(5, 6, 5, (9, 11), id="finer-than-labels"),
         pytest.param(3, 13, 40, (1, 1), id="one-cell"),
         pytest.param(33, 16, 16, (4, 4), id="two-words"),
-        pytest.param(255, 20, 20, (5, 5), id="eight-words"),
+        pytest.param(255, 20, 20, (5, 5), id="nine-words"),
+        pytest.param(40, 16, 136, (4, 34), id="tiles"),
+        pytest.param(40, 12, 78, (3, 11), id="tiles-not-divisible"),
     ],
 )
 def test_masks_equal_plain_dilation_minus_erosion(classes, height, columns, size, width, void):
@@ -104,6 +107,15 @@ def test_the_band_of_an_array_does_not_depend_on_its_type(dtype):
     large = labels * 200
     if dtype != np.uint8:
         assert np.array_equal(edge_band(large.numpy().astype(dtype), 7, -1), edge_band(large, 7, -1).numpy())
+
+
+@pytest.mark.parametrize("classes", [5, 200])
+@pytest.mark.parametrize("pixels", [1, 500, 3000])
+def test_parts_of_the_labels_have_the_masks_of_the_whole(classes, pixels, monkeypatch):
+    labels = random_labels(classes, 48, 64, void=255)
+    whole = edge_masks(labels, classes, (12, 16))
+    monkeypatch.setattr(boundary, "_PART_PIXELS", pixels)
+    assert torch.equal(edge_masks(labels, classes, (12, 16)), whole)
 
 
 def test_masks_of_the_reference(reference):
@@ -162,6 +174,7 @@ def test_same_class_within_a_distance(classes):
     [
         pytest.param({"labels": torch.full((1, 4, 4), 7)}, r"Expected labels in \[0, 3\).*\[7\]", id="label"),
         pytest.param({"labels": torch.full((1, 4, 4), -1)}, r"\[-1\]", id="negative-label"),
+        pytest.param({"labels": torch.full((1, 4, 4), 10**6) * torch.arange(4)}, r"\[1000000,", id="large-label"),
         pytest.param({"labels": torch.zeros(4, 4, dtype=torch.int64)}, r"shape \(N, H, W\)", id="shape"),
         pytest.param({"width": 4}, "odd number", id="even-width"),
         pytest.param({"num_classes": 257}, "1 to 256", id="classes"),

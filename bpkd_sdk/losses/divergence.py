@@ -6,7 +6,7 @@ the logits' size for its backward pass, which for 150 classes is most of the mem
 
 from __future__ import annotations
 
-from itertools import repeat
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -68,19 +68,15 @@ class _SoftmaxKL(torch.autograd.Function):
     def forward(
         ctx: Any, student: Tensor, teacher: Tensor, dim: int, temperature: float, mask: Tensor | None
     ) -> Tensor:
-        own, other = dim - 1, 2 - dim
+        own = dim - 3
         gradient = torch.empty_like(student)
         value = student.new_empty(len(student), student.shape[3 - dim])
-        size = max(1, _CHUNK // student.shape[dim])
-        masks = repeat(None, len(student)) if mask is None else iter(mask)
-        for s, t, slope, divergence, m in zip(student, teacher, gradient, value, masks, strict=True):
-            chunks = [*(x.split(size, other) for x in (s, t, slope)), divergence.split(size)]
-            factors = [1 / temperature] * len(chunks[0]) if m is None else (m / temperature).split(size, other)
-            for s_part, t_part, slope_part, divergence_part, factor in zip(*chunks, factors, strict=True):
-                log_q, log_p = ((x * factor).log_softmax(own) for x in (s_part, t_part))
-                p = log_p.exp()
-                torch.sum(log_p.sub_(log_q).mul_(p), own, out=divergence_part)
-                slope_part.copy_(log_q.exp_().sub_(p).mul_(factor))
+        for s, t, slope, divergence, m in _chunks(student, teacher, gradient, value, mask, dim):
+            factor = 1 / temperature if m is None else m / temperature
+            log_q, log_p = ((x * factor).log_softmax(own) for x in (s, t))
+            p = log_p.exp()
+            torch.sum(log_p.sub_(log_q).mul_(p), own, out=divergence)
+            slope.copy_(log_q.exp_().sub_(p).mul_(factor))
         ctx.save_for_backward(gradient)
         ctx.dim = dim
         return value
@@ -90,3 +86,22 @@ class _SoftmaxKL(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * slope.unsqueeze(ctx.dim), None, None, None, None
+
+
+def _chunks(
+    student: Tensor, teacher: Tensor, gradient: Tensor, value: Tensor, mask: Tensor | None, dim: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]]:
+    """Divide the tensors of `_SoftmaxKL` into views of a few distributions of one image, which a CPU's cache holds.
+
+    On other devices there is one chunk, because the number of operations determines the time.
+    """
+    if not student.is_cpu:
+        yield student, teacher, gradient, value, mask
+        return
+    size = max(1, _CHUNK // student.shape[dim])
+    for image in range(len(student)):
+        for first in range(0, value.shape[1], size):
+            part = slice(first, first + size)
+            inside = (image, slice(None), part) if dim == 1 else (image, part)
+            masks = None if mask is None else mask[inside]
+            yield student[inside], teacher[inside], gradient[inside], value[image, part], masks

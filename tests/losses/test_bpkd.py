@@ -6,7 +6,7 @@ import torch
 
 from bpkd_sdk.boundary import edge_masks
 from bpkd_sdk.losses import BPKDLoss, create_method
-from bpkd_sdk.losses.bpkd import bpkd_body, bpkd_edge
+from bpkd_sdk.losses.bpkd import bpkd_body, bpkd_edge, dense_class_kl, masked_class_kl
 from bpkd_sdk.output import SegmentationOutput
 
 
@@ -127,6 +127,32 @@ def test_gradient_by_finite_differences():
     student.requires_grad_()
     assert torch.autograd.gradcheck(lambda z: bpkd_edge(z, teacher, masks), student)
     assert torch.autograd.gradcheck(lambda z: bpkd_body(z, teacher, masks, temperature=2.0), student)
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+@pytest.mark.parametrize("share", [0, 0.3, 1], ids=["no-edge", "some", "all"])
+def test_the_divergence_from_masked_logits_equals_that_from_all(share, scale):
+    """The first is computed on a CPU, the second on other devices."""
+    generator = torch.Generator().manual_seed(2)
+    student, teacher, masks = (torch.randn(2, 3, 50, generator=generator, dtype=torch.float64) for _ in range(3))
+    masks = masks.sigmoid() * (torch.rand(masks.shape, generator=generator) < share)
+    results = []
+    for divergence in (masked_class_kl, dense_class_kl):
+        logits = (scale * student).requires_grad_()
+        phi = divergence(logits, scale * teacher, masks, 2.0)
+        (gradient,) = torch.autograd.grad((phi * masks.sum(1)).sum(), logits)
+        results.append((phi.detach(), gradient))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("classes", [19, 150])
+def test_other_devices_than_the_cpu_are_not_waited_for(classes):
+    """Tensors on the device "meta" have no values: an operation that depends on values raises an error."""
+    student = torch.randn(2, classes, 8, 16, device="meta", requires_grad=True)
+    masks = edge_masks(torch.zeros(2, 64, 128, dtype=torch.uint8, device="meta"), classes, (8, 16))
+    terms = [compute(student, student.detach(), masks) for compute in (bpkd_edge, bpkd_body)]
+    sum(terms).backward()
+    assert student.grad.shape == student.shape
 
 
 @pytest.mark.parametrize("fill", [pytest.param(1, id="one-class"), pytest.param(255, id="void-only")])
