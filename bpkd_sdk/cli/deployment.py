@@ -240,7 +240,10 @@ def _format_loss(loss: float) -> str:
 
 def _layers_table(report: QuantizationReport) -> Table:
     """Return a table of the layers that change most pixels when each alone is in int8."""
-    table = Table("layer", "kind", "edges changed", "bodies changed", "kept in", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("layer", overflow="fold")
+    for heading in ("kind", "edges changed", "bodies changed", "kept in"):
+        table.add_column(heading, no_wrap=True)
     for layer in report.worst[:SHOWN_LAYERS]:
         damages = _percent(layer.edge_damage), _percent(layer.body_damage)
         table.add_row(layer.name, layer.kind, *damages, "int8" if layer.quantized else "fp32")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderResult
 
 from bpkd_sdk.export.benchmark.environment import Environment
 from bpkd_sdk.files import parse_record
@@ -176,7 +176,7 @@ class BenchmarkReport:
 
         return to_html(self)
 
-    def __rich__(self) -> RenderableType:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from bpkd_sdk.export.benchmark.table import to_rich
 
-        return to_rich(self)
+        yield to_rich(self, options.max_width)

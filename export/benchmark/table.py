@@ -26,21 +26,38 @@ class Column(NamedTuple):
     cell: Callable[[BenchmarkRow], str | None]
 
 
-def to_rich(report: BenchmarkReport) -> RenderableType:
-    """Return the table for a terminal, with two lines per artifact, and the notes."""
+_NAME_WIDTH = 20  # smallest width of the artifacts' names in the table; a narrower terminal lists them below it
+
+
+def to_rich(report: BenchmarkReport, width: int) -> RenderableType:
+    """Return the table for a terminal of this width, with two lines per artifact, and the notes."""
     shown = {column.heading: column for column in _used_columns(report)}
     groups = [group for names in _TERMINAL_GROUPS if (group := [shown[name] for name in names if name in shown])]
-    table = Table(box=HORIZONTALS, show_lines=True, padding=(0, 1))
-    table.add_column("artifact", overflow="fold")
-    for group in groups:
-        table.add_column("\n".join(column.heading for column in group), justify="right", no_wrap=True)
-    for row, name in zip(report.rows, short_names(report), strict=True):
-        kind = " · ".join(filter(None, (column.cell(row) for column in KIND)))
-        cells = ("\n".join(column.cell(row) or EMPTY for column in group) for group in groups)
-        artifact = Text.assemble((visible(name), "bold"), "\n", (visible(kind), "dim"))
-        table.add_row(artifact, *cells)
+    figures = [
+        [
+            "\n".join(column.heading for column in group),
+            *("\n".join(column.cell(row) or EMPTY for column in group) for row in report.rows),
+        ]
+        for group in groups
+    ]
+    widths = [max(len(line) for cell in column for line in cell.splitlines()) for column in figures]
+    names_width = width - sum(widths) - 2 * len(widths) - 4  # the padding of the figures and of the edges
+    is_narrow = names_width < _NAME_WIDTH
+    table = Table(box=HORIZONTALS, show_lines=True, padding=(0, 0 if names_width < 3 else 1))
+    table.add_column("" if is_narrow else "artifact", overflow="fold")
+    for heading, *_ in figures:
+        table.add_column(heading, justify="right", no_wrap=True)
+    listed = []
+    for number, (row, name, *cells) in enumerate(
+        zip(report.rows, short_names(report), *(column[1:] for column in figures), strict=True), start=1
+    ):
+        title, kind = Text(visible(name), "bold"), " · ".join(filter(None, (column.cell(row) for column in KIND)))
+        kind_text = Text(visible(kind), "dim")
+        if is_narrow:
+            listed.append(Text(" ").join((Text(f"{number}"), title, kind_text)))
+        table.add_row(str(number) if is_narrow else Text("\n").join((title, kind_text)), *cells)
     texts = [Text(visible(note), style="yellow") for note in (*list_notes(report), *_problems(report))]
-    return Group(Text(report.setting), table, *texts, Text(describe_machine(report.environment), style="dim"))
+    return Group(Text(report.setting), table, *listed, *texts, Text(describe_machine(report.environment), style="dim"))
 
 
 def to_markdown(report: BenchmarkReport) -> str:

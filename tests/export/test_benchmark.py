@@ -1,6 +1,7 @@
 """Every figure of a benchmark is confirmed by another measurement, and no artifact stops the others."""
 
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
 from torch import nn
 
 import bpkd_sdk
@@ -30,6 +32,7 @@ from bpkd_sdk.export.benchmark.entry import Entry
 from bpkd_sdk.export.benchmark.environment import describe_machine
 from bpkd_sdk.export.benchmark.facts import count_cost, layer_precisions, profile_onnx_nodes
 from bpkd_sdk.export.benchmark.process import ArtifactError, RemoteSubject
+from bpkd_sdk.export.benchmark.report import STAGES
 from bpkd_sdk.export.benchmark.table import format_number
 from bpkd_sdk.export.onnx import seal_onnx
 from bpkd_sdk.runtime import AcceptedImages, Runtime, TorchRuntime, open_runtime
@@ -156,6 +159,31 @@ def test_images_of_other_sizes_are_timed_and_scored_by_one_rule(report, files, f
     expected = bpkd_sdk.evaluate(files / "m.onnx", data, protocol=bpkd_sdk.EvaluationProtocol(fit), device="cpu")
     assert row.miou == pytest.approx(expected.miou)
     assert not any("because" in note for note in report.rows[1].notes)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_nothing_is_cut_off_in_a_narrow_terminal(report, width):
+    times = Percentiles(123.4, 135.6, 147.8)
+    full = dataclasses.replace(
+        report.rows[1], name="runs/a/student.int8.onnx", latency=times, stages=dict.fromkeys(STAGES, times)
+    )
+    full = dataclasses.replace(
+        full, throughput=123.4, miou=0.5642, boundary_iou=0.3748, agreement=1.0, edge_agreement=0.98
+    )
+    console = Console(file=io.StringIO(), width=width)
+    console.print(dataclasses.replace(report, rows=(full, dataclasses.replace(full, name="runs/b/last.safetensors"))))
+    text = console.file.getvalue()
+    for part in (
+        "student.int8.onnx",
+        "last.safetensors",
+        "123 / 136 / 148",
+        "123 + 123 + 123",
+        "56.42",
+        "37.48",
+        "98.00",
+    ):
+        assert part in text
+    assert "\u2026" not in text
 
 
 def test_a_report_read_from_json_equals_the_one_written(report):
