@@ -298,6 +298,7 @@ def test_folders_with_brackets_are_named_in_results_and_errors(bpkd, tmp_path):
         ("train", "Resume with resume=True, or another output_dir.", "Resume with --resume, or another --output."),
         ("train", "no images; pass data=(train, None) to train without.", "no images; pass --val-share 0.1 to validate on a part of the training images."),
         ("train", "pass batch_size=2", "pass --batch-size 2"),
+        ("train", "pass protocol=EvaluationProtocol(crop_size=(height, width)) with that size; to train without validation, pass data=(train, None).", "train it in Python, with an EvaluationProtocol of that size."),
         ("train", "with output_dir='runs/a-b' and resume=True", "with --output runs/a-b and --resume"),
         ("train", "Expected `precision` to be", "Expected --precision to be"),
         ("train", "Expected `losses` to be a tuple such as ('ce', 'dice:0.5')", "Expected --losses to be values such as 'ce', 'dice:0.5'"),

@@ -44,7 +44,7 @@ _PHRASES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (
         r"pass protocol=EvaluationProtocol\(crop_size=\(height, width\)\) with that size; to train without validation, "
         r"pass data=\(train, None\)",
-        "train it in Python, with EvaluationProtocol(crop_size=...)",
+        "train it in Python, with an EvaluationProtocol of that size",
     ),
     (r"pass (?:data=)?\(train, None\)(?: to train without(?: validation)?)?", _NO_VALIDATION),
     (r"Pass other images as data\[1\]", "Put other images into the split val"),
