@@ -48,6 +48,7 @@ _REGIONS = {"whole": "of all pixels", "edge": "of the pixels at edges", "body": 
 
 OPSETS = range(18, 24)  # from the oldest that torch's exporter writes without a conversion, to the newest
 _SMALLEST_SIDE = 32
+_CHECKED_SIDE = 128
 
 
 @dataclass(frozen=True)
@@ -164,21 +165,27 @@ def to_onnx(
     deployable = DeployableNetwork(network, spec, preprocess=preprocess, argmax=argmax, dynamic_size=dynamic_size)
     with working("Converting the network to ONNX"):
         traced = trace(deployable, input_size, dynamic_batch=dynamic_batch, opset=opset)
-        draft = seal_onnx(traced, metadata)
+        model_bytes, cpu_bytes = _serialize(traced)
     with working("Comparing the ONNX file with torch"):
+        draft = pack_onnx(model_bytes, model_bytes, metadata)  # verified as written, without the model for a CPU
         report = _verify_draft(draft, model, verify_on, match_classes)
     disagreements = _find_disagreements(report, precision)
     if disagreements:
         target = _unverified_path(target, disagreements, force)
-    content = seal_onnx(traced, metadata | {"verified": not disagreements, "parity": report.to_dict()})
+    content = pack_onnx(model_bytes, cpu_bytes, metadata | {"verified": not disagreements, "parity": report.to_dict()})
     write_atomically(target, content)
     return ExportReport(target, len(content), not disagreements, report)
 
 
 def seal_onnx(model: ModelProto, metadata: Mapping[str, Any]) -> bytes:
     """Return the content of an ONNX file: a model, whose metadata is replaced, and its faster model for a CPU."""
+    return pack_onnx(*_serialize(model), metadata)
+
+
+def _serialize(model: ModelProto) -> tuple[bytes, bytes]:
+    """Return the bytes of a model, whose metadata is removed, and of its faster model for a CPU."""
     del model.metadata_props[:]
-    return pack_onnx(model.SerializeToString(), serialize_for_cpu(model), metadata)
+    return model.SerializeToString(), serialize_for_cpu(model)
 
 
 def _check_arguments(target: Path, input_size: tuple[int, int], precision: str, opset: int, divisor: int) -> None:
@@ -211,13 +218,19 @@ def _check_any_size(model: nn.Module) -> None:
 def _check_logits(network: nn.Module, input_size: tuple[int, int], divisor: int, argmax: bool) -> Tensor | None:
     """Run a network on a black image; return None if it fails, because tracing then reports the reason.
 
+    The image is small if the network accepts that: neither its classes nor its last activation depend on the size.
+
     Raises:
         ValueError: If it ends with a sigmoid, or with a softmax and the file returns logits.
     """
-    image = pad_to_multiple(torch.zeros(1, get_spec(network).in_channels, *input_size), divisor)
-    try:
-        logits = as_output(network(image)).logits
-    except Exception:  # the network's own code may raise anything
+    for height, width in ([min(side, _CHECKED_SIDE) for side in input_size], input_size):
+        image = pad_to_multiple(torch.zeros(1, get_spec(network).in_channels, height, width), divisor)
+        try:
+            logits = as_output(network(image)).logits
+            break
+        except Exception:  # noqa: S112  (the network's own code may raise anything)
+            continue
+    else:
         return None
     check_final_activation("The network", network, image, logits, allow_softmax=argmax)
     return logits
