@@ -15,7 +15,7 @@ precision. No times are measured.
   batches, heights and widths.
 
 Rows that are in export-table.jsonl are not repeated. Most of the time is spent on INT8, because the damage of every
-layer is measured: HRNet-W48 takes almost an hour, the other large networks a quarter of an hour each.
+layer is measured.
 """
 
 import math

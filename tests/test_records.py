@@ -7,6 +7,7 @@ import pytest
 from benchmarks import (
     boundary,
     export_table,
+    export_time,
     inference,
     loader,
     losses,
@@ -56,6 +57,7 @@ def test_markdown_table():
         ("boundary", boundary.table),
         ("camvid", tables),
         ("export-table", export_table.table),
+        ("export-time", export_time.table),
         ("h200/boundary", boundary.table),
         ("h200/losses-cuda", losses.table),
         ("inference-cpu", inference.table),
