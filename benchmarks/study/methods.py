@@ -22,7 +22,7 @@ from bpkd_sdk.losses.method import OutputPair
 
 WEIGHTS = (0.3, 1.0, 3.0, 10.0)  # candidates of the tuning, for each term
 
-# Terms that are tuned alone. SKDS, IFVD and CIRKD are tuned by their pixel-wise term; their others keep their defaults.
+# Methods by the weight of one term.
 SINGLE: dict[str, Callable[[float], DistillationLoss]] = {
     "kd": lambda weight: CanonicalKDLoss(logit_weight=weight, feature_weight=0),
     "cwd": lambda weight: CWDLoss(weight=weight),
@@ -33,6 +33,8 @@ SINGLE: dict[str, Callable[[float], DistillationLoss]] = {
     "ifvd": lambda weight: IFVDLoss(kd_weight=weight),
     "cirkd": lambda weight: CIRKDLoss(kd_weight=weight),
 }
+TUNED = ("kd", "cwd", "body", "edge", "dist")  # terms that are tuned alone
+LIKE_KD = ("skds", "ifvd", "cirkd")  # their pixel-wise term is KD's, and takes its weight; others keep their defaults
 # Second terms, tuned with the best weight of the first.
 SECOND = {"bpkd": ("body", "edge"), "kd+cwd": ("kd", "cwd"), "canonical": ("kd", "feature")}
 

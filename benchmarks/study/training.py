@@ -13,7 +13,7 @@ from filelock import FileLock
 
 import bpkd_sdk
 from benchmarks.study import methods
-from benchmarks.study.methods import SECOND, SINGLE, WEIGHTS, edge_forms, method_name, named
+from benchmarks.study.methods import LIKE_KD, SECOND, TUNED, WEIGHTS, edge_forms, method_name, named
 from benchmarks.study.scores import mean, measure_edge_widths
 from benchmarks.study.setup import Study
 from bpkd_sdk.comparison.api import LOCK_FILE
@@ -29,7 +29,7 @@ MAIN_STEPS = 3000  # of the factorial, the edge forms and the methods
 TUNING_STEPS = MAIN_STEPS // 4
 TUNING_SEEDS, CURVE_SEEDS, METHOD_SEEDS, LITE0_SEEDS = 2, 3, 3, 2
 SECONDS = 120
-LITE0_STEPS, LITE0_RATE = 3000, 6e-4
+LITE0_STEPS, LITE0_RATE = 2000, 6e-4
 LOUDNESS_STEPS = 20
 
 PLATEAU_FROM = 0.8  # share of the steps after which a converged run moves less than the plateau rule allows
@@ -156,10 +156,11 @@ def tune_rate(study: Study) -> None:
 
 def tune(study: Study) -> None:
     """Choose the weight of every term: the highest mean mIoU. Second terms are tuned with the best first ones."""
-    candidates = [{term: weight} for term in SINGLE for weight in WEIGHTS]
+    candidates = [{term: weight} for term in TUNED for weight in WEIGHTS]
     job = Job("tune", named(*candidates), TUNING_SEEDS, study.share(TUNING_STEPS), tuning=True)
     run(study, "tune, first terms", [job])
-    best = {term: _best(study, [{term: weight} for weight in WEIGHTS]) for term in SINGLE}
+    best = {term: _best(study, [{term: weight} for weight in WEIGHTS]) for term in TUNED}
+    best |= {name: {name: best["kd"]["kd"]} for name in LIKE_KD}
     seconds = {
         name: [{**best[first], second: weight} for weight in WEIGHTS] for name, (first, second) in SECOND.items()
     }
@@ -263,8 +264,9 @@ def run(study: Study, part: str, jobs: Sequence[Job]) -> None:
         budget = {"steps": job.steps} if job.steps else {"seconds": job.seconds}
         folder = study.runs / study.name / job.folder
         options = options_of(study, job)
-        # Evaluated where the plateau rule looks, and at the end. Runs of equal seconds only at the end.
-        options["evaluate_every"] = max(1, int(PLATEAU_FROM * job.steps)) if job.steps else 10**9
+        # Evaluated where the plateau rule looks, and at the end. The tuning and runs of equal seconds only at the end.
+        is_judged = job.steps is not None and not job.tuning
+        options["evaluate_every"] = max(1, int(PLATEAU_FROM * job.steps)) if is_judged else 10**9
         try:
             bpkd_sdk.compare(
                 study.load_teacher(),
