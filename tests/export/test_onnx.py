@@ -112,6 +112,23 @@ def test_logits_without_processing(model, tmp_path):
     assert session.get_inputs()[0].shape == [1, 3, 40, 48]
 
 
+@pytest.mark.parametrize("limit", [(160, 192), None], ids=["its own size only", "any size"])
+def test_probabilities_are_refused_before_the_trace(limit, tmp_path, monkeypatch):
+    class Probabilities(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.classify = nn.Conv2d(3, 1, 1)
+
+        def forward(self, images):
+            if limit is not None and images.shape[2:] != limit:
+                raise RuntimeError("wrong size")
+            return self.classify(images).sigmoid()
+
+    monkeypatch.setattr(onnx_export, "trace", None)
+    with pytest.raises(ValueError, match="The network ends with a sigmoid"):
+        to_onnx(Probabilities().eval(), tmp_path / "m.onnx", input_size=(160, 192))
+
+
 def test_half_precision_is_in_the_file(model, tmp_path):
     report = to_onnx(model, tmp_path / "h.onnx", input_size=(40, 48), precision="fp16")
     proto = onnx.load(report.path)
