@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
@@ -56,10 +56,14 @@ def print_line(text: str) -> None:
     console.print(text, soft_wrap=True)
 
 
-def print_fact(text: str) -> None:
-    """Print a fact about a run as `print_line` does, unless it is part of others: see `without_facts`."""
-    if not _without_facts:
-        print_line(text)
+def print_fact(text: str | Callable[[], str]) -> None:
+    """Print a fact about a run as `print_line` does, unless it is part of others: see `without_facts`.
+
+    Args:
+        text: The fact, or a function that returns it, which is only called to print it.
+    """
+    if not (_without_facts or console.quiet):
+        print_line(text if isinstance(text, str) else text())
 
 
 _without_facts = False

@@ -216,7 +216,7 @@ def prepare(
         output_dir=folder,
         accelerator=accelerator,
     )
-    print_fact(describe_run(task, choices, resumes=(folder / STATE_FILE).is_file()))
+    print_fact(lambda: describe_run(task, choices, resumes=(folder / STATE_FILE).is_file()))
     return task
 
 
