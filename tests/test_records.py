@@ -15,6 +15,7 @@ from benchmarks import (
     quickstart_students,
     serve_load,
     term_sizes,
+    train_step,
     validation,
 )
 from benchmarks.camvid.tables import tables
@@ -67,6 +68,7 @@ def test_markdown_table():
         ("quickstart-students", quickstart_students.table),
         ("serve-load", serve_load.table),
         ("term-sizes", term_sizes.table),
+        ("train-step", train_step.table),
         ("validation", validation.table),
     ],
 )
