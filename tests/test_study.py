@@ -10,8 +10,10 @@ from scipy import stats
 from benchmarks.study.methods import EDGE_FORMS, WEIGHTS, create, edge_forms, method_name
 from benchmarks.study.networks import DenseNet
 from benchmarks.study.scores import Effect, adjust_by_holm, effects, verdict
+from benchmarks.study.setup import Study
 from benchmarks.study.tables import tables
-from benchmarks.study.training import MAIN_STEPS, factorial_cells
+from benchmarks.study.training import MAIN_STEPS, Job, factorial_cells, try_run
+from bpkd_sdk.losses.method import method_arguments
 
 BEST = {
     "kd": {"kd": 3.0},
@@ -130,3 +132,16 @@ def test_tables_answer_the_primary_questions():
     assert sum("BPKD against CWD" in line for line in answers) == 3
     assert any(line.startswith("| cwd 1 | 8 | ") and line.endswith("| 7 of 8 |") for line in lines)
     assert any(line.startswith("| body x edge | ") for line in lines)
+
+
+def test_a_trial_for_the_estimate_leaves_the_method_as_it_was(tmp_path, monkeypatch):
+    study = Study("shapes", None, None, tmp_path, tmp_path, fraction=0.001)
+    study.save({"teacher": {}, "rate": {"learning_rate": 0.001}})
+    monkeypatch.setattr(study, "load_teacher", lambda: DenseNet(9).eval())
+    method = create({"skds": 1.0})
+    before = method_arguments(method)
+    job = Job("steps", {"skds 1": method}, seeds=1, steps=2, cached=False)
+    history = try_run(study, job, method, steps=1, log_every=1)
+    assert set(history[0]["terms"]) == {"ce", "pixel", "pair", "adversarial"}
+    assert method_arguments(method) == before
+    assert not list(method.parameters())

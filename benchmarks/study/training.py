@@ -1,5 +1,6 @@
 """Parts of the study that train, with all of its budgets."""
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -365,4 +366,6 @@ def try_run(study: Study, job: Job, method: DistillationLoss | None, *, steps: i
             options = {name: value for name, value in options.items() if not name.startswith(("teacher", "check_t"))}
             return bpkd_sdk.train(student, (train, None), output_dir=scratch, **options).history
         teacher = study.load_teacher()
-        return bpkd_sdk.distill(teacher, student, (train, None), method=method, output_dir=scratch, **options).history
+        return bpkd_sdk.distill(
+            teacher, student, (train, None), method=copy.deepcopy(method), output_dir=scratch, **options
+        ).history
