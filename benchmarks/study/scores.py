@@ -91,19 +91,24 @@ def effects(
     return found
 
 
-def adjust_by_holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Return p values adjusted for their number by Holm's method."""
+def adjust_by_holm(p: Mapping[str, float], tests: int) -> dict[str, float]:
+    """Return p values adjusted by Holm's method.
+
+    Args:
+        p: p values of the tests that are known so far.
+        tests: Number of tests of the whole family.
+    """
     adjusted, largest = {}, 0.0
     for rank, name in enumerate(sorted(p, key=p.__getitem__)):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[name]))
+        largest = max(largest, min(1.0, (tests - rank) * p[name]))
         adjusted[name] = largest
     return adjusted
 
 
 def verdict(effect: Effect, adjusted_p: float, miou: Effect) -> str:
     """Return "helps", "hurts" or "open", by the rule of docs/study-plan.md."""
-    if adjusted_p < LEVEL and effect.low > 0:
-        return "helps" if miou.difference >= WORST_MIOU else "helps edges, costs mIoU"
+    if adjusted_p < LEVEL and effect.low > 0 and miou.difference >= WORST_MIOU:
+        return "helps"
     return "hurts" if adjusted_p < LEVEL and effect.high < 0 else "open"
 
 

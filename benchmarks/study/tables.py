@@ -18,6 +18,7 @@ PRIMARY = ("edge 3 px", "edge 7 px", "boundary IoU")
 MEASURES = ("mIoU", *PRIMARY, "body 7 px")
 PLATEAU = 0.003  # a run is converged if its mIoU moves less after `PLATEAU_FROM` of its steps
 RIVALS = {"CWD": "cwd", "KD": "kd", "DIST": "dist"}
+FAMILY = (1 + len(RIVALS)) * len(PRIMARY) * len(WORLDS)  # tests of the primary questions: the edge term, and each rival
 
 
 def tables(records: Records) -> str:
@@ -94,7 +95,7 @@ def _primary(records: Records) -> Iterator[str]:
     }
     if not p:
         return
-    adjusted, rows = adjust_by_holm(p), []
+    adjusted, rows = adjust_by_holm(p, FAMILY), []
     for key in p:
         world, question, measure = key.split("/")
         effect, miou = found[world][question][measure], found[world][question]["mIoU"]

@@ -331,7 +331,7 @@ def estimate(study: Study, jobs: Sequence[Job]) -> float:
             if missing:
                 costs = _costs(study, job, method)
                 training = job.seconds or (job.steps or 0) * costs["ms_per_step"] / 1000
-                # In the run twice, once for the counts of each image, once for the band of 3 pixels.
+                # Each run is scored four times: twice within it, for the counts of each image, and for the 3 px band.
                 seconds += len(missing) * (training + 4 * costs["evaluation"])
     return seconds / 3600 / PROCESSES
 
