@@ -289,7 +289,9 @@ def test_hugging_face_splits_train(tmp_path, hugging_face):
     splits["validation"] = splits.pop("test")
     assert bpkd_sdk.train(tiny(3), splits, class_names=CLASSES, output_dir=tmp_path, **OPTIONS).metrics.images == 2
     with pytest.raises(TypeError, match="Data that are only iterated over cannot be shuffled"):
-        bpkd_sdk.train(tiny(3), hugging_face.to_iterable_dataset(), class_names=CLASSES, output_dir=tmp_path, **OPTIONS)
+        bpkd_sdk.train(
+            tiny(3), hugging_face.to_iterable_dataset(), output_dir=tmp_path / "b", class_names=CLASSES, **OPTIONS
+        )
 
 
 # torchvision

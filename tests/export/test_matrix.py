@@ -12,8 +12,8 @@ from bpkd_sdk.models.smp import ARCHITECTURES
 
 DPT = "smp/DPT/tu-vit_tiny_patch16_224"
 # The others have the same kinds of layers, and other tests export some of them: Unet and FPN in tests/test_your_own.py,
-# PSPNet in test_families.py, Linknet in tests/bands.py.
-QUICK = {"MAnet", "DeepLabV3Plus", "PAN", "Segformer", "UPerNet"}
+# PSPNet and Segformer in test_families.py, Linknet in tests/bands.py.
+QUICK = {"DeepLabV3Plus", "PAN"}
 FROM_SMP = [
     pytest.param(
         f"smp/{name}/{'mit_b0' if name == 'Segformer' else 'tu-test_resnet'}",

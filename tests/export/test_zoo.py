@@ -25,10 +25,11 @@ NETWORKS = ("pspnet_r101", "deeplabv3plus_mv2", "isanet_r18", "hrnetv2p_w18s")
 
 
 # The half precision of PSPNet's pooling matrices is a case of its own; the other networks have no layers of that kind.
-ANY_SIZE = [(name, ("fp32", "int8")) for name in NETWORKS]
-ANY_SIZE += [
-    ("pspnet_r101", ("fp16",)),
-    *(pytest.param(name, ("fp16",), marks=pytest.mark.slow) for name in NETWORKS[1:]),
+ANY_SIZE = [
+    ("pspnet_r18", ("fp32", "fp16", "int8")),
+    *((name, ("fp32", "int8")) for name in NETWORKS[1:]),
+    *(pytest.param(name, ("fp16",), marks=pytest.mark.slow) for name in NETWORKS),
+    pytest.param("pspnet_r101", ("fp32", "int8"), marks=pytest.mark.slow),
 ]
 
 
@@ -83,7 +84,7 @@ def test_files_of_any_number_of_images(shallow, compiler, tmp_path):
     assert (many["min"], many["max"]) == ([1, *size, 3], [4, *size, 3])
 
 
-@pytest.mark.parametrize("name", ["pspnet_r18", "isanet_r18"])
+@pytest.mark.parametrize("name", ["pspnet_r18", pytest.param("isanet_r18", marks=pytest.mark.slow)])
 def test_files_of_one_shape(name, shallow, compiler, tmp_path):
     """These networks export other layers for one shape: they pool to a fixed size, or cut the image into blocks."""
     size = SIZES[name]

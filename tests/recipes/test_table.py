@@ -121,11 +121,15 @@ def test_the_description_contains_every_option():
         "precision": "bf16", "teacher_precision": "fp16", "teacher_mean": (0.1,) * 3, "teacher_std": (0.2,) * 3,
         "channels_last": True, "compile": True, "device": "cpu", "workers": 3, "evaluate_every": 123,
         "checkpoint_every": 45, "log_every": 6, "trackers": ("wandb",), "boundary_width": 9, "check_data": False,
-        "check_teacher": False, "match_classes": False, "seed": 99,
+        "check_teacher": False, "match_classes": False, "seed": 99, "teacher_cache": "kept",
     }  # fmt: skip
-    assert {*changes, "labels"} == {field.name for field in dataclasses.fields(TrainingConfig)}
+    cached = {"views": 3, "teacher_top_k": 10}  # options that need a cache
+    assert {*changes, *cached, "labels"} == {field.name for field in dataclasses.fields(TrainingConfig)}
     for name, value in changes.items():
         assert describe_plan(make_plan("ade20k/isanet_r18", **{name: value})) != plain, name
+    plain = describe_plan(make_plan("ade20k/isanet_r18", teacher_cache="kept"))
+    for name, value in cached.items():
+        assert describe_plan(make_plan("ade20k/isanet_r18", teacher_cache="kept", **{name: value})) != plain, name
 
 
 def test_unknown_names_are_refused():

@@ -50,7 +50,7 @@ def test_warm_up_of_the_learning_rate(tmp_path):
 
 def test_the_live_table_shows_terms_and_weights():
     view = LiveView("distill", 10, 0)
-    record = {"terms": {"ce": 1.25, "bpkd/edge": 0.5}, "weights": {"ce": 1.0, "bpkd/edge": 2.5}}
+    record = {"step": 1, "terms": {"ce": 1.25, "bpkd/edge": 0.5}, "weights": {"ce": 1.0, "bpkd/edge": 2.5}}
     view.log(record | {"learning_rate": 0.01, "images_per_second": 3.0})
     console = Console(width=100)
     with console.capture() as capture:
