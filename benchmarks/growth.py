@@ -96,7 +96,8 @@ def crop(side: int, classes: int, batch: int) -> Callable[[], None]:
 
 
 def check(images: int) -> Callable[[], None]:
-    folder = Path(tempfile.mkdtemp())  # in the system's temporary folder, which removes it
+    temporary = tempfile.TemporaryDirectory()
+    folder = Path(temporary.name)
     for part in ("images", "labels"):
         (folder / part / "train").mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
@@ -104,7 +105,11 @@ def check(images: int) -> Callable[[], None]:
         Image.fromarray(noise).save(folder / "images" / "train" / f"{index}.png")
         Image.fromarray(blobs(64, 19, index).byte().numpy()).save(folder / "labels" / "train" / f"{index}.png")
     (folder / "classes.json").write_text(str([f"class {index}" for index in range(19)]).replace("'", '"'))
-    return lambda: check_for_training(bpkd_sdk.open_dataset(folder, split="train"))
+
+    def run() -> None:
+        check_for_training(bpkd_sdk.open_dataset(temporary.name, split="train"))
+
+    return run
 
 
 WORK: dict[str, tuple[str, ...]] = {

@@ -232,6 +232,8 @@ def main() -> None:
         "networks": [STUDENT, TEACHER],
         "classes": CLASSES,
         "batch": BATCH,
+        "size": options.size,
+        "steps": options.steps,
     }
     records = Records(options.output / "train-step.jsonl", setting)
     for way in options.only:
