@@ -170,10 +170,8 @@ def distinct_values(array: Array) -> list[int]:
     lowest, highest = int(xp.min(array)), int(xp.max(array))
     if highest - lowest >= 1 << 16:
         return list(np.unique(to_numpy(array)).tolist())
-    if lowest < 0:
-        array = xp.astype(array, xp.int64) - lowest
-    counts = to_numpy(xp.bincount(xp.reshape(array, (-1,))))
-    return list((np.flatnonzero(counts) + min(lowest, 0)).tolist())
+    counts = to_numpy(xp.bincount(xp.reshape(xp.astype(array, xp.int64) - lowest, (-1,))))
+    return list((np.flatnonzero(counts) + lowest).tolist())
 
 
 def resize_bilinear(maps: Array, size: Sequence[int]) -> Array:

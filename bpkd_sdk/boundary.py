@@ -3,9 +3,9 @@
 The set of classes in a window is stored as a bit set, so that dilation minus erosion of all classes takes a dozen
 integer passes over the label map. The average over the logits' grid is bit-sliced addition, so that no array with an
 axis of classes exists before the small grid is reached. The result is exact. The passes are integer arithmetic only,
-because a comparison takes four times as long on a CPU. There, the map is processed in parts that fit into the cache,
-with bits for the classes of a part only. Elsewhere no pass depends on the values of labels, so that nothing waits for
-the device.
+because a comparison takes four times as long on a CPU. On a CPU, the map is processed in pieces that fit into the
+cache, with bits for the classes of a piece only. On a GPU no pass depends on the values of labels, so that nothing
+waits for the device.
 
 All functions take torch tensors or numpy arrays, and return the kind that they get.
 """
@@ -30,7 +30,7 @@ _CLASS_BITS = 30  # number of classes in a word of the trimap
 _OTHER_BIT, _VOID_BIT = 30, 31  # bits of the classes of other words, and of void, which is the sign
 _OUTSIDE = 257  # code of pixels outside the image, above that of 256 classes and of void
 _PART_PIXELS = 1 << 18  # label pixels in a part of the trimap on a CPU
-_TILE_COLUMNS = 64  # label pixels from left to right in a tile, or a few more; it has few of many classes
+_TILE_COLUMNS = 64  # approximate width of a tile in label pixels; a tile contains few of many classes
 
 
 def edge_masks(

@@ -141,8 +141,8 @@ def _batches(
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Yield batches of samples of the same size: their indices, images and labels.
 
-    Samples wait for others of their size until all of them have `MAX_WAITING` pixels; then those that wait longest are
-    a batch.
+    A group of samples of one size is yielded when it is a full batch. If all groups together have more than
+    `MAX_WAITING` pixels, the oldest group is yielded.
 
     Args:
         dataset: Data set to read.

@@ -78,14 +78,14 @@ def dense_class_kl(student: Tensor, teacher: Tensor, masks: Tensor, temperature:
 def masked_class_kl(student: Tensor, teacher: Tensor, masks: Tensor, temperature: float) -> Tensor:
     """Compute phi of `bpkd_edge` at every position, from the logits whose mask is above 0: (N, P).
 
-    The arguments are those of `dense_class_kl`. A position has few classes with an edge. All others have the logit 0,
-    so that their number replaces them in the sum of exponentials, and their probabilities have no gradient.
+    The arguments are those of `dense_class_kl`. A position has few classes with an edge. All others have the logit 0:
+    together they add their number to the sum of exponentials, and have no gradient.
     """
     count, classes, positions = masks.shape
     entry = masks.flatten().nonzero().squeeze(1)
     position = entry // (classes * positions) * positions + entry % positions
     factor = masks.flatten()[entry] / temperature
-    s, t = (logits.flatten()[entry] * factor for logits in (student, teacher))
+    s, t = (logits.flatten()[entry] * factor for logits in (student, teacher.detach()))
     zeros = factor.new_zeros(count * positions)
     others = classes - zeros.index_add(0, position, torch.ones_like(factor))
 

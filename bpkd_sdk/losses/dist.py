@@ -1,8 +1,8 @@
 """DIST: distillation of relations by Pearson's correlation (Huang et al., NeurIPS 2022, arXiv 2205.10536).
 
 The student need not match the teacher's probabilities, only their relations: at each position between the classes, and
-for each class between the positions. Correlation ignores shift and scale, so that a teacher that is much more confident
-than the student does not dominate the loss. The terms have no parameters and are between 0 and 2.
+for each class between the positions. A correlation does not change when the probabilities are shifted, or scaled about
+their mean. The terms have no parameters and are between 0 and 2.
 """
 
 from __future__ import annotations
