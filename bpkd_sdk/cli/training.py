@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import re
+import shlex
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ from bpkd_sdk.cli.common import (
     selects_files,
 )
 from bpkd_sdk.data.names import SHAPES
-from bpkd_sdk.training.config import TEACHER_OPTIONS, TrainingConfig
+from bpkd_sdk.training.config import CACHE_OPTIONS, TEACHER_OPTIONS, TrainingConfig
 
 
 @command("bpkd quickstart", "bpkd quickstart my_run --data my_data")
@@ -168,31 +169,6 @@ def _option(name: str, field_type: Any, help_text: str | None) -> Any:
     return Annotated[types.get(name, field_type), option]
 
 
-# Options of `bpkd teach`: those that choose the crops, the teacher's outputs, and how they are computed.
-TEACH = (
-    "batch_size",
-    "crop_size",
-    "scale",
-    "base_size",
-    "max_class_share",
-    "teacher_feature",
-    "precision",
-    "teacher_mean",
-    "teacher_std",
-    "teacher_scale",
-    "teacher_augment",
-    "views",
-    "teacher_top_k",
-    "channels_last",
-    "compile",
-    "device",
-    "workers",
-    "check_data",
-    "check_teacher",
-    "match_classes",
-)
-
-
 def _parse_class_weights(text: str | None) -> str | tuple[float, ...] | None:
     return text if text == "balanced" else _parse_numbers(text, "--class-weights", "'balanced', or ")
 
@@ -285,7 +261,8 @@ def distill(
 
 @command("bpkd teach runs/teacher cache --data my_data --crop-size 384x384")
 @partial(
-    training_options, without=[field.name for field in dataclasses.fields(TrainingConfig) if field.name not in TEACH]
+    training_options,
+    without=[field.name for field in dataclasses.fields(TrainingConfig) if field.name not in CACHE_OPTIONS],
 )
 @selects_files
 def teach(
@@ -312,8 +289,6 @@ def teach(
     announce_loading()
     import bpkd_sdk
 
-    if options["views"] is None:
-        del options["views"]
     bpkd_sdk.teach(
         teacher,
         open_splits(data, root, selection),
@@ -324,11 +299,8 @@ def teach(
         **options,
     )
     if is_main_process():
-        crop = options["crop_size"]
-        size = f" --crop-size {crop[0]}x{crop[1]}" if crop else ""
-        console.print(
-            f"Next: bpkd distill {teacher} STUDENT --data {data} --teacher-cache {folder}{size}", soft_wrap=True
-        )
+        command = ["bpkd", "distill", teacher, "STUDENT", "--data", data, "--teacher-cache", str(folder)]
+        console.print(f"Next, with the same options of the data: {shlex.join(command)}", soft_wrap=True)
 
 
 def _print_next(result: Any, name: str) -> None:

@@ -23,7 +23,7 @@ from bpkd_sdk.progress import without_facts
 from bpkd_sdk.training.accelerator import create_accelerator, teacher_dtype
 from bpkd_sdk.training.api import distill, teach, train
 from bpkd_sdk.training.augmentation import Transform, describe_transform
-from bpkd_sdk.training.config import TEACHER_OPTIONS, TrainingConfig
+from bpkd_sdk.training.config import CACHE_OPTIONS, TEACHER_OPTIONS, TrainingConfig
 from bpkd_sdk.training.loop import TrainingResult
 from bpkd_sdk.training.records import fingerprint
 from bpkd_sdk.training.teacher import NetworkSource, TeacherModel, add_views, open_network, open_teacher
@@ -205,8 +205,9 @@ class ComparisonSetup:
     def teach(self, *, features: bool) -> None:
         """Write the teacher's cache that the options name, unless it is complete."""
         folder = self.options["teacher_cache"]
-        if folder is not None and ((cache := TeacherCache.find(folder)) is None or cache.missing_shards()):
-            options = self.options | {"transform": self.transform, "features": features, "class_map": self.class_map}
+        if folder is not None and ((cache := TeacherCache.find(folder)) is None or not cache.is_complete):
+            options = {name: self.options[name] for name in CACHE_OPTIONS}
+            options |= {"transform": self.transform, "features": features, "class_map": self.class_map}
             teach(copy.deepcopy(self.teacher), self.train, folder, **options)
 
     def train_student(

@@ -11,11 +11,10 @@ from bpkd_sdk.evaluation import EvaluationProtocol
 from bpkd_sdk.losses import Method
 from bpkd_sdk.runtime import Runtime
 from bpkd_sdk.training.augmentation import Transform
-from bpkd_sdk.training.config import TEACHER_OPTIONS, LabelSource, Precision, TrainingConfig
+from bpkd_sdk.training.config import CACHE_OPTIONS, TEACHER_OPTIONS, LabelSource, Precision, TrainingConfig
 from bpkd_sdk.training.loop import TrainingResult, run_training
 from bpkd_sdk.training.prepare import DataSource, prepare, write_cache
 from bpkd_sdk.training.teacher import NetworkSource
-from bpkd_sdk.training.teacher_cache import DEFAULT_VIEWS
 
 __all__ = ["distill", "teach", "train"]
 
@@ -192,7 +191,7 @@ def teach(
     *,
     class_names: Sequence[str] | None = None,
     transform: Transform = "paper",
-    views: int = DEFAULT_VIEWS,
+    views: int | None = None,
     crop_size: tuple[int, int] | None = None,
     features: bool = False,
     class_map: ClassMap | None = None,
@@ -213,23 +212,27 @@ def teach(
         class_names: Names of the classes in the order of their ids, for data that do not state them.
         transform: Augmentation whose geometry makes the crops, as for `distill`; the colours of a preset have no
             effect.
-        views: Number of different crops of each image.
+        views: Number of different crops of each image; None: 12, or as many as a part of the cache has.
         crop_size: (height, width) of the crops; None: as for `distill`.
         features: Whether the teacher's feature map is kept too, for methods that compare features.
         class_map: Names or ids of the teacher's classes for each class of the data. The cache keeps the teacher's own
             classes; the map only allows a teacher with other classes to be checked on the labels.
         precision: Precision of the teacher: "auto", "fp32", "fp16" or "bf16".
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        **options: Further fields of `TrainingConfig`, for example ``teacher_augment=("flip", 0.75)``, which costs
-            nothing at training time, ``teacher_top_k=10`` for many classes, or ``batch_size=4``.
+        **options: Further fields of `TrainingConfig` in `bpkd_sdk.training.config.CACHE_OPTIONS`, for example
+            ``teacher_augment=("flip", 0.75)``, which costs nothing at training time, ``teacher_top_k=10`` for many
+            classes, or ``batch_size=4``.
 
     Returns:
         The folder.
 
     Raises:
+        TypeError: For an option that does not change a cache.
         ValueError: If data and teacher do not fit together, or the folder contains another cache.
         OSError: If the disk is too small.
     """
+    if unused := options.keys() - set(CACHE_OPTIONS):
+        raise TypeError(f"{', '.join(sorted(unused))} cannot be passed to teach(). Pass it to distill().")
     config = TrainingConfig.from_options(
         options
         | {"teacher_cache": path, "views": views, "crop_size": crop_size, "precision": precision, "device": device}

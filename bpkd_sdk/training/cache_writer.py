@@ -26,7 +26,7 @@ from bpkd_sdk.data.randomness import seeded
 from bpkd_sdk.features import Capture
 from bpkd_sdk.files import write_json
 from bpkd_sdk.output import SegmentationOutput
-from bpkd_sdk.progress import format_seconds, print_line, track
+from bpkd_sdk.progress import format_seconds, print_line, track, working
 from bpkd_sdk.training.accelerator import teacher_dtype
 from bpkd_sdk.training.augmentation import Augmentation, Transform
 from bpkd_sdk.training.config import TrainingConfig
@@ -102,10 +102,11 @@ def plan_cache(
     )
     folder = Path(str(config.teacher_cache))
     shard_views = max(1, SHARD_BYTES // TeacherCache(folder, facts).view_bytes)
-    cache = TeacherCache(folder, CacheFacts(**plain(dataclasses.asdict(facts) | {"shard_views": shard_views})))
-    if (existing := TeacherCache.find(folder)) is not None:
-        existing.check_same(cache.facts)
-    return cache
+    planned = CacheFacts(**plain(dataclasses.asdict(facts) | {"shard_views": shard_views}))
+    if (existing := TeacherCache.find(folder)) is None:
+        return TeacherCache(folder, planned)
+    existing.check_same(planned)
+    return existing
 
 
 def data_facts(dataset: SegmentationDataset) -> dict[str, Any]:
@@ -144,15 +145,19 @@ def fill_cache(
     with ExitStack() as stack:
         if accelerator.is_main_process:
             cache.folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(cache.folder / LOCK_FILE))
+            with working(f"Waiting for another process that writes {cache.folder}"):
+                stack.enter_context(FileLock(cache.folder / LOCK_FILE))
+            if (existing := TeacherCache.find(cache.folder)) is not None:
+                existing.check_same(cache.facts)
             _check_space(cache)
-            if not (cache.folder / FACTS_FILE).is_file():
+            if existing is None:
                 write_json(cache.folder / FACTS_FILE, dataclasses.asdict(cache.facts))
         accelerator.wait_for_everyone()
         missing = cache.missing_shards()
         accelerator.wait_for_everyone()  # before the first process writes
         own = missing[accelerator.process_index :: accelerator.num_processes]
-        views = _Views(cache, Augmentation(_without_colours(transform), dataset, config, cache.crop_size), use_labels)
+        augmentation = Augmentation(_without_colours(transform), dataset, config, cache.crop_size, cache.spec)
+        views = _Views(cache, augmentation, use_labels)
         loader = _loader(views, [number for shard in own for number in cache.views_of(shard)], config, accelerator)
         capture = stack.enter_context(
             Capture(teacher, [cache.facts.feature])
@@ -235,6 +240,7 @@ def _outputs(
     After the second batch, a line states the size and the time of all of them.
     """
     started = monotonic()
+    facts, (height, width) = cache.facts, cache.crop_size
     for number, (images, grids) in enumerate(track(loader, total=len(loader), description="Teacher's cache")):
         output = teacher(images.to(device, non_blocking=True), {})
         arrays = kept_arrays(output, cache.facts.top_k)
@@ -247,16 +253,15 @@ def _outputs(
                     f"The teacher's {name} are not finite in float16, whose largest number is 65504, for some of the "
                     "images. Check the teacher; to distil it without a cache, leave out teacher_cache."
                 )
-        yield {name: array.cpu() for name, array in (arrays | {"pixels": grids}).items()}, error
-        if number < 2:
-            first, started = monotonic() - started, monotonic()
-            if number == min(1, len(loader) - 1):
-                facts, (height, width) = cache.facts, cache.crop_size
-                print_line(
-                    f"Teacher's cache in {cache.folder}: {facts.data['images']} images x {facts.views} views of "
-                    f"{height}x{width}, {decimal(cache.view_bytes * cache.num_views)}; about "
-                    f"{format_seconds(first * (len(loader) - number))} to write."
-                )
+        kept = {name: array.cpu() for name, array in (arrays | {"pixels": grids}).items()}
+        seconds, started = monotonic() - started, monotonic()
+        if number == min(1, len(loader) - 1):  # the first batch takes longer
+            print_line(
+                f"Teacher's cache in {cache.folder}: {facts.data['images']} images x {facts.views} views of "
+                f"{height}x{width}, {decimal(cache.view_bytes * cache.num_views)}; about "
+                f"{format_seconds(seconds * (len(loader) - number))} to write."
+            )
+        yield kept, error
 
 
 def _write_shards(

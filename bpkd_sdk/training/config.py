@@ -65,6 +65,30 @@ TEACHER_OPTIONS = (
     "check_teacher",
 )
 
+# Options of a teacher's cache: those that choose the crops and the teacher's outputs, and how they are computed.
+CACHE_OPTIONS = (
+    "batch_size",
+    "crop_size",
+    "scale",
+    "base_size",
+    "max_class_share",
+    "teacher_feature",
+    "precision",
+    "teacher_mean",
+    "teacher_std",
+    "teacher_scale",
+    "teacher_augment",
+    "views",
+    "teacher_top_k",
+    "channels_last",
+    "compile",
+    "device",
+    "workers",
+    "check_data",
+    "check_teacher",
+    "match_classes",
+)
+
 
 @dataclass(frozen=True)
 class TrainingConfig:

@@ -81,7 +81,7 @@ class TrainingResult:
 def run_training(task: Task) -> TrainingResult:
     """Train to the last step, from the beginning or from the state in the output folder."""
     started = monotonic()
-    if task.cache is not None and task.teacher is not None and task.cache.missing_shards():
+    if task.cache is not None and task.teacher is not None and not task.cache.is_complete:
         fill_cache(
             task.cache,
             task.teacher,
@@ -91,6 +91,8 @@ def run_training(task: Task) -> TrainingResult:
             task.accelerator,
             use_labels=not task.labels_from_teacher,
         )
+    if task.cache is not None and not task.labels_from_teacher:
+        task = replace(task, teacher=None)  # its memory is not needed any more
     with ExitStack() as stack:
         trainer = _Trainer(task, stack)
         if first_step := trainer.position.step:

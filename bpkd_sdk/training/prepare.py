@@ -92,15 +92,20 @@ def prepare(
     check_class_weights(train_set, config)
     torch.manual_seed(config.seed)
     opened = teacher_model = classes = None
-    cache, identity = None, dict[str, Any]()
+    cache = part = None
+    identity = dict[str, Any]()
     if teacher is not None and config.teacher_cache is not None:
-        cache, identity = _finished_cache(config.teacher_cache), _identify(teacher, config)
+        identity, part = _identify(teacher, config), TeacherCache.find(config.teacher_cache)
+        if part is not None:
+            config = part.adopt_options(config)
+            cache = part if part.is_complete else None
     if teacher is not None and (cache is None or config.labels == "teacher"):  # which validates with the teacher
         opened = open_teacher(teacher, train_set.num_classes, config, accelerator.device, train_set.pixels)
         teacher_model = add_views(opened, config.teacher_scale, config.teacher_augment)
     taught_by = cache or opened
     if taught_by is not None:
         classes = match_teacher(taught_by, train_set, config, class_map)
+    torch.manual_seed(config.seed)  # whether or not the teacher was opened, the student has the same random weights
     network = open_network(student, train_set.num_classes, config.backbone_weights, train_set.pixels)
     origin = {"student": describe_origin(student, network)}
     if cache is not None:
@@ -129,7 +134,7 @@ def prepare(
             )
     networks = [model for model in (network, teacher_model) if model is not None]
     augmentation = Augmentation(transform, train_set, config)
-    crop_size = config.crop_size or (augmentation.result_size() if cache is None else cache.crop_size)
+    crop_size = config.crop_size or augmentation.result_size()
     if crop_size is None:
         crop_size, choices["Crops"] = default_crop(train_set, networks, config.base_size)
     loss = None
@@ -139,10 +144,11 @@ def prepare(
     features = feature_paths(network, cache or teacher_model, loss, config)
     images = config.batch_size // (config.accumulate * accelerator.num_processes)
     raw = None if cache is None else cache.example()
+    kept_feature = features[1] if part is None else part.facts.feature
     with working("Running the networks on black images"):
         student_output = run_on_black_crops("student", network, features[0], train_set, crop_size, images)
         if teacher_model is not None:
-            raw = run_on_black_crops("teacher", teacher_model, features[1], train_set, crop_size, images)
+            raw = run_on_black_crops("teacher", teacher_model, kept_feature, train_set, crop_size, images)
     student_output = in_classes_of_data("student", student_output, train_set, None)
     check_trainable(network, student_output.logits)
     if loss is not None and raw is not None:
@@ -155,8 +161,9 @@ def prepare(
             cache.check_run(identity, data_facts(train_set), crops, config)
         elif teacher_model is not None and raw is not None:
             cache = plan_cache(
-                teacher_model, identity, origin["teacher"], raw, train_set, crops, features[1], config, accelerator
+                teacher_model, identity, origin["teacher"], raw, train_set, crops, kept_feature, config, accelerator
             )
+            config = cache.adopt_options(config)
 
     order = student_order(network, train_set, config)
     if accelerator.is_main_process:  # the other processes wait in _open_folder
@@ -232,7 +239,8 @@ def write_cache(
 ) -> Path:
     """Check a teacher and its data, and write the teacher's cache; arguments and errors as `bpkd_sdk.teach`."""
     check_transform(transform, config)
-    identity = _identify(teacher, config)
+    identity, part = _identify(teacher, config), TeacherCache.find(str(config.teacher_cache))
+    config = config if part is None else part.adopt_options(config)
     check_names({"teacher": teacher}, config.backbone_weights)
     accelerator = create_accelerator(config)
     dataset, _ = open_splits(data, class_names)
@@ -267,12 +275,6 @@ def write_cache(
     cache = plan_cache(viewed, identity, origin, raw, dataset, crops, feature, config, accelerator)
     fill_cache(cache, viewed, dataset, transform, config, accelerator, use_labels=config.labels == "dataset")
     return cache.folder
-
-
-def _finished_cache(folder: str) -> TeacherCache | None:
-    """Open a cache that is complete; None if there is no cache yet, or a part of one."""
-    cache = TeacherCache.find(folder)
-    return None if cache is None or cache.missing_shards() else cache
 
 
 def _identify(teacher: NetworkSource | Runtime, config: TrainingConfig) -> dict[str, Any]:
@@ -373,7 +375,7 @@ def _labels_from_teacher(
 ) -> bool:
     """Return whether the teacher's predictions replace the labels; raise ValueError if labels are needed and missing.
 
-    This is the only place that reads `TrainingConfig.labels`; the rest of a run reads `Task.labels_from_teacher`.
+    The steps of a run read `Task.labels_from_teacher`, and not `TrainingConfig.labels`.
     """
     if config.labels == "teacher":
         if classes is not None and len(classes.taught) < len(classes.columns):

@@ -253,7 +253,9 @@ def _network_facts(network: TeacherModel | None) -> dict[str, Any] | None:
 
 
 def _cache_facts(cache: TeacherCache) -> dict[str, Any]:
-    return {"sha256": cache.facts.teacher["sha256"], "spec": cache.facts.spec, "cache": cache.digest}
+    facts = cache.facts
+    identity = {"sha256": facts.teacher["sha256"], "spec": facts.spec}
+    return identity | {"cache": cache.digest, "precision": facts.precision}
 
 
 def _data_facts(dataset: SegmentationDataset | None) -> dict[str, Any] | None:

@@ -73,7 +73,7 @@ def _describe_cache(cache: TeacherCache) -> str:
     averaged = [f"averaged with {', '.join(map(str, facts.augment))}"] if facts.augment else []
     kept = [f"{facts.top_k} of {facts.num_classes} logits"] if facts.top_k else []
     details = "; ".join([f"{facts.views} crops of each image", *scales, *averaged, *kept])
-    todo = ", written before the first step" if cache.missing_shards() else ""
+    todo = "" if cache.is_complete else ", written before the first step"
     return f"{cache.folder}, {details}{todo}"
 
 

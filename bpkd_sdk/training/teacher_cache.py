@@ -11,8 +11,8 @@ The folder contains
 - ``shard-00000.safetensors`` and so on: the outputs of consecutive views, in float16, at the teacher's own stride. They
   are read through memory maps.
 
-Each array of each view has a checksum, and each view has a coarse grid of the pixels that the teacher saw. Both are
-compared whenever a view is used, so that damaged outputs, or outputs for other pixels, are never trained on.
+Each array of each view has a checksum, which finds damaged outputs, and each view has a coarse grid of the pixels that
+the teacher saw, which finds most changes of images and crops. Both are compared whenever a view is used.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ SHARD_BYTES = 64 * 2**20  # a shard is the unit of writing: work on an unfinishe
 LAYOUT = "bpkd-sdk teacher cache/1"
 
 _GRID = 16  # rows and columns of the pixels that are compared
-_MAX_DIFFERENCE = 0.004  # largest mean difference of these pixels, as a share of the range: 1 of 255
+_MAX_DIFFERENCE = 0.004  # largest mean difference of these pixels, as a share of their own range
+_ROUNDING = 0.25  # the same for bytes, which another processor may round differently
 _VIEWS_STREAM, _ORDER_STREAM = 4, 3  # numbers that separate these random streams from those of the training loader
 
 
@@ -179,6 +180,11 @@ class TeacherCache:
         return cache
 
     @property
+    def is_complete(self) -> bool:
+        """Whether all shards have been written."""
+        return not self.missing_shards()
+
+    @property
     def spec(self) -> NetworkSpec:
         """Facts of the teacher: its classes and its images."""
         return NetworkSpec.from_dict(self.facts.spec, str(self.folder / FACTS_FILE))
@@ -219,37 +225,55 @@ class TeacherCache:
         """Return the shards that have not been written yet."""
         return [shard for shard in range(self.num_shards) if not self.shard_path(shard).is_file()]
 
+    def adopt_options(self, config: TrainingConfig) -> TrainingConfig:
+        """Return the options of a run, in which those of the cache replace default values."""
+        facts, crops = self.facts, self.facts.crops
+        kept: dict[str, Any] = {
+            "teacher_scale": facts.scale,
+            "teacher_augment": tuple(facts.augment),
+            "views": facts.views,
+            "teacher_top_k": facts.top_k,
+            **{name: crops[name] for name in ("scale", "base_size", "max_class_share", "crop_size") if name in crops},
+        }
+        changed: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in kept.items()
+            if getattr(config, name) == getattr(TrainingConfig, name)
+        }
+        return dataclasses.replace(config, **changed)
+
     def check_run(
         self, teacher: Mapping[str, Any], data: Mapping[str, Any], crops: Mapping[str, Any], config: TrainingConfig
     ) -> None:
         """Check that the outputs are those of a run's teacher for the crops of a run.
 
-        Options of the teacher that have their default value in the run are not compared: those of the cache apply.
-
         Args:
             teacher: Result of `identify_teacher`.
             data: Number of images, and their fingerprint.
             crops: Size and random geometry of the crops.
-            config: Options of the run.
+            config: Options of the run, see `adopt_options`.
 
         Raises:
             ValueError: If anything differs; the message names it.
         """
-        known, facts = plain(dataclasses.asdict(self.facts)), {"teacher": teacher, "data": data, "crops": crops}
-        options = {
-            "scale": (config.teacher_scale, 1.0),
-            "augment": (config.teacher_augment, ()),
-            "views": (config.views, None),
-            "top_k": (config.teacher_top_k, None),
-            "feature": (config.teacher_feature, None),
-            "precision": (config.teacher_precision, None),
+        known = plain(dataclasses.asdict(self.facts))
+        now = {
+            "teacher": teacher,
+            "data": data,
+            "crops": crops,
+            "scale": config.teacher_scale,
+            "augment": config.teacher_augment,
+            "views": config.views,
+            "top_k": config.teacher_top_k,
         }
-        now = plain(facts | {name: value for name, (value, default) in options.items() if value != default})
-        self._refuse(list_differences({name: known[name] for name in now}, now))
+        now |= {} if config.teacher_feature is None else {"feature": config.teacher_feature}
+        now |= {} if config.teacher_precision is None else {"precision": config.teacher_precision}
+        self._refuse(list_differences({name: known[name] for name in now}, plain(now)))
 
     def check_same(self, facts: CacheFacts) -> None:
         """Raise ValueError if this unfinished cache belongs to other facts than those that are now to be written."""
-        self._refuse(list_differences(plain(dataclasses.asdict(self.facts)), plain(dataclasses.asdict(facts))))
+        known, now = (plain(dataclasses.asdict(each) | {"origin": None}) for each in (self.facts, facts))
+        self._refuse(list_differences(known, now))
 
     def _refuse(self, differences: list[str]) -> None:
         if differences:
@@ -313,14 +337,13 @@ class TeacherCache:
         return arrays
 
     def _check_pixels(self, seen: Tensor, image: Tensor, name: str) -> None:
-        low, high = self.spec.pixels.value_range
-        now = pixel_grid(image)
-        difference = (now.double() - seen.double()).abs().mean().item() / (high - low)
-        if difference > _MAX_DIFFERENCE:
+        difference = (pixel_grid(image).double() - seen.double()).abs().mean().item()
+        allowed = _MAX_DIFFERENCE * (seen.max().item() - seen.min().item())
+        if difference > allowed + (_ROUNDING if seen.dtype == torch.uint8 else 0):
             raise ValueError(
                 f"The teacher's outputs in {self.folder} for {name} belong to other pixels: they differ by "
-                f"{difference:.1%} of the range on average. The images, or the transform that crops them, have changed "
-                "since. Pass another folder as teacher_cache."
+                f"{difference:.3g} on average. The images, or the transform that crops them, have changed since. Pass "
+                "another folder as teacher_cache."
             )
 
     def _shard(self, shard: int) -> Any:
@@ -463,7 +486,7 @@ def logits_array(facts: CacheFacts) -> str:
 
 
 def pixel_grid(image: Tensor) -> Tensor:
-    """Return at most 16x16 pixels of an image (channels, H, W), spread evenly over it."""
+    """Return 16x16 pixels of an image (channels, H, W), spread evenly over it."""
     rows, columns = (torch.linspace(0, side - 1, _GRID).round().long() for side in image.shape[1:])
     return image[:, rows][:, :, columns].contiguous()
 

@@ -84,15 +84,18 @@ def test_each_seed_sees_every_view_and_colours_vary(written):
 
 def test_distill_writes_the_cache_and_the_next_run_does_not_load_the_teacher(tmp_path, monkeypatch):
     file = tmp_path / "teacher.safetensors"
-    network = bpkd_sdk.create_model("smp/FPN/mobilenet_v2", 3, backbone_weights="none").eval()
+    network = bpkd_sdk.create_model("smp/FPN/tu-test_resnet", 3, backbone_weights="none").eval()
     save_model(network, file)
-    options = OPTIONS | LONG | {"teacher_cache": tmp_path / "kept", "views": 2, "crop_size": (64, 64)}
-    first = bpkd_sdk.distill(file, tiny(3), (DATA, None), output_dir=tmp_path / "a", **options)
+    options = OPTIONS | LONG | {"teacher_cache": tmp_path / "kept", "crop_size": (64, 64), "backbone_weights": "none"}
+    student = "smp/Linknet/tu-test_resnet"
+    first = bpkd_sdk.distill(file, student, (DATA, None), output_dir=tmp_path / "a", **options | {"views": 2})
     monkeypatch.setattr(prepare, "open_teacher", lambda *_: pytest.fail("the teacher is loaded"))
     monkeypatch.setattr(cache_writer, "Teacher", lambda *_: pytest.fail("the teacher runs"))
-    second = bpkd_sdk.distill(file, tiny(3), (DATA, None), output_dir=tmp_path / "b", **options)
+    second = bpkd_sdk.distill(file, student, (DATA, None), output_dir=tmp_path / "b", **options)
     # Equal inputs give equal weights, whether the cache was written in this call or before.
-    assert torch.equal(first.model[0].weight, second.model[0].weight)
+    for key, value in first.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[key]), key
+    assert first.model.provenance["config"] == second.model.provenance["config"]
     third = bpkd_sdk.distill(
         network, tiny(3, seed=4), (DATA, None), method="cwd", output_dir=tmp_path / "c", **options | {"seed": 3}
     )
@@ -168,7 +171,7 @@ def test_writing_continues_after_an_interruption(tmp_path, monkeypatch):
     assert TeacherCache.find(tmp_path / "cut").missing_shards() == [*range(2, TeacherCache.find(whole).num_shards)]
     with pytest.raises(ValueError, match=r"views: was 3, is 4"):
         teach(tmp_path / "cut", views=4)
-    teach(tmp_path / "cut")
+    teach(tmp_path / "cut", views=None)
     names = {path.name for path in whole.iterdir()}
     assert names == {path.name for path in (tmp_path / "cut").iterdir()}
     assert all((whole / name).read_bytes() == (tmp_path / "cut" / name).read_bytes() for name in names)
@@ -343,6 +346,47 @@ def test_views_of_a_transform_of_the_user(tmp_path):
         torch.testing.assert_close(CachedTeacher(cache, None)(images, kept).logits, logits, rtol=2**-11, atol=1e-7)
 
 
+def test_options_at_their_defaults_are_those_of_the_cache(tmp_path):
+    """The record of a run states the options that its outputs were computed with."""
+    chosen = {"views": 2, "scale": (1.0, 1.5), "teacher_scale": 1.5, "teacher_augment": ("flip",), "teacher_top_k": 2}
+    folder = bpkd_sdk.teach(teacher(), DATA, tmp_path / "kept", **OPTIONS | chosen)
+    result = run(folder, crop_size=None)
+    config = result.model.provenance["config"]
+    assert {name: config[name] for name in chosen} == json.loads(json.dumps(chosen))
+    assert config["crop_size"] == [32, 40]
+    with pytest.raises(ValueError, match=r"top_k: was 2, is 1"):
+        run(folder, teacher_top_k=1, output_dir=tmp_path / "other")
+    with pytest.raises(TypeError, match=r"optimizer, steps cannot be passed to teach\(\)"):
+        bpkd_sdk.teach(teacher(), DATA, tmp_path / "new", steps=3, optimizer="sgd")
+
+
+def test_float_images_are_padded_with_their_mean(tmp_path):
+    """Images smaller than the crops, in the range 0..1, with four channels."""
+
+    class Bands(Scenes):
+        channels, value_range, bands = 4, (0.0, 1.0), (0, 1, 2)
+
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return torch.cat([image, image[:1]]) / 255, label
+
+    spec = NetworkSpec(None, 3, in_channels=4, value_range=(0.0, 1.0), mean=(0.2,) * 4, std=(0.3,) * 4)
+    live = torch.nn.Conv2d(4, 3, 8, stride=8).eval()
+    set_spec(live, spec)
+    data = Bands(length=6, size=24)
+    folder = bpkd_sdk.teach(live, data, tmp_path / "kept", views=1, **OPTIONS)
+    config = TrainingConfig.from_options(OPTIONS | {"steps": 2})
+    loader = training_loader(
+        data, config, (32, 40), first_step=0, on_gpu=False, cache=TeacherCache.find(folder), transform="light",
+        network=spec,
+    )  # fmt: skip
+    for images, _, kept in loader:
+        assert images.max() <= 1
+        torch.testing.assert_close(
+            kept["logits"].float(), live(spec.normalize(images)).detach(), rtol=2**-10, atol=1e-4
+        )
+
+
 def test_worker_processes_read_the_cache(written):
     config = TrainingConfig.from_options(OPTIONS | {"steps": 2, "workers": 2})
     loaders = [
@@ -356,7 +400,7 @@ def test_worker_processes_read_the_cache(written):
 
 def test_the_command_writes_a_cache_that_distill_reads(tmp_path, bpkd):
     data = write_folder(tmp_path / "data", size=64)
-    network = bpkd_sdk.create_model("smp/FPN/mobilenet_v2", 3, backbone_weights="none").eval()
+    network = bpkd_sdk.create_model("smp/FPN/tu-test_resnet", 3, backbone_weights="none").eval()
     save_model(network, tmp_path / "teacher.safetensors")
     arguments = ["--data", str(data), "--crop-size", "64x64", "--device", "cpu"]
     file, folder = tmp_path / "teacher.safetensors", tmp_path / "kept"
@@ -364,13 +408,13 @@ def test_the_command_writes_a_cache_that_distill_reads(tmp_path, bpkd):
     assert code == 0, errors
     assert "8 images x 2 views of 64x64, " in errors
     code, _, errors = bpkd(
-        "distill", file, "smp/FPN/mobilenet_v2", "--teacher-cache", folder, "--steps", "1", "--batch-size", "4",
+        "distill", file, "smp/FPN/tu-test_resnet", "--teacher-cache", folder, "--steps", "1", "--batch-size", "4",
         "--backbone-weights", "none", "--output", tmp_path / "run", *arguments,
     )  # fmt: skip
     assert code == 0, errors
     assert f"Teacher's cache: {folder}, 2 crops of each image" in errors
     code, _, errors = bpkd(
-        "distill", file, "smp/FPN/mobilenet_v2", "--teacher-cache", folder, "--views", "3", "--backbone-weights", "none",
+        "distill", file, "smp/FPN/tu-test_resnet", "--teacher-cache", folder, "--views", "3", "--backbone-weights", "none",
         "--batch-size", "4", *arguments,
     )  # fmt: skip
     assert code == 1
