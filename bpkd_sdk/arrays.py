@@ -170,8 +170,11 @@ def distinct_values(array: Array) -> list[int]:
     lowest, highest = int(xp.min(array)), int(xp.max(array))
     if highest - lowest >= 1 << 16:
         return list(np.unique(to_numpy(array)).tolist())
-    counts = to_numpy(xp.bincount(xp.reshape(xp.astype(array, xp.int64) - lowest, (-1,))))
-    return list((np.flatnonzero(counts) + lowest).tolist())
+    first = 0
+    if lowest < 0 or highest >= 1 << 16:
+        first, array = lowest, xp.astype(array, xp.int64) - lowest
+    counts = to_numpy(xp.bincount(xp.reshape(array, (-1,))))
+    return list((np.flatnonzero(counts) + first).tolist())
 
 
 def resize_bilinear(maps: Array, size: Sequence[int]) -> Array:

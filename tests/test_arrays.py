@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from bpkd_sdk import NetworkSpec
-from bpkd_sdk.arrays import class_ids, resize_bilinear
+from bpkd_sdk.arrays import class_ids, distinct_values, resize_bilinear
 from bpkd_sdk.class_map import ClassGroups
 from bpkd_sdk.classes import reorder_labels, reorder_logits, reorder_masks, two_class_logits
 from bpkd_sdk.runtime.fit import FittedSize, fit_images
@@ -124,3 +124,10 @@ def test_reordered_and_merged_classes():
     np.testing.assert_allclose(*both(lambda x: groups.merge(x, others=True), logits), atol=1e-6)
     for channels in (1, 2):
         np.testing.assert_array_equal(*both(two_class_logits, logits[:, :channels]))
+
+
+def test_distinct_values_far_from_zero_need_no_large_table():
+    values = torch.full((4, 4), 0xFF804020, dtype=torch.int64)
+    values[0, 0] += 3
+    for array in (values, values.numpy(), -values):
+        assert distinct_values(array) == sorted(set(array.reshape(-1).tolist()))
