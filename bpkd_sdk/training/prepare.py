@@ -141,7 +141,7 @@ def prepare(
     if method is not None:
         count = train_set.num_classes if classes is None else len(classes.taught)
         loss = create_method(method, count, ignore_index=train_set.ignore_index)
-    features = feature_paths(network, cache or teacher_model, loss, config)
+    features = feature_paths(network, part or teacher_model, loss, config)
     images = config.batch_size // (config.accumulate * accelerator.num_processes)
     raw = None if cache is None else cache.example()
     kept_feature = features[1] if part is None else part.facts.feature
