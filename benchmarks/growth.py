@@ -41,8 +41,8 @@ START = {"side": 512, "classes": 19, "batch": 2}
 AXES = {
     "side": (256, 512, 1024, 2048),
     "classes": (2, 8, 32, 128, 255),
-    "batch": (1, 2, 4, 8),
-    "images": (100, 400, 1600, 6400),
+    "batch": (2, 4, 8),
+    "images": (100, 400, 1600),
 }
 LABELS = {"side": "image side (pixels)", "classes": "classes", "batch": "images per batch", "images": "images on disk"}
 SECONDS, PASSES = 4.0, 7
