@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,6 +41,7 @@ from bpkd_sdk.training.teacher_cache import (
     TeacherCache,
     compression_error,
     kept_arrays,
+    mean_error,
     pixel_grid,
     plain,
     restored_logits,
@@ -60,8 +60,9 @@ def plan_cache(
     feature: str | None,
     config: TrainingConfig,
     accelerator: Accelerator,
+    part: TeacherCache | None,
 ) -> TeacherCache:
-    """Return the cache that the options of a run describe. In its folder there is nothing yet, or a part of it.
+    """Return the cache that the options of a run describe, to be written by `fill_cache`.
 
     Args:
         teacher: Teacher with all of its views.
@@ -73,6 +74,7 @@ def plan_cache(
         feature: Module path of the feature map to keep; None for none.
         config: Options of the run.
         accelerator: Device and precision.
+        part: Unfinished cache in the folder; None if the folder is empty.
 
     Raises:
         ValueError: If an unfinished cache in the folder belongs to other facts, or `teacher_top_k` is too large.
@@ -103,10 +105,10 @@ def plan_cache(
     folder = Path(str(config.teacher_cache))
     shard_views = max(1, SHARD_BYTES // TeacherCache(folder, facts).view_bytes)
     planned = CacheFacts(**plain(dataclasses.asdict(facts) | {"shard_views": shard_views}))
-    if (existing := TeacherCache.find(folder)) is None:
+    if part is None:
         return TeacherCache(folder, planned)
-    existing.check_same(planned)
-    return existing
+    part.check_same(planned)
+    return part
 
 
 def data_facts(dataset: SegmentationDataset) -> dict[str, Any]:
@@ -270,6 +272,7 @@ def _write_shards(
     """Collect the arrays of each shard, and write it while the teacher runs on the next one."""
     kept: dict[str, list[Tensor]] = {}
     errors: list[dict[str, float]] = []
+    counts: list[int] = []
     count = 0
     with ThreadPoolExecutor(1) as pool:
         writing: Future[None] | None = None
@@ -278,19 +281,17 @@ def _write_shards(
             while count < needed:
                 arrays, error = next(outputs)
                 errors.append(error)
-                count += len(arrays["pixels"])
+                counts.append(len(arrays["pixels"]))
+                count += counts[-1]
                 for name, array in arrays.items():
                     kept.setdefault(name, []).append(array)
             whole = {name: torch.cat(parts) for name, parts in kept.items()}
             if writing is not None:
                 writing.result()
-            writing = pool.submit(cache.write_shard, shard, {n: a[:needed] for n, a in whole.items()}, _mean(errors))
-            kept, errors = {name: [array[needed:]] for name, array in whole.items()}, errors[-1:]
+            written = {name: array[:needed] for name, array in whole.items()}
+            writing = pool.submit(cache.write_shard, shard, written, mean_error(errors, counts))
+            # The last batch may continue in the next shard.
+            kept, errors, counts = {name: [array[needed:]] for name, array in whole.items()}, errors[-1:], counts[-1:]
             count -= needed
         if writing is not None:
             writing.result()
-
-
-def _mean(errors: list[dict[str, float]]) -> dict[str, float]:
-    averages = {name: math.fsum(error[name] for error in errors) / len(errors) for name in errors[0]}
-    return averages | ({"largest": max(error["largest"] for error in errors)} if averages else {})

@@ -161,7 +161,16 @@ def prepare(
             cache.check_run(identity, data_facts(train_set), crops, config)
         elif teacher_model is not None and raw is not None:
             cache = plan_cache(
-                teacher_model, identity, origin["teacher"], raw, train_set, crops, kept_feature, config, accelerator
+                teacher_model,
+                identity,
+                origin["teacher"],
+                raw,
+                train_set,
+                crops,
+                kept_feature,
+                config,
+                accelerator,
+                part,
             )
             config = cache.adopt_options(config)
 
@@ -171,10 +180,7 @@ def prepare(
         if config.check_data:
             check_augmentation(Augmentation(transform, train_set, config, crop_size, spec))
         if opened is not None and config.check_teacher:
-            dtype = teacher_dtype(config, accelerator)
-            checked = add_views(opened, config.teacher_scale)
-            with working("Checking the teacher"):
-                warn_about_teacher(checked, train_set, crop_size, accelerator.device, dtype, config.base_size, classes)
+            _check_teacher(opened, train_set, crop_size, classes, config, accelerator)
         if val_set is not None:
             reference = teacher_model if labels_from_teacher else None
             sample = DatasetSubset(val_set, [largest])
@@ -267,12 +273,9 @@ def write_cache(
         if config.check_data:
             check_samples(dataset)
         if config.check_teacher and dataset.has_labels:
-            dtype = teacher_dtype(config, accelerator)
-            checked = add_views(opened, config.teacher_scale)
-            with working("Checking the teacher"):
-                warn_about_teacher(checked, dataset, crop_size, accelerator.device, dtype, config.base_size, classes)
+            _check_teacher(opened, dataset, crop_size, classes, config, accelerator)
     crops, origin = describe_crops(transform, config, crop_size), describe_origin(teacher, opened)
-    cache = plan_cache(viewed, identity, origin, raw, dataset, crops, feature, config, accelerator)
+    cache = plan_cache(viewed, identity, origin, raw, dataset, crops, feature, config, accelerator, part)
     fill_cache(cache, viewed, dataset, transform, config, accelerator, use_labels=config.labels == "dataset")
     return cache.folder
 
@@ -415,6 +418,20 @@ def _check_data(
     check_validation_data(val_set)
     sizes = [report.size or (0, 0) for report in reports]
     return max(range(len(sizes)), key=lambda index: sizes[index][0] * sizes[index][1])
+
+
+def _check_teacher(
+    teacher: TeacherModel,
+    dataset: SegmentationDataset,
+    crop_size: tuple[int, int],
+    classes: ClassGroups | None,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+) -> None:
+    """Warn about findings of the check of the teacher's main view on a few images."""
+    viewed, dtype = add_views(teacher, config.teacher_scale), teacher_dtype(config, accelerator)
+    with working("Checking the teacher"):
+        warn_about_teacher(viewed, dataset, crop_size, accelerator.device, dtype, config.base_size, classes)
 
 
 def _try_validation(

@@ -22,7 +22,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ _VIEWS_STREAM, _ORDER_STREAM = 4, 3  # numbers that separate these random stream
 
 @dataclass(frozen=True)
 class CacheFacts:
-    """What the outputs in a cache belong to, as plain JSON values.
+    """Facts that identify the outputs in a cache, as plain JSON values.
 
     Attributes:
         layout: Version of the files.
@@ -123,7 +123,7 @@ def identify_teacher(source: nn.Module | str | Path | Runtime, config: TrainingC
                 **_normalisation(NetworkSpec.from_dict(header["network"], str(path))),
             }
         if path.suffix.lower() in (*ENGINE_SUFFIXES, ".onnx"):
-            weights = path.with_name(f"{path.name}.data")  # of an ONNX file whose weights torch wrote to a second file
+            weights = path.with_name(f"{path.name}.data")  # torch can write the weights of an ONNX file to this one
             hashes = [file_sha256(part) for part in (path, weights) if part.is_file()]
             return {"sha256": " ".join(hashes), "mean": config.teacher_mean, "std": config.teacher_std}
     if isinstance(source, Runtime):
@@ -143,7 +143,7 @@ class TeacherCache:
 
     Args:
         folder: Folder of the cache.
-        facts: What the outputs belong to.
+        facts: Teacher, data, crops and options of the outputs.
     """
 
     def __init__(self, folder: Path, facts: CacheFacts) -> None:
@@ -313,7 +313,7 @@ class TeacherCache:
             with_features: Whether the feature map is read too.
 
         Returns:
-            The arrays in float16 by name, as `restored_output` takes them.
+            The arrays in float16 by name, as `restored_logits` takes them.
 
         Raises:
             ValueError: If the outputs are damaged, or were computed for other pixels.
@@ -391,12 +391,7 @@ class TeacherCache:
     def error(self) -> dict[str, float]:
         """Return the error of the compression, averaged over all shards; empty if all logits are kept."""
         errors = [json.loads(self._shard(shard).metadata()["bpkd"])["error"] for shard in range(self.num_shards)]
-        views = [len(self.views_of(shard)) for shard in range(self.num_shards)]
-        averages = {
-            name: sum(error[name] * count for error, count in zip(errors, views, strict=True)) / self.num_views
-            for name in errors[0]
-        }
-        return averages | ({"largest": max(error["largest"] for error in errors)} if averages else {})
+        return mean_error(errors, [len(self.views_of(shard)) for shard in range(self.num_shards)])
 
 
 class CachedTeacher:
@@ -466,6 +461,19 @@ def compression_error(logits: Tensor, restored: Tensor) -> dict[str, float]:
         "over positions": (p_space.exp() * (p_space - q_space)).sum(2).mean().item(),
         "largest": (log_p.exp() - log_q.exp()).abs().max().item(),
     }
+
+
+def mean_error(errors: Sequence[Mapping[str, float]], counts: Sequence[int]) -> dict[str, float]:
+    """Return the mean of results of `compression_error`, weighted by their numbers of views, and the largest "largest".
+
+    The result is empty if the errors are.
+    """
+    total = sum(counts)
+    means = {
+        name: math.fsum(error[name] * count for error, count in zip(errors, counts, strict=True)) / total
+        for name in errors[0]
+    }
+    return means | ({"largest": max(error["largest"] for error in errors)} if means else {})
 
 
 def class_dtype(count: int) -> torch.dtype:
