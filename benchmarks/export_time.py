@@ -33,7 +33,7 @@ NETWORKS = ("pspnet_r18", "hrnetv2p_w18s", "deeplabv3plus_mv2")
 CLASSES, ROUNDS = 19, 3
 PARTS = {"tracing": "trace", "comparison": "_verify_draft"}  # functions of bpkd_sdk.export.onnx
 
-Seconds = tuple[float, float]  # of the clock, of all cores
+Seconds = tuple[float, float]  # by the clock, and CPU time of all cores
 
 
 @contextmanager

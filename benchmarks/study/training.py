@@ -26,7 +26,7 @@ from bpkd_sdk.losses import Composition, DistillationLoss
 TEACHER_STEPS = 3000
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 CURVE_STEPS = (300, 1000, 3000, 9000)
-MAIN_STEPS = 3000  # of the factorial, the edge forms and the methods
+MAIN_STEPS = 3000  # steps of each run in the factorial, among the edge forms, and among the methods
 TUNING_STEPS = MAIN_STEPS // 4
 TUNING_SEEDS, CURVE_SEEDS, METHOD_SEEDS, LITE0_SEEDS = 2, 3, 3, 2
 SECONDS = 120

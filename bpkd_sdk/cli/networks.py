@@ -88,7 +88,7 @@ def evaluate(
     crop, step = parse_size(crop_size, "--crop-size"), parse_size(stride, "--stride")
     base = parse_base_size(base_size, "--base-size")
     name, file = data, find_network(model)
-    if name is None and (facts := read_facts(file)):  # of a checkpoint, before the slow imports
+    if name is None and (facts := read_facts(file)):  # a checkpoint states its data, which needs no slow imports
         name = _training_data(model, facts, root)
     announce_loading()
     from bpkd_sdk.runtime import open_runtime
